@@ -1,0 +1,1 @@
+"""KIV for transformers."""

@@ -1,0 +1,142 @@
+"""`KIVConfig`: every knob of KIV, checked when it is built (SPEC 1.4)."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from .errors import KIVConfigError, refuse
+
+Group = Literal["exp_sum", "max"]
+Tail = Literal["mean", "none"]
+Prefill = Literal["exact", "retrieve", "window"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KIVConfig:
+    """What a KIV cache keeps, retrieves and may use. Immutable; every bad value is refused when it is built.
+
+    Parameters
+    ----------
+    hot_tokens : int, >= 0
+        Recent tokens that stay on the device and are always attended (SPEC 2.2).
+    sink_tokens : int, >= 0
+        First tokens of the sequence that are always attended (SPEC 2.2).
+    page_tokens : int, >= 1
+        Tokens of a page, the unit that moves between tiers and is summarised (SPEC 3.1).
+    span_pages : int, >= 1
+        Pages of a span, the unit of the tail (SPEC 3.2, 5.3).
+    candidate_pages : int, >= 1
+        Pages whose keys are read at each step (SPEC 4.4).
+    retrieve_tokens : int >= 1, or None
+        Cold tokens attended exactly at each step (SPEC 4.6); None attends to everything (SPEC 4.8).
+    spread_weight : float in [0, 1]
+        Weight of the spread in the page score: 0 is the page mean, 1 a rigorous upper bound (SPEC 4.2).
+    group : "exp_sum" or "max"
+        How query heads that share a KV head agree on one selection (SPEC 4.3).
+    tail : "mean" or "none"
+        Whether what was not selected counts by its mass and mean value (SPEC 5.2 to 5.4).
+    prefill : "exact", "retrieve" or "window"
+        What calls of several queries do (SPEC 7).
+    query_block_tokens : int, >= 1
+        Queries that share one retrieval in prefill (SPEC 7.2).
+    exact_suffix_tokens : int, >= 0
+        Last queries of a call of several that always attend exactly (SPEC 7.4).
+    max_missed_mass : float in (0, 1), or None
+        Upper bound on the softmax mass that may be left out of a retrieval (SPEC 6.3).
+    device_bytes, ram_bytes, disk_bytes : int >= 0, or None
+        Hard budgets in bytes, for all layers together; None is no limit (SPEC 10.2).
+    spill_dir : str, path, or None
+        Folder of the disk tier; None takes the system's place for temporary files.
+
+    Raises
+    ------
+    KIVConfigError
+        A value has the wrong type or lies outside its range, or two values contradict each other.
+    """
+
+    hot_tokens: int = 2048
+    sink_tokens: int = 4
+    page_tokens: int = 32
+    span_pages: int = 16
+    candidate_pages: int = 128
+    retrieve_tokens: int | None = 256
+    spread_weight: float = 0.5
+    group: Group = "exp_sum"
+    tail: Tail = "mean"
+    prefill: Prefill = "exact"
+    query_block_tokens: int = 32
+    exact_suffix_tokens: int = 64
+    max_missed_mass: float | None = None
+    device_bytes: int | None = None
+    ram_bytes: int | None = None
+    disk_bytes: int | None = None
+    spill_dir: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("page_tokens", "span_pages", "candidate_pages", "query_block_tokens"):
+            self._check_int(name, least=1)
+        for name in ("hot_tokens", "sink_tokens", "exact_suffix_tokens"):
+            self._check_int(name, least=0)
+        for name in ("device_bytes", "ram_bytes", "disk_bytes"):
+            self._check_int(name, least=0, optional=True)
+        self._check_int("retrieve_tokens", least=1, optional=True)
+        self._check_float("spread_weight", 0.0, 1.0, closed=True)
+        if self.max_missed_mass is not None:
+            self._check_float("max_missed_mass", 0.0, 1.0, closed=False)
+        self._check_choice("group", get_args(Group))
+        self._check_choice("tail", get_args(Tail))
+        self._check_choice("prefill", get_args(Prefill))
+        if self.spill_dir is not None and not isinstance(self.spill_dir, (str, os.PathLike)):
+            raise refuse(KIVConfigError, "spill_dir must be a path or None", repr(self.spill_dir), "Name a folder.")
+        self._check_together()
+
+    @property
+    def exact(self) -> bool:
+        """Whether every call equals full attention (SPEC 4.8)."""
+        return self.retrieve_tokens is None
+
+    def cold_pages(self, boundary: int) -> int:
+        """N(boundary), the number of cold pages for a boundary in tokens (SPEC 2.2)."""
+        return max(0, (boundary - self.hot_tokens - self.sink_tokens) // self.page_tokens)
+
+    def _check_int(self, name: str, least: int, optional: bool = False) -> None:
+        value: object = getattr(self, name)
+        if optional and value is None:
+            return
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            rule = f"{name} must be an integer >= {least}" + (" or None" if optional else "")
+            raise refuse(KIVConfigError, rule, repr(value), f"Set {name} to {least} or more.")
+
+    def _check_float(self, name: str, low: float, high: float, closed: bool) -> None:
+        value: object = getattr(self, name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        inside = number and (low <= value <= high if closed else low < value < high)
+        if not inside:
+            interval = f"[{low:g}, {high:g}]" if closed else f"({low:g}, {high:g})"
+            raise refuse(KIVConfigError, f"{name} must be a number in {interval}", repr(value), f"Choose one in {interval}.")
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        value: object = getattr(self, name)
+        if value not in choices:
+            listed = ", ".join(repr(c) for c in choices)
+            raise refuse(KIVConfigError, f"{name} must be one of {listed}", repr(value), "Choose one of them.")
+
+    def _check_together(self) -> None:
+        if self.retrieve_tokens is None:
+            if self.prefill != "exact":
+                raise refuse(
+                    KIVConfigError,
+                    "retrieve_tokens=None is exact mode, which allows prefill='exact' only (SPEC 4.8)",
+                    f"prefill={self.prefill!r}",
+                    "Set retrieve_tokens to a number, or prefill to 'exact'.",
+                )
+        elif self.retrieve_tokens > self.candidate_pages * self.page_tokens:
+            raise refuse(
+                KIVConfigError,
+                "retrieve_tokens must not exceed candidate_pages * page_tokens, the tokens it is chosen from",
+                f"{self.retrieve_tokens} > {self.candidate_pages} * {self.page_tokens}",
+                "Raise candidate_pages or lower retrieve_tokens.",
+            )
