@@ -1,6 +1,6 @@
 """KIV's reference implementation: it defines the semantics that SPEC.md states (start with `contract`)."""
 
 from .contract import KIVConfig, LayerStore, StorePool
-from .store import ReferencePool
+from .pool import ReferencePool
 
 __all__ = ["KIVConfig", "LayerStore", "ReferencePool", "StorePool"]

@@ -89,8 +89,9 @@ class KIVConfig:
         self._check_choice("group", get_args(Group))
         self._check_choice("tail", get_args(Tail))
         self._check_choice("prefill", get_args(Prefill))
-        if self.spill_dir is not None and not isinstance(self.spill_dir, (str, os.PathLike)):
-            raise refuse(KIVConfigError, "spill_dir must be a path or None", repr(self.spill_dir), "Name a folder.")
+        spill_dir: object = self.spill_dir
+        if spill_dir is not None and not isinstance(spill_dir, (str, os.PathLike)):
+            raise refuse(KIVConfigError, "spill_dir must be a path or None", repr(spill_dir), "Name a folder.")
         self._check_together()
 
     @property
@@ -112,11 +113,14 @@ class KIVConfig:
 
     def _check_float(self, name: str, low: float, high: float, closed: bool) -> None:
         value: object = getattr(self, name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        inside = number and (low <= value <= high if closed else low < value < high)
+        inside = False
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+            inside = low <= value <= high if closed else low < value < high
         if not inside:
             interval = f"[{low:g}, {high:g}]" if closed else f"({low:g}, {high:g})"
-            raise refuse(KIVConfigError, f"{name} must be a number in {interval}", repr(value), f"Choose one in {interval}.")
+            raise refuse(
+                KIVConfigError, f"{name} must be a number in {interval}", repr(value), f"Choose one in {interval}."
+            )
 
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         value: object = getattr(self, name)

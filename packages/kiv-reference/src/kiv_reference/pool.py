@@ -1,0 +1,60 @@
+"""`ReferencePool`: one cache made of plain stores that share its budgets."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+
+from .budget import check_budget
+from .config import KIVConfig
+from .errors import KIVUsageError, refuse
+from .report import TierBytes
+from .store import ReferenceStore
+
+
+class ReferencePool:
+    """A cache whose stores do what SPEC.md says, plainly. All of it lives in the memory of the keys' device."""
+
+    def __init__(self, config: KIVConfig) -> None:
+        self._config = config
+        self._stores: weakref.WeakSet[ReferenceStore] = weakref.WeakSet()
+        self._closed = False
+
+    @property
+    def config(self) -> KIVConfig:
+        """The configuration that every store obeys."""
+        return self._config
+
+    def layer_store(self) -> ReferenceStore:
+        """A new, empty store for one attention layer."""
+        self.check_open()
+        store = ReferenceStore(self)
+        self._stores.add(store)
+        return store
+
+    def memory(self) -> TierBytes:
+        """Bytes held in each tier by all stores (SPEC 10.3)."""
+        return _total(store.memory() for store in self._stores)
+
+    def close(self) -> None:
+        """Free every store; using the pool afterwards is an error."""
+        for store in self._stores:
+            store.reset()
+        self._closed = True
+
+    def check_open(self) -> None:
+        """Refuse to go on after `close`."""
+        if self._closed:
+            raise refuse(KIVUsageError, "a closed pool cannot be used", "a call after close()", "Make a new pool.")
+
+    def check_room(self, store: ReferenceStore, needed: TierBytes) -> None:
+        """Refuse if `store`, grown to `needed`, would break a budget together with the others (SPEC 10.2)."""
+        others = _total(other.memory() for other in self._stores if other is not store)
+        check_budget(self._config, _total((others, needed)))
+
+
+def _total(parts: Iterable[TierBytes]) -> TierBytes:
+    device, ram, disk = 0, 0, 0
+    for part in parts:
+        device, ram, disk = device + part.device, ram + part.ram, disk + part.disk
+    return TierBytes(device, ram, disk)

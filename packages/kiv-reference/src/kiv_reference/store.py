@@ -1,0 +1,161 @@
+"""`ReferenceStore`: keys and values of one layer. The contract tells what each method does (`LayerStore`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .call import BlockCall
+from .errors import KIVUsageError, refuse
+from .partition import partition, query_blocks
+from .report import AttendReport, BlockReport, TierBytes, TierTokens
+from .tokens import Tokens, tier_bytes
+from .validate import check_append, check_modifiers, check_query, check_rows
+
+if TYPE_CHECKING:
+    from .pool import ReferencePool
+
+
+class ReferenceStore:
+    """One layer of a `ReferencePool`."""
+
+    def __init__(self, pool: ReferencePool) -> None:
+        self._pool = pool
+        self._config = pool.config
+        self._tokens: Tokens | None = None
+        self._pending = 0  # tokens of the last append, if no crop came after it
+        self._report: AttendReport | None = None
+
+    @property
+    def length(self) -> int:
+        """T (`LayerStore.length`)."""
+        return 0 if self._tokens is None else self._tokens.length
+
+    @property
+    def valid(self) -> torch.Tensor | None:
+        """Validity, bool [B, T], or None (`LayerStore.valid`)."""
+        if self._tokens is None or bool(self._tokens.valid.all()):
+            return None
+        return self._tokens.valid.clone()
+
+    @property
+    def report(self) -> AttendReport:
+        """The last attend (`LayerStore.report`)."""
+        if self._report is None:
+            raise refuse(KIVUsageError, "a report needs an attend before it (SPEC 9.6)", "none", "Call attend first.")
+        return self._report
+
+    def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
+        """Add tokens (`LayerStore.append`)."""
+        self._pool.check_open()
+        tokens = self._tokens
+        check_append(key, value, valid, None if tokens is None else (tokens.key.tensor, tokens.value.tensor))
+        length = self.length + key.shape[2]
+        # While the call runs, its queries still see as hot what leaves the hot window after it (SPEC 2.3).
+        for boundary in (self.length, length):
+            self._pool.check_room(self, tier_bytes(self._config, key, value, length, boundary))
+        if tokens is None:
+            tokens = self._tokens = Tokens.like(key, value)
+        tokens.append(key, value, valid)
+        self._pending = key.shape[2]
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        *,
+        scale: float,
+        softcap: float | None = None,
+        sink_logits: torch.Tensor | None = None,
+        bound: bool = False,
+        given: AttendReport | None = None,
+    ) -> torch.Tensor:
+        """Answer queries (`LayerStore.attend`); `given` replays another's candidates and selections (SPEC 11.2)."""
+        self._pool.check_open()
+        tokens = self._tokens
+        if tokens is None or self._pending == 0:
+            rule = "attend must follow an append (SPEC 9.1)"
+            raise refuse(KIVUsageError, rule, "none since the last crop", "Append the queries' own tokens first.")
+        check_query(query, tokens.key.tensor, self._pending, tokens.valid[:, -self._pending :])
+        sinks = check_modifiers(query, scale, softcap, sink_logits)
+
+        outputs: list[torch.Tensor] = []
+        reports: list[BlockReport] = []
+        first = self.length - self._pending
+        for i, block in enumerate(query_blocks(self._config, self.length, self._pending)):
+            tokens.summarise_pages(partition(self._config, block.start))
+            mine = slice(block.start - first, block.stop - first)
+            call = BlockCall(
+                tokens, self._config, block, scale, softcap, None if sinks is None else sinks[:, :, mine], bound
+            )
+            output, report = call.run(query[:, :, mine], None if given is None else given.blocks[i])
+            outputs.append(output)
+            reports.append(report)
+        self._report = AttendReport(tuple(reports))
+        return torch.cat(outputs, dim=2).to(query.dtype)
+
+    def crop(self, length: int) -> None:
+        """Keep the first tokens (`LayerStore.crop`)."""
+        self._pool.check_open()
+        if not 0 <= length <= self.length:
+            rule = f"crop needs a length in 0..{self.length} (SPEC 9.2)"
+            raise refuse(KIVUsageError, rule, length, "A store cannot be made longer; append instead.")
+        if self._tokens is not None:
+            self._tokens.crop(length, partition(self._config, length))
+        self._pending = 0
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Permute or copy sequences (`LayerStore.reorder`)."""
+        self._select(rows, same_size=True)
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Choose sequences (`LayerStore.select`)."""
+        self._select(rows, same_size=False)
+
+    def repeat_interleave(self, repeats: int) -> None:
+        """Repeat sequences (`LayerStore.repeat_interleave`)."""
+        if repeats < 1:
+            rule = "repeats must be 1 or more (SPEC 9.3)"
+            raise refuse(KIVUsageError, rule, repeats, "Use reset() to empty a store.")
+        if self._tokens is not None:
+            batch = self._tokens.valid.shape[0]
+            self._select(torch.arange(batch, device=self._tokens.valid.device).repeat_interleave(repeats), False)
+
+    def _select(self, rows: torch.Tensor, same_size: bool) -> None:
+        self._pool.check_open()
+        tokens = self._tokens
+        if tokens is None:
+            return
+        check_rows(rows, tokens.valid.shape[0], same_size)
+        batch, key, value = rows.numel(), tokens.key.tensor[:1], tokens.value.tensor[:1]
+        like = key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)
+        self._pool.check_room(self, tier_bytes(self._config, *like, self.length, self.length))
+        tokens.select(rows.to(tokens.valid.device))
+
+    def fork(self) -> ReferenceStore:
+        """An independent copy (`LayerStore.fork`)."""
+        self._pool.check_open()
+        copy = self._pool.layer_store()
+        if self._tokens is not None:
+            self._pool.check_room(copy, self.memory())
+            copy._tokens = self._tokens.clone()
+        copy._pending, copy._report = self._pending, self._report
+        return copy
+
+    def reset(self) -> None:
+        """Forget everything (`LayerStore.reset`)."""
+        self._pool.check_open()
+        self._tokens, self._pending, self._report = None, 0, None
+
+    def memory(self) -> TierBytes:
+        """Bytes by tier (`LayerStore.memory`)."""
+        if self._tokens is None:
+            return TierBytes(0, 0, 0)
+        return tier_bytes(self._config, self._tokens.key.tensor, self._tokens.value.tensor, self.length, self.length)
+
+    def tokens(self) -> TierTokens:
+        """Positions by part (`LayerStore.tokens`)."""
+        part = partition(self._config, self.length)
+        cold = part.pages * part.page_tokens
+        sinks = min(part.cold_start, self.length)
+        return TierTokens(sinks, self.length - sinks - cold, cold, 0)
