@@ -82,10 +82,7 @@ def attend_tokens(
     exact = torch.logsumexp(logits, dim=2)
     if modifiers.sink_logits is not None:
         exact = torch.logaddexp(exact, modifiers.sink_logits)
-    if tail is None:
-        estimated = torch.full_like(exact, -torch.inf)
-    else:
-        estimated = torch.logsumexp(tail.logits, dim=2)
+    estimated = torch.full_like(exact, -torch.inf) if tail is None else torch.logsumexp(tail.logits, dim=2)
     total = torch.logaddexp(exact, estimated)[:, :, None]
     # Where nothing is attended the total is -inf and every weight 0.
     weights = torch.where(total == -torch.inf, 0.0, torch.exp(logits - total))

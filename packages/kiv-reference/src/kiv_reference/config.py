@@ -89,9 +89,7 @@ class KIVConfig:
         self._check_choice("group", get_args(Group))
         self._check_choice("tail", get_args(Tail))
         self._check_choice("prefill", get_args(Prefill))
-        spill_dir: object = self.spill_dir
-        if spill_dir is not None and not isinstance(spill_dir, (str, os.PathLike)):
-            raise refuse(KIVConfigError, "spill_dir must be a path or None", repr(spill_dir), "Name a folder.")
+        self._check_path("spill_dir")
         self._check_together()
 
     @property
@@ -127,6 +125,11 @@ class KIVConfig:
         if value not in choices:
             listed = ", ".join(repr(c) for c in choices)
             raise refuse(KIVConfigError, f"{name} must be one of {listed}", repr(value), "Choose one of them.")
+
+    def _check_path(self, name: str) -> None:
+        value: object = getattr(self, name)
+        if value is not None and not isinstance(value, (str, os.PathLike)):
+            raise refuse(KIVConfigError, f"{name} must be a path or None", repr(value), "Name a folder.")
 
     def _check_together(self) -> None:
         if self.retrieve_tokens is None:

@@ -19,7 +19,7 @@ function makes a pool: an implementation is a ``PoolFactory``, called with a `KI
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 
@@ -38,7 +38,6 @@ __all__ = [
 ]
 
 
-@runtime_checkable
 class LayerStore(Protocol):
     """Keys and values of one attention layer."""
 
@@ -154,7 +153,6 @@ class LayerStore(Protocol):
         ...
 
 
-@runtime_checkable
 class StorePool(Protocol):
     """One cache: the owner of the budgets, and the maker of its layers' stores."""
 

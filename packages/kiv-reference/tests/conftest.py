@@ -1,0 +1,35 @@
+"""What the tests of the reference share."""
+
+import pytest
+import torch
+from kiv_reference import KIVConfig, ReferencePool
+
+
+@pytest.fixture
+def tiny() -> KIVConfig:
+    """Two sinks, pages of two tokens, a hot window of two: cold pages appear from six tokens on."""
+    return KIVConfig(
+        hot_tokens=2,
+        sink_tokens=2,
+        page_tokens=2,
+        span_pages=2,
+        candidate_pages=1,
+        retrieve_tokens=1,
+        spread_weight=0.0,
+        tail="none",
+    )
+
+
+@pytest.fixture
+def store_of():
+    """A store of one sequence and one KV head, holding ``keys [T, D]`` and ``values [T, DV]``, appended one by one."""
+
+    def build(config, keys, values, valid=None):
+        store = ReferencePool(config).layer_store()
+        keys, values = torch.as_tensor(keys).float(), torch.as_tensor(values).float()
+        for t in range(keys.shape[0]):
+            mask = None if valid is None else torch.tensor([[valid[t]]])
+            store.append(keys[None, None, t : t + 1], values[None, None, t : t + 1], mask)
+        return store
+
+    return build

@@ -1,0 +1,142 @@
+"""Cases small enough to compute on paper."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from kiv_reference.errors import KIVNonFiniteError
+from kiv_reference.select import best, group_scores, page_scores
+from kiv_reference.summary import summarise, summarise_spans
+
+
+def test_best_prefers_the_lower_index_among_equals():
+    assert best(torch.tensor([1.0, 3.0, 3.0, -0.0, 0.0]), 4).tolist() == [1, 2, 0, 3]
+
+
+def test_group_scores_by_hand():
+    scores = torch.tensor([[0.0, math.log(2.0)], [5.0, 5.0 - math.log(4.0)]])
+    assert group_scores(scores, "max").tolist() == pytest.approx([5.0, 5.0 - math.log(4.0)])
+    # head 0: exp(-log 2), 1; head 1: 1, 1/4
+    assert group_scores(scores, "exp_sum").tolist() == pytest.approx([1.5, 1.25])
+
+
+def test_page_score_by_hand():
+    query, mean, spread = torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 1.0]]), torch.tensor([[0.5, 2.0]])
+    # 0.5 * (3 - 2 + 0.5 * (0.5 + 4))
+    assert page_scores(query, mean, spread, 0.5, 0.5).item() == pytest.approx(1.625)
+
+
+def test_summary_leaves_padding_out():
+    key = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [torch.nan, torch.inf]]])
+    page = summarise(key, key.clone(), torch.tensor([True, True, False]))
+    assert page.mean.tolist() == [[2.0, 4.0]]
+    assert page.spread.tolist() == [[1.0, 2.0]]
+    assert page.value.tolist() == [[2.0, 4.0]]
+
+
+def test_spans_merge_pages_by_their_counts():
+    count, mean = torch.tensor([2, 1, 1]), torch.tensor([[3.0], [0.0], [5.0]])
+    spans = summarise_spans(count, mean, mean * 10, torch.tensor([0, 1, 2]), span_pages=2)
+    assert spans.count.tolist() == [3, 1]
+    assert spans.mean.flatten().tolist() == [2.0, 5.0]
+    assert spans.value.flatten().tolist() == [20.0, 50.0]
+
+
+KEYS = [[0.0], [0.0], [1.0], [2.0], [4.0], [1.0], [0.0], [0.0]]
+VALUES = [[0.0], [0.0], [1.0], [2.0], [3.0], [4.0], [0.0], [0.0]]
+
+
+def test_decode_attends_to_sinks_selection_and_hot(tiny, store_of):
+    # Eight tokens, the last is the query: boundary 7, so one cold page {2, 3}; best token: 3.
+    store = store_of(tiny, KEYS, VALUES)
+    output = store.attend(torch.tensor([[[[1.0]]]]), scale=1.0, bound=True)
+    block = store.report.blocks[0]
+    assert block.candidate_pages.tolist() == [[[0]]]
+    assert block.selected_positions.tolist() == [[[3]]]
+    e = math.exp
+    total = 2 + e(2) + e(4) + e(1) + 2  # sinks, token 3, hot 4 to 7
+    assert output.item() == pytest.approx((2 * e(2) + 3 * e(4) + 4 * e(1)) / total)
+    assert block.exact_mass.item() == 1.0
+    assert block.missed_bound.item() == pytest.approx(e(1) / (total + e(1)))
+    assert (block.key_bytes, block.value_bytes) == (2 * 4, 1 * 4)
+
+
+def test_tail_of_a_candidate_page_by_hand(tiny, store_of):
+    store = store_of(dataclasses.replace(tiny, tail="mean"), KEYS, VALUES)
+    output = store.attend(torch.tensor([[[[1.0]]]]), scale=1.0)
+    e = math.exp
+    # Token 2 was not selected: mass e(1), value the page's mean 1.5.
+    total = 2 + e(2) + e(4) + e(1) + 2 + e(1)
+    assert output.item() == pytest.approx((2 * e(2) + 3 * e(4) + 4 * e(1) + 1.5 * e(1)) / total)
+    assert store.report.blocks[0].estimated_mass.item() == pytest.approx(e(1) / total)
+
+
+def test_tail_of_a_span_by_hand(tiny, store_of):
+    # Ten tokens: boundary 9, cold pages {2, 3} and {4, 5}. The query likes page 1 best and takes it whole.
+    config = dataclasses.replace(tiny, tail="mean", retrieve_tokens=2)
+    store = store_of(config, [*KEYS, [0.0], [0.0]], [*VALUES, [0.0], [0.0]])
+    output = store.attend(torch.tensor([[[[1.0]]]]), scale=1.0, softcap=8.0)
+
+    def mass(x: float) -> float:
+        return math.exp(8 * math.tanh(x / 8))
+
+    assert store.report.blocks[0].selected_positions.tolist() == [[[4, 5]]]
+    span = 2 * mass(1.5)  # two tokens at their mean key
+    total = 2 + mass(4) + mass(1) + 4 + span
+    assert output.item() == pytest.approx((3 * mass(4) + 4 * mass(1) + 1.5 * span) / total)
+
+
+def test_learned_sinks_join_the_denominator(tiny, store_of):
+    store = store_of(tiny, KEYS[:1], [[2.0]])
+    output = store.attend(torch.tensor([[[[0.0]]]]), scale=1.0, sink_logits=torch.tensor([math.log(3.0)]))
+    assert output.item() == pytest.approx(0.5)
+
+
+def test_padding_is_never_seen(tiny, store_of):
+    keys, values = torch.tensor(KEYS), torch.tensor(VALUES)
+    keys[3], values[3] = torch.nan, torch.nan
+    store = store_of(tiny, keys, values, valid=[t != 3 for t in range(8)])
+    store.attend(torch.tensor([[[[1.0]]]]), scale=1.0)
+    assert store.report.blocks[0].selected_positions.tolist() == [[[2]]]
+    assert store.report.key_bytes == 4
+
+
+def test_a_query_that_is_padding_gets_zeros(tiny, store_of):
+    store = store_of(tiny, KEYS[:2], VALUES[:2], valid=[True, False])
+    output = store.attend(torch.full((1, 1, 1, 1), torch.nan), scale=1.0)
+    assert output.item() == 0.0
+    assert store.report.blocks[0].exact_mass.item() == 0.0
+
+
+def test_keys_that_are_not_finite_are_refused_and_change_nothing(tiny, store_of):
+    store = store_of(tiny, KEYS[:3], VALUES[:3])
+    with pytest.raises(KIVNonFiniteError, match="sequence 0, token 0"):
+        store.append(torch.full((1, 1, 1, 1), torch.inf), torch.zeros(1, 1, 1, 1))
+    assert store.length == 3
+
+
+def test_a_value_that_is_not_finite_shows_only_where_it_is_attended(tiny, store_of):
+    values = torch.tensor(VALUES)
+    values[2] = torch.nan
+    query = torch.tensor([[[[1.0]]]])
+    assert math.isfinite(store_of(tiny, KEYS, values).attend(query, scale=1.0).item())
+    seen = dataclasses.replace(tiny, retrieve_tokens=2)
+    assert math.isnan(store_of(seen, KEYS, values).attend(query, scale=1.0).item())
+
+
+def test_missed_mass_takes_pages_and_then_streams(tiny, store_of):
+    keys = [[0.0], [0.0], *[[3.0], [3.0]] * 6, [0.0], [0.0], [0.0]]
+    values = [[float(t)] for t in range(len(keys))]
+    query = torch.tensor([[[[1.0]]]])
+    taken = store_of(dataclasses.replace(tiny, max_missed_mass=0.75), keys, values)
+    taken.attend(query, scale=1.0, bound=True)
+    block = taken.report.blocks[0]
+    assert not block.streamed.any()
+    assert block.missed_bound.item() <= 0.75
+    assert block.selected_positions.numel() > 1
+    streamed = store_of(dataclasses.replace(tiny, max_missed_mass=0.01), keys, values)
+    output = streamed.attend(query, scale=1.0)
+    assert streamed.report.streamed == 1
+    exact = store_of(dataclasses.replace(tiny, retrieve_tokens=None), keys, values)
+    assert torch.equal(output, exact.attend(query, scale=1.0))

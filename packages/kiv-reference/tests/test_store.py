@@ -1,0 +1,167 @@
+import dataclasses
+
+import pytest
+import torch
+from kiv_reference import KIVConfig, LayerStore, ReferencePool, StorePool
+from kiv_reference.errors import KIVBudgetError, KIVShapeError, KIVUsageError
+from kiv_reference.store import ReferenceStore
+
+B, H, G, D, DV = 2, 2, 3, 8, 6
+SCALE = D**-0.5
+
+
+@pytest.fixture
+def config() -> KIVConfig:
+    return KIVConfig(hot_tokens=6, sink_tokens=2, page_tokens=4, span_pages=2, candidate_pages=3, retrieve_tokens=5)
+
+
+def tokens(length: int, seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    key = torch.randn(B, H, length, D, generator=generator)
+    value = torch.randn(B, H, length, DV, generator=generator)
+    query = torch.randn(B, H * G, length, D, generator=generator)
+    return key, value, query
+
+
+def feed(store, data, chunks):
+    """Append and attend chunk by chunk; all outputs."""
+    key, value, query = data
+    outputs, start = [], store.length
+    for n in chunks:
+        stop = start + n
+        store.append(key[:, :, start:stop], value[:, :, start:stop])
+        outputs.append(store.attend(query[:, :, start:stop], scale=SCALE))
+        start = stop
+    return torch.cat(outputs, dim=2)
+
+
+def test_the_classes_have_all_that_the_contract_names():
+    for protocol, implementation in ((StorePool, ReferencePool), (LayerStore, ReferenceStore)):
+        names = {name for name in vars(protocol) if not name.startswith("_")}
+        assert len(names) >= 4
+        assert names <= set(dir(implementation))
+
+
+@pytest.mark.parametrize("chunks", [[60], [1] * 60, [7, 13, 1, 39]])
+def test_exact_mode_is_full_attention(config, chunks):
+    data = tokens(60)
+    key, value, query = data
+    store = ReferencePool(dataclasses.replace(config, retrieve_tokens=None)).layer_store()
+    full = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, scale=SCALE, enable_gqa=True
+    )
+    torch.testing.assert_close(feed(store, data, chunks), full)
+    assert store.tokens().cold_ram > 40
+
+
+def test_a_budget_that_covers_everything_is_full_attention(config):
+    data = tokens(60)
+    every = dataclasses.replace(config, candidate_pages=20, retrieve_tokens=80)
+    exact = dataclasses.replace(config, retrieve_tokens=None)
+    left, right = (ReferencePool(c).layer_store() for c in (every, exact))
+    torch.testing.assert_close(feed(left, data, [1] * 60), feed(right, data, [1] * 60))
+
+
+@pytest.mark.parametrize("prefill", ["retrieve", "window"])
+def test_blocks_do_not_depend_on_the_chunks(config, prefill):
+    data = tokens(64)
+    blocks = dataclasses.replace(config, prefill=prefill, query_block_tokens=4, exact_suffix_tokens=0)
+    outputs = [feed(ReferencePool(blocks).layer_store(), data, chunks) for chunks in ([64], [16, 8, 40])]
+    torch.testing.assert_close(*outputs)
+
+
+def test_the_suffix_is_exact(config):
+    data = tokens(64)
+    exact = feed(ReferencePool(config).layer_store(), data, [64])
+    lossy = dataclasses.replace(config, prefill="window", exact_suffix_tokens=9)
+    output = feed(ReferencePool(lossy).layer_store(), data, [64])
+    torch.testing.assert_close(output[:, :, -9:], exact[:, :, -9:])
+    assert not torch.allclose(output[:, :, -10], exact[:, :, -10])
+
+
+def test_crop_leaves_what_the_first_tokens_alone_give(config):
+    data, other = tokens(60), tokens(60, seed=1)
+    store = ReferencePool(config).layer_store()
+    feed(store, data, [50])
+    store.crop(31)
+    fresh = ReferencePool(config).layer_store()
+    feed(fresh, data, [31])
+    assert store.memory() == fresh.memory()
+    assert torch.equal(feed(store, other, [1] * 10), feed(fresh, other, [1] * 10))
+
+
+def test_rows_move_with_their_tokens(config):
+    data = tokens(40)
+    store = ReferencePool(config).layer_store()
+    feed(store, data, [40])
+    store.repeat_interleave(2)
+    store.select(torch.tensor([3, 0]))
+    swapped = ReferencePool(config).layer_store()
+    feed(swapped, tuple(part[[1, 0]] for part in data), [40])
+    more = tokens(41, seed=2)
+    assert torch.equal(feed(store, more, [1]), feed(swapped, more, [1]))
+
+
+def test_a_fork_lives_its_own_life(config):
+    data, other = tokens(50), tokens(50, seed=3)
+    store = ReferencePool(config).layer_store()
+    feed(store, data, [40])
+    fork = store.fork()
+    feed(fork, other, [10])
+    alone = ReferencePool(config).layer_store()
+    feed(alone, data, [40])
+    assert torch.equal(feed(store, data, [1] * 10), feed(alone, data, [1] * 10))
+
+
+def test_attend_needs_the_tokens_just_appended(config):
+    key, value, query = tokens(8)
+    store = ReferencePool(config).layer_store()
+    with pytest.raises(KIVUsageError, match="append"):
+        store.attend(query, scale=SCALE)
+    store.append(key, value)
+    with pytest.raises(KIVUsageError, match="TQ = 3"):
+        store.attend(query[:, :, :3], scale=SCALE)
+    store.crop(8)
+    with pytest.raises(KIVUsageError, match="crop"):
+        store.attend(query, scale=SCALE)
+
+
+def test_other_shapes_and_dtypes_are_refused(config):
+    key, value, query = tokens(8)
+    store = ReferencePool(config).layer_store()
+    store.append(key, value)
+    for bad in (key[:1], key[:, :1], key.half(), key[..., :4], key[0]):
+        with pytest.raises(KIVShapeError):
+            store.append(bad, value)
+    with pytest.raises(KIVShapeError, match="valid"):
+        store.append(key, value, torch.ones(B, 7, dtype=torch.bool))
+    with pytest.raises(KIVShapeError, match="query"):
+        store.attend(query[:, :5], scale=SCALE)
+    assert store.length == 8
+
+
+def test_budgets_are_hard_and_shared_between_layers(config):
+    key, value, _ = tokens(40)
+    free = ReferencePool(config)
+    store = free.layer_store()
+    store.append(key, value)
+    need = free.memory()
+    during = (40 * B * H * (D + DV)) * 4 + 40 * B  # the call sees everything as hot
+    assert need.device < during
+    exact_fit = dataclasses.replace(config, device_bytes=during, ram_bytes=need.ram)
+    pool = ReferencePool(exact_fit)
+    first, second = pool.layer_store(), pool.layer_store()
+    first.append(key, value)
+    with pytest.raises(KIVBudgetError, match="device_bytes"):
+        second.append(key, value)
+    with pytest.raises(KIVBudgetError, match="ram_bytes"):
+        ReferencePool(dataclasses.replace(config, ram_bytes=need.ram - 1)).layer_store().append(key, value)
+
+
+def test_a_closed_pool_says_so(config):
+    pool = ReferencePool(config)
+    store = pool.layer_store()
+    pool.close()
+    assert pool.memory() == (0, 0, 0)
+    with pytest.raises(KIVUsageError, match="closed"):
+        store.append(*tokens(4)[:2])
