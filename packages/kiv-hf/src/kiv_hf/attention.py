@@ -1,0 +1,206 @@
+"""The attention function named "kiv": a KIV layer's store answers; any other layer is attended as without KIV."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from kiv_reference.errors import KIVUnsupportedError, KIVUsageError, refuse
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.utils import logging
+
+from .handshake import NAME, START_OVER, USE_KIV, active_handshake, foreign_tensors
+from .layer import KIVLayerMixin
+from .masks import kiv_mask
+from .resolve import resolve
+from .stock import stock_attention
+
+_logger = logging.get_logger(__name__)
+
+_REFUSED_ARGUMENTS = ("position_bias", "indices", "block_indices", "cache")
+"""Arguments that change what is attended, and that a store cannot honour: biases, model-made selections, paging."""
+
+
+def register_attention() -> None:
+    """Make the name "kiv" known to transformers; the last registration of a name holds."""
+    AttentionInterface.register(NAME, kiv_attention)
+    AttentionMaskInterface.register(NAME, kiv_mask)
+
+
+@torch.compiler.disable
+def kiv_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention as transformers' attention interface defines it.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The attention module that calls; used for defaults and messages, never to find the layer.
+    query : [B, HQ, TQ, D]
+    key, value : [B, H, T, D] and [B, H, T, DV]
+        What the cache returned.
+    attention_mask : None, bool [B, T], or for layers that are not KIV's whatever their mask function made
+    **kwargs
+        ``scaling``, ``softcap``, ``s_aux`` [HQ] or ``sinks`` [B, HQ, TQ, 1] are honoured on KIV layers; what would
+        change the attended set is refused. `sliding_window` is not read, as sdpa does not: the mask says what may be
+        seen.
+
+    Returns
+    -------
+    output [B, TQ, HQ, DV], None
+
+    Raises
+    ------
+    KIVUnsupportedError, KIVUsageError
+        The call is not the causal self-attention over the tokens of the layer's last update.
+    """
+    if kwargs.get("output_attentions"):
+        _logger.warning_once(f"`{NAME}` attention does not support `output_attentions=True`: it returns no weights.")
+    layer = resolve(key, value)
+    if layer is None:
+        _refuse_foreign(module, key, value)
+        return stock_attention(module, query, key, value, attention_mask, **kwargs)
+    tokens = layer.staged_tokens
+    _check_arguments(module, kwargs)
+    _check_query(module, query, tokens)
+    valid = _new_validity(module, layer, query, attention_mask, kwargs.get("is_causal"))
+    if tokens:
+        layer.take_staged(valid)
+    scaling: float | None = kwargs.get("scaling")
+    output = layer.store.attend(
+        query,
+        scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        softcap=kwargs.get("softcap"),
+        sink_logits=_sink_logits(kwargs),
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _refuse_foreign(module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor) -> None:
+    """Refuse tensors that some module made from what a KIV layer returned."""
+    handshake = active_handshake()
+    if handshake is None:
+        return
+    if handshake.staged is not None:
+        raise foreign_tensors(module)
+    # A copy of placeholders, as a move between devices makes; only that length is looked at, to spare a device sync.
+    if handshake.plain is not None and key.shape[2] == handshake.plain.kv_length:
+        first = torch.stack([key[0, 0, 0, 0].float(), value[0, 0, 0, 0].float()])
+        if bool(first.isnan().any()):
+            raise foreign_tensors(module)
+
+
+def _check_arguments(module: torch.nn.Module, kwargs: dict[str, Any]) -> None:
+    for name in _REFUSED_ARGUMENTS:
+        if kwargs.get(name) is not None:
+            raise refuse(
+                KIVUnsupportedError,
+                f"A KIV layer cannot honour the attention argument {name!r}",
+                f"{name} from {type(module).__name__}",
+                "Use DynamicCache with this model.",
+            )
+    dropout = cast(float, kwargs.get("dropout") or 0.0)
+    if dropout > 0 or module.training:
+        raise refuse(
+            KIVUnsupportedError,
+            "KIV serves models in evaluation mode without attention dropout",
+            f"training={module.training}, dropout={dropout} in {type(module).__name__}",
+            "Call model.eval().",
+        )
+
+
+def _check_query(module: torch.nn.Module, query: torch.Tensor, tokens: int) -> None:
+    if query.requires_grad:
+        raise refuse(
+            KIVUnsupportedError,
+            "KIV computes no gradients",
+            "a query that requires them",
+            "Call the model under torch.no_grad() or torch.inference_mode().",
+        )
+    if tokens and query.shape[2] != tokens:
+        raise refuse(
+            KIVUnsupportedError,
+            "A KIV layer serves causal self-attention: one query for each new token",
+            f"{query.shape[2]} queries and {tokens} new tokens in {type(module).__name__}",
+            "Use DynamicCache for cross-attention.",
+        )
+
+
+def _new_validity(
+    module: torch.nn.Module,
+    layer: KIVLayerMixin,
+    query: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool | None,
+) -> torch.Tensor | None:
+    """Check that `mask` is the plain causal one and agrees with the store about old tokens.
+
+    Returns
+    -------
+    bool [B, n] validity of the staged tokens, None if all are valid or none is staged
+    """
+    where = type(module).__name__
+    batch, queries, total = query.shape[0], query.shape[2], layer.get_seq_length()
+    if mask is not None and mask.ndim != 2:
+        raise refuse(
+            KIVUnsupportedError,
+            "A KIV layer needs the plain causal mask, with padding at most: no 4-D mask",
+            f"a mask of shape {tuple(mask.shape)} in {where}",
+            "Pass a 2-D attention_mask, or use DynamicCache where the model or the caller makes special masks.",
+        )
+    plain = layer.handshake.plain
+    if plain is None or plain.kv_length != total or plain.query_tokens != queries:
+        raise refuse(
+            KIVUsageError,
+            f'A KIV layer needs a mask that "{NAME}" made for this very call, {queries} queries over {total} tokens',
+            f"{plain} in {where}",
+            f"{USE_KIV} If an earlier forward pass broke off: {START_OVER}",
+        )
+    if mask is None and queries > 1 and is_causal is False:
+        raise refuse(
+            KIVUnsupportedError,
+            "A KIV layer serves causal self-attention",
+            f"is_causal=False in {where}",
+            "Use DynamicCache with this model.",
+        )
+    if (mask is not None) != plain.padded or (mask is not None and mask.shape[1] != total):
+        raise refuse(
+            KIVUsageError,
+            f'A KIV layer needs the mask that "{NAME}" made',
+            f"{None if mask is None else tuple(mask.shape)} in {where}, made was {plain}",
+            "Use DynamicCache where the model changes its masks.",
+        )
+    old = layer.store.valid  # bool [B, T], None if every position is valid
+    past = layer.store.length
+    if mask is None:
+        _agree(old is None)
+        return None
+    mask = mask.expand(batch, total)
+    _agree(bool(mask[:, :past].all()) if old is None else torch.equal(mask[:, :past], old.to(mask.device)))
+    return mask[:, past:] if past < total else None
+
+
+def _agree(agree: bool) -> None:
+    if not agree:
+        raise refuse(
+            KIVUsageError,
+            "attention_mask must mark the same earlier tokens as padding as it did when they were fed",
+            "one that differs",
+            "Pass the mask of the whole sequence in every call; what is in the cache cannot be masked afterwards.",
+        )
+
+
+def _sink_logits(kwargs: dict[str, Any]) -> torch.Tensor | None:
+    """Learned sink logits, [HQ] or [B, HQ, TQ]: gpt-oss calls them `s_aux`; `sinks` is [B, HQ, TQ, 1]."""
+    sinks: torch.Tensor | None = kwargs.get("s_aux")
+    if sinks is None:
+        sinks = kwargs.get("sinks")
+    if sinks is None:
+        return None
+    return sinks.detach().squeeze(-1) if sinks.ndim == 4 else sinks.detach()

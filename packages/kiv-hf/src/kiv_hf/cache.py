@@ -1,0 +1,182 @@
+"""`KIVCache`: a `DynamicCache` whose full-attention layers keep their tokens in KIV stores."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from kiv_reference.config import KIVConfig
+from kiv_reference.contract import PoolFactory, StorePool
+from kiv_reference.errors import KIVUsageError, refuse
+from kiv_reference.report import AttendReport, TierBytes, TierTokens
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttentionLayer
+
+from .handshake import Handshake, MaskLength
+from .hybrid import KIVHybridLayer
+from .impls import DEFAULT_IMPL, resolve_impl
+from .layer import KIVLayer, KIVLayerMixin
+
+
+@dataclass
+class _SharedPool:
+    """A pool and the number of caches, forks included, that still use it."""
+
+    pool: StorePool
+    users: int = 1
+
+
+class KIVCache(DynamicCache):
+    """A cache for `generate` or `forward` of a causal language model.
+
+    Sliding, chunked, linear, indexed and shared layers are transformers' own; every layer of full attention is a
+    `KIVLayer`. The model must run with the attention implementation "kiv".
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        The configuration of the model, ``model.config``.
+    kiv_config : KIVConfig, optional
+        What to keep and retrieve. Default: ``KIVConfig()``.
+    impl : "reference", "fast", "compare", or a PoolFactory
+        Which implementation of KIV keeps the tokens.
+
+    Attributes
+    ----------
+    pool : StorePool
+        The pool that made the layers' stores.
+
+    Raises
+    ------
+    KIVUsageError
+        `config` is no model configuration, or `impl` is unknown.
+    KIVUnsupportedError
+        The implementation is not installed.
+    """
+
+    def __init__(
+        self, config: PreTrainedConfig, kiv_config: KIVConfig | None = None, *, impl: str | PoolFactory = DEFAULT_IMPL
+    ) -> None:
+        if not isinstance(config, PreTrainedConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise refuse(KIVUsageError, "KIVCache needs the model's configuration", type(config), "Pass model.config.")
+        super().__init__(config=config)
+        self._shared = _SharedPool(resolve_impl(impl)(KIVConfig() if kiv_config is None else kiv_config))
+        self._handshake = Handshake(config)
+        self.layers = [self._kiv_layer(layer) for layer in self.layers]
+        if self.layer_class_to_replicate is not None:
+            self.layer_class_to_replicate = self._new_layer
+
+    def _kiv_layer(self, layer: Any) -> Any:
+        # By exact type: subclasses of DynamicLayer are private designs of their models, with rules of their own.
+        if type(layer) is DynamicLayer:
+            return self._new_layer()
+        if type(layer) is LinearAttentionAndFullAttentionLayer:
+            return KIVHybridLayer(self.pool.layer_store(), self._handshake, layer.number_of_states)
+        return layer
+
+    def _new_layer(self) -> KIVLayer:
+        return KIVLayer(self.pool.layer_store(), self._handshake)
+
+    @property
+    def pool(self) -> StorePool:
+        """The pool that made the layers' stores."""
+        return self._shared.pool
+
+    @property
+    def is_compileable(self) -> bool:
+        """False: what a KIV layer does depends on data."""
+        return False
+
+    def kiv_layers(self) -> dict[int, KIVLayerMixin]:
+        """Return the KIV layers by their index in the cache."""
+        return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, KIVLayerMixin)}
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Return the logical length after `query_length` more tokens, and the offset, for the layer's mask."""
+        length, offset = super().get_mask_sizes(query_length, layer_idx)
+        if isinstance(length, MaskLength):
+            return length, offset
+        if layer_idx >= len(self.layers):  # a layer that its first update will make
+            return self._handshake.mask_asked(length), offset
+        return MaskLength(length, self._handshake, of_kiv_layer=False), offset
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last ``-tokens_to_remove`` tokens from every layer (SPEC 9.2)."""
+        self._handshake.require_settled("crop")
+        # Stock layers first: they refuse where they did not record the past, and then nothing has changed.
+        for layer in sorted(self.layers, key=lambda layer: type(layer) is KIVLayer):
+            layer.crop(tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Make sequence i of every layer a copy of the former ``beam_idx[i]`` (SPEC 9.3)."""
+        self._handshake.require_settled("reorder_cache")
+        super().reorder_cache(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each sequence `repeats` times in place (SPEC 9.3)."""
+        self._handshake.require_settled("batch_repeat_interleave")
+        super().batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the sequences that `indices` names (SPEC 9.3)."""
+        self._handshake.require_settled("batch_select_indices")
+        super().batch_select_indices(indices)
+
+    def memory(self) -> TierBytes:
+        """Bytes in each tier that the pool holds: the KIV layers of this cache and of its forks (SPEC 10.3)."""
+        return self.pool.memory()
+
+    def tokens(self, layer_idx: int | None = None) -> TierTokens:
+        """Positions in each part of a KIV layer, by default the first (SPEC 10.3).
+
+        Layers differ at most in the tiers their cold pages lie in.
+
+        Raises
+        ------
+        KIVUsageError
+            There is no such KIV layer.
+        """
+        layers = self.kiv_layers()
+        index = next(iter(layers), None) if layer_idx is None else layer_idx
+        if index is None or index not in layers:
+            raise refuse(
+                KIVUsageError, "tokens needs a KIV layer", layer_idx, f"Layers of this cache: {sorted(layers)}."
+            )  # fmt: skip
+        return layers[index].store.tokens()
+
+    def reports(self) -> dict[int, AttendReport]:
+        """Return what the last attention call of each KIV layer in use did, by layer index (SPEC 9.6)."""
+        return {i: layer.store.report for i, layer in self.kiv_layers().items() if layer.store.length > 0}
+
+    def fork(self) -> KIVCache:
+        """Return an independent cache with equal state, in the same pool (SPEC 9.4)."""
+        self._handshake.require_settled("fork")
+        handshake = self._handshake.fork()
+        layers = [
+            layer.fork(handshake) if isinstance(layer, (KIVLayer, KIVHybridLayer)) else copy.deepcopy(layer)
+            for layer in self.layers
+        ]
+        twin = copy.copy(self)
+        twin._handshake = handshake
+        twin.layers = layers
+        if twin.layer_class_to_replicate is not None:
+            twin.layer_class_to_replicate = twin._new_layer
+        self._shared.users += 1
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KIVCache:
+        twin = self.fork()
+        memo[id(self)] = twin
+        return twin
+
+    def close(self) -> None:
+        """Free everything this cache holds, files included. Using it afterwards raises; closing it again is allowed."""
+        if self._handshake.closed:
+            return
+        self.reset()
+        self._handshake.closed = True
+        self._shared.users -= 1
+        if self._shared.users == 0:
+            self.pool.close()

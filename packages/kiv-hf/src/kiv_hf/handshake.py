@@ -1,0 +1,178 @@
+"""The handshake of one cache: what a forward pass has promised so far, and what it still owes.
+
+transformers calls a cache in three places that know nothing of each other: the mask function asks for sizes, `update`
+hands over new keys and values, the attention function gets whatever the model made of them. A KIV layer is only right
+if the same forward pass went through KIV in all three. This module keeps score; every broken promise is an error that
+names the way out, never a wrong number.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import TYPE_CHECKING, NamedTuple
+
+from kiv_reference.errors import KIVError, KIVUnsupportedError, KIVUsageError, refuse
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig
+
+    from .layer import KIVLayerMixin
+
+NAME = "kiv"
+"""Under this name the attention and the mask function are registered with transformers."""
+
+USE_KIV = f'Call model.set_attn_implementation("{NAME}") or load the model with attn_implementation="{NAME}".'
+START_OVER = "Call cache.reset() and feed the text again, or use a new cache."
+
+
+class PlainMask(NamedTuple):
+    """A plain causal mask that `kiv_mask` promised to the KIV layers of a cache."""
+
+    kv_length: int
+    query_tokens: int
+    padded: bool
+
+
+class MaskLength(int):
+    """A mask length that remembers which cache gave it.
+
+    transformers hands it from `Cache.get_mask_sizes` to the mask function unchanged, and tells that function nothing
+    else about the cache. A number that travels with the call cannot be mixed up by threads or by two models at once.
+    """
+
+    handshake: Handshake
+    of_kiv_layer: bool
+
+    def __new__(cls, length: int, handshake: Handshake, of_kiv_layer: bool) -> MaskLength:
+        """Make the number `length` for a layer of `handshake`'s cache."""
+        number = super().__new__(cls, length)
+        number.handshake = handshake
+        number.of_kiv_layer = of_kiv_layer
+        return number
+
+
+class Handshake:
+    """The state that one cache's layers share during a forward pass.
+
+    Parameters
+    ----------
+    config : PreTrainedConfig
+        The model's configuration: its text part says which attention implementation the decoder uses.
+
+    Attributes
+    ----------
+    plain : PlainMask or None
+        The last plain causal mask that was promised.
+    staged : KIVLayerMixin or None
+        The layer whose new tokens no attention call has taken yet.
+    closed : bool
+        The cache was closed.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self._config = config.get_text_config(decoder=True)
+        self._mask_owed = False
+        self.plain: PlainMask | None = None
+        self.staged: KIVLayerMixin | None = None
+        self.closed = False
+
+    def mask_asked(self, length: int) -> MaskLength:
+        """Note that mask sizes were asked for a KIV layer; the answer is owed by `kiv_mask`."""
+        self._mask_owed = True
+        return MaskLength(length, self, of_kiv_layer=True)
+
+    def mask_answered(self, plain: PlainMask | None) -> None:
+        """Note that `kiv_mask` answered; `plain` is None if the mask is not the plain causal one.
+
+        A special mask does not end an earlier promise: some models ask for masks that no layer of theirs uses.
+        """
+        self._mask_owed = False
+        if plain is not None:
+            self.plain = plain
+
+    def activate(self) -> None:
+        """Note that this thread's forward pass uses this cache."""
+        _thread.active = weakref.ref(self)
+
+    def before_update(self, total: int) -> None:
+        """Check what can be known when `update` brings a layer to `total` tokens, before anything is kept."""
+        self.require_settled("update")
+        promised = self.plain is not None and self.plain.kv_length == total
+        if not promised:
+            implementation = getattr(self._config, "_attn_implementation", None)
+            if implementation not in (None, NAME):
+                raise refuse(
+                    KIVUsageError,
+                    f'A KIVCache needs the attention implementation "{NAME}"',
+                    f'attn_implementation="{implementation}"',
+                    USE_KIV,
+                )
+            if self._mask_owed:
+                raise refuse(
+                    KIVUsageError,
+                    f'A KIVCache needs masks from the attention implementation "{NAME}"',
+                    "a mask that another implementation made",
+                    USE_KIV,
+                )
+        self._mask_owed = False
+        self.activate()
+
+    def require_settled(self, operation: str) -> None:
+        """Refuse `operation` on a closed cache, or while a layer's new tokens wait for their attention call.
+
+        Raises
+        ------
+        KIVUsageError
+            The cache is closed, or a forward pass was left half-way: it failed, was interrupted, or the model's
+            attention does not go through KIV.
+        """
+        if self.closed:
+            raise refuse(KIVUsageError, f"{operation} needs an open KIVCache", "a closed one", "Make a new cache.")
+        if self.staged is not None:
+            raise refuse(
+                KIVUsageError,
+                f'{operation} needs every earlier update to have reached the attention implementation "{NAME}"',
+                "an update that no attention call took: the forward pass broke off, or the model's attention does "
+                "not go through KIV",
+                f"{USE_KIV} {START_OVER}",
+            )
+
+    def fork(self) -> Handshake:
+        """Return the handshake of a fork: same model, nothing promised."""
+        return Handshake(self._config)
+
+    def forget(self) -> None:
+        """Forget what was promised: a layer's tokens changed, so an old mask may not serve a new forward pass."""
+        self.plain = None
+        self._mask_owed = False
+
+
+class _Thread(threading.local):
+    """The cache that the running forward pass of this thread uses, as far as KIV saw."""
+
+    active: weakref.ref[Handshake] | None = None
+
+
+_thread = _Thread()
+
+
+def active_handshake() -> Handshake | None:
+    """Return the handshake of the KIV cache that this thread's forward pass uses, if it uses one."""
+    return None if _thread.active is None else _thread.active()
+
+
+def other_cache_active() -> None:
+    """Note that this thread's forward pass uses another kind of cache, or none."""
+    _thread.active = None
+
+
+def foreign_tensors(module: torch.nn.Module) -> KIVError:
+    """Build the error for keys or values that are not those that `update` returned."""
+    return refuse(
+        KIVUnsupportedError,
+        "Attention over a KIV layer must get the very keys and values that the cache returned",
+        f"others in {type(module).__name__} ({type(module).__module__}): it changes them after the cache update",
+        "Use DynamicCache with this model.",
+    )

@@ -1,0 +1,243 @@
+"""The cache layers: where transformers expects keys and values, and a KIV store keeps them (SPEC 9)."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from kiv_reference.contract import LayerStore
+from kiv_reference.errors import KIVShapeError, KIVUnsupportedError, KIVUsageError, refuse
+from transformers.cache_utils import DynamicLayer
+
+from .handshake import Handshake
+from .resolve import register
+
+
+class Staged(NamedTuple):
+    """New tokens that wait for their attention call: key [B, H, n, D] and value [B, H, n, DV]."""
+
+    key: torch.Tensor
+    value: torch.Tensor
+
+
+class KIVLayerMixin:
+    """What `KIVLayer` and `hybrid.KIVHybridLayer` share: a layer store in place of two growing tensors.
+
+    `update` only *stages* the new tokens. The attention call that gets the returned tensors hands them to the store,
+    together with their validity, which no one knows before. So a token enters the store only with proof that
+    the attention that will read it is KIV's.
+    """
+
+    is_sliding = False
+    is_croppable = True
+    is_compileable = False
+
+    store: LayerStore
+    handshake: Handshake
+
+    def _attach(self, store: LayerStore, handshake: Handshake) -> None:
+        self.store = store
+        self.handshake = handshake
+        self._staged: Staged | None = None
+        self._returned: weakref.ref[torch.Tensor] | None = None
+        self.is_initialized = False
+
+    # Keys and values live in the tiers of the store; a tensor of all of them is what KIV exists to avoid.
+    @property
+    def keys(self) -> torch.Tensor | None:
+        """None while the layer is empty; a KIV layer has no tensor of all keys."""
+        return self._no_tensor("keys")
+
+    @keys.setter
+    def keys(self, tensor: torch.Tensor | None) -> None:
+        self._refuse_tensor("keys", tensor)
+
+    @property
+    def values(self) -> torch.Tensor | None:
+        """None while the layer is empty; a KIV layer has no tensor of all values."""
+        return self._no_tensor("values")
+
+    @values.setter
+    def values(self, tensor: torch.Tensor | None) -> None:
+        self._refuse_tensor("values", tensor)
+
+    def _no_tensor(self, name: str) -> None:
+        if self.get_seq_length() > 0:
+            raise refuse(
+                KIVUnsupportedError,
+                f"A KIV layer has no tensor of all {name}: they live in the tiers of its store",
+                f"a read of .{name}",
+                "Use DynamicCache where code reads the tensors of a cache.",
+            )
+
+    def _refuse_tensor(self, name: str, tensor: torch.Tensor | None) -> None:
+        if tensor is not None:
+            raise refuse(
+                KIVUnsupportedError,
+                f"The {name} of a KIV layer are set by update alone",
+                f"an assignment to .{name}",
+                "Use DynamicCache where code writes the tensors of a cache.",
+            )
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Note dtype and device of the keys; the store allocates as tokens come."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    @torch.compiler.disable
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stage the keys and values of new tokens and return what the attention function is to be called with.
+
+        Parameters
+        ----------
+        key_states : [B, H, n, D]
+        value_states : [B, H, n, DV]
+
+        Returns
+        -------
+        key [B, H, T + n, D], value [B, H, T + n, DV]
+            The tokens themselves if the layer was empty, else placeholders of the logical length, all NaN
+            and without memory of their own: the attention named "kiv" knows them by identity, any other gives NaN.
+
+        Raises
+        ------
+        KIVUsageError
+            The model does not use the attention "kiv", or an earlier forward pass was left half-way.
+        KIVUnsupportedError
+            The keys or values require gradients.
+        """
+        for name, tensor in (("keys", key_states), ("values", value_states)):
+            _check_states(name, tensor)
+        total = self.store.length + key_states.shape[-2]
+        self.handshake.before_update(total)
+        if not self.is_initialized:
+            # Named, because the hybrid layer's initialisation serves its linear part too.
+            KIVLayerMixin.lazy_initialization(self, key_states, value_states)
+        empty = self.store.length == 0
+        key = key_states[...] if empty else _placeholder(key_states, total)
+        value = value_states[...] if empty else _placeholder(value_states, total)
+        self._staged = Staged(key_states, value_states)
+        self._returned = weakref.ref(key)
+        self.handshake.staged = self
+        register(key, value, self)
+        return key, value
+
+    @property
+    def staged_tokens(self) -> int:
+        """Tokens of the last update that no attention call has taken yet."""
+        return 0 if self._staged is None else self._staged.key.shape[-2]
+
+    def returned_last(self, key: torch.Tensor) -> bool:
+        """Whether `key` is the tensor that the last update returned."""
+        return self._returned is not None and self._returned() is key
+
+    def take_staged(self, valid: torch.Tensor | None) -> None:
+        """Append the staged tokens to the store; `valid` is bool [B, n], or None if all are tokens (SPEC 2.4)."""
+        assert self._staged is not None
+        self.store.append(self._staged.key, self._staged.value, valid)
+        self._staged = None
+        self.handshake.staged = None
+
+    def get_seq_length(self) -> int:
+        """T, all tokens of the layer, wherever they live, padding and staged tokens included."""
+        return self.store.length + self.staged_tokens
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return the logical length after `query_length` more tokens, and the offset 0."""
+        return self.handshake.mask_asked(self.get_seq_length() + query_length), 0
+
+    def get_max_length(self) -> int:
+        """Return -1: no maximum."""
+        return -1
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Drop the last ``-tokens_to_remove`` tokens (SPEC 9.2); like `DynamicLayer`, it takes no positive number."""
+        self.handshake.require_settled("crop")
+        if tokens_to_remove > 0:
+            raise refuse(
+                KIVUsageError, "crop takes the number of tokens to remove as a negative integer", tokens_to_remove,
+                "Pass -n to remove the last n tokens.",
+            )  # fmt: skip
+        if tokens_to_remove < 0 and self.store.length > 0:
+            self.store.crop(max(0, self.store.length + tokens_to_remove))
+            self._changed()
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Make sequence i a copy of the former ``beam_idx[i]`` (SPEC 9.3)."""
+        self.handshake.require_settled("reorder_cache")
+        if self.store.length > 0:
+            self.store.reorder(beam_idx.to(torch.int64))
+            self._changed()
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each sequence `repeats` times in place (SPEC 9.3)."""
+        self.handshake.require_settled("batch_repeat_interleave")
+        if self.store.length > 0:
+            self.store.repeat_interleave(repeats)
+            self._changed()
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the sequences that `indices` names, integers or a mask of bools (SPEC 9.3)."""
+        self.handshake.require_settled("batch_select_indices")
+        if self.store.length > 0:
+            rows = indices.nonzero().flatten() if indices.dtype == torch.bool else indices.to(torch.int64)
+            self.store.select(rows)
+            self._changed()
+
+    def reset(self) -> None:
+        """Return to an empty layer, whatever state a broken forward pass left (SPEC 9.5)."""
+        self.store.reset()
+        self._staged = None
+        if self.handshake.staged is self:
+            self.handshake.staged = None
+        self._changed()
+        self.is_initialized = False
+
+    def offload(self) -> None:
+        """Do nothing: the store moves its own pages between tiers."""
+
+    def prefetch(self) -> None:
+        """Do nothing: the store fetches its own pages."""
+
+    def _changed(self) -> None:
+        self._returned = None
+        self.handshake.forget()
+
+
+class KIVLayer(KIVLayerMixin, DynamicLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """A full-attention layer whose tokens live in a KIV store."""
+
+    def __init__(self, store: LayerStore, handshake: Handshake) -> None:
+        DynamicLayer.__init__(self)
+        self._attach(store, handshake)
+
+    def fork(self, handshake: Handshake) -> KIVLayer:
+        """Return an independent layer with equal state, for the cache of `handshake` (SPEC 9.4)."""
+        twin = KIVLayer(self.store.fork(), handshake)
+        if self.is_initialized:
+            twin.dtype, twin.device, twin.is_initialized = self.dtype, self.device, True
+        return twin
+
+
+def _placeholder(states: torch.Tensor, total: int) -> torch.Tensor:
+    """NaN in the shape [B, H, total, width], one element of memory."""
+    batch, heads, _, width = states.shape
+    return states.new_full((1, 1, 1, 1), float("nan")).expand(batch, heads, total, width)
+
+
+def _check_states(name: str, states: torch.Tensor) -> None:
+    if states.ndim != 4 or not states.is_floating_point():
+        shown = f"{tuple(states.shape)}, {states.dtype}"
+        raise refuse(KIVShapeError, f"new {name} must be floating point [B, H, n, D]", shown, "Use DynamicCache.")
+    if states.is_meta:
+        raise refuse(KIVUnsupportedError, f"new {name} must hold data", "a meta tensor", "Load the model's weights.")
+    if states.requires_grad:
+        raise refuse(
+            KIVUnsupportedError,
+            "KIV computes no gradients",
+            f"{name} that require them",
+            "Call the model under torch.no_grad() or torch.inference_mode().",
+        )

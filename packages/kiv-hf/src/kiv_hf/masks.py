@@ -1,0 +1,78 @@
+"""The mask function named "kiv": for a KIV layer None or the 2-D padding mask, for any other layer what sdpa gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from kiv_reference.errors import KIVShapeError, refuse
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from .handshake import MaskLength, PlainMask, other_cache_active
+
+
+@torch.compiler.disable
+def kiv_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | torch.Tensor = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    **kwargs: Any,
+) -> torch.Tensor | None:
+    """Make the mask of one forward pass; the parameters are those of `transformers.masking_utils.sdpa_mask`.
+
+    Returns
+    -------
+    Tensor or None
+        For a KIV layer and a plain causal mask: None if every position is valid, else bool [B, T]. No tensor of
+        TQ x T elements is made. Otherwise what `sdpa_mask` returns; a KIV layer refuses it.
+    """
+    arguments: dict[str, Any] = {
+        "batch_size": batch_size, "q_length": q_length, "kv_length": int(kv_length), "q_offset": q_offset,
+        "kv_offset": kv_offset, "mask_function": mask_function, "attention_mask": attention_mask,
+        "local_size": local_size,
+    }  # fmt: skip
+    if not isinstance(kv_length, MaskLength):
+        other_cache_active()
+        return sdpa_mask(**arguments, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
+    handshake = kv_length.handshake
+    handshake.activate()
+    if not kv_length.of_kiv_layer:
+        return sdpa_mask(**arguments, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
+    plain = (
+        mask_function is causal_mask_function
+        and local_size is None
+        and allow_is_causal_skip
+        and not isinstance(q_offset, torch.Tensor)
+        and kv_offset == 0
+        and kv_length == q_offset + q_length
+    )
+    if not plain:
+        handshake.mask_answered(None)
+        # Nothing is skipped: None would tell a KIV layer that the mask is the plain one.
+        kwargs["allow_is_bidirectional_skip"] = False
+        return sdpa_mask(**arguments, allow_is_causal_skip=False, **kwargs)
+    padding = _padding(attention_mask, int(kv_length))
+    handshake.mask_answered(PlainMask(int(kv_length), q_length, padding is not None))
+    return padding
+
+
+def _padding(attention_mask: torch.Tensor | None, total: int) -> torch.Tensor | None:
+    """Check the 2-D mask, bool [B, T]; None if every position is valid."""
+    if attention_mask is None:
+        return None
+    if attention_mask.ndim != 2 or attention_mask.shape[1] != total:
+        raise refuse(
+            KIVShapeError,
+            f"attention_mask must be [B, {total}]: every token of the cache, then the new ones",
+            tuple(attention_mask.shape),
+            "Pass the mask of the whole sequence, or none if nothing is padding.",
+        )
+    mask = attention_mask.to(torch.bool)
+    return None if bool(mask.all()) else mask

@@ -1,0 +1,99 @@
+"""Attention of layers that are not KIV's, exactly as transformers would compute it without KIV."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from kiv_reference.errors import KIVShapeError, KIVUnsupportedError, refuse
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from .handshake import active_handshake
+
+_EAGER_ONLY = ("softcap", "s_aux", "sinks")
+"""Arguments that sdpa cannot honour; transformers runs models that use them with their own eager function."""
+
+
+def stock_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as "sdpa" does, or as the model's eager function where the call needs what sdpa lacks.
+
+    A mask in KIV's form (2-D, or None for more keys than queries) is spelled out first: sdpa reads None as an
+    upper-left triangle.
+
+    Returns
+    -------
+    output [B, TQ, HQ, DV], None
+    """
+    mask = _spell_out(module, query, key, attention_mask, kwargs.get("is_causal"))
+    if all(kwargs.get(name) is None for name in _EAGER_ONLY):
+        kwargs = {name: argument for name, argument in kwargs.items() if name != "softcap"}
+        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+    if mask is None and query.shape[2] > 1 and _causal(module, kwargs.get("is_causal")):
+        mask = _causal_mask(query, key)
+    if mask is not None and mask.dtype == torch.bool:
+        lowest = torch.finfo(query.dtype).min
+        mask = torch.where(mask, torch.zeros((), dtype=query.dtype, device=mask.device), lowest)
+    output, _ = _eager_function(module)(module, query, key, value, mask, **kwargs)
+    return output, None
+
+
+def _spell_out(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool | None,
+) -> torch.Tensor | None:
+    queries, total = query.shape[2], key.shape[2]
+    if mask is None:
+        handshake = active_handshake()
+        plain = None if handshake is None else handshake.plain
+        ours = plain is not None and not plain.padded and (plain.kv_length, plain.query_tokens) == (total, queries)
+        if ours and 1 < queries < total and _causal(module, is_causal):
+            return _causal_mask(query, key)
+        return None
+    if mask.ndim != 2:
+        return mask
+    if mask.shape[1] != total:
+        raise refuse(
+            KIVShapeError,
+            "A 2-D mask must cover every key",
+            f"width {mask.shape[1]} for {total} keys in {type(module).__name__}",
+            "Use DynamicCache with this model.",
+        )
+    return _causal_mask(query, key) & mask.to(torch.bool)[:, None, None, :]
+
+
+def _causal(module: torch.nn.Module, is_causal: bool | None) -> bool:
+    """Whether sdpa would take this call as causal."""
+    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+
+
+def _causal_mask(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Lower-right triangle, bool [1, 1, TQ, T]."""
+    queries, total = query.shape[2], key.shape[2]
+    position = torch.arange(total, device=query.device)
+    return (position <= position[total - queries :, None])[None, None]
+
+
+def _eager_function(module: torch.nn.Module) -> Callable[..., Any]:
+    """Return the eager attention of the file that defines the module's class, or a base class of it."""
+    for base in type(module).__mro__:
+        function = getattr(sys.modules.get(base.__module__), "eager_attention_forward", None)
+        if function is not None:
+            return function
+    raise refuse(
+        KIVUnsupportedError,
+        "A layer with softcap or sinks that is not KIV's needs the model's eager_attention_forward",
+        f"none beside {type(module).__name__}",
+        'Use attn_implementation="eager" and a DynamicCache with this model.',
+    )
