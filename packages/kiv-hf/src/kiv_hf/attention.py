@@ -17,8 +17,8 @@ from .stock import stock_attention
 
 _logger = logging.get_logger(__name__)
 
-_REFUSED_ARGUMENTS = ("position_bias", "indices", "block_indices", "cache")
-"""Arguments that change what is attended, and that a store cannot honour: biases, model-made selections, paging."""
+_REFUSED_ARGUMENTS = ("position_bias", "indices", "block_indices")
+"""Arguments that change what is attended, and that a store cannot honour: biases and selections of the model's own."""
 
 
 def register_attention() -> None:
@@ -62,6 +62,13 @@ def kiv_attention(
     """
     if kwargs.get("output_attentions"):
         _logger.warning_once(f"`{NAME}` attention does not support `output_attentions=True`: it returns no weights.")
+    if kwargs.get("cache") is not None:
+        raise refuse(
+            KIVUnsupportedError,
+            f'The attention implementation "{NAME}" does not serve continuous batching',
+            type(kwargs["cache"]),
+            'Use attn_implementation="sdpa" for it.',
+        )
     layer = resolve(key, value)
     if layer is None:
         _refuse_foreign(module, key, value)
@@ -71,7 +78,7 @@ def kiv_attention(
     _check_query(module, query, tokens)
     valid = _new_validity(module, layer, query, attention_mask, kwargs.get("is_causal"))
     if tokens:
-        layer.take_staged(valid)
+        layer.take_staged(module, valid)
     scaling: float | None = kwargs.get("scaling")
     output = layer.store.attend(
         query,

@@ -12,7 +12,7 @@ from kiv_reference.contract import PoolFactory, StorePool
 from kiv_reference.errors import KIVUsageError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttentionLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer
 
 from .handshake import Handshake, MaskLength
 from .hybrid import KIVHybridLayer
@@ -63,7 +63,7 @@ class KIVCache(DynamicCache):
             raise refuse(KIVUsageError, "KIVCache needs the model's configuration", type(config), "Pass model.config.")
         super().__init__(config=config)
         self._shared = _SharedPool(resolve_impl(impl)(KIVConfig() if kiv_config is None else kiv_config))
-        self._handshake = Handshake(config)
+        self._handshake = Handshake(config, self)
         self.layers = [self._kiv_layer(layer) for layer in self.layers]
         if self.layer_class_to_replicate is not None:
             self.layer_class_to_replicate = self._new_layer
@@ -92,6 +92,11 @@ class KIVCache(DynamicCache):
     def kiv_layers(self) -> dict[int, KIVLayerMixin]:
         """Return the KIV layers by their index in the cache."""
         return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, KIVLayerMixin)}
+
+    def lengths(self) -> set[int]:
+        """Return how many tokens the layers in use hold: one number, unless a forward pass broke off."""
+        counted = [layer for layer in self.layers if isinstance(layer, (KIVLayerMixin, DynamicSlidingWindowLayer))]
+        return {layer.get_seq_length() for layer in counted if layer.is_initialized}
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the logical length after `query_length` more tokens, and the offset, for the layer's mask."""
@@ -153,14 +158,12 @@ class KIVCache(DynamicCache):
     def fork(self) -> KIVCache:
         """Return an independent cache with equal state, in the same pool (SPEC 9.4)."""
         self._handshake.require_settled("fork")
-        handshake = self._handshake.fork()
-        layers = [
-            layer.fork(handshake) if isinstance(layer, (KIVLayer, KIVHybridLayer)) else copy.deepcopy(layer)
+        twin = copy.copy(self)
+        twin._handshake = self._handshake.fork(twin)
+        twin.layers = [
+            layer.fork(twin._handshake) if isinstance(layer, (KIVLayer, KIVHybridLayer)) else copy.deepcopy(layer)
             for layer in self.layers
         ]
-        twin = copy.copy(self)
-        twin._handshake = handshake
-        twin.layers = layers
         if twin.layer_class_to_replicate is not None:
             twin.layer_class_to_replicate = twin._new_layer
         self._shared.users += 1

@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
+    from .cache import KIVCache
     from .layer import KIVLayerMixin
 
 NAME = "kiv"
 """Under this name the attention and the mask function are registered with transformers."""
 
-USE_KIV = f'Call model.set_attn_implementation("{NAME}") or load the model with attn_implementation="{NAME}".'
+USE_KIV = (
+    f'Call model.set_attn_implementation("{NAME}") or load the model with attn_implementation="{NAME}"; '
+    "a model that cannot switch needs a DynamicCache."
+)
 START_OVER = "Call cache.reset() and feed the text again, or use a new cache."
 
 
@@ -60,6 +64,8 @@ class Handshake:
     ----------
     config : PreTrainedConfig
         The model's configuration: its text part says which attention implementation the decoder uses.
+    cache : KIVCache
+        The cache, held weakly.
 
     Attributes
     ----------
@@ -71,8 +77,9 @@ class Handshake:
         The cache was closed.
     """
 
-    def __init__(self, config: PreTrainedConfig) -> None:
+    def __init__(self, config: PreTrainedConfig, cache: KIVCache) -> None:
         self._config = config.get_text_config(decoder=True)
+        self._cache = weakref.ref(cache)
         self._mask_owed = False
         self.plain: PlainMask | None = None
         self.staged: KIVLayerMixin | None = None
@@ -87,10 +94,26 @@ class Handshake:
         """Note that `kiv_mask` answered; `plain` is None if the mask is not the plain causal one.
 
         A special mask does not end an earlier promise: some models ask for masks that no layer of theirs uses.
+
+        Raises
+        ------
+        KIVUsageError
+            The layers hold different numbers of tokens: an earlier forward pass broke off between two of them.
         """
         self._mask_owed = False
-        if plain is not None:
-            self.plain = plain
+        if plain is None:
+            return
+        self.require_settled("a forward pass")
+        cache = self._cache()
+        lengths = set() if cache is None else cache.lengths()
+        if len(lengths) > 1:
+            raise refuse(
+                KIVUsageError,
+                "Every layer of a cache must hold the same tokens",
+                f"layers of {sorted(lengths)} tokens: an earlier forward pass broke off",
+                START_OVER,
+            )
+        self.plain = plain
 
     def activate(self) -> None:
         """Note that this thread's forward pass uses this cache."""
@@ -139,9 +162,9 @@ class Handshake:
                 f"{USE_KIV} {START_OVER}",
             )
 
-    def fork(self) -> Handshake:
-        """Return the handshake of a fork: same model, nothing promised."""
-        return Handshake(self._config)
+    def fork(self, cache: KIVCache) -> Handshake:
+        """Return the handshake of `cache`, a fork: same model, nothing promised."""
+        return Handshake(self._config, cache)
 
     def forget(self) -> None:
         """Forget what was promised: a layer's tokens changed, so an old mask may not serve a new forward pass."""

@@ -41,6 +41,7 @@ class KIVLayerMixin:
         self.handshake = handshake
         self._staged: Staged | None = None
         self._returned: weakref.ref[torch.Tensor] | None = None
+        self._module: weakref.ref[torch.nn.Module] | None = None
         self.is_initialized = False
 
     # Keys and values live in the tiers of the store; a tensor of all of them is what KIV exists to avoid.
@@ -134,9 +135,30 @@ class KIVLayerMixin:
         """Whether `key` is the tensor that the last update returned."""
         return self._returned is not None and self._returned() is key
 
-    def take_staged(self, valid: torch.Tensor | None) -> None:
-        """Append the staged tokens to the store; `valid` is bool [B, n], or None if all are tokens (SPEC 2.4)."""
+    def take_staged(self, module: torch.nn.Module, valid: torch.Tensor | None) -> None:
+        """Append the staged tokens to the store.
+
+        Parameters
+        ----------
+        module : torch.nn.Module
+            The attention module that attends to them.
+        valid : bool [B, n], optional
+            False where a token is padding (SPEC 2.4). Default: all are valid.
+
+        Raises
+        ------
+        KIVUsageError
+            Another module's tokens are in the layer: the cache was fed by another model.
+        """
         assert self._staged is not None
+        if self._module is not None and self._module() is not module:
+            raise refuse(
+                KIVUsageError,
+                "A cache serves the model that filled it",
+                f"tokens from another {type(module).__name__}",
+                "Use one KIVCache for each model, or call cache.reset() in between.",
+            )
+        self._module = weakref.ref(module)
         self.store.append(self._staged.key, self._staged.value, valid)
         self._staged = None
         self.handshake.staged = None
@@ -194,6 +216,7 @@ class KIVLayerMixin:
         if self.handshake.staged is self:
             self.handshake.staged = None
         self._changed()
+        self._module = None
         self.is_initialized = False
 
     def offload(self) -> None:
@@ -217,6 +240,7 @@ class KIVLayer(KIVLayerMixin, DynamicLayer):  # pyright: ignore[reportIncompatib
     def fork(self, handshake: Handshake) -> KIVLayer:
         """Return an independent layer with equal state, for the cache of `handshake` (SPEC 9.4)."""
         twin = KIVLayer(self.store.fork(), handshake)
+        twin._module = self._module
         if self.is_initialized:
             twin.dtype, twin.device, twin.is_initialized = self.dtype, self.device, True
         return twin

@@ -1,0 +1,122 @@
+"""Tiny random models, the ways to feed them, and how far two right answers may lie apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from kiv_hf import KIVCache, KIVConfig
+from transformers import (
+    DynamicCache,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+VOCABULARY = 97
+TEXT_TOKENS = 96
+
+# A hot window far smaller than the text: most tokens are cold.
+PAGES = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4, "span_pages": 3, "query_block_tokens": 5}
+EXACT = KIVConfig(retrieve_tokens=None, **PAGES)
+# The budget covers every cold token, and prefill retrieves too: the whole path of retrieval, with nothing left out.
+FULL_BUDGET = KIVConfig(
+    retrieve_tokens=256, candidate_pages=64, prefill="retrieve", exact_suffix_tokens=0, tail="none", **PAGES
+)
+# One token of a hundred, and nothing for the rest: surely not what full attention gives.
+STARVED = KIVConfig(
+    retrieve_tokens=1, candidate_pages=1, prefill="retrieve", exact_suffix_tokens=0, tail="none", **PAGES
+)
+
+FEEDS = {"one shot": [TEXT_TOKENS], "chunks": [31, 1, 2, 29, 1, 32], "token by token": [1] * TEXT_TOKENS}
+
+
+@dataclass
+class TinyModel:
+    """A model with the attention "kiv", its twin with transformers' own attention, and a text."""
+
+    kiv: PreTrainedModel
+    stock: PreTrainedModel
+    ids: torch.Tensor  # [1, TEXT_TOKENS]
+
+    @property
+    def config(self):
+        return self.kiv.config
+
+    def cache(self, config: KIVConfig = EXACT, **kwargs) -> KIVCache:
+        return KIVCache(self.config, config, **kwargs)
+
+    def stock_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.config)
+
+    def rounding(self) -> float:
+        """How far the stock model's own logits move when only the order of summation changes.
+
+        Eager and sdpa attention, and feeding in pieces, are all right; KIV sums in yet another order, so it may lie as far
+        off as two of them from each other.
+        """
+        whole = feed(self.stock, self.ids, self.stock_cache(), [TEXT_TOKENS])
+        chunks = feed(self.stock, self.ids, self.stock_cache(), FEEDS["chunks"])
+        tokens = feed(self.stock, self.ids, self.stock_cache(), FEEDS["token by token"])
+        own = self.stock.config._attn_implementation
+        self.stock.set_attn_implementation("eager")
+        eager = feed(self.stock, self.ids, self.stock_cache(), [TEXT_TOKENS])
+        self.stock.set_attn_implementation(own)
+        moved = max((other - whole).abs().max().item() for other in (chunks, tokens, eager))
+        return 2 * max(moved, torch.finfo(whole.dtype).eps * whole.abs().max().item())
+
+
+def feed(model, ids, cache, lengths, **kwargs) -> torch.Tensor:
+    """Logits [B, T, vocabulary] of `ids`, fed in pieces of `lengths`."""
+    mask = kwargs.pop("attention_mask", None)
+    logits, start = [], 0
+    for piece in ids.split(lengths, dim=1):
+        start += piece.shape[1]
+        part = {} if mask is None else {"attention_mask": mask[:, :start]}
+        logits.append(model(piece, past_key_values=cache, **part, **kwargs).logits)
+    return torch.cat(logits, dim=1)
+
+
+def _pair(config_class, model_class, **settings) -> TinyModel:
+    sizes = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
+        # Larger weights than at the start of a training: attention picks tokens instead of averaging them.
+        "initializer_range": 0.35, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
+    }  # fmt: skip
+    config = config_class(**(sizes | settings))
+    torch.manual_seed(5)
+    stock = model_class(config).eval()
+    kiv = model_class(config_class(**(sizes | settings))).eval()
+    kiv.load_state_dict(stock.state_dict())
+    kiv.set_attn_implementation("kiv")
+    ids = torch.randint(2, VOCABULARY, (1, TEXT_TOKENS), generator=torch.Generator().manual_seed(7))
+    return TinyModel(kiv, stock, ids)
+
+
+TINY_MODELS = {
+    "llama": lambda: _pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=2),
+    "qwen3": lambda: _pair(Qwen3Config, Qwen3ForCausalLM, num_hidden_layers=2),
+    "gemma3": lambda: _pair(
+        Gemma3TextConfig, Gemma3ForCausalLM, num_hidden_layers=3, sliding_window=12,
+        layer_types=["sliding_attention", "full_attention", "full_attention"], query_pre_attn_scalar=8,
+        num_key_value_heads=1,
+    ),
+    "gemma2": lambda: _pair(
+        Gemma2Config, Gemma2ForCausalLM, num_hidden_layers=2, sliding_window=12, attn_logit_softcapping=2.0,
+        layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=8,
+    ),
+    "gpt_oss": lambda: _pair(
+        GptOssConfig, GptOssForCausalLM, num_hidden_layers=2, sliding_window=12, num_local_experts=2,
+        num_experts_per_tok=1, layer_types=["sliding_attention", "full_attention"],
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+}  # fmt: skip
