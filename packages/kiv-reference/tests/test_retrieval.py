@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from kiv_reference.call import _round_up
 from kiv_reference.errors import KIVNonFiniteError
 from kiv_reference.select import best, group_scores, page_scores
 from kiv_reference.summary import summarise, summarise_spans
@@ -140,3 +141,11 @@ def test_missed_mass_takes_pages_and_then_streams(tiny, store_of):
     assert streamed.report.streamed == 1
     exact = store_of(dataclasses.replace(tiny, retrieve_tokens=None), keys, values)
     assert torch.equal(output, exact.attend(query, scale=1.0))
+
+
+def test_the_reported_bound_is_rounded_up_only():
+    bound = torch.tensor([0.7438106105, 0.25, 0.0], dtype=torch.float64)
+    rounded = _round_up(bound)
+    assert rounded.dtype == torch.float32
+    assert bool((rounded.double() >= bound).all())
+    assert rounded[1:].tolist() == [0.25, 0.0]

@@ -81,7 +81,7 @@ class BlockCall:
     def _report(self, results: list[list[HeadResult]]) -> BlockReport:
         flat = [result for row in results for result in row]
         key, value = self.tokens.key.tensor, self.tokens.value.tensor
-        missed = [[r.missed_bound.float() for r in row if r.missed_bound is not None] for row in results]
+        missed = [[_round_up(r.missed_bound) for r in row if r.missed_bound is not None] for row in results]
         return BlockReport(
             mode=self.block.mode,
             first_query=self.block.start,
@@ -96,6 +96,12 @@ class BlockCall:
             key_bytes=sum(r.key_rows for r in flat) * key.shape[3] * key.element_size(),
             value_bytes=sum(r.value_rows for r in flat) * value.shape[3] * value.element_size(),
         )
+
+
+def _round_up(bound: torch.Tensor) -> torch.Tensor:
+    """To float32, never downwards: a bound that is rounded to nearest may end below what it bounds (SPEC 6.2)."""
+    nearest = bound.float()
+    return torch.where(nearest < bound, nearest.nextafter(nearest.new_tensor(torch.inf)), nearest)
 
 
 def _padded(rows: list[list[torch.Tensor]]) -> torch.Tensor:
