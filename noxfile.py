@@ -1,0 +1,107 @@
+"""Every task of the project: ``nox -l`` lists them, ``nox`` runs the tests and the conformance suite.
+
+Sessions that need the packages share one environment, made once by the session `dev` and kept until its inputs change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+PACKAGES = tuple(f"packages/kiv-{name}" for name in ("reference", "fast", "hf"))
+CONSTRAINTS = ("-c", "constraints.txt")
+GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
+ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["tests", "conformance"]
+
+
+def dev_python(session: nox.Session) -> str:
+    """Return the interpreter of the environment that `dev` made."""
+    environment = Path(session.cache_dir).parent / "dev"
+    return str(environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+
+
+def run(session: nox.Session, *arguments: str) -> None:
+    """Run the shared environment's Python with `arguments`."""
+    session.run(dev_python(session), *arguments, env=ENV, external=True)
+
+
+@nox.session(default=False)
+def dev(session: nox.Session) -> None:
+    """Make the environment of the other sessions: the three packages, editable, and all that development uses."""
+    inputs = ("constraints.txt", "pyproject.toml", "noxfile.py", *(f"{package}/pyproject.toml" for package in PACKAGES))
+    contents = b"".join((ROOT / name).read_bytes() for name in inputs)
+    fingerprint = hashlib.sha256(contents).hexdigest()
+    stamp = Path(session.virtualenv.location) / "kiv-inputs.sha256"
+    if stamp.exists() and stamp.read_text() == fingerprint:
+        session.log("the environment is up to date")
+        return
+    stamp.unlink(missing_ok=True)
+    session.install(*CONSTRAINTS, "hatchling", *GROUPS["test"], *GROUPS["types"], *GROUPS["bench"])
+    editable = [argument for package in PACKAGES for argument in ("-e", package)]
+    session.install(*CONSTRAINTS, "--no-build-isolation", *editable)
+    session.install("--no-deps", *GROUPS["data"])
+    stamp.write_text(fingerprint)
+
+
+@nox.session(venv_backend="none", requires=["dev"])
+def tests(session: nox.Session) -> None:
+    """Run the tests of the packages and the benchmarks; further arguments go to pytest."""
+    folders = [name for name in ("packages", "benchmarks") if any((ROOT / name).rglob("test_*.py"))]
+    run(session, "-m", "pytest", *(session.posargs or folders))
+
+
+@nox.session(venv_backend="none", requires=["dev"])
+def conformance(session: nox.Session) -> None:
+    """Check an implementation against SPEC.md: -- --impl reference|fast|module:factory [--profile dev|ci|nightly]."""
+    run(session, "-m", "pytest", "conformance", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff."""
+    session.install(*CONSTRAINTS, *GROUPS["check"])
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(venv_backend="none", requires=["dev"])
+def typecheck(session: nox.Session) -> None:
+    """Check the types of the packages with pyright, strictly."""
+    run(session, "-m", "pyright", "--pythonpath", dev_python(session))
+
+
+@nox.session(venv_backend="none", requires=["dev"])
+def examples(session: nox.Session) -> None:
+    """Run every script of examples/ that the README shows."""
+    for script in sorted((ROOT / "examples").glob("*.py")):
+        run(session, str(script))
+
+
+@nox.session(venv_backend="none", requires=["dev"])
+def demo(session: nox.Session) -> None:
+    """Ask a real model about 6,000 tokens, through KIV and through a plain cache, side by side."""
+    run(session, "examples/demo", *session.posargs)
+
+
+@nox.session(reuse_venv=False)
+def install(session: nox.Session) -> None:
+    """Build the three wheels, install them in a clean environment, import them, and run the quick start."""
+    wheels = Path(session.create_tmp()) / "wheels"
+    shutil.rmtree(wheels, ignore_errors=True)
+    session.run("python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(wheels), *PACKAGES)
+    session.install(*CONSTRAINTS, *(str(wheel) for wheel in sorted(wheels.glob("*.whl"))))
+    session.install("--no-deps", *GROUPS["data"][:2])
+    session.chdir(session.create_tmp())  # away from the sources: what is imported must come from the wheels
+    session.run("python", "-c", "import kiv_reference, kiv_fast, kiv_hf; print(kiv_hf.__all__)", env=ENV)
+    session.run("kiv", "--help", env=ENV)
+    session.run("python", str(ROOT / "examples" / "quick_start.py"), env=ENV)
