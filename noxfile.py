@@ -46,7 +46,7 @@ def dev(session: nox.Session) -> None:
         session.log("the environment is up to date")
         return
     stamp.unlink(missing_ok=True)
-    session.install(*CONSTRAINTS, "hatchling", *GROUPS["test"], *GROUPS["types"], *GROUPS["bench"])
+    session.install(*CONSTRAINTS, "hatchling", "editables", *GROUPS["test"], *GROUPS["types"], *GROUPS["bench"])
     editable = [argument for package in PACKAGES for argument in ("-e", package)]
     session.install(*CONSTRAINTS, "--no-build-isolation", *editable)
     session.install("--no-deps", *GROUPS["data"])
