@@ -1,0 +1,153 @@
+"""How far two correct implementations may differ (SPEC 11.3): a low-precision run against the oracle, plus rounding.
+
+The low-precision run is `low`. The rounding term is the textbook worst case of a sum of products in any order;
+nothing here was tuned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .low import LowPrecision
+from .oracle import Answer, Modifiers, Term, Vector, dot
+
+LEAST = {torch.float64: 2.0**-1022, torch.float32: 2.0**-126, torch.bfloat16: 2.0**-126, torch.float16: 2.0**-24}
+"""Results below this may be flushed to zero."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtype of tensors at the border, and with it that of computation."""
+
+    border: torch.dtype
+
+    @property
+    def compute(self) -> torch.dtype:
+        """Dtype of computation (SPEC 1.2)."""
+        return torch.float64 if self.border == torch.float64 else torch.float32
+
+    @property
+    def unit(self) -> float:
+        """Unit roundoff of computation."""
+        return torch.finfo(self.compute).eps / 2
+
+    @property
+    def out_unit(self) -> float:
+        """Unit roundoff of the output."""
+        return torch.finfo(self.border).eps / 2
+
+
+def absolute(vector: Vector) -> list[float]:
+    """Absolute values."""
+    return [abs(x) for x in vector]
+
+
+def page_errors(
+    low_run: LowPrecision, members: Sequence[Vector], scale: float, precision: Precision
+) -> list[list[float]]:
+    """Error of the page score of each member and page."""
+    head = low_run.head
+    pages = list(head.pages.values())
+    truth = head.page_scores(members, scale)[1]
+    low = low_run.page_scores(members, scale)
+    width, weight = len(members[0]), head.config.spread_weight
+    steps = (width + 2 * head.config.page_tokens + 12) * precision.unit
+    result: list[list[float]] = []
+    for m, query in enumerate(members):
+        size = absolute(query)
+        rounding = [3 * steps * scale * (1 + weight) * dot(size, p.largest) for p in pages]
+        measured = [abs(low[m][i] - truth[m][i]) for i in range(len(pages))]
+        result.append([e + r + LEAST[precision.compute] for e, r in zip(measured, rounding, strict=True)])
+    return result
+
+
+def token_errors(
+    low_run: LowPrecision, members: Sequence[Vector], positions: Sequence[int], scale: float, precision: Precision
+) -> list[list[float]]:
+    """Error of the token score of each member and position."""
+    head = low_run.head
+    low = low_run.token_scores(members, positions, scale)
+    steps = (len(members[0]) + 4) * precision.unit
+    result: list[list[float]] = []
+    for m, query in enumerate(members):
+        size, row = absolute(query), []
+        for n, i in enumerate(positions):
+            measured = abs(low[m][n] - scale * dot(query, head.keys[i]))
+            rounding = steps * scale * dot(size, absolute(head.keys[i]))
+            row.append(measured + rounding + LEAST[precision.compute])
+        result.append(row)
+    return result
+
+
+def group_errors(
+    scores: Sequence[Sequence[float]], errors: Sequence[Sequence[float]], group: str, precision: Precision
+) -> list[float]:
+    """Error of the group score of each item (SPEC 4.3)."""
+    items = range(len(scores[0]))
+    if group == "max":
+        return [max(e[i] for e in errors) for i in items]
+    result = [LEAST[precision.compute]] * len(scores[0])
+    for row, error in zip(scores, errors, strict=True):
+        top = max(row)
+        # The maximum of the other implementation may sit elsewhere, but its value moves by at most this.
+        top_error = max(e for s, e in zip(row, error, strict=True) if s + e >= max(row) - max(error))
+        for i in items:
+            exponent = row[i] - top
+            moved = error[i] + top_error + precision.unit * abs(exponent)
+            grown = math.expm1(moved) if moved < 700 else math.inf
+            relative = grown + (len(scores) + 8) * precision.unit
+            result[i] += min(1.0, math.exp(exponent) * relative) if relative < math.inf else 1.0
+    return result
+
+
+@dataclass(frozen=True)
+class OutputBudget:
+    """Allowed differences of one query's answer."""
+
+    output: list[float]
+    mass: float
+
+
+def output_budget(
+    low_run: LowPrecision,
+    query: Vector,
+    terms: Sequence[Term],
+    answer: Answer,
+    m: Modifiers,
+    precision: Precision,
+) -> OutputBudget:
+    """Allowed difference of one query's output and mass shares, the selection being the same."""
+    head = low_run.head
+    output, weights, norm = answer
+    if not terms:
+        return OutputBudget([0.0] * len(output), 0.0)
+    unit, size = precision.unit, absolute(query)
+    deltas: list[float] = []
+    for term in terms:
+        steps = len(query) + 8 + (0 if term.kind == "token" else len(term.positions) + 8)
+        reach = max(dot(size, absolute(head.keys[i])) for i in term.positions)
+        logs = abs(term.logit) + abs(norm) + 8
+        deltas.append(unit * (steps * m.scale * reach + 16 * logs + 2 * len(terms)))
+    moved = math.fsum(w * math.expm1(min(d, 80.0)) for w, d in zip(weights, deltas, strict=True))
+    low_output, low_weights = low_run.answer(query, terms, math.fsum(weights), m)
+    drift = math.fsum(abs(a - b) for a, b in zip(low_weights, weights, strict=True))
+    mass = min(1.0, 3 * moved + drift + 8 * unit)
+
+    # Numbers only, no tensor of the target's: [K] terms, [DV] channels.
+    values = torch.tensor([t.value for t in terms], dtype=torch.float64).abs()
+    weight = torch.tensor(weights, dtype=torch.float64)
+    relative = torch.expm1(torch.tensor(deltas, dtype=torch.float64).clamp(max=80.0))
+    summed = unit * torch.tensor([len(t.positions) + len(terms) + 8 for t in terms], dtype=torch.float64)
+    size_out = torch.tensor(output, dtype=torch.float64).abs()
+    hull = values.amax(dim=0) + size_out
+    computed = hull
+    if moved < 0.25:
+        spread = (weight * (relative + summed)) @ values + (weight @ relative) * size_out
+        computed = torch.minimum(hull, 1.5 * spread)
+    measured = (torch.tensor(low_output, dtype=torch.float64) - torch.tensor(output, dtype=torch.float64)).abs()
+    rounding = precision.out_unit * (size_out + computed) + LEAST[precision.border]
+    return OutputBudget((torch.minimum(measured, hull) + computed + rounding).tolist(), mass)

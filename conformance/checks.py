@@ -1,0 +1,251 @@
+"""The comparisons: state, retrieval, masses and output of a target against the second oracle.
+
+Retrieval is compared first, and must be identical in the exact population (SPEC 11.1) or admissible in the floating one
+(SPEC 11.2). Then the oracle takes over the target's candidates and selection, and masses and outputs are compared.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from hypothesis import event
+from kiv_hf.admissible import violation
+from kiv_reference.contract import AttendReport, BlockReport
+
+from .budgets import Precision, group_errors, output_budget, page_errors, token_errors
+from .failure import Scene
+from .low import LowPrecision
+from .oracle import answer, group_scores
+from .oracle_mass import whole_pages
+from .oracle_store import HeadBlock, OracleStore, Retrieved, masses
+
+
+def check_state(scene: Scene, oracle: OracleStore) -> None:
+    """Length, validity and the partition of the next call."""
+    store = scene.store
+    scene.require(store.length == oracle.length, "9.1", "wrong length", got=store.length, expected=oracle.length)
+    flags = [] if oracle.length == 0 or store.valid is None else store.valid.tolist()
+    padded = any(not all(row) for row in oracle.valid)
+    scene.require((not padded and not flags) or flags == oracle.valid, "2.4", "wrong validity", got=flags)
+    got, (sinks, hot, cold) = store.tokens(), oracle.parts()
+    same = (got.sinks, got.hot, got.cold_ram + got.cold_disk) == (sinks, hot, cold)
+    scene.require(same, "2.2", "wrong partition", got=got, expected=f"sinks {sinks}, hot {hot}, cold {cold}")
+    memory = store.memory()
+    scene.require(min(memory) >= 0, "10.3", "negative bytes", got=memory)
+    scene.require(oracle.length > 0 or sum(memory) == 0, "10.3", "an empty store holds bytes", got=memory)
+
+
+def check_blocks(scene: Scene, oracle: OracleStore, report: AttendReport) -> None:
+    """The call was cut into the right blocks, each with the right partition (SPEC 7, 2.3)."""
+    expected = [(b.mode, b.start, b.stop - b.start) for b in oracle.blocks()]
+    got = [(b.mode, b.first_query, b.query_tokens) for b in report.blocks]
+    clause = "7.5" if oracle.pending == 1 else "7.2"
+    scene.require(got == expected, clause, "wrong query blocks", got=got, expected=expected)
+
+
+def check_given(scene: Scene, hb: HeadBlock, report: BlockReport) -> Retrieved:
+    """Read what one head retrieved; its form must be that of the contract (SPEC 9.6)."""
+    b, h = hb.sequence, hb.kv_head
+    candidates, selected = report.candidate_pages[b, h].tolist(), report.selected_positions[b, h].tolist()
+    for name, row in (("candidate pages", candidates), ("selected positions", selected)):
+        filled = [i for i in row if i >= 0]
+        scene.require(row == filled + [-1] * (len(row) - len(filled)), "9.6", f"{name} not filled up by -1", got=row)
+        scene.require(len(set(filled)) == len(filled), "9.6", f"{name} twice", got=row)
+        scene.require(hb.block.mode == "retrieve" or not row, "9.6", f"{name} without retrieval", got=row)
+    given = Retrieved([i for i in candidates if i >= 0], [i for i in selected if i >= 0], bool(report.streamed[b, h]))
+    unknown = [j for j in given.candidates if j not in hb.head.pages]
+    scene.require(not unknown, "3.1", "candidates that are no cold pages with a valid token", got=unknown)
+    inside = {i for j in given.candidates for i in hb.head.pages[j].positions}
+    outside = [i for i in given.selected if i not in inside]
+    scene.require(not outside, "4.6", "selected positions that are no valid tokens of candidates", got=outside)
+    scene.require(given.selected == sorted(given.selected), "9.6", "selection not ascending", got=given.selected)
+    return given
+
+
+def check_retrieval(
+    scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision, precision: Precision, exact: bool
+) -> None:
+    """Candidates and selection are the best ones (SPEC 4, 6.3, 11)."""
+    if hb.block.mode != "retrieve" or not hb.members:
+        streamed = hb.block.mode == "exact"
+        scene.require(given == Retrieved([], [], streamed), "9.6", "a block that cannot retrieve did", got=given)
+        return
+    limited = hb.head.config.max_missed_mass is not None
+    if exact and not limited:
+        expected = hb.retrieve()
+        same = given.candidates == expected.candidates
+        scene.require(same, "4.4", "wrong candidates", got=given.candidates, expected=expected.candidates)
+        same = given.selected == expected.selected
+        scene.require(same, "4.6", "wrong selection", got=given.selected, expected=expected.selected)
+    if given.streamed:
+        check_streamed(scene, hb, given)
+        return
+    check_candidates(scene, hb, given, low, precision)
+    check_selection(scene, hb, given, low, precision)
+
+
+def check_candidates(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision, precision: Precision) -> None:
+    """The C best pages, best first, or as many as SPEC 6.3 took."""
+    config, scale = hb.head.config, hb.modifiers.scale
+    pages, by_member = hb.head.page_scores(hb.vectors, scale)
+    least = min(config.candidate_pages, len(pages))
+    enough = len(given.candidates) == least
+    if config.max_missed_mass is not None:
+        enough = least <= len(given.candidates) <= 4 * config.candidate_pages
+    scene.require(enough, "4.4", "wrong number of candidates", got=len(given.candidates), expected=least)
+    if not pages:
+        return
+    scores = group_scores(by_member, config.group)
+    errors = group_errors(by_member, page_errors(low, hb.vectors, scale, precision), config.group, precision)
+    places = [pages.index(j) for j in given.candidates]
+    _admit(scene, "4.4", "candidate pages", scores, errors, places, pages)
+    for better, worse in itertools.pairwise(places):
+        ordered = scores[better] + errors[better] >= scores[worse] - errors[worse]
+        scene.require(ordered, "9.6", "candidates not best first", got=given.candidates, scores=scores)
+
+
+def check_selection(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision, precision: Precision) -> None:
+    """The R best tokens of the candidates, and the pages that SPEC 6.3 takes whole."""
+    config, scale = hb.head.config, hb.modifiers.scale
+    first = given.candidates[: config.candidate_pages]
+    positions, by_member = hb.head.token_scores(hb.vectors, first, scale)
+    if not positions:
+        scene.require(not given.selected, "4.6", "a selection from no token", got=given.selected)
+        return
+    scores = group_scores(by_member, config.group)
+    errors = group_errors(
+        by_member, token_errors(low, hb.vectors, positions, scale, precision), config.group, precision
+    )
+    wanted = min(config.retrieve_tokens or 0, len(positions))
+    if config.max_missed_mass is None:
+        places = [positions.index(i) for i in given.selected]
+        scene.require(len(places) == wanted, "4.6", "wrong number selected", got=len(places), expected=wanted)
+        _admit(scene, "4.6", "selected positions", scores, errors, places, positions)
+        return
+    low, high = (_whole(hb, given, enlarged) for enlarged in (False, True))
+    fits = [
+        k
+        for k in range(low if low is not None else 0, (high if high is not None else len(given.candidates)) + 1)
+        if low is not None and _fits(hb, given, k, positions, scores, errors, wanted)
+    ]
+    scene.require(bool(fits), "6.3", "not the smallest number of whole pages", got=given, expected=(low, high))
+
+
+def _whole(hb: HeadBlock, given: Retrieved, enlarged: bool) -> int | None:
+    """The k of SPEC 6.3 for the order of pages that the target reports, then the oracle's."""
+    scale = hb.modifiers.scale
+    rest = [j for j in hb.head.rank(hb.vectors, scale) if j not in given.candidates]
+    ranked = given.candidates + rest
+    selected = hb.head.select(hb.vectors, ranked[: hb.head.config.candidate_pages], scale)
+    queries = [(q, at, sink) for _, at, q, sink in hb.members]
+    return whole_pages(hb.head, queries, ranked, selected, hb.modifiers, enlarged)
+
+
+def _fits(
+    hb: HeadBlock,
+    given: Retrieved,
+    k: int,
+    positions: list[int],
+    scores: list[float],
+    errors: list[float],
+    wanted: int,
+) -> bool:
+    """Whether the selection is an admissible one plus the k best pages."""
+    whole = {i for j in given.candidates[:k] for i in hb.head.pages[j].positions}
+    beside = [i for i in given.selected if i not in whole]
+    if len(given.candidates) != min(max(k, hb.head.config.candidate_pages), len(hb.head.pages)):
+        return False
+    if not whole <= set(given.selected) or any(i not in positions for i in beside):
+        return False
+    room = wanted - len(beside)
+    inside = [n for n, i in enumerate(positions) if i in whole]
+    if not 0 <= room <= len(inside):
+        return False
+    # The most favourable reading: the best of the whole pages' tokens were selected as well.
+    ordered = sorted(inside, key=lambda n: -scores[n])[:room]
+    chosen = ordered + [positions.index(i) for i in beside]
+    found = violation(scores, errors, chosen)
+    return found is None
+
+
+def check_streamed(scene: Scene, hb: HeadBlock, given: Retrieved) -> None:
+    """A head of a retrieving block attended to everything: SPEC 6.3 must have asked for it."""
+    limited = hb.head.config.max_missed_mass is not None
+    scene.require(limited, "6.3", "streamed without max_missed_mass")
+    scene.require(not given.candidates and not given.selected, "9.6", "streamed, and retrieved", got=given)
+    needed = limited and _whole(hb, given, enlarged=True) is None
+    scene.require(needed, "6.3", "streamed where whole pages were enough")
+
+
+def _admit(
+    scene: Scene,
+    clause: str,
+    what: str,
+    scores: list[float],
+    errors: list[float],
+    chosen: list[int],
+    names: list[int],
+) -> None:
+    """Raise if the choice is not admissible (SPEC 11.2)."""
+    ranked = sorted(scores, reverse=True)
+    if 0 < len(chosen) < len(scores):
+        margin = ranked[len(chosen) - 1] - ranked[len(chosen)]
+        event(f"{what}: {'tie' if margin == 0 else 'near tie' if margin <= 2 * max(errors) else 'clear'}")
+    found = violation(scores, errors, chosen)
+    if found is not None:
+        raise scene.mismatch(
+            clause,
+            f"{what} are not the best",
+            got=sorted(names[i] for i in chosen),
+            n_th_best_score=ranked[len(chosen) - 1],
+            chosen=f"{names[found.chosen]} with score {scores[found.chosen]!r} +- {errors[found.chosen]:.3g}",
+            rejected=f"{names[found.rejected]} with score {scores[found.rejected]!r} +- {errors[found.rejected]:.3g}",
+            beyond_the_margin_by=found.excess,
+        )
+
+
+def check_masses(scene: Scene, got: tuple[float, float], expected: tuple[float, float], budget: float) -> None:
+    """Exact and estimated share of one query (SPEC 6.1)."""
+    close = all(abs(a - b) <= budget + 2.0**-23 for a, b in zip(got, expected, strict=True))
+    scene.require(close, "6.1", "wrong mass", got=got, expected=expected, budget=budget)
+
+
+def check_bound(scene: Scene, got: float, true: float, bound: float, enlarged: float, budget: float) -> None:
+    """The missed bound of one query (SPEC 6.2)."""
+    scene.require(got >= true * (1 - 2.0**-40) - 2.0**-126, "6.2", "bound below the missed mass", got=got, missed=true)
+    close = bound - budget - 2.0**-23 <= got <= enlarged + budget + 2.0**-23
+    scene.require(close, "6.2", "wrong bound", got=got, expected=(bound, enlarged), budget=budget)
+
+
+def check_output(scene: Scene, got: list[float], expected: list[float], budget: list[float]) -> None:
+    """Output of one query, after the hand-over (SPEC 5, 11.2)."""
+    for c, (a, b, limit) in enumerate(zip(got, expected, budget, strict=True)):
+        if math.isfinite(b):
+            facts = {"channel": c, "got": a, "expected": b, "difference": abs(a - b), "budget": limit}
+            scene.require(abs(a - b) <= limit, "5.1", "wrong output", **facts)
+        else:
+            scene.require(not math.isfinite(a), "2.5", "a value that is not finite was absorbed", channel=c, got=a)
+
+
+def check_head(
+    scene: Scene, hb: HeadBlock, report: BlockReport, output: torch.Tensor, exact: bool, precision: Precision
+) -> tuple[int, int]:
+    """One sequence and KV head of one block, output ``[HQ, TQ, DV]``; returns the cold rows that it had to read."""
+    b = hb.sequence
+    given = check_given(scene, hb, report)
+    low = LowPrecision(hb.head, precision.compute)
+    check_retrieval(scene, hb, given, low, precision, exact)
+    shares = [report.exact_mass[b].tolist(), report.estimated_mass[b].tolist()]
+    bounds = None if report.missed_bound is None else report.missed_bound[b].tolist()
+    for g, at, query, sink in hb.members:
+        here, t = scene.at(head=g, query=at), at - hb.block.start
+        terms = hb.terms(query, at, given)
+        expected = answer(terms, sink, output.shape[2])
+        budget = output_budget(low, query, terms, expected, hb.modifiers, precision)
+        check_masses(here, (shares[0][g][t], shares[1][g][t]), masses(terms, sink), budget.mass)
+        if bounds is not None:
+            check_bound(here, bounds[g][t], *hb.bounds(query, at, sink, given), budget.mass)
+        check_output(here, output[g, t].tolist(), expected.output, budget.output)
+    return hb.rows_read(given)

@@ -1,0 +1,186 @@
+"""Drives a target and the oracle through the same calls, and checks every answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from kiv_reference import KIVConfig, LayerStore, StorePool
+from kiv_reference.errors import KIVError
+
+from .budgets import Precision
+from .checks import check_blocks, check_head, check_state
+from .data import Tokens
+from .failure import Scene
+from .journal import Journal
+from .oracle import Modifiers
+from .oracle_store import OracleStore
+from .strategies import Scenario
+from .target import Target
+
+
+class Driver:
+    """One store of the target, beside the oracle's.
+
+    Parameters
+    ----------
+    exact : bool
+        The tokens are of the exact population: retrieval must be identical (SPEC 11.1).
+    """
+
+    def __init__(self, target: Target, config: KIVConfig, exact: bool = False, pool: StorePool | None = None) -> None:
+        self.target, self.config, self.exact = target, config, exact
+        self.pool = target.factory(config) if pool is None else pool
+        self.store: LayerStore = self.pool.layer_store()
+        self.oracle = OracleStore(config)
+        self.journal = Journal(target, config)
+        self.name = "a"
+        self.last: tuple[torch.Tensor, dict[str, Any]] | None = None
+
+    @property
+    def scene(self) -> Scene:
+        """For failures."""
+        return Scene(self.journal, self.store)
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        """Call the target; an error that it should not raise is a failure of its own."""
+        self.journal.note(self.name, method, **arguments)
+        try:
+            return getattr(self.store, method)(**arguments)
+        except Exception as error:
+            kind = "9.1" if isinstance(error, KIVError) else "10.4"
+            message = f"{method} raised {type(error).__name__}: {error}"
+            raise self.scene.mismatch(kind, message) from error
+
+    def append(self, tokens: Tokens) -> None:
+        """Append tokens."""
+        self._call("append", key=tokens.key, value=tokens.value, valid=tokens.valid)
+        flags = None if tokens.valid is None else tokens.valid.tolist()
+        self.oracle.append(tokens.key.tolist(), tokens.value.tolist(), flags)
+        check_state(self.scene, self.oracle)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        scale: float,
+        softcap: float | None = None,
+        sink_logits: torch.Tensor | None = None,
+        bound: bool = True,
+    ) -> torch.Tensor:
+        """Attend, and check the answer."""
+        arguments = {"scale": scale, "softcap": softcap, "sink_logits": sink_logits, "bound": bound}
+        output = self._call("attend", query=query, **arguments)
+        self.last = (query, arguments)
+        self.check(query, output, scale, softcap, sink_logits, bound)
+        return output
+
+    def check(
+        self,
+        query: torch.Tensor,
+        output: torch.Tensor,
+        scale: float,
+        softcap: float | None,
+        sink_logits: torch.Tensor | None,
+        bound: bool,
+    ) -> None:
+        """Compare output and report of a call with the oracle."""
+        scene, report = self.scene, self.store.report
+        batch, heads, queries, _ = query.shape
+        shape = (batch, heads, queries, len(self.oracle.values[0][0][0]))
+        good = tuple(output.shape) == shape and output.dtype == query.dtype and output.device == query.device
+        scene.require(good, "9.1", "wrong form of output", got=f"{output.dtype} {list(output.shape)}", expected=shape)
+        check_blocks(scene, self.oracle, report)
+        sinks = None
+        if sink_logits is not None:
+            wide = sink_logits if sink_logits.ndim == 3 else sink_logits[None, :, None].expand(batch, heads, queries)
+            sinks = wide.tolist()
+        precision = Precision(query.dtype)
+        first = self.oracle.length - queries
+        sizes = query.shape[3] * query.element_size(), shape[3] * query.element_size()
+        rows = zip(self.oracle.blocks(), report.blocks, strict=True)
+        for number, (block, told) in enumerate(rows):
+            here = scene.at(block=number)
+            scene.require((told.missed_bound is not None) == bound, "6.2", "bound not as asked", got=told.missed_bound)
+            read = [0, 0]
+            mine = slice(block.start - first, block.stop - first)
+            for row in self.oracle.head_blocks(block, query.tolist(), Modifiers(scale, softcap), sinks):
+                for hb in row:
+                    place = here.at(sequence=hb.sequence, kv_head=hb.kv_head)
+                    same = told.cold_pages == hb.head.cold_pages
+                    place.require(same, "2.3", "wrong cold pages", got=told.cold_pages, expected=hb.head.cold_pages)
+                    counts = check_head(place, hb, told, output[hb.sequence, :, mine], self.exact, precision)
+                    read = [total + n for total, n in zip(read, counts, strict=True)]
+            expected = [n * size for n, size in zip(read, sizes, strict=True)]
+            got = [told.key_bytes, told.value_bytes]
+            here.require(got == expected, "9.6", "wrong bytes of cold keys and values", got=got, expected=expected)
+        self._check_zeros(output, report)
+
+    def _check_zeros(self, output: torch.Tensor, report: Any) -> None:
+        """Queries at invalid positions give zeros, and no mass (SPEC 2.4, 6.1)."""
+        flags = torch.tensor(self.oracle.valid)[:, -output.shape[2] :]
+        silent = output.masked_fill(flags[:, None, :, None].to(output.device), 0)
+        self.scene.require(bool((silent == 0).all()), "2.4", "output at a query that is padding", got=silent)
+        for name in ("exact_mass", "estimated_mass", "missed_bound"):
+            parts = [getattr(block, name) for block in report.blocks]
+            if parts[0] is not None:
+                rest = torch.cat(parts, dim=2).masked_fill(flags[:, None, :].to(output.device), 0)
+                self.scene.require(bool((rest == 0).all()), "6.1", f"{name} at a query that is padding", got=rest)
+
+    def crop(self, length: int) -> None:
+        """Crop."""
+        self._call("crop", length=length)
+        self.oracle.crop(length)
+        check_state(self.scene, self.oracle)
+
+    def reorder(self, rows: list[int]) -> None:
+        """Reorder sequences."""
+        self._call("reorder", rows=torch.tensor(rows))
+        self.oracle.select(rows)
+        check_state(self.scene, self.oracle)
+
+    def select(self, rows: list[int]) -> None:
+        """Choose sequences."""
+        self._call("select", rows=torch.tensor(rows))
+        self.oracle.select(rows)
+        check_state(self.scene, self.oracle)
+
+    def repeat_interleave(self, repeats: int) -> None:
+        """Repeat sequences."""
+        self._call("repeat_interleave", repeats=repeats)
+        self.oracle.select([b for b in range(len(self.oracle.valid)) for _ in range(repeats)])
+        check_state(self.scene, self.oracle)
+
+    def reset(self) -> None:
+        """Reset."""
+        self._call("reset")
+        self.oracle.reset()
+        check_state(self.scene, self.oracle)
+
+    def fork(self) -> Driver:
+        """A fork, driven on its own; both write the same journal."""
+        other = Driver.__new__(Driver)
+        other.__dict__.update(self.__dict__)
+        other.store = self._call("fork")
+        other.name = self.journal.name()
+        self.journal.calls[-1][2]["into"] = other.name
+        other.oracle = self.oracle.fork()
+        check_state(other.scene, other.oracle)
+        return other
+
+    def run(self, scenario: Scenario) -> list[torch.Tensor]:
+        """All calls of a scenario; the outputs."""
+        tokens, start, outputs = scenario.tokens, 0, []
+        for n, attends in scenario.chunks:
+            chunk = tokens.slice(start, start + n)
+            start += n
+            self.append(chunk)
+            if attends:
+                outputs.append(self.attend(chunk.query, scenario.scale, scenario.softcap, scenario.sink_logits(n)))
+        return outputs
+
+
+def drive(target: Target, scenario: Scenario) -> Driver:
+    """Run a scenario against a target; the driver."""
+    driver = Driver(target, scenario.config, scenario.exact_population)
+    driver.run(scenario)
+    return driver

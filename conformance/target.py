@@ -1,0 +1,43 @@
+"""What is tested: an implementation chosen from outside."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from kiv_reference import KIVConfig, StorePool
+
+KNOWN = {"reference": "kiv_reference:ReferencePool", "fast": "kiv_fast:FastPool"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """An implementation.
+
+    Attributes
+    ----------
+    name : as it was asked for on the command line
+    factory : makes a pool from a configuration (`kiv_reference.contract.PoolFactory`)
+    change_budgets : optional, ``(pool, config) -> None``, moves a live pool to the budgets of `config`
+    save_and_reopen : optional, ``(pool, stores) -> (pool, stores)``, by way of a saved cache
+    """
+
+    name: str
+    factory: Callable[[KIVConfig], StorePool]
+    change_budgets: Callable[[StorePool, KIVConfig], None] | None = None
+    save_and_reopen: Callable[[StorePool, list[Any]], tuple[StorePool, list[Any]]] | None = None
+
+
+def load(name: str) -> Target:
+    """The implementation called `name`: "reference", "fast" or "module:factory".
+
+    A factory with attributes `change_budgets` or `save_and_reopen` has these rules of the state machine switched on.
+    """
+    path = KNOWN.get(name, name)
+    module, _, attribute = path.partition(":")
+    if not attribute:
+        raise ValueError(f"--impl must be one of {', '.join(KNOWN)} or module:factory; got {name!r}")
+    factory = getattr(importlib.import_module(module), attribute)
+    return Target(name, factory, getattr(factory, "change_budgets", None), getattr(factory, "save_and_reopen", None))
