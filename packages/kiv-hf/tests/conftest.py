@@ -9,6 +9,7 @@ from hf_models import TINY_MODELS, TinyModel
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "real: loads a real model from the package index; a minute or two")
+    config.addinivalue_line("markers", "gradients: runs with gradients enabled")
 
 
 @pytest.fixture(params=sorted(TINY_MODELS))

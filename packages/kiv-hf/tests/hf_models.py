@@ -60,8 +60,8 @@ class TinyModel:
     def rounding(self) -> float:
         """How far the stock model's own logits move when only the order of summation changes.
 
-        Eager and sdpa attention, and feeding in pieces, are all right; KIV sums in yet another order, so it may lie as far
-        off as two of them from each other.
+        Eager and sdpa attention, and feeding in pieces, are all right; KIV sums in yet another order, so it may lie
+        twice as far off.
         """
         whole = feed(self.stock, self.ids, self.stock_cache(), [TEXT_TOKENS])
         chunks = feed(self.stock, self.ids, self.stock_cache(), FEEDS["chunks"])

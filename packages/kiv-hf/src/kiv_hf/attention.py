@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from kiv_reference.errors import KIVUnsupportedError, KIVUsageError, refuse
+from kiv_reference.errors import KIVUnsupportedError, refuse
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import logging
 
-from .handshake import NAME, START_OVER, USE_KIV, active_handshake, foreign_tensors
-from .layer import KIVLayerMixin
+from .handshake import NAME, active_handshake, foreign_tensors
 from .masks import kiv_mask
 from .resolve import resolve
 from .stock import stock_attention
+from .validity import new_validity
 
 _logger = logging.get_logger(__name__)
 
@@ -76,7 +76,7 @@ def kiv_attention(
     tokens = layer.staged_tokens
     _check_arguments(module, kwargs)
     _check_query(module, query, tokens)
-    valid = _new_validity(module, layer, query, attention_mask, kwargs.get("is_causal"))
+    valid = new_validity(module, layer, query, attention_mask, kwargs.get("is_causal"))
     if tokens:
         layer.take_staged(module, valid)
     scaling: float | None = kwargs.get("scaling")
@@ -136,70 +136,6 @@ def _check_query(module: torch.nn.Module, query: torch.Tensor, tokens: int) -> N
             "A KIV layer serves causal self-attention: one query for each new token",
             f"{query.shape[2]} queries and {tokens} new tokens in {type(module).__name__}",
             "Use DynamicCache for cross-attention.",
-        )
-
-
-def _new_validity(
-    module: torch.nn.Module,
-    layer: KIVLayerMixin,
-    query: torch.Tensor,
-    mask: torch.Tensor | None,
-    is_causal: bool | None,
-) -> torch.Tensor | None:
-    """Check that `mask` is the plain causal one and agrees with the store about old tokens.
-
-    Returns
-    -------
-    bool [B, n] validity of the staged tokens, None if all are valid or none is staged
-    """
-    where = type(module).__name__
-    batch, queries, total = query.shape[0], query.shape[2], layer.get_seq_length()
-    if mask is not None and mask.ndim != 2:
-        raise refuse(
-            KIVUnsupportedError,
-            "A KIV layer needs the plain causal mask, with padding at most: no 4-D mask",
-            f"a mask of shape {tuple(mask.shape)} in {where}",
-            "Pass a 2-D attention_mask, or use DynamicCache where the model or the caller makes special masks.",
-        )
-    plain = layer.handshake.plain
-    if plain is None or plain.kv_length != total or plain.query_tokens != queries:
-        raise refuse(
-            KIVUsageError,
-            f'A KIV layer needs a mask that "{NAME}" made for this very call, {queries} queries over {total} tokens',
-            f"{plain} in {where}",
-            f"{USE_KIV} If an earlier forward pass broke off: {START_OVER}",
-        )
-    if mask is None and queries > 1 and is_causal is False:
-        raise refuse(
-            KIVUnsupportedError,
-            "A KIV layer serves causal self-attention",
-            f"is_causal=False in {where}",
-            "Use DynamicCache with this model.",
-        )
-    if (mask is not None) != plain.padded or (mask is not None and mask.shape[1] != total):
-        raise refuse(
-            KIVUsageError,
-            f'A KIV layer needs the mask that "{NAME}" made',
-            f"{None if mask is None else tuple(mask.shape)} in {where}, made was {plain}",
-            "Use DynamicCache where the model changes its masks.",
-        )
-    old = layer.store.valid  # bool [B, T], None if every position is valid
-    past = layer.store.length
-    if mask is None:
-        _agree(old is None)
-        return None
-    mask = mask.expand(batch, total)
-    _agree(bool(mask[:, :past].all()) if old is None else torch.equal(mask[:, :past], old.to(mask.device)))
-    return mask[:, past:] if past < total else None
-
-
-def _agree(agree: bool) -> None:
-    if not agree:
-        raise refuse(
-            KIVUsageError,
-            "attention_mask must mark the same earlier tokens as padding as it did when they were fed",
-            "one that differs",
-            "Pass the mask of the whole sequence in every call; what is in the cache cannot be masked afterwards.",
         )
 
 

@@ -100,6 +100,8 @@ class KIVCache(DynamicCache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the logical length after `query_length` more tokens, and the offset, for the layer's mask."""
+        # Before any layer, a stock one too, gets its tokens: so the cache is as it was when the mistake is mended.
+        self._handshake.require_routing()
         length, offset = super().get_mask_sizes(query_length, layer_idx)
         if isinstance(length, MaskLength):
             return length, offset

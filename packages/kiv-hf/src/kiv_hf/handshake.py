@@ -122,25 +122,34 @@ class Handshake:
     def before_update(self, total: int) -> None:
         """Check what can be known when `update` brings a layer to `total` tokens, before anything is kept."""
         self.require_settled("update")
+        self.require_routing()
         promised = self.plain is not None and self.plain.kv_length == total
-        if not promised:
-            implementation = getattr(self._config, "_attn_implementation", None)
-            if implementation not in (None, NAME):
-                raise refuse(
-                    KIVUsageError,
-                    f'A KIVCache needs the attention implementation "{NAME}"',
-                    f'attn_implementation="{implementation}"',
-                    USE_KIV,
-                )
-            if self._mask_owed:
-                raise refuse(
-                    KIVUsageError,
-                    f'A KIVCache needs masks from the attention implementation "{NAME}"',
-                    "a mask that another implementation made",
-                    USE_KIV,
-                )
+        if self._mask_owed and not promised:
+            raise refuse(
+                KIVUsageError,
+                f'A KIVCache needs masks from the attention implementation "{NAME}"',
+                "a mask that another implementation made",
+                USE_KIV,
+            )
         self._mask_owed = False
         self.activate()
+
+    def require_routing(self) -> None:
+        """Refuse a model whose configuration names another attention implementation.
+
+        Raises
+        ------
+        KIVUsageError
+            The configuration that the cache was made with says something else than "kiv".
+        """
+        implementation = getattr(self._config, "_attn_implementation", None)
+        if implementation not in (None, NAME):
+            raise refuse(
+                KIVUsageError,
+                f'A KIVCache needs the attention implementation "{NAME}"',
+                f'attn_implementation="{implementation}"',
+                USE_KIV,
+            )
 
     def require_settled(self, operation: str) -> None:
         """Refuse `operation` on a closed cache, or while a layer's new tokens wait for their attention call.

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from kiv_reference.contract import LayerStore
-from kiv_reference.errors import KIVShapeError, KIVUnsupportedError, KIVUsageError, refuse
+from kiv_reference.errors import KIVUnsupportedError, KIVUsageError, refuse
 from transformers.cache_utils import DynamicLayer
 
 from .handshake import Handshake
 from .resolve import register
+from .states import check_states, placeholder
 
 
 class Staged(NamedTuple):
@@ -111,15 +112,15 @@ class KIVLayerMixin:
             The keys or values require gradients.
         """
         for name, tensor in (("keys", key_states), ("values", value_states)):
-            _check_states(name, tensor)
+            check_states(name, tensor)
         total = self.store.length + key_states.shape[-2]
         self.handshake.before_update(total)
         if not self.is_initialized:
             # Named, because the hybrid layer's initialisation serves its linear part too.
             KIVLayerMixin.lazy_initialization(self, key_states, value_states)
         empty = self.store.length == 0
-        key = key_states[...] if empty else _placeholder(key_states, total)
-        value = value_states[...] if empty else _placeholder(value_states, total)
+        key = key_states[...] if empty else placeholder(key_states, total)
+        value = value_states[...] if empty else placeholder(value_states, total)
         self._staged = Staged(key_states, value_states)
         self._returned = weakref.ref(key)
         self.handshake.staged = self
@@ -244,24 +245,3 @@ class KIVLayer(KIVLayerMixin, DynamicLayer):  # pyright: ignore[reportIncompatib
         if self.is_initialized:
             twin.dtype, twin.device, twin.is_initialized = self.dtype, self.device, True
         return twin
-
-
-def _placeholder(states: torch.Tensor, total: int) -> torch.Tensor:
-    """NaN in the shape [B, H, total, width], one element of memory."""
-    batch, heads, _, width = states.shape
-    return states.new_full((1, 1, 1, 1), float("nan")).expand(batch, heads, total, width)
-
-
-def _check_states(name: str, states: torch.Tensor) -> None:
-    if states.ndim != 4 or not states.is_floating_point():
-        shown = f"{tuple(states.shape)}, {states.dtype}"
-        raise refuse(KIVShapeError, f"new {name} must be floating point [B, H, n, D]", shown, "Use DynamicCache.")
-    if states.is_meta:
-        raise refuse(KIVUnsupportedError, f"new {name} must hold data", "a meta tensor", "Load the model's weights.")
-    if states.requires_grad:
-        raise refuse(
-            KIVUnsupportedError,
-            "KIV computes no gradients",
-            f"{name} that require them",
-            "Call the model under torch.no_grad() or torch.inference_mode().",
-        )

@@ -1,0 +1,36 @@
+"""New keys and values: what a layer accepts, and what it returns in place of those it keeps."""
+
+from __future__ import annotations
+
+import torch
+from kiv_reference.errors import KIVShapeError, KIVUnsupportedError, refuse
+
+
+def placeholder(states: torch.Tensor, total: int) -> torch.Tensor:
+    """NaN in the shape [B, H, total, width], one element of memory."""
+    batch, heads, _, width = states.shape
+    return states.new_full((1, 1, 1, 1), float("nan")).expand(batch, heads, total, width)
+
+
+def check_states(name: str, states: torch.Tensor) -> None:
+    """Refuse new keys or values that no store can take, before anything has changed.
+
+    Raises
+    ------
+    KIVShapeError
+        Not floating point [B, H, n, D].
+    KIVUnsupportedError
+        On the meta device, or part of a graph of gradients.
+    """
+    if states.ndim != 4 or not states.is_floating_point():
+        shown = f"{tuple(states.shape)}, {states.dtype}"
+        raise refuse(KIVShapeError, f"new {name} must be floating point [B, H, n, D]", shown, "Use DynamicCache.")
+    if states.is_meta:
+        raise refuse(KIVUnsupportedError, f"new {name} must hold data", "a meta tensor", "Load the model's weights.")
+    if states.requires_grad:
+        raise refuse(
+            KIVUnsupportedError,
+            "KIV computes no gradients",
+            f"{name} that require them",
+            "Call the model under torch.no_grad() or torch.inference_mode().",
+        )
