@@ -1,0 +1,4 @@
+"""Speed and memory of KIV, measured: one module for each figure, one table and one picture out of each.
+
+``python -m benchmarks <name>`` runs one, ``python -m benchmarks all --quick`` smoke-tests them all.
+"""

@@ -1,0 +1,130 @@
+"""One result: tables, targets, notes and series, written as JSON, Markdown and a PNG under one header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from .machine import header
+
+Cell = str | int | float | None
+
+
+@dataclass
+class Table:
+    """Rows under a title; a cell that was not measured is None."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[Sequence[Cell]] = field(default_factory=list)
+
+    def add(self, *cells: Cell) -> None:
+        """Add a row."""
+        assert len(cells) == len(self.columns)
+        self.rows.append(cells)
+
+    def markdown(self) -> str:
+        """Render as a Markdown table."""
+        lines = [self.columns, ["---"] * len(self.columns), *([show(cell) for cell in row] for row in self.rows)]
+        return "\n".join(["**" + self.title + "**", "", *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+@dataclass
+class Target:
+    """An upper limit that a measured value was to keep."""
+
+    name: str
+    limit: float
+    measured: float | None
+    unit: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """ "met", "missed by …", or "not measured"."""
+        if self.measured is None:
+            return "not measured"
+        if self.measured <= self.limit:
+            return "met"
+        return f"missed by {self.measured / self.limit - 1:.1%}"
+
+
+@dataclass
+class Result:
+    """What one benchmark found.
+
+    Attributes
+    ----------
+    name : stem of the files
+    title : what was measured, in a line
+    settings : what the run was asked to do
+    series : raw measurements, for the JSON file alone
+    """
+
+    name: str
+    title: str
+    settings: dict[str, Any]
+    head: dict[str, str] = field(default_factory=header)
+    tables: list[Table] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    series: dict[str, Any] = field(default_factory=dict)
+
+    def table(self, title: str, *columns: str) -> Table:
+        """Start a new table."""
+        self.tables.append(Table(title, columns))
+        return self.tables[-1]
+
+    def target(self, name: str, limit: float, measured: float | None, unit: str = "") -> None:
+        """Note a measured value beside the limit that it was to keep."""
+        self.targets.append(Target(name, limit, measured, unit))
+
+    def markdown(self) -> str:
+        """Render all but the series."""
+        lines = [f"# {self.title}", ""]
+        lines += [f"- {key}: {value}" for key, value in self.head.items()]
+        lines += ["- settings: " + ", ".join(f"{key} {value}" for key, value in self.settings.items()), ""]
+        if self.targets:
+            verdicts = Table("Targets", ("target", "limit", "measured", "verdict"))
+            for target in self.targets:
+                unit = f" {target.unit}" if target.unit else ""
+                verdicts.add(target.name, f"≤ {show(target.limit)}{unit}", show(target.measured) + unit, target.verdict)
+            lines += [verdicts.markdown(), ""]
+        for table in self.tables:
+            lines += [table.markdown(), ""]
+        lines += [f"{note}\n" for note in self.notes]
+        return "\n".join(lines).rstrip() + "\n"
+
+    def write(self, folder: Path, draw: Callable[[Figure], None]) -> None:
+        """Write ``<name>.json``, ``<name>.md`` and ``<name>.png`` into `folder`; `draw` fills the picture."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = asdict(self)
+        content["targets"] = [asdict(target) | {"verdict": target.verdict} for target in self.targets]
+        (folder / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (folder / f"{self.name}.md").write_text(self.markdown(), encoding="utf-8")
+        figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+        draw(figure)
+        figure.savefig(folder / f"{self.name}.png")
+
+
+def show(cell: Cell) -> str:
+    """Three significant digits for floats, thousands separated for integers, "-" for what was not measured."""
+    if cell is None:
+        return "-"
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    if isinstance(cell, float):
+        return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
+    return cell
+
+
+def short(tokens: int) -> str:
+    """4096 as "4K", 1048576 as "1M"."""
+    for unit, name in ((2**20, "M"), (2**10, "K")):
+        if tokens >= unit and tokens % unit == 0:
+            return f"{tokens // unit}{name}"
+    return str(tokens)
