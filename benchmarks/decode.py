@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from .fill import LayerSpread, fill, measure_spreads
 from .models import MODELS, kjv_tokens
 from .options import parse, parser
-from .report import Result, short
+from .report import Result, short, token_axis, tokens
 from .subjects import Clocks, Factory, Subject
 from .timing import interleave, median_ms, quiet, seconds
 
@@ -130,11 +130,10 @@ def draw(figure: Figure, result: Result) -> None:
     panels = figure.subplots(1, len(result.tables), squeeze=False)[0]
     for panel, table in zip(panels, result.tables, strict=True):
         for column, style in ((1, "o-"), (2, "s--"), (3, "^:")):
-            points = [(row[0], row[column]) for row in table.rows if row[column] is not None]
+            points = [(tokens(str(row[0])), row[column]) for row in table.rows if row[column] is not None]
             panel.plot([at for at, _ in points], [ms for _, ms in points], style, label=table.columns[column])
-        panel.set(yscale="log", title=table.title.split(",")[0], xlabel="context, tokens", ylabel="decode step, ms")
-        panel.grid(alpha=0.3)
-        panel.legend()
+        panel.set(yscale="log", title=table.title.split(",")[0], ylabel="decode step, ms")
+        token_axis(panel, [tokens(str(row[0])) for row in table.rows])
 
 
 def main(argv: list[str] | None = None) -> Result:

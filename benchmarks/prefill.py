@@ -14,14 +14,16 @@ from matplotlib.figure import Figure
 
 from .models import MODELS, kjv_tokens
 from .options import parse, parser
-from .report import Result, Table, short
-from .subjects import Factory, chunks
+from .report import Result, short, token_axis
+from .subjects import Factory, Subject, chunks
 from .timing import quiet, seconds
 
 K = 1024
 TOKENS = {"gemma": 16 * K, "smollm2": 8 * K}
 QUICK = {"gemma": 3 * K, "smollm2": 1 * K}
 LIMIT = 1.10
+TIERS = ("device", "beyond", "ram", "plain")
+COLOURS = ("C0", "C1")
 
 
 def measure_model(model_name: str, tokens: int, chunk: int, result: Result, options: argparse.Namespace) -> None:
@@ -32,71 +34,81 @@ def measure_model(model_name: str, tokens: int, chunk: int, result: Result, opti
     for subject in (kiv, plain):  # an untimed first chunk: libraries load, memory is touched
         subject.step(ids[:, tokens:])
         subject.cache.reset()
-    table = result.table(
-        f"{MODELS[model_name].title}, bfloat16: exact prefill in chunks of {chunk}",
-        *("tokens", "KIV, s", "plain, s", "KIV ÷ plain", "last chunk ÷ plain's"),
-        *("KIV device, MB", "of it beyond sinks and hot, bytes a token", "KIV RAM, MB", "plain, MB"),
-    )
     taken: dict[str, list[float]] = {"KIV": [], "plain": []}
-    marks = {tokens >> shift for shift in range(8)}
     logits: dict[str, torch.Tensor] = {}
-    token_bytes = _token_bytes(factory)
-    done = 0
+    memory: list[dict[str, int]] = []
     with quiet():
         for number, part in enumerate(chunks(ids[:, :tokens], chunk)):
             for subject in (kiv, plain) if number % 2 == 0 else (plain, kiv):
 
-                def run(subject=subject, part=part) -> None:
+                def run(subject: Subject = subject, part: torch.Tensor = part) -> None:
                     logits[subject.name] = subject.step(part)
 
                 taken[subject.name].append(seconds(run))
-            done += part.shape[1]
-            if done in marks:
-                memory, parts = kiv.cache.memory(), kiv.cache.tokens()
-                layers = len(kiv.cache.kiv_layers())
-                beyond = memory.device - (parts.sinks + parts.hot) * token_bytes * layers
-                spent, plain_s = sum(taken["KIV"]), sum(taken["plain"])
-                last = taken["KIV"][-1] / taken["plain"][-1]
-                table.add(
-                    *(short(done), spent, plain_s, spent / plain_s, last, memory.device / 1e6, beyond / done),
-                    *(memory.ram / 1e6, done * token_bytes * layers / 1e6),
-                )
-    result.series[model_name] = taken | {"chunk": chunk}
-    result.target(f"{MODELS[model_name].title}: KIV ÷ plain", LIMIT, sum(taken["KIV"]) / sum(taken["plain"]))
-    difference = (logits["KIV"].float() - logits["plain"].float()).abs().max().item()
-    same = "the same" if logits["KIV"].argmax() == logits["plain"].argmax() else "another"
-    result.notes.append(
-        f"{MODELS[model_name].title}: last logits differ by at most {difference:.3g}; the best token is {same}."
-    )
+            memory.append(_memory(kiv))
     kiv.close()
     plain.close()
+    title = MODELS[model_name].title
+    result.series[model_name] = {**taken, "memory": memory}
+    result.target(f"{title}: KIV ÷ plain", LIMIT, sum(taken["KIV"]) / sum(taken["plain"]))
+    _tabulate(f"{title}, bfloat16: exact prefill in chunks of {chunk}", taken, memory, result)
+    difference = (logits["KIV"].float() - logits["plain"].float()).abs().max().item()
+    same = "the same" if logits["KIV"].argmax() == logits["plain"].argmax() else "another"
+    result.notes.append(f"{title}: last logits differ by at most {difference:.3g}; the best token is {same}.")
 
 
-def _token_bytes(factory: Factory) -> int:
-    """Bytes of K and V of a token in one layer."""
-    config = factory.model.config
-    return 2 * config.num_key_value_heads * config.head_dim * torch.bfloat16.itemsize
+def _memory(subject: Subject) -> dict[str, int]:
+    """Bytes of KIV by tier, what of the device's is neither sinks nor hot, and what a plain cache would hold."""
+    held, parts, config = subject.cache.memory(), subject.cache.tokens(), subject.model.config
+    layers = len(subject.cache.kiv_layers())
+    token_bytes = 2 * config.num_key_value_heads * config.head_dim * torch.bfloat16.itemsize * layers
+    near = (parts.sinks + parts.hot) * token_bytes
+    context = sum(parts)
+    beyond = held.device - near
+    return {
+        "tokens": context,
+        "device": held.device,
+        "beyond": beyond,
+        "ram": held.ram,
+        "disk": held.disk,
+        "plain": context * token_bytes,
+    }
+
+
+def _tabulate(title: str, taken: dict[str, list[float]], memory: list[dict[str, int]], result: Result) -> None:
+    table = result.table(
+        title,
+        *("tokens", "KIV, s", "plain, s", "KIV ÷ plain", "last chunk ÷ plain's"),
+        *("KIV device, MB", "of it beyond sinks and hot", "KIV RAM, MB", "plain, MB"),
+    )
+    final = memory[-1]["tokens"]
+    marks = {final >> shift for shift in range(8)}
+    for i, held in enumerate(memory):
+        if held["tokens"] in marks:
+            kiv_s, plain_s = (sum(taken[name][: i + 1]) for name in ("KIV", "plain"))
+            last = taken["KIV"][i] / taken["plain"][i]
+            table.add(
+                *(short(held["tokens"]), kiv_s, plain_s, kiv_s / plain_s, last),
+                *(held[tier] / 1e6 for tier in TIERS),
+            )
 
 
 def draw(figure: Figure, result: Result) -> None:
-    """Seconds of each chunk, and KIV's device bytes, against context."""
+    """Seconds of each chunk, and bytes, against context."""
     times, memory = figure.subplots(1, 2)
-    for (name, taken), table in zip(result.series.items(), result.tables, strict=True):
-        ends = [taken["chunk"] * (i + 1) for i in range(len(taken["KIV"]))]
-        times.plot(ends, taken["KIV"], "o-", label=f"{name}, KIV")
-        times.plot(ends, taken["plain"], "s--", label=f"{name}, plain")
-        _memory(memory, name, table)
-    times.set(xlabel="context, tokens", ylabel="chunk, s", title="Exact prefill")
-    memory.set(xlabel="context, tokens", ylabel="MB", yscale="log", title="Memory")
+    for colour, (name, run) in zip(COLOURS, result.series.items(), strict=False):
+        ends = [held["tokens"] for held in run["memory"]]
+        times.plot(ends, run["KIV"], "o-", color=colour, label=f"{name}, KIV")
+        times.plot(ends, run["plain"], "s--", color=colour, markerfacecolor="none", label=f"{name}, plain")
+        for tier, style in (("device", "-"), ("plain", "--")):
+            label = f"{name}, " + ("KIV, device" if tier == "device" else "plain")
+            memory.plot(ends, [held[tier] / 1e6 for held in run["memory"]], style, color=colour, label=label)
+    times.set(ylabel="chunk, s", title="Exact prefill", ylim=(0, None))
+    memory.set(ylabel="MB", yscale="log", title="Memory")
+    contexts = sorted({held["tokens"] for run in result.series.values() for held in run["memory"]})
+    ticks = [context for context in contexts if context & (context - 1) == 0]
     for panel in (times, memory):
-        panel.grid(alpha=0.3)
-        panel.legend()
-
-
-def _memory(panel, name: str, table: Table) -> None:
-    at = [row[0] for row in table.rows]
-    for column, style in ((5, "o-"), (7, "^:"), (8, "s--")):
-        panel.plot(at, [row[column] for row in table.rows], style, label=f"{name}, {table.columns[column][:-4]}")
+        token_axis(panel, ticks)
 
 
 def main(argv: list[str] | None = None) -> Result:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .machine import header
@@ -128,3 +129,17 @@ def short(tokens: int) -> str:
         if tokens >= unit and tokens % unit == 0:
             return f"{tokens // unit}{name}"
     return str(tokens)
+
+
+def tokens(text: str) -> int:
+    """Read what `short` wrote."""
+    return int(text[:-1]) * {"K": 2**10, "M": 2**20}[text[-1]] if text[-1] in "KM" else int(text)
+
+
+def token_axis(panel: Axes, ticks: Sequence[int]) -> None:
+    """Make the horizontal axis of `panel` a logarithmic one of contexts, and finish the panel."""
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(ticks, [short(tick) for tick in ticks])
+    panel.set_xlabel("context, tokens")
+    panel.grid(alpha=0.3)
+    panel.legend()

@@ -1,0 +1,92 @@
+"""Random contexts: every kind of cache must hold the same numbers, and the model must take them for its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kiv_hf import KIVCache, KIVConfig
+from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig
+
+from benchmarks.fill import fill, measure_spreads, random_chunks
+from benchmarks.models import twin
+from benchmarks.original import OriginalPool
+from benchmarks.subjects import Clocks, Subject
+
+TOKENS = 900
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=16,
+        sliding_window=128,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    )
+    config._attn_implementation = "sdpa"
+    return Gemma3ForCausalLM(config).to(torch.bfloat16).eval()
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return torch.randint(97, (1, 300), generator=torch.Generator().manual_seed(0))
+
+
+def filled(model, ids, cache, attention, tokens=TOKENS):
+    subject = Subject("", twin(model, attention), cache)
+    fill(subject, measure_spreads(model, ids), ids, tokens, seed=3)
+    return subject
+
+
+def test_all_caches_hold_the_same_context(model, ids):
+    kiv_model = twin(model, "kiv")
+    exact = KIVConfig(retrieve_tokens=None, hot_tokens=64)
+    plain = filled(model, ids, DynamicCache(config=model.config), "sdpa")
+    kiv = filled(model, ids, KIVCache(kiv_model.config, exact, impl="reference"), "kiv")
+    original = filled(model, ids, KIVCache(kiv_model.config, KIVConfig(), impl=OriginalPool), "kiv")  # all of it is hot
+    assert kiv.cache.tokens().cold_ram > 700
+    for number in range(3):
+        token = ids[:, number : number + 1]
+        expected = plain.step(token).float()
+        torch.testing.assert_close(kiv.step(token).float(), expected, rtol=0.02, atol=0.02)
+        torch.testing.assert_close(original.step(token).float(), expected, rtol=0.02, atol=0.02)
+    assert {layer.get_seq_length() for layer in plain.cache.layers} == {TOKENS + 3}
+    assert {layer.get_seq_length() for layer in kiv.cache.layers} == {TOKENS + 3}
+
+
+def test_the_context_matters(model, ids):
+    short, long = (filled(model, ids, DynamicCache(config=model.config), "sdpa", tokens) for tokens in (500, TOKENS))
+    assert not torch.equal(short.step(ids[:, :1]), long.step(ids[:, :1]))
+
+
+def test_random_chunks_repeat_and_follow_the_spread(model, ids):
+    spread = measure_spreads(model, ids)[1]
+    first, second = (torch.cat([k for k, _ in random_chunks(spread, 5000, seed=1, chunk=512)], 2) for _ in range(2))
+    assert torch.equal(first, second)
+    assert first.shape == (1, 1, 5000, 16)
+    torch.testing.assert_close(first.float().mean(2, keepdim=True), spread.key.mean, rtol=0, atol=0.1)
+    torch.testing.assert_close(first.float().std(2, keepdim=True), spread.key.deviation, rtol=0.1, atol=0.02)
+
+
+def test_clocks_time_every_layer_and_leave_no_trace(model, ids):
+    subject = filled(model, ids, KIVCache(twin(model, "kiv").config, KIVConfig(), impl="reference"), "kiv")
+    before = subject.stores()
+    with Clocks(subject) as clocks:
+        subject.step(ids[:, :1])
+        append_s, attend_s = clocks.read()
+        assert append_s > 0
+        assert attend_s > 0
+        assert clocks.read() == (0.0, 0.0)
+    assert subject.stores() == before
+
+
+def test_twins_share_weights_and_nothing_else(model):
+    second = twin(model, "kiv")
+    assert all(mine is theirs for mine, theirs in zip(model.parameters(), second.parameters(), strict=True))
+    assert (model.config._attn_implementation, second.config._attn_implementation) == ("sdpa", "kiv")
