@@ -146,3 +146,12 @@ def poison(tokens: Tokens) -> Tokens:
     hole = ~tokens.valid[:, None, :, None]
     key, value, query = (x.masked_fill(hole, math.nan) for x in (tokens.key, tokens.value, tokens.query))
     return Tokens(key, value, query, tokens.valid)
+
+
+def with_bad_values(value: torch.Tensor, seed: int) -> torch.Tensor:
+    """The same values, one cell in twenty NaN or infinite."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.rand(value.shape, generator=generator)
+    for bad, limit in ((math.nan, 0.02), (math.inf, 0.04), (-math.inf, 0.05)):
+        value = value.masked_fill((draw < limit) & (draw >= limit - 0.02), bad)
+    return value

@@ -19,6 +19,13 @@ from .strategies import Scenario
 from .target import Target
 
 
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are equal, NaN with NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
 class Driver:
     """One store of the target, beside the oracle's.
 
@@ -35,7 +42,7 @@ class Driver:
         self.oracle = OracleStore(config)
         self.journal = Journal(target, config)
         self.name = "a"
-        self.last: tuple[torch.Tensor, dict[str, Any]] | None = None
+        self.last: tuple[torch.Tensor, dict[str, Any], torch.Tensor] | None = None
 
     @property
     def scene(self) -> Scene:
@@ -52,8 +59,16 @@ class Driver:
             message = f"{method} raised {type(error).__name__}: {error}"
             raise self.scene.mismatch(kind, message) from error
 
+    def again(self) -> None:
+        """Repeat the last attend, which must give the same bits: nothing done elsewhere may show (SPEC 8.3, 9.4)."""
+        if self.last is not None:
+            query, arguments, output = self.last
+            repeated = self.store.attend(query, **arguments)
+            self.scene.require(same_bits(output, repeated), "8.3", "the same call gave another answer", got=repeated)
+
     def append(self, tokens: Tokens) -> None:
         """Append tokens."""
+        self.last = None
         self._call("append", key=tokens.key, value=tokens.value, valid=tokens.valid)
         flags = None if tokens.valid is None else tokens.valid.tolist()
         self.oracle.append(tokens.key.tolist(), tokens.value.tolist(), flags)
@@ -70,7 +85,8 @@ class Driver:
         """Attend, and check the answer."""
         arguments = {"scale": scale, "softcap": softcap, "sink_logits": sink_logits, "bound": bound}
         output = self._call("attend", query=query, **arguments)
-        self.last = (query, arguments)
+        self.journal.outputs.append(output.clone())
+        self.last = (query, arguments, output.clone())
         self.check(query, output, scale, softcap, sink_logits, bound)
         return output
 
@@ -128,30 +144,35 @@ class Driver:
 
     def crop(self, length: int) -> None:
         """Crop."""
+        self.last = None
         self._call("crop", length=length)
         self.oracle.crop(length)
         check_state(self.scene, self.oracle)
 
     def reorder(self, rows: list[int]) -> None:
         """Reorder sequences."""
+        self.last = None
         self._call("reorder", rows=torch.tensor(rows))
         self.oracle.select(rows)
         check_state(self.scene, self.oracle)
 
     def select(self, rows: list[int]) -> None:
         """Choose sequences."""
+        self.last = None
         self._call("select", rows=torch.tensor(rows))
         self.oracle.select(rows)
         check_state(self.scene, self.oracle)
 
     def repeat_interleave(self, repeats: int) -> None:
         """Repeat sequences."""
+        self.last = None
         self._call("repeat_interleave", repeats=repeats)
         self.oracle.select([b for b in range(len(self.oracle.valid)) for _ in range(repeats)])
         check_state(self.scene, self.oracle)
 
     def reset(self) -> None:
         """Reset."""
+        self.last = None
         self._call("reset")
         self.oracle.reset()
         check_state(self.scene, self.oracle)

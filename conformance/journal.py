@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from kiv_reference import KIVConfig
+from kiv_reference import KIVConfig, LayerStore, StorePool
 
 from .target import KNOWN, Target
 
@@ -19,6 +19,7 @@ class Journal:
         self.config = config
         self.calls: list[tuple[str, str, dict[str, Any]]] = []
         self.stores = ["a"]
+        self.outputs: list[torch.Tensor] = []
 
     def name(self) -> str:
         """A name for another store."""
@@ -29,6 +30,19 @@ class Journal:
         """Write down a call; tensors are copied, since the caller may change them."""
         kept = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
         self.calls.append((store, method, kept))
+
+    def replay(self, pool: StorePool) -> list[torch.Tensor]:
+        """Do it all again in another pool; the outputs of `attend`."""
+        stores: dict[str, LayerStore] = {"a": pool.layer_store()}
+        outputs: list[torch.Tensor] = []
+        for name, method, arguments in self.calls:
+            given = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in arguments.items() if k != "into"}
+            result = getattr(stores[name], method)(**given)
+            if method == "fork":
+                stores[arguments["into"]] = result
+            elif method == "attend":
+                outputs.append(result.clone())
+        return outputs
 
     def log(self) -> list[str]:
         """One short line for each call."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from hypothesis import event
 from hypothesis import strategies as st
 from kiv_reference import KIVConfig
 
-from .data import EXACT_KINDS, FLOAT_KINDS, MASKS, Recipe, Shape, Tokens, mask, poison
+from .data import EXACT_KINDS, FLOAT_KINDS, MASKS, Recipe, Shape, Tokens, mask, poison, with_bad_values
 
 SCALES = (0.0625, 0.125, 0.25, 0.5, 1.0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -63,7 +63,7 @@ def shapes(draw: st.DrawFn, **fixed: Any) -> Shape:
 
 
 @st.composite
-def lengths(draw: st.DrawFn, config: KIVConfig, most: int = 64, pages: int = 8) -> int:
+def lengths(draw: st.DrawFn, config: KIVConfig, most: int = 48, pages: int = 6) -> int:
     """A number of tokens, most often at or beside a boundary: sinks, hot, a page or a span just full."""
     c = config
     first_page = c.sink_tokens + c.hot_tokens + c.page_tokens
@@ -98,13 +98,16 @@ class Scenario:
     sinks: str = "none"  # "head": [HQ], "query": [B, HQ, TQ]
     mask_kind: str = "none"
     mask_seed: int = 0
-    exact_population: bool = field(default=False)
+    exact_population: bool = False
+    bad_values: int = 0
 
     @property
     def tokens(self) -> Tokens:
         """All tokens, NaN where they are padding."""
         n = sum(chunk for chunk, _ in self.chunks)
         tokens = self.recipe.make(self.shape, n)
+        if self.bad_values:
+            tokens = tokens._replace(value=with_bad_values(tokens.value, self.bad_values))
         return poison(tokens._replace(valid=mask(self.mask_kind, self.shape.batch, n, self.mask_seed)))
 
     def sink_logits(self, queries: int) -> torch.Tensor | None:
@@ -126,7 +129,7 @@ def scenarios(
     kinds: tuple[str, ...] | None = None,
     calls: st.SearchStrategy[list[int]] | None = None,
     masks: tuple[str, ...] | None = None,
-    most: int = 64,
+    most: int = 48,
     **fixed: Any,
 ) -> Scenario:
     """A scenario: a long append or none, then a few calls, decode steps most of them."""

@@ -1,0 +1,68 @@
+"""SPEC chapter 5: attention."""
+
+from __future__ import annotations
+
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from .driver import drive
+from .strategies import Scenario, blocks_only, configs, decode_only, scenarios, shapes
+from .target import Target
+
+COLD = {"hot_tokens": st.integers(0, 3), "sink_tokens": st.integers(0, 2), "max_missed_mass": None}
+
+
+class Test_5_1_LogitsAndOutput:
+    """The output is the softmax-weighted mean of the values of sinks, selection and hot up to the query's position."""
+
+    @given(scenario=scenarios(config=configs(tail="none", max_missed_mass=None)))
+    def test_attended_tokens(self, target: Target, scenario: Scenario) -> None:
+        drive(target, scenario)
+
+    @given(scenario=scenarios(config=configs(tail="none"), calls=blocks_only(), most=20))
+    def test_causality_inside_a_call(self, target: Target, scenario: Scenario) -> None:
+        drive(target, scenario)
+
+    @given(scenario=scenarios(masks=("left", "all"), calls=decode_only()))
+    def test_without_any_token_the_output_is_zeros(self, target: Target, scenario: Scenario) -> None:
+        driver = drive(target, scenario)
+        event(f"an output is all zeros: {any(bool((o == 0).all()) for o in driver.journal.outputs)}")
+
+
+class Test_5_2_TailOfCandidatePages:
+    """The unselected tokens of a candidate page count by their exact mass, with the page's mean value."""
+
+    @given(
+        scenario=scenarios(
+            config=configs(tail="mean", candidate_pages=6, retrieve_tokens=st.integers(1, 4), **COLD),
+            shape=shapes(width=st.sampled_from([4, 8])),
+            calls=decode_only(),
+        )
+    )
+    def test_leftovers(self, target: Target, scenario: Scenario) -> None:
+        driver = drive(target, scenario)
+        event(f"estimated mass: {bool((driver.store.report.blocks[-1].estimated_mass > 0).any())}")
+
+
+class Test_5_3_TailOfSpans:
+    """The pages of a span that are no candidates count as one token of mean key and value, times their count."""
+
+    @given(
+        scenario=scenarios(
+            config=configs(tail="mean", candidate_pages=1, span_pages=st.integers(1, 4), **COLD),
+            shape=shapes(width=st.sampled_from([4, 8])),
+        )
+    )
+    def test_spans(self, target: Target, scenario: Scenario) -> None:
+        driver = drive(target, scenario)
+        event(f"estimated mass: {bool((driver.store.report.blocks[-1].estimated_mass > 0).any())}")
+
+
+class Test_5_4_NoTail:
+    """With `tail="none"` what is not attended does not count."""
+
+    @given(scenario=scenarios(config=configs(tail="none", **COLD)))
+    def test_no_estimated_mass(self, target: Target, scenario: Scenario) -> None:
+        driver = drive(target, scenario)
+        for block in driver.store.report.blocks:
+            driver.scene.require(not bool(block.estimated_mass.any()), "5.4", "estimated mass without a tail")

@@ -1,0 +1,92 @@
+"""SPEC chapter 6: mass."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import event, example, given
+from hypothesis import strategies as st
+from kiv_reference import KIVConfig
+
+from .data import Recipe, Shape
+from .driver import drive
+from .strategies import Scenario, configs, scenarios, shapes
+from .target import Target
+
+ROUNDED_TO_NEAREST = Scenario(
+    KIVConfig(hot_tokens=0, sink_tokens=0, page_tokens=1, span_pages=1, candidate_pages=1, retrieve_tokens=1),
+    Shape(value_width=3),
+    Recipe("gaussian", 0),
+    ((8, False), (1, True)),
+    scale=0.0625,
+)
+"""Found here: the missed bound, rounded to the nearest float32, fell below what it bounds."""
+
+
+class Test_6_1_Shares:
+    """The exact and the estimated share of a query's mass add up to one, or are zero where nothing is attended."""
+
+    @given(scenario=scenarios(config=configs(max_missed_mass=None)))
+    def test_they_add_up(self, target: Target, scenario: Scenario) -> None:
+        driver = drive(target, scenario)
+        for block in driver.store.report.blocks:
+            both = block.exact_mass + block.estimated_mass
+            whole = (both - 1).abs() < 1e-5
+            driver.scene.require(bool((whole | (both == 0)).all()), "6.1", "shares do not add up", got=both)
+
+
+class Test_6_2_MissedBound:
+    """The missed bound is never below the share of full attention's mass that was not attended exactly."""
+
+    @given(scenario=scenarios(config=configs(hot_tokens=st.integers(0, 4))))
+    @example(scenario=ROUNDED_TO_NEAREST)
+    def test_it_bounds(self, target: Target, scenario: Scenario) -> None:
+        drive(target, scenario)
+
+    @given(
+        scenario=scenarios(
+            config=configs(page_tokens=st.sampled_from([1, 8]), candidate_pages=1, hot_tokens=0),
+            kinds=("needle", "huge", "near_ties", "spiky"),
+            shape=shapes(width=st.sampled_from([8, 64, 256]), groups=1),
+        )
+    )
+    def test_it_bounds_where_rounding_is_large(self, target: Target, scenario: Scenario) -> None:
+        drive(target, scenario)
+
+    @given(scenario=scenarios())
+    def test_without_asking_there_is_none(self, target: Target, scenario: Scenario) -> None:
+        driver = drive(target, scenario)
+        query, arguments, output = driver.last
+        again = driver.attend(query, **{**arguments, "bound": False})
+        driver.scene.require(torch.equal(output.isnan(), again.isnan()), "6.2", "asking changed the output")
+        missing = [block.missed_bound for block in driver.store.report.blocks]
+        driver.scene.require(missing == [None] * len(missing), "6.2", "a bound that nobody asked for", got=missing)
+
+
+class Test_6_3_MaxMissedMass:
+    """Whole pages are attended, best first, until the missed bound holds, and if that takes too many, everything."""
+
+    @given(
+        scenario=scenarios(
+            config=configs(
+                max_missed_mass=st.sampled_from([0.9, 0.5, 0.2, 0.05, 1e-3]),
+                candidate_pages=st.integers(1, 3),
+                hot_tokens=st.integers(0, 2),
+            ),
+            shape=shapes(width=st.sampled_from([4, 8])),
+        )
+    )
+    def test_pages_and_streams(self, target: Target, scenario: Scenario) -> None:
+        driver = drive(target, scenario)
+        for block in driver.store.report.blocks:
+            if block.mode == "retrieve":
+                event(f"streamed: {bool(block.streamed.any())}")
+                event(f"more than C pages: {block.candidate_pages.shape[2] > scenario.config.candidate_pages}")
+
+    @given(
+        scenario=scenarios(
+            exact_population=True,
+            config=configs(exact_population=True, max_missed_mass=st.sampled_from([0.5, 0.1]), hot_tokens=0),
+        )
+    )
+    def test_in_the_exact_population(self, target: Target, scenario: Scenario) -> None:
+        drive(target, scenario)

@@ -1,0 +1,105 @@
+"""SPEC chapter 7: calls of several queries."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from .driver import Driver, drive
+from .strategies import Scenario, blocks_only, configs, decode_only, scenarios
+from .target import Target
+
+
+class Test_7_1_PrefillExact:
+    """With `prefill="exact"`, and in exact mode, every query of a call of several attends to every valid position."""
+
+    @given(scenario=scenarios(config=configs(prefill="exact"), calls=blocks_only(20), most=24))
+    def test_every_position(self, target: Target, scenario: Scenario) -> None:
+        driver = drive(target, scenario)
+        modes = [block.mode for block in driver.store.report.blocks]
+        driver.scene.require(modes == ["exact"], "7.1", "a call of several was not exact", got=modes)
+
+
+class Test_7_2_PrefillRetrieve:
+    """With `prefill="retrieve"` each block of queries behaves as a call of its own, however the prompt is chunked."""
+
+    @given(scenario=scenarios(config=configs(prefill="retrieve"), calls=blocks_only(20), most=24))
+    def test_blocks(self, target: Target, scenario: Scenario) -> None:
+        drive(target, scenario)
+
+    @given(
+        scenario=scenarios(
+            exact_population=True,
+            config=configs(exact_population=True, prefill="retrieve", exact_suffix_tokens=0, max_missed_mass=None),
+            sinks="none",
+        ),
+        blocks=st.integers(2, 6),
+        split=st.integers(1, 5),
+    )
+    def test_chunking_by_blocks_does_not_matter(
+        self, target: Target, scenario: Scenario, blocks: int, split: int
+    ) -> None:
+        size = max(2, scenario.config.query_block_tokens)
+        config = dataclasses.replace(scenario.config, query_block_tokens=size)
+        tokens = scenario.recipe.make(scenario.shape, size * blocks)
+        split = min(split, blocks - 1) * size
+        found: list[list[list[int]]] = []
+        for chunks in ([size * blocks], [split, size * blocks - split]):
+            driver, start, selected = Driver(target, config, exact=True), 0, []
+            for n in chunks:
+                chunk = tokens.slice(start, start + n)
+                driver.append(chunk)
+                driver.attend(chunk.query, scenario.scale, scenario.softcap)
+                selected += [b.selected_positions.tolist() for b in driver.store.report.blocks]
+                start += n
+            found.append(selected)
+        driver.scene.require(found[0] == found[1], "7.2", "chunking changed a selection", got=found)
+
+
+class Test_7_3_PrefillWindow:
+    """With `prefill="window"` each block attends to sinks and hot only, without a tail."""
+
+    @given(scenario=scenarios(config=configs(prefill="window", hot_tokens=st.integers(0, 3)), calls=blocks_only(20)))
+    def test_sinks_and_hot(self, target: Target, scenario: Scenario) -> None:
+        driver = drive(target, scenario)
+        for block in driver.store.report.blocks:
+            if block.mode == "window":
+                nothing = block.value_bytes == 0 and not bool(block.estimated_mass.any())
+                driver.scene.require(nothing, "7.3", "a window read cold tokens or had a tail", got=block)
+
+
+class Test_7_4_Suffix:
+    """The last `exact_suffix_tokens` queries of a call of several attend exactly, whatever `prefill` says."""
+
+    @given(
+        scenario=scenarios(
+            config=configs(prefill=st.sampled_from(["retrieve", "window"]), exact_suffix_tokens=st.integers(0, 9)),
+            calls=blocks_only(),
+            most=24,
+        )
+    )
+    def test_the_end_of_a_call(self, target: Target, scenario: Scenario) -> None:
+        driver = drive(target, scenario)
+        n, suffix = scenario.chunks[-1][0], scenario.config.exact_suffix_tokens
+        exact = sum(block.query_tokens for block in driver.store.report.blocks if block.mode == "exact")
+        driver.scene.require(exact == min(n, suffix), "7.4", "wrong suffix", got=exact, expected=min(n, suffix))
+
+
+class Test_7_5_Decode:
+    """A call of one query retrieves, or is exact in exact mode, and never uses the window."""
+
+    @given(scenario=scenarios(config=configs(exact_suffix_tokens=st.integers(0, 3)), calls=decode_only()))
+    def test_one_query(self, target: Target, scenario: Scenario) -> None:
+        driver = drive(target, scenario)
+        modes = [block.mode for block in driver.store.report.blocks]
+        driver.scene.require(modes == ["retrieve"], "7.5", "one query did not retrieve", got=modes)
+
+    @given(scenario=scenarios(config=configs(retrieve_tokens=None, max_missed_mass=None), calls=decode_only()))
+    def test_one_query_in_exact_mode(self, target: Target, scenario: Scenario) -> None:
+        driver = drive(target, scenario)
+        zeros = torch.zeros_like(driver.store.report.blocks[0].estimated_mass)
+        same = torch.equal(driver.store.report.blocks[0].estimated_mass, zeros)
+        driver.scene.require(same, "7.5", "exact mode estimated something")

@@ -1,0 +1,258 @@
+"""SPEC chapter 9: life cycle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kiv_reference import KIVConfig
+from kiv_reference.errors import KIVShapeError, KIVUsageError
+
+from .data import Recipe, Shape
+from .driver import Driver, drive, same_bits
+from .expect import refused
+from .strategies import Scenario, decode_only, recipes, scenarios, shapes
+from .target import Target
+
+B, H, D, DV = 2, 2, 4, 3
+TINY = KIVConfig(hot_tokens=2, sink_tokens=1, page_tokens=2, candidate_pages=2, retrieve_tokens=2)
+
+
+def used(target: Target, attended: bool = True) -> Driver:
+    """A store of twelve tokens, the last of which was attended."""
+    driver = Driver(target, TINY)
+    tokens = Recipe("gaussian", 5).make(Shape(B, H, 2, D, DV), 12)
+    driver.append(tokens.slice(0, 11))
+    driver.append(tokens.slice(11, 12))
+    if attended:
+        driver.attend(tokens.query[:, :, 11:], 0.5)
+    return driver
+
+
+class Test_9_1_AppendAttend:
+    """The first append fixes shapes, dtype and device, and an attend holds the queries of the last append."""
+
+    @pytest.mark.parametrize(
+        ("key", "value", "valid"),
+        [
+            ((B, H, 0, D), (B, H, 0, DV), None),
+            ((B + 1, H, 1, D), (B + 1, H, 1, DV), None),
+            ((B, H + 1, 1, D), (B, H + 1, 1, DV), None),
+            ((B, H, 1, D + 1), (B, H, 1, DV), None),
+            ((B, H, 1, D), (B, H, 1, DV + 1), None),
+            ((B, H, 2, D), (B, H, 1, DV), None),
+            ((B, H, D), (B, H, DV), None),
+            ((B, H, 1, D), (B, H, 1, DV), (B, 2)),
+            ((B, H, 1, D), (B, H, 1, DV), (B + 1, 1)),
+        ],
+    )
+    def test_shapes_of_append(self, target: Target, key: Any, value: Any, valid: Any) -> None:
+        driver = used(target)
+        mask = None if valid is None else torch.ones(valid, dtype=torch.bool)
+        arguments = {"key": torch.zeros(key), "value": torch.zeros(value), "valid": mask}
+        refused(driver, KIVShapeError, "9.1", "append", **arguments)
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [(torch.float64, torch.float64), (torch.float32, torch.float16), (torch.int64, torch.int64)],
+    )
+    def test_dtypes_of_append(self, target: Target, key: torch.dtype, value: torch.dtype) -> None:
+        driver = used(target)
+        arguments = {"key": torch.zeros(B, H, 1, D, dtype=key), "value": torch.zeros(B, H, 1, DV, dtype=value)}
+        refused(driver, KIVShapeError, "9.1", "append", **arguments)
+
+    def test_a_mask_must_be_bool(self, target: Target) -> None:
+        arguments = {"key": torch.zeros(B, H, 1, D), "value": torch.zeros(B, H, 1, DV), "valid": torch.ones(B, 1)}
+        refused(used(target), KIVShapeError, "9.1", "append", **arguments)
+
+    @pytest.mark.parametrize("shape", [(B + 1, 4, 1, D), (B, 3, 1, D), (B, 4, 1, D + 1), (B, 4, D), (B, 0, 1, D)])
+    def test_shapes_of_attend(self, target: Target, shape: tuple[int, ...]) -> None:
+        refused(used(target), KIVShapeError, "9.1", "attend", query=torch.zeros(shape), scale=0.5)
+
+    def test_dtype_of_attend(self, target: Target) -> None:
+        query = torch.zeros(B, 4, 1, D, dtype=torch.float16)
+        refused(used(target), KIVShapeError, "9.1", "attend", query=query, scale=0.5)
+
+    def test_another_number_of_queries(self, target: Target) -> None:
+        refused(used(target), KIVUsageError, "9.1", "attend", query=torch.zeros(B, 4, 2, D), scale=0.5)
+
+    def test_attend_after_a_crop(self, target: Target) -> None:
+        driver = used(target)
+        driver.crop(12)
+        refused(driver, KIVUsageError, "9.1", "attend", query=torch.zeros(B, 4, 1, D), scale=0.5)
+
+    def test_attend_before_any_append(self, target: Target) -> None:
+        driver = Driver(target, TINY)
+        refused(driver, KIVUsageError, "9.1", "attend", query=torch.zeros(B, 4, 1, D), scale=0.5)
+
+    @given(scenario=scenarios())
+    def test_the_caller_may_change_its_tensors_afterwards(self, target: Target, scenario: Scenario) -> None:
+        driver, tokens = Driver(target, scenario.config), scenario.tokens
+        start = 0
+        for n, attends in scenario.chunks:
+            chunk = tokens.slice(start, start + n)
+            mine = type(chunk)(*(None if x is None else x.clone() for x in chunk))
+            driver.append(mine)
+            for tensor in mine[:2]:
+                tensor.fill_(77)
+            if mine.valid is not None:
+                mine.valid.fill_(False)
+            if attends:
+                driver.attend(chunk.query, scenario.scale, scenario.softcap, scenario.sink_logits(n))
+            start += n
+
+
+class Test_9_2_Crop:
+    """A cropped store is that of its first tokens alone."""
+
+    @given(scenario=scenarios(), part=st.floats(0, 1), extra=recipes(), n=st.integers(1, 9))
+    def test_crop_and_go_on(self, target: Target, scenario: Scenario, part: float, extra: Recipe, n: int) -> None:
+        driver = drive(target, scenario)
+        driver.crop(round(driver.oracle.length * part))
+        tokens = extra.make(scenario.shape, n)
+        driver.append(tokens)
+        driver.attend(tokens.query, scenario.scale)
+
+    @given(scenario=scenarios(), part=st.floats(0, 1))
+    def test_a_crop_holds_no_more_than_its_tokens(self, target: Target, scenario: Scenario, part: float) -> None:
+        driver, other = drive(target, scenario), Driver(target, scenario.config)
+        length = round(driver.oracle.length * part)
+        driver.crop(length)
+        if length:
+            other.append(scenario.tokens.slice(0, length))
+        got, expected = sum(driver.store.memory()), sum(other.store.memory())
+        driver.scene.require(got <= expected, "10.3", "a crop holds too much", got=got, expected=expected)
+
+    @pytest.mark.parametrize("length", [-1, 13])
+    def test_bad_lengths(self, target: Target, length: int) -> None:
+        refused(used(target), KIVUsageError, "9.2", "crop", length=length)
+
+
+class Test_9_3_Batch:
+    """Reorder, select and repeat copy whole sequences, with all that belongs to them."""
+
+    @given(scenario=scenarios(shape=shapes(batch=3)), data=st.data())
+    def test_copies(self, target: Target, scenario: Scenario, data: st.DataObject) -> None:
+        driver = drive(target, scenario)
+        for _ in range(2):
+            batch = len(driver.oracle.valid)
+            row = st.integers(0, batch - 1)
+            what = data.draw(st.sampled_from(["reorder", "select", "repeat"]))
+            if what == "reorder":
+                driver.reorder(data.draw(st.lists(row, min_size=batch, max_size=batch)))
+            elif what == "select":
+                driver.select(data.draw(st.lists(row, min_size=1, max_size=4)))
+            elif batch <= 3:
+                driver.repeat_interleave(data.draw(st.integers(1, 2)))
+            shape = Shape(len(driver.oracle.valid), *vars_of(scenario.shape))
+            tokens = data.draw(recipes()).make(shape, data.draw(st.sampled_from([1, 1, 3])))
+            driver.append(tokens)
+            driver.attend(tokens.query, scenario.scale)
+
+    @given(scenario=scenarios(shape=shapes(batch=2), calls=decode_only(1)))
+    def test_the_queries_of_the_last_append_go_along(self, target: Target, scenario: Scenario) -> None:
+        driver = drive(target, scenario)
+        query, arguments, _ = driver.last
+        driver.select([1, 0, 1])
+        if arguments["sink_logits"] is None or arguments["sink_logits"].ndim == 1:
+            driver.attend(query[[1, 0, 1]], **arguments)
+
+    @pytest.mark.parametrize("method", ["reorder", "select"])
+    @pytest.mark.parametrize("rows", [[0, 2], [-1, 0], [], [[0, 1]], [0.0, 1.0]])
+    def test_bad_rows(self, target: Target, method: str, rows: list[Any]) -> None:
+        tensor = torch.tensor(rows) if rows else torch.empty(0, dtype=torch.int64)
+        refused(used(target), KIVUsageError, "9.3", method, rows=tensor)
+
+    def test_reorder_needs_a_row_for_each_sequence(self, target: Target) -> None:
+        refused(used(target), KIVUsageError, "9.3", "reorder", rows=torch.tensor([0]))
+
+    def test_repeats_must_be_positive(self, target: Target) -> None:
+        refused(used(target), KIVUsageError, "9.3", "repeat_interleave", repeats=0)
+
+
+def vars_of(shape: Shape) -> tuple[Any, ...]:
+    """All of a shape but its batch."""
+    return shape.heads, shape.groups, shape.width, shape.value_width, shape.dtype
+
+
+class Test_9_4_Fork:
+    """A fork answers as the original would, and nothing done to one shows in the other."""
+
+    @given(scenario=scenarios(), left=recipes(), right=recipes(), n=st.integers(1, 8), part=st.floats(0, 1))
+    def test_they_go_their_ways(
+        self, target: Target, scenario: Scenario, left: Recipe, right: Recipe, n: int, part: float
+    ) -> None:
+        driver = drive(target, scenario)
+        other = driver.fork()
+        other.again()
+        for one, recipe, twin in ((driver, left, other), (other, right, driver)):
+            tokens = recipe.make(scenario.shape, n)
+            one.append(tokens)
+            twin.again()
+            one.attend(tokens.query, scenario.scale)
+        driver.again()
+        other.crop(round(other.oracle.length * part))
+        driver.again()
+        other.reset()
+        driver.again()
+
+
+class Test_9_5_Reset:
+    """A reset store is a new one, and holds nothing."""
+
+    @given(scenario=scenarios(), other=scenarios(most=20))
+    def test_another_life(self, target: Target, scenario: Scenario, other: Scenario) -> None:
+        driver = drive(target, scenario)
+        driver.reset()
+        driver.scene.require(sum(driver.pool.memory()) == 0, "9.5", "a reset pool holds bytes")
+        driver.exact = False
+        again = Scenario(scenario.config, other.shape, other.recipe, other.chunks, other.scale)
+        driver.run(again)
+        fresh = drive(target, again)
+        same = same_bits(driver.journal.outputs[-1], fresh.journal.outputs[-1])
+        driver.scene.require(same, "9.5", "a reset store answers otherwise than a new one")
+
+    def test_the_report_is_gone(self, target: Target) -> None:
+        driver = used(target)
+        driver.reset()
+        with pytest.raises(KIVUsageError):
+            _ = driver.store.report
+
+
+class Test_9_6_Report:
+    """After an attend the report holds one entry for each block: what was retrieved, its masses, and the bytes read."""
+
+    @given(scenario=scenarios())
+    def test_blocks_cover_the_call(self, target: Target, scenario: Scenario) -> None:
+        driver = drive(target, scenario)
+        blocks, n = driver.store.report.blocks, scenario.chunks[-1][0]
+        covered = [i for block in blocks for i in range(block.first_query, block.first_query + block.query_tokens)]
+        expected = list(range(driver.oracle.length - n, driver.oracle.length))
+        driver.scene.require(covered == expected, "9.6", "blocks do not cover the call", got=covered)
+        for name in ("key_bytes", "value_bytes"):
+            whole = sum(getattr(block, name) for block in blocks)
+            driver.scene.require(getattr(driver.store.report, name) == whole, "9.6", f"{name} do not add up")
+
+    @given(scenario=scenarios())
+    def test_forms(self, target: Target, scenario: Scenario) -> None:
+        driver, s = drive(target, scenario), scenario.shape
+        for block in driver.store.report.blocks:
+            masses = (s.batch, s.heads * s.groups, block.query_tokens)
+            for name in ("exact_mass", "estimated_mass", "missed_bound"):
+                tensor = getattr(block, name)
+                good = tuple(tensor.shape) == masses and tensor.dtype == torch.float32
+                driver.scene.require(good, "9.6", f"wrong form of {name}", got=tensor)
+            for name, dtype in (("candidate_pages", torch.int64), ("selected_positions", torch.int64)):
+                tensor = getattr(block, name)
+                good = tuple(tensor.shape[:2]) == (s.batch, s.heads) and tensor.dtype == dtype and tensor.ndim == 3
+                driver.scene.require(good, "9.6", f"wrong form of {name}", got=tensor)
+            good = tuple(block.streamed.shape) == (s.batch, s.heads) and block.streamed.dtype == torch.bool
+            driver.scene.require(good, "9.6", "wrong form of streamed", got=block.streamed)
+
+    def test_asking_too_early_is_an_error(self, target: Target) -> None:
+        for driver in (Driver(target, TINY), used(target, attended=False)):
+            with pytest.raises(KIVUsageError):
+                _ = driver.store.report
