@@ -1,1 +1,6 @@
-"""KIV, tiered."""
+"""KIV, tiered: cold pages in RAM and on disk, retrieval whose cost hardly grows with the context."""
+
+from .ledger import Counters
+from .pool import FastPool
+
+__all__ = ["Counters", "FastPool"]

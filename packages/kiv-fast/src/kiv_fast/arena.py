@@ -1,0 +1,133 @@
+"""Keys and values of cold pages in host memory."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from .host import Table
+from .ledger import Ledger
+from .validate import Shape
+
+
+class Arena(Protocol):
+    """Where the keys and values of pages live, by page id. What it returns does not depend on the place (SPEC 10.1)."""
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page, keys and values."""
+        ...
+
+    def promise(self, pages: int) -> None:
+        """Make sure that so many pages more will fit, or refuse (SPEC 10.2). Replaces the last promise."""
+        ...
+
+    def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor) -> None:
+        """Store pages ``[n, H, P, D]`` and ``[n, H, P, DV]``; all of them or, on an error, none."""
+        ...
+
+    def free(self, ids: list[int]) -> None:
+        """Release pages that nobody holds."""
+        ...
+
+    def keys(self, ids: torch.Tensor) -> torch.Tensor:
+        """Keys of pages int64 ``[H, C]``, each head its own: ``[H, C * P, D]``."""
+        ...
+
+    def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Value rows of tokens `offsets` in pages `ids`, both int64 ``[H, R]``: ``[H, R, DV]``."""
+        ...
+
+    def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys ``[H, n * P, D]`` and values ``[H, n * P, DV]`` of pages, for all heads, in order."""
+        ...
+
+    def pages_on_disk(self, ids: list[int]) -> int:
+        """How many of the pages live on disk."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+class RamArena:
+    """All pages in RAM; a page's place is its id."""
+
+    def __init__(self, shape: Shape, page_tokens: int, ledger: Ledger) -> None:
+        host = torch.device("cpu")
+        self._shape, self._page_tokens, self._ledger = shape, page_tokens, ledger
+        self._key = Table((shape.heads, page_tokens, shape.key_width), shape.dtype, host)
+        self._value = Table((shape.heads, page_tokens, shape.value_width), shape.dtype, host)
+        self._heads = torch.arange(shape.heads)[:, None]
+        self._held = self._promised = 0
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page."""
+        return self._shape.token_bytes * self._page_tokens
+
+    def promise(self, pages: int) -> None:
+        """Book RAM for pages to come."""
+        more = (pages - self._promised) * self.page_bytes
+        self._ledger.take(ram=more)
+        self._promised = pages
+
+    def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor) -> None:
+        """Copy pages in."""
+        n = len(ids)
+        if n > self._promised:
+            self.promise(n)
+        for table, rows in ((self._key, key), (self._value, value)):
+            table.ensure(max(ids) + 1)
+            if ids[-1] - ids[0] == n - 1:
+                table.tensor[ids[0] : ids[-1] + 1] = rows
+            else:
+                table.tensor[ids] = rows.to(table.tensor.device)
+        self._promised -= n
+        self._held += n
+
+    def free(self, ids: list[int]) -> None:
+        """Return the memory of pages."""
+        for page in ids:
+            self._key.forget(page)
+            self._value.forget(page)
+        self._held -= len(ids)
+        self._ledger.give(ram=len(ids) * self.page_bytes)
+
+    def keys(self, ids: torch.Tensor) -> torch.Tensor:
+        """Gather candidate keys, each head's own pages."""
+        heads, count = ids.shape
+        units = (ids * heads + self._heads).view(-1)
+        rows = self._key.tensor.view(-1, self._page_tokens * self._shape.key_width).index_select(0, units)
+        return rows.view(heads, count * self._page_tokens, self._shape.key_width)
+
+    def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Gather selected value rows."""
+        heads, count = ids.shape
+        rows = ((ids * heads + self._heads) * self._page_tokens + offsets).view(-1)
+        width = self._shape.value_width
+        return self._value.tensor.view(-1, width).index_select(0, rows).view(heads, count, width)
+
+    def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whole pages; a view where one head's pages lie side by side."""
+        heads, first, n = self._shape.heads, ids[0], len(ids)
+        if ids[-1] - first == n - 1 and all(b == a + 1 for a, b in zip(ids, ids[1:], strict=False)):
+            key, value = self._key.tensor[first : first + n], self._value.tensor[first : first + n]
+        else:
+            at = torch.tensor(ids)
+            key, value = self._key.tensor.index_select(0, at), self._value.tensor.index_select(0, at)
+        return (
+            key.transpose(0, 1).reshape(heads, -1, self._shape.key_width),
+            value.transpose(0, 1).reshape(heads, -1, self._shape.value_width),
+        )
+
+    def pages_on_disk(self, ids: list[int]) -> int:
+        """None is."""
+        return 0
+
+    def close(self) -> None:
+        """Give the budget back; the memory goes with the tables."""
+        self._ledger.give(ram=(self._held + self._promised) * self.page_bytes)
+        self._held = self._promised = 0

@@ -1,0 +1,129 @@
+"""One block for one sequence: which queries count, how they are answered, where the output goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from .attend import Attended, Queries, Tile, attend_parts
+from .exact import attend_exactly
+from .mass import window_bound
+from .retrieve import View, always_parts, attend_block
+from .state import State
+from .trace import BlockTrace, RowTrace
+
+TILE_TOKENS = 8192
+"""Cold tokens that exact attention takes at once."""
+
+
+def answer(
+    state: State,
+    trace: BlockTrace,
+    row: int,
+    query: torch.Tensor,
+    sinks: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    bound: bool,
+    output: torch.Tensor,
+) -> None:
+    """Answer a block's queries of one sequence.
+
+    Parameters
+    ----------
+    query : [H, G, TQ, D], in the dtype of computation
+    sinks : [H, G, TQ], optional
+    output : [HQ, TQ, DV]
+        Where the answer goes.
+    """
+    block = trace.block
+    heads, groups, count, _ = query.shape
+    positions = torch.arange(block.start, block.stop, device=query.device)
+    valid = state.row_valid(row, block.start, block.stop)
+    if valid is not None:
+        positions = positions[valid]
+        query = query[:, :, valid]
+        sinks = None if sinks is None else sinks[:, :, valid]
+    queries = Queries(query, positions, scale, softcap, sinks)
+    missed: torch.Tensor | None = None
+    retrieval = None
+    if positions.numel() == 0:
+        zeros = query.new_zeros(heads, 0)
+        attended = Attended(query.new_zeros(heads, 0, state.shape.value_width), zeros, zeros)
+        missed = zeros
+    elif block.mode == "exact":
+        attended, missed = _exact(state, row, queries, block.pages)
+        rows = heads * sum(state.rows[row].table.counts[: block.pages])
+        trace.key_rows += rows
+        trace.value_rows += rows
+    else:
+        view = _view(state, row, block.pages, block.stop)
+        if block.mode == "window":
+            own = None if sinks is None else sinks.flatten(1, 2)
+            parts = always_parts(queries, view.always)
+            attended = attend_parts(parts, [], own, state.finite)
+            if bound:
+                missed = window_bound(view, queries, parts, own)
+        else:
+            result = attend_block(view, queries, bound)
+            attended, missed, retrieval = result.attended, result.missed, result.retrieval
+            trace.key_rows += result.key_rows
+            trace.value_rows += result.value_rows
+            if retrieval.streamed is not None and bool(retrieval.streamed.any()):
+                whole, none = _exact(state, row, queries, block.pages)
+                pick = retrieval.streamed[:, None]
+                attended = Attended(
+                    torch.where(pick[:, :, None], whole.output, attended.output),
+                    torch.where(pick, whole.exact, attended.exact),
+                    torch.where(pick, whole.estimated, attended.estimated),
+                )
+                missed = None if missed is None else torch.where(pick, none, missed)
+
+    def place(part: torch.Tensor) -> torch.Tensor:
+        part = part.unflatten(1, (groups, positions.numel()))
+        if valid is None:
+            return part
+        whole = part.new_zeros(heads, groups, count, *part.shape[3:])
+        whole[:, :, valid] = part
+        return whole
+
+    output.copy_(place(attended.output).flatten(0, 1))
+    trace.rows.append(
+        RowTrace(
+            None if retrieval is None else retrieval.candidates,
+            None if retrieval is None else retrieval.selected,
+            None if retrieval is None else retrieval.streamed,
+            place(attended.exact),
+            place(attended.estimated),
+            place(missed) if bound and missed is not None else None,
+        )
+    )
+
+
+def _exact(state: State, row: int, queries: Queries, pages: int) -> tuple[Attended, torch.Tensor]:
+    """Full attention, and a missed bound of zero."""
+    stop = int(queries.positions[-1]) + 1
+    output = attend_exactly(queries, _all_tiles(state, row, stop), state.shape.value_width, state.shape.dtype, state.finite)
+    zeros = output.new_zeros(output.shape[:2])
+    return Attended(output, zeros + 1, zeros), zeros
+
+
+def _all_tiles(state: State, row: int, stop: int) -> Iterator[Tile]:
+    """Every token before position `stop`."""
+    step = max(1, TILE_TOKENS // state.config.page_tokens)
+    for first in range(0, state.pages, step):
+        yield state.cold_tile(row, first, min(first + step, state.pages))
+    yield from state.tiles(row, state.pages, stop)
+
+
+def _view(state: State, row: int, pages: int, stop: int) -> View:
+    table = state.rows[row].table
+    filled = sum(1 for count in table.counts[:pages] if count) if table.empty else pages
+    start = state.config.sink_tokens
+    cold_valid = None
+    if table.padded:
+        cold_valid = state.row_valid(row, start, start + pages * state.config.page_tokens)
+    return View(
+        state.cold, state.rows[row], pages, filled, state.tiles(row, pages, stop), cold_valid, state.finite
+    )

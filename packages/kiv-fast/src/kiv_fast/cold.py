@@ -1,0 +1,207 @@
+"""The cold pages of a store and of its forks: page tables, arena, summaries and chapters kept in step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from kiv_reference.config import KIVConfig
+
+from .arena import Arena
+from .host import Table
+from .index import Index, summarise
+from .layout import IdPool, Row
+from .ledger import Counters, Ledger
+from .scan import Scanner
+from .validate import Shape
+
+CHAPTER_PAGES = 1024
+"""Pages of a chapter: enough to make one integer product worth its call, few enough that packing does not show in a step."""
+
+STAGGER_PAGES = 64
+"""Stores of a pool pack their chapters at different pages, within this many."""
+
+QUICK_MEMBERS = 16
+"""Above so many queries at once a float product over all pages is the faster look."""
+
+SUMMARY_CHUNK = 256
+"""Pages summarised at once in a long call."""
+
+
+class ColdRow:
+    """The page table of one sequence, and the same as tensors on the device."""
+
+    def __init__(self, table: Row, device: torch.device) -> None:
+        self.table = table
+        self._ids = Table((), torch.int64, device)
+        self._counts = Table((), torch.int64, device)
+        self.append(0)
+
+    def append(self, first: int) -> None:
+        """Bring the tensors up to date with the pages from `first` on."""
+        pages = len(self.table.pages)
+        for tensor_table, numbers in ((self._ids, self.table.pages), (self._counts, self.table.counts)):
+            tensor_table.ensure(pages)
+            if first < pages:
+                tensor_table.tensor[first:pages] = torch.tensor(numbers[first:], dtype=torch.int64)
+
+    def ids(self, first: int, stop: int) -> torch.Tensor:
+        """Page ids int64 ``[stop - first]``."""
+        return self._ids.tensor[first:stop]
+
+    def counts(self, first: int, stop: int) -> torch.Tensor:
+        """Valid tokens of pages, int64 ``[stop - first]``."""
+        return self._counts.tensor[first:stop]
+
+    def empty(self, first: int, stop: int) -> torch.Tensor:
+        """Whether pages have no valid token, bool ``[stop - first]``."""
+        return self.counts(first, stop) == 0
+
+
+class Spans(NamedTuple):
+    """Summaries of the spans of a row, whatever its candidates are."""
+
+    key: torch.Tensor  # [H, n, D]
+    value: torch.Tensor  # [H, n, DV]
+    log_count: torch.Tensor  # [n]
+
+
+class Cold:
+    """Shared by a store and its forks; every page has one holder for each row that it is in."""
+
+    def __init__(
+        self, shape: Shape, config: KIVConfig, arena: Arena, ledger: Ledger, counters: Counters, ordinal: int
+    ) -> None:
+        self.shape, self.config, self.counters = shape, config, counters
+        self.arena = arena
+        self.index = Index(shape, config)
+        self.scanner = Scanner(shape, config.spread_weight, CHAPTER_PAGES)
+        self._quick = Scanner.available(shape) and not config.exact
+        self._ledger = ledger
+        self._pages, self._spans, self._chapters = IdPool(), IdPool(), IdPool()
+        self._delay = ordinal % STAGGER_PAGES
+        self._heads = torch.arange(shape.heads, device=shape.device)[:, None]
+        self._booked = 0
+        self.finite = True  # whether every mean value is finite
+
+    def promise(self, pages: int) -> None:
+        """Refuse, before anything happens, if so many pages more do not fit (SPEC 10.2)."""
+        self._book(self._device_bytes + self._bytes(pages, pages // self.config.span_pages + 1, 0))
+        try:
+            self.arena.promise(pages)
+        except BaseException:
+            self._book(self._device_bytes)
+            raise
+
+    def add(self, row: ColdRow, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None) -> None:
+        """Add pages to a row: ``key [n, H, P, D]``, ``value [n, H, P, DV]``, ``valid`` bool ``[n, P]`` or None."""
+        n, size = key.shape[0], self.config.page_tokens
+        ids = self._pages.take(n)
+        try:
+            self.arena.write(ids, key, value)
+        except BaseException:
+            self._pages.drop(ids)
+            raise
+        for start in range(0, n, SUMMARY_CHUNK):
+            part = slice(start, start + SUMMARY_CHUNK)
+            summary = summarise(key[part], value[part], None if valid is None else valid[part], self.shape.compute)
+            self.index.put(ids[part], summary)
+            self.finite = self.finite and bool(torch.isfinite(summary.value.sum()))
+        first = len(row.table.pages)
+        row.table.extend(ids, [size] * n if valid is None else valid.sum(dim=1).tolist(), size)
+        row.append(first)
+        self._build(row)
+        self.counters.evicted_pages += n
+
+    def _build(self, row: ColdRow) -> None:
+        """Spans and chapters that are complete."""
+        table, span_pages = row.table, self.config.span_pages
+        while (len(table.spans) + 1) * span_pages <= len(table.pages):
+            span = self._spans.take(1)[0]
+            self.index.put_span(span, table, len(table.spans) * span_pages)
+            table.add_span(span)
+        while self._quick and (len(table.chapters) + 1) * CHAPTER_PAGES + self._delay <= len(table.pages):
+            first = len(table.chapters) * CHAPTER_PAGES
+            chapter = self._chapters.take(1)[0]
+            self.scanner.put(chapter, self.summaries(row, first, first + CHAPTER_PAGES))
+            table.chapters.append(chapter)
+
+    def settle(self) -> None:
+        """End a promise: book what is held and no more."""
+        self.arena.promise(0)
+        self._book(self._device_bytes)
+
+    def share(self, row: ColdRow) -> ColdRow:
+        """A second row with the same pages."""
+        table = row.table.copy()
+        self._pages.share(table.pages)
+        self._spans.share(table.spans)
+        self._chapters.share(table.chapters)
+        return ColdRow(table, self.shape.device)
+
+    def cut(self, row: ColdRow, pages: int) -> None:
+        """Keep the first `pages` pages of a row."""
+        table = row.table
+        gone = table.cut(pages, self.config.span_pages, CHAPTER_PAGES, self.config.page_tokens)
+        self.arena.free(self._pages.drop(gone.pages))
+        self._spans.drop(gone.spans)
+        self.scanner.free(self._chapters.drop(gone.chapters))
+        self._book(self._device_bytes)
+
+    def close(self) -> None:
+        """Give all budgets back."""
+        self.arena.close()
+        self._ledger.give(device=self._booked)
+        self._booked = 0
+
+    def _bytes(self, pages: int, spans: int, chapters: int) -> int:
+        index = self.index
+        per_page = index.page_bytes + 16  # two integers in a row's table
+        return pages * per_page + spans * index.span_bytes + chapters * self.scanner.chapter_bytes
+
+    @property
+    def _device_bytes(self) -> int:
+        return self._bytes(self._pages.used, self._spans.used, self._chapters.used)
+
+    def row_bytes(self, row: ColdRow) -> int:
+        """Device bytes of what a row refers to."""
+        return self._bytes(len(row.table.pages), len(row.table.spans), len(row.table.chapters))
+
+    def _book(self, device: int) -> None:
+        self._ledger.take(device=device - self._booked)
+        self._booked = device
+
+    def summaries(self, row: ColdRow, first: int, stop: int) -> torch.Tensor:
+        """Mean and spread ``[stop - first, H, 2 D]`` of pages of a row; a view if their ids are consecutive."""
+        tensor = self.index.keys.tensor
+        if stop <= row.table.whole and first < stop:
+            at = row.table.pages[first]
+            return tensor[at : at + stop - first]
+        return tensor.index_select(0, row.ids(first, stop))
+
+    def units(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
+        """``id * H + head`` of pages int64 ``[H, K]``, each head its own."""
+        return self.page_ids(row, pages) * self.shape.heads + self._heads
+
+    def page_ids(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
+        """Ids of pages, int64 of any shape."""
+        table = row.table
+        if table.pages and table.whole == len(table.pages):
+            return pages + table.pages[0] if table.pages[0] else pages
+        return row.ids(0, len(table.pages))[pages]
+
+    def usable_chapters(self, row: ColdRow, pages: int, members: int) -> list[int]:
+        """The chapters to scan for so many queries over the first `pages` pages."""
+        return row.table.chapters[: pages // CHAPTER_PAGES] if members <= QUICK_MEMBERS else []
+
+    def spans(self, row: ColdRow, full: int) -> Spans:
+        """The first `full` spans of a row, all complete (SPEC 3.2)."""
+        table, index = row.table, self.index
+        tables = (index.span_keys, index.span_values, index.span_counts)
+        if full and table.whole_spans:
+            at = slice(table.spans[0], table.spans[0] + full)
+            key, value, count = (part.tensor[at] for part in tables)
+        else:
+            picked = torch.tensor(table.spans[:full], dtype=torch.int64, device=self.shape.device)
+            key, value, count = (part.tensor.index_select(0, picked) for part in tables)
+        return Spans(key.transpose(0, 1), value.transpose(0, 1), torch.log(count))

@@ -1,0 +1,78 @@
+"""Tables of equal records that grow without being copied.
+
+On a CPU a table is a private mapping of far more addresses than it will use: the system commits memory only
+as records are written, so growth is free and one `index_select` reaches every record. On another device, or where the
+system refuses such a mapping, a table doubles.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+
+import torch
+
+RESERVE_BYTES = 1 << 34
+"""Addresses, not memory, reserved for one table."""
+
+FIRST_RECORDS = 64
+"""Capacity of a table that must grow by doubling."""
+
+_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0) if hasattr(mmap, "MAP_PRIVATE") else 0
+
+
+def reserve(count: int, dtype: torch.dtype) -> tuple[torch.Tensor, mmap.mmap] | None:
+    """`count` zeros of `dtype` that take memory only once written, and their mapping; None where that is refused."""
+    if not _FLAGS:
+        return None
+    try:
+        mapping = mmap.mmap(-1, count * dtype.itemsize, flags=_FLAGS)
+    except OSError:  # limits on address space, strict overcommit: the caller doubles instead
+        return None
+    return torch.frombuffer(mapping, dtype=dtype), mapping
+
+
+class Table:
+    """Records of one shape, numbered from 0.
+
+    Parameters
+    ----------
+    shape : of one record
+    dtype, device : of all
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self._shape = shape
+        self.record_bytes = math.prod(shape) * dtype.itemsize
+        self._mapping: mmap.mmap | None = None
+        reserved = None
+        if device.type == "cpu":
+            limit = max(FIRST_RECORDS, RESERVE_BYTES // self.record_bytes)
+            reserved = reserve(limit * math.prod(shape), dtype)
+        if reserved is not None:
+            flat, self._mapping = reserved
+            self.tensor = flat.view(-1, *shape)
+        else:
+            self.tensor = torch.empty(0, *shape, dtype=dtype, device=device)
+
+    @property
+    def mapping(self) -> mmap.mmap | None:
+        """The bytes behind the table, where it is a mapping."""
+        return self._mapping
+
+    def ensure(self, records: int) -> None:
+        """Make room for so many records."""
+        capacity = self.tensor.shape[0]
+        if records <= capacity:
+            return
+        grown = torch.empty(
+            max(records, 2 * capacity, FIRST_RECORDS), *self._shape, dtype=self.tensor.dtype, device=self.tensor.device
+        )
+        grown[:capacity] = self.tensor
+        self.tensor, self._mapping = grown, None
+
+    def forget(self, record: int) -> None:
+        """Return the memory of a record that is no longer needed, as far as whole memory pages allow."""
+        if self._mapping is None or self.record_bytes % mmap.PAGESIZE:
+            return
+        self._mapping.madvise(mmap.MADV_DONTNEED, record * self.record_bytes, self.record_bytes)

@@ -1,0 +1,95 @@
+"""What is known of cold pages without reading them: the summaries of pages and of spans (SPEC 3)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from kiv_reference.config import KIVConfig
+
+from .host import Table
+from .layout import Row
+from .validate import Shape
+
+
+class Summary(NamedTuple):
+    """Pages of one sequence; zeros where a page has no valid token."""
+
+    key: torch.Tensor  # [n, H, 2 D], mean key and spread side by side
+    value: torch.Tensor  # [n, H, DV]
+
+
+def summarise(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, dtype: torch.dtype) -> Summary:
+    """Summarise pages (SPEC 3.1).
+
+    Parameters
+    ----------
+    key : [n, H, P, D]
+    value : [n, H, P, DV]
+    valid : bool [n, P], or None if all are
+    """
+    key, value = key.to(dtype), value.to(dtype)
+    if valid is None:
+        mean = key.mean(dim=2)  # [n, H, D]
+        spread = (key - mean[:, :, None]).abs_().amax(dim=2)
+        return Summary(torch.cat([mean, spread], dim=2), value.mean(dim=2))
+    seen = valid[:, None, :, None]
+    count = valid.sum(dim=1).clamp(min=1).to(dtype)[:, None, None]
+    mean = key.masked_fill(~seen, 0).sum(dim=2) / count
+    spread = (key - mean[:, :, None]).abs_().masked_fill(~seen, 0).amax(dim=2)
+    return Summary(torch.cat([mean, spread], dim=2), value.masked_fill(~seen, 0).sum(dim=2) / count)
+
+
+class Index:
+    """Summaries by page id and by span id."""
+
+    def __init__(self, shape: Shape, config: KIVConfig) -> None:
+        heads, width, value_width = shape.heads, shape.key_width, shape.value_width
+        dtype, device = shape.compute, shape.device
+        self._span_pages = config.span_pages
+        self.keys = Table((heads, 2 * width), dtype, device)
+        self.values = Table((heads, value_width), dtype, device)
+        self.span_keys = Table((heads, width), dtype, device)
+        self.span_values = Table((heads, value_width), dtype, device)
+        self.span_counts = Table((), dtype, device)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page's summary."""
+        return self.keys.record_bytes + self.values.record_bytes
+
+    @property
+    def span_bytes(self) -> int:
+        """Bytes of one span's summary."""
+        return self.span_keys.record_bytes + self.span_values.record_bytes + self.span_counts.record_bytes
+
+    def put(self, pages: list[int], summary: Summary) -> None:
+        """Store the summaries of new pages."""
+        for table, rows in ((self.keys, summary.key), (self.values, summary.value)):
+            table.ensure(max(pages) + 1)
+            if pages[-1] - pages[0] == len(pages) - 1:
+                table.tensor[pages[0] : pages[-1] + 1] = rows
+            else:
+                table.tensor[pages] = rows
+
+    def put_span(self, span: int, row: Row, first: int) -> None:
+        """Store the summary of a complete span: `span_pages` pages of `row` from `first` on (SPEC 3.2)."""
+        for table in (self.span_keys, self.span_values, self.span_counts):
+            table.ensure(span + 1)
+        pages = row.pages[first : first + self._span_pages]
+        counts = row.counts[first : first + self._span_pages]
+        key, value, count = self.merge(pages, counts)
+        self.span_keys.tensor[span] = key
+        self.span_values.tensor[span] = value
+        self.span_counts.tensor[span] = count
+
+    def merge(self, pages: list[int], counts: list[int]) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Mean key ``[H, D]``, mean value ``[H, DV]`` and count over pages (SPEC 3.2); zeros if the count is 0."""
+        count = sum(counts)
+        table = self.keys.tensor
+        keep = [(page, n) for page, n in zip(pages, counts, strict=True) if n]
+        ids = torch.tensor([page for page, _ in keep], dtype=torch.int64, device=table.device)
+        weights = torch.tensor([n / max(count, 1) for _, n in keep], dtype=table.dtype, device=table.device)
+        mean = table.index_select(0, ids)[:, :, : table.shape[2] // 2]  # [k, H, D]
+        values = self.values.tensor.index_select(0, ids)
+        return (weights[:, None, None] * mean).sum(0), (weights[:, None, None] * values).sum(0), count

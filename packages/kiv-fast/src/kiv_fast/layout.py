@@ -1,0 +1,138 @@
+"""Which page is whose: reference-counted ids and the page table of one sequence. Integers only, no tensor."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+class IdPool:
+    """Reference-counted ids; the lowest free ones are taken first, so that tables stay contiguous."""
+
+    def __init__(self) -> None:
+        self._holders: list[int] = []
+        self._free: list[int] = []
+
+    @property
+    def used(self) -> int:
+        """Ids that somebody holds."""
+        return len(self._holders) - len(self._free)
+
+    @property
+    def top(self) -> int:
+        """One more than the highest id ever taken."""
+        return len(self._holders)
+
+    def take(self, n: int) -> list[int]:
+        """`n` ids, each with one holder."""
+        ids = [heapq.heappop(self._free) for _ in range(min(n, len(self._free)))]
+        for i in ids:
+            self._holders[i] = 1
+        first = len(self._holders)
+        self._holders.extend([1] * (n - len(ids)))
+        ids.extend(range(first, len(self._holders)))
+        return ids
+
+    def share(self, ids: Iterable[int]) -> None:
+        """One more holder for each."""
+        holders = self._holders
+        for i in ids:
+            assert holders[i] > 0, "a free id was shared"
+            holders[i] += 1
+
+    def drop(self, ids: Iterable[int]) -> list[int]:
+        """One holder less for each; returns the ids that nobody holds any more."""
+        freed: list[int] = []
+        holders = self._holders
+        for i in ids:
+            assert holders[i] > 0, "a free id was dropped"
+            holders[i] -= 1
+            if holders[i] == 0:
+                freed.append(i)
+                heapq.heappush(self._free, i)
+        return freed
+
+
+@dataclass
+class Row:
+    """The cold pages of one sequence, in order of position, and what was built from them.
+
+    Attributes
+    ----------
+    pages : list of int
+        Page ids; page j of the sequence is ``pages[j]``.
+    counts : list of int
+        Valid tokens of each page.
+    spans : list of int
+        Span ids of the complete spans (SPEC 3.2): span s covers the pages from ``s * span_pages`` on.
+    chapters : list of int
+        Chapter ids (see `scan`): chapter c covers the pages from ``c * chapter_pages`` on.
+    whole : int
+        Leading pages with consecutive ids.
+    padded : bool
+        Whether a page has an invalid token.
+    empty : bool
+        Whether a page has no valid token.
+    whole_spans : bool
+        Whether the spans have consecutive ids.
+    """
+
+    pages: list[int] = field(default_factory=list[int])
+    counts: list[int] = field(default_factory=list[int])
+    spans: list[int] = field(default_factory=list[int])
+    chapters: list[int] = field(default_factory=list[int])
+    whole: int = 0
+    padded: bool = False
+    empty: bool = False
+    whole_spans: bool = True
+
+    def add_span(self, span: int) -> None:
+        """Add a complete span at the end."""
+        self.whole_spans = self.whole_spans and (not self.spans or span == self.spans[-1] + 1)
+        self.spans.append(span)
+
+    def extend(self, pages: list[int], counts: list[int], page_tokens: int) -> None:
+        """Add pages at the end."""
+        for page, count in zip(pages, counts, strict=True):
+            if self.whole == len(self.pages) and (self.whole == 0 or page == self.pages[-1] + 1):
+                self.whole += 1
+            self.pages.append(page)
+            self.counts.append(count)
+            self.padded = self.padded or count < page_tokens
+            self.empty = self.empty or count == 0
+
+    def cut(self, pages: int, span_pages: int, chapter_pages: int, page_tokens: int) -> Row:
+        """Keep the first `pages` pages and what is built from them alone; returns what went, as a row."""
+        spans, chapters = pages // span_pages, pages // chapter_pages
+        gone = Row(self.pages[pages:], self.counts[pages:], self.spans[spans:], self.chapters[chapters:])
+        del self.pages[pages:], self.counts[pages:], self.spans[spans:], self.chapters[chapters:]
+        self.whole = min(self.whole, pages)
+        self.padded = any(count < page_tokens for count in self.counts) if self.padded else False
+        self.empty = 0 in self.counts if self.empty else False
+        return gone
+
+    def copy(self) -> Row:
+        """The same integers in lists of their own."""
+        return Row(
+            list(self.pages),
+            list(self.counts),
+            list(self.spans),
+            list(self.chapters),
+            self.whole,
+            self.padded,
+            self.empty,
+            self.whole_spans,
+        )
+
+
+def runs(ids: list[int]) -> list[tuple[int, int, int]]:
+    """Maximal runs of consecutive ids: (offset in the list, first id, length)."""
+    out: list[tuple[int, int, int]] = []
+    for offset, i in enumerate(ids):
+        if out and out[-1][1] + out[-1][2] == i:
+            start, first, length = out[-1]
+            out[-1] = (start, first, length + 1)
+        else:
+            out.append((offset, i, 1))
+    return out

@@ -1,0 +1,93 @@
+"""The byte budgets of a pool (SPEC 10.2) and the counts of what its steps did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from kiv_reference.config import KIVConfig
+from kiv_reference.errors import KIVBudgetError, refuse
+from kiv_reference.report import TierBytes
+
+REMEDIES = {
+    "device_bytes": "Raise device_bytes, lower hot_tokens, or prefill in smaller chunks.",
+    "ram_bytes": "Raise ram_bytes.",
+    "disk_bytes": "Raise disk_bytes or ram_bytes, or store fewer tokens.",
+}
+
+
+class Ledger:
+    """Bytes taken from each tier by all stores of one pool. `take` refuses what would break a budget."""
+
+    def __init__(self, config: KIVConfig) -> None:
+        self._limits = (config.device_bytes, config.ram_bytes, config.disk_bytes)
+        self._used = [0, 0, 0]
+
+    @property
+    def used(self) -> TierBytes:
+        """Bytes taken and not given back."""
+        return TierBytes(*self._used)
+
+    def room(self, tier: int) -> int | None:
+        """Bytes left in tier 0 (device), 1 (RAM) or 2 (disk); None without a limit."""
+        limit = self._limits[tier]
+        return None if limit is None else limit - self._used[tier]
+
+    def check(self, device: int = 0, ram: int = 0, disk: int = 0) -> None:
+        """Refuse if so many bytes more do not fit (SPEC 10.2); changes nothing."""
+        for name, used, more, limit in zip(REMEDIES, self._used, (device, ram, disk), self._limits, strict=True):
+            if limit is not None and more > 0 and used + more > limit:
+                rule = f"the cache must fit into {name}={limit} (SPEC 10.2)"
+                raise refuse(KIVBudgetError, rule, f"a need of {used + more} bytes", REMEDIES[name])
+
+    def take(self, device: int = 0, ram: int = 0, disk: int = 0) -> None:
+        """Book bytes, or refuse and book nothing."""
+        self.check(device, ram, disk)
+        self.give(-device, -ram, -disk)
+
+    def give(self, device: int = 0, ram: int = 0, disk: int = 0) -> None:
+        """Return bytes."""
+        for tier, less in enumerate((device, ram, disk)):
+            self._used[tier] -= less
+            assert self._used[tier] >= 0, "bytes were returned twice"
+
+
+@dataclass
+class Counters:
+    """What the stores of a pool did so far: integers, kept off the hot path.
+
+    Attributes
+    ----------
+    pages_scored : int
+        Page scores computed exactly, for each KV head.
+    pages_pruned : int
+        Pages that a bound kept out of the exact scores.
+    key_bytes_gathered, value_bytes_gathered : int
+        Cold bytes read for retrieval, from RAM or disk.
+    streamed_bytes : int
+        Cold bytes read for exact attention.
+    evicted_pages : int
+        Pages that left the hot window.
+    disk_bytes_written, disk_bytes_read : int
+        Traffic of the disk tier.
+    cache_hits, cache_misses : int
+        Key pages of the disk tier found, or not, in the RAM cache.
+    cache_evictions : int
+        Key pages that left the RAM cache.
+    """
+
+    pages_scored: int = 0
+    pages_pruned: int = 0
+    key_bytes_gathered: int = 0
+    value_bytes_gathered: int = 0
+    streamed_bytes: int = 0
+    evicted_pages: int = 0
+    disk_bytes_written: int = 0
+    disk_bytes_read: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+    cache_evictions: int = 0
+
+    def reset(self) -> None:
+        """Start again from zero."""
+        for field in fields(self):
+            setattr(self, field.name, 0)

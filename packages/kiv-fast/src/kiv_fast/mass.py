@@ -1,0 +1,175 @@
+"""How much softmax mass may have been left out (SPEC 6.2), and how many pages to take so that little is (6.3).
+
+Computed in float64, one KV head at a time: a certificate, off the path of a plain decode.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .attend import Part, Queries
+from .select import page_query, rank
+
+if TYPE_CHECKING:
+    from .retrieve import Candidates, View
+
+STREAM_FACTOR = 4
+"""At most this many times `candidate_pages` pages are taken before a head streams (SPEC 6.3)."""
+
+WIDE = torch.float64
+
+
+def _attended_mass(always: list[Part], own: torch.Tensor | None, sinks: torch.Tensor | None, head: int) -> torch.Tensor:
+    """log E of one head without its leftovers, float64 ``[M]``; `own` are the selection's logits ``[M, R]``."""
+    parts = [part.logits[head].to(WIDE) for part in always]
+    if own is not None:
+        parts.append(own)
+    if sinks is not None:
+        parts.append(sinks[head, :, None].to(WIDE))
+    return torch.logsumexp(torch.cat(parts, dim=1), dim=1)
+
+
+def _upper(view: View, queries: Queries, head: int, pages: torch.Tensor) -> torch.Tensor:
+    """log(n_j e^cap(b_j)) of pages int64 ``[K]``: float64 ``[M, K]``, with room for the rounding of the summaries."""
+    cold = view.cold
+    query = queries.query[head].flatten(0, 1).to(WIDE)
+    summary = cold.index.keys.tensor[cold.page_ids(view.row, pages), head].to(WIDE)  # [K, 2 D]
+    members = page_query(query[None], queries.scale, 1.0)[0]
+    # A mean of P terms loses up to P + 8 units; |k| is at most |mean| + spread in every channel.
+    unit = (cold.config.page_tokens + 8) * torch.finfo(cold.shape.compute).eps
+    width = cold.shape.key_width
+    room = unit * queries.scale * (query.abs() @ (summary[:, :width].abs() + summary[:, width:]).T)
+    counts = view.row.counts(0, view.pages)[pages].to(WIDE)
+    return queries.cap(members @ summary.T + room) + torch.log(counts)
+
+
+def _left(view: View, queries: Queries, head: int, tokens: Candidates, mask: torch.Tensor) -> torch.Tensor:
+    """Log-mass of the tokens of each page that were not selected, float64 ``[M, C]``, pages as in `tokens`."""
+    logits = queries.cap(tokens.raw[head].to(WIDE)).masked_fill(mask[head], -torch.inf)
+    return torch.logsumexp(logits.unflatten(1, (tokens.pages.shape[1], view.cold.config.page_tokens)), dim=2)
+
+
+def _others(view: View, known: torch.Tensor) -> torch.Tensor:
+    """Pages with a valid token beside the known ones, int64 ``[K]``; -1 among the known means none."""
+    rest = view.row.counts(0, view.pages) > 0
+    rest[known[known >= 0]] = False
+    return rest.nonzero()[:, 0]
+
+
+def missed_bound(
+    view: View,
+    queries: Queries,
+    tokens: Candidates,
+    mask: torch.Tensor,
+    always: list[Part],
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """The bound of SPEC 6.2, ``[H, M]``, for the tokens in `mask`, bool ``[H, C * P]``, attended."""
+    bounds: list[torch.Tensor] = []
+    for head in range(mask.shape[0]):
+        logits = queries.cap(tokens.raw[head].to(WIDE))
+        held = _attended_mass(always, logits[:, mask[head]], sinks, head)
+        unknown = _upper(view, queries, head, _others(view, tokens.pages[head]))
+        missed = torch.logsumexp(torch.cat([_left(view, queries, head, tokens, mask), unknown], dim=1), dim=1)
+        bounds.append(_share(missed, held))
+    return torch.stack(bounds).to(torch.float32)
+
+
+def window_bound(view: View, queries: Queries, always: list[Part], sinks: torch.Tensor | None) -> torch.Tensor:
+    """The bound of SPEC 6.2, ``[H, M]``, where no cold token is attended."""
+    none = torch.empty(0, dtype=torch.int64, device=queries.query.device)
+    bounds: list[torch.Tensor] = []
+    for head in range(queries.query.shape[0]):
+        held = _attended_mass(always, None, sinks, head)
+        bounds.append(_share(torch.logsumexp(_upper(view, queries, head, _others(view, none)), dim=1), held))
+    return torch.stack(bounds).to(torch.float32)
+
+
+def _share(missed: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+    return torch.where(missed == -torch.inf, 0.0, torch.exp(missed - torch.logaddexp(held, missed)))
+
+
+def _prefix(left: torch.Tensor) -> torch.Tensor:
+    """Log-mass of the first k columns for k = 0, 1, ...: ``[M, K + 1]``."""
+    none = left.new_full((left.shape[0], 1), -torch.inf)
+    return torch.cat([none, torch.logcumsumexp(left, dim=1)], dim=1)
+
+
+def enlarge(
+    view: View,
+    queries: Queries,
+    members: torch.Tensor,
+    best: torch.Tensor,
+    tokens: Candidates,
+    chosen: torch.Tensor,
+    always: list[Part],
+    sinks: torch.Tensor | None,
+) -> tuple[torch.Tensor, Candidates, torch.Tensor, torch.Tensor]:
+    """Attend to the best pages whole until the bound holds (SPEC 6.3).
+
+    Returns
+    -------
+    candidates int64 [H, C'], their tokens, the selection int64 [H, R'] as indices into those, and the heads that
+    must stream, bool [H]; -1 fills up rows.
+    """
+    from .retrieve import read_candidates
+
+    config, heads, size = view.cold.config, best.shape[0], view.cold.config.page_tokens
+    assert config.max_missed_mass is not None, "called without a bound to keep"
+    most = min(STREAM_FACTOR * config.candidate_pages, view.filled)
+    ranked = rank(view.cold, view.row, members, view.pages, view.filled, config.group)
+    ranked[:, : best.shape[1]] = best
+    wide = read_candidates(view, queries, ranked[:, :most])
+    # The selection, as cold positions, in terms of the wider set of candidates.
+    positions = torch.where(chosen < 0, -1, tokens.pages.gather(1, chosen.clamp(min=0) // size) * size + chosen % size)
+    taken: list[int] = []
+    masks: list[torch.Tensor] = []
+    for head in range(heads):
+        mask = torch.zeros(view.pages * size, dtype=torch.bool, device=best.device)
+        mask[positions[head][positions[head] >= 0]] = True
+        masks.append(mask)
+        here = mask.view(-1, size)[wide.pages[head]].flatten()[None].expand(heads, -1)
+        logits = queries.cap(wide.raw[head].to(WIDE))
+        held = _attended_mass(always, logits[:, here[0]], sinks, head)
+        order = torch.searchsorted(wide.pages[head], ranked[head, :most])
+        left = _left(view, queries, head, wide, here)[:, order]  # [M, most], best first
+        upper = _upper(view, queries, head, ranked[head])
+        c = best.shape[1]
+        unknown = torch.cat([left[:, :c], upper[:, c:]], dim=1).flip(1)
+        missed = _prefix(unknown).flip(1)[:, : most + 1]  # column k: what is left once k pages are taken
+        bounds = _share(missed, torch.logaddexp(held[:, None], _prefix(left)))
+        enough = (bounds <= config.max_missed_mass).all(dim=0).nonzero()
+        taken.append(int(enough[0]) if enough.numel() else -1)
+    return _assemble(view, queries, ranked, taken, masks, best.shape[1])
+
+
+def _assemble(
+    view: View, queries: Queries, ranked: torch.Tensor, taken: list[int], masks: list[torch.Tensor], least: int
+) -> tuple[torch.Tensor, Candidates, torch.Tensor, torch.Tensor]:
+    """Candidates and selection of all heads, filled up with -1; `taken` pages of each head, -1 for one that streams."""
+    from .retrieve import read_candidates
+
+    size, device = view.cold.config.page_tokens, ranked.device
+    pages = [ranked[h, : max(k, least)] if k >= 0 else ranked[h, :0] for h, k in enumerate(taken)]
+    best = _padded(pages)
+    tokens = read_candidates(view, queries, best)
+    chosen: list[torch.Tensor] = []
+    for head, k in enumerate(taken):
+        mask = masks[head]
+        if k < 0:
+            chosen.append(torch.empty(0, dtype=torch.int64, device=device))
+            continue
+        whole = ranked[head, :k]
+        mask.view(-1, size)[whole] = True
+        here = mask.view(-1, size)[tokens.pages[head].clamp(min=0)]
+        here = here & (tokens.pages[head] >= 0)[:, None]
+        seen = tokens.raw[head, 0] > -torch.inf
+        chosen.append((here.flatten() & seen).nonzero()[:, 0])
+    streamed = torch.tensor([k < 0 for k in taken], device=device)
+    return best, tokens, _padded(chosen), streamed
+
+
+def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)

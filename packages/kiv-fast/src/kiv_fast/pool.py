@@ -1,0 +1,70 @@
+"""`FastPool`: one cache, whose stores share its budgets."""
+
+from __future__ import annotations
+
+import weakref
+
+from kiv_reference.config import KIVConfig
+from kiv_reference.errors import KIVUsageError, refuse
+from kiv_reference.report import TierBytes
+
+from .arena import Arena, RamArena
+from .ledger import Counters, Ledger
+from .store import FastStore
+from .validate import Shape
+
+
+class FastPool:
+    """A cache with tiers: device, RAM and disk.
+
+    Parameters
+    ----------
+    config : KIVConfig
+
+    Attributes
+    ----------
+    counters : Counters
+        What the stores did so far.
+    ledger : Ledger
+        The budgets.
+    """
+
+    def __init__(self, config: KIVConfig) -> None:
+        self._config = config
+        self._stores: weakref.WeakSet[FastStore] = weakref.WeakSet()
+        self._made = 0
+        self._closed = False
+        self.ledger = Ledger(config)
+        self.counters = Counters()
+
+    @property
+    def config(self) -> KIVConfig:
+        """The configuration that every store obeys."""
+        return self._config
+
+    def layer_store(self) -> FastStore:
+        """A new, empty store for one attention layer."""
+        self.check_open()
+        store = FastStore(self, self._made)
+        self._made += 1
+        self._stores.add(store)
+        return store
+
+    def memory(self) -> TierBytes:
+        """Bytes held in each tier (SPEC 10.3)."""
+        return self.ledger.used
+
+    def close(self) -> None:
+        """Free everything; using the pool afterwards is an error."""
+        for store in list(self._stores):
+            store.release()
+        self._closed = True
+
+    def check_open(self) -> None:
+        """Refuse to go on after `close`."""
+        if self._closed:
+            raise refuse(KIVUsageError, "a closed pool cannot be used", "a call after close()", "Make a new pool.")
+
+    def arena(self, shape: Shape) -> Arena:
+        """A place for the cold pages of stores of this shape."""
+        return RamArena(shape, self._config.page_tokens, self.ledger)

@@ -1,0 +1,140 @@
+"""The tokens that stay on the device: sinks and the hot window (SPEC 2.2)."""
+
+from __future__ import annotations
+
+import torch
+from kiv_reference.config import KIVConfig
+
+from .validate import Shape
+
+
+def capacity(config: KIVConfig, tokens: int) -> int:
+    """Tokens that the hot buffer has room for when it holds so many: a function of the state alone.
+
+    Doubling up to the size of a steady decode, with some slack so that the window slides by moving a pointer and
+    its tokens are moved only now and then; beyond that, in a long call, what is needed and no more.
+    """
+    full = config.hot_tokens + config.page_tokens + max(config.page_tokens, config.hot_tokens // 8)
+    if tokens == 0 or tokens > full:
+        return tokens
+    if 2 * tokens > full or tokens >= config.hot_tokens:
+        return full
+    return min(full, 1 << max(4, (2 * tokens - 1).bit_length()))
+
+
+class Recent:
+    """Sinks and hot tokens of all sequences, keys and values apart.
+
+    Parameters
+    ----------
+    shape : of the store
+    config : its configuration
+    """
+
+    def __init__(self, shape: Shape, config: KIVConfig) -> None:
+        self._shape, self._config = shape, config
+        self.sink_count = 0
+        self.hot_count = 0
+        self._start = 0
+        self._sinks = self._buffers(config.sink_tokens)
+        self._hot = self._buffers(0)
+
+    def _buffers(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        s = self._shape
+        return (
+            torch.empty(s.batch, s.heads, tokens, s.key_width, dtype=s.dtype, device=s.device),
+            torch.empty(s.batch, s.heads, tokens, s.value_width, dtype=s.dtype, device=s.device),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        slots = self._sinks[0].shape[2] + self._hot[0].shape[2]
+        return slots * self._shape.batch * self._shape.token_bytes
+
+    def bytes_with(self, tokens: int) -> int:
+        """Bytes of the buffers once they hold so many more tokens."""
+        hot = self.hot_count + max(0, tokens - (self._config.sink_tokens - self.sink_count))
+        slots = self._config.sink_tokens + max(capacity(self._config, hot), self._hot[0].shape[2])
+        return slots * self._shape.batch * self._shape.token_bytes
+
+    def sinks(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``[H, S', D]`` of the sinks of one sequence."""
+        return self._sinks[0][row, :, : self.sink_count], self._sinks[1][row, :, : self.sink_count]
+
+    def hot(self, row: int, start: int = 0, stop: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``[H, n, D]`` of hot tokens ``[start, stop)`` of one sequence, counted from the first."""
+        a, b = self._start + start, self._start + (self.hot_count if stop is None else stop)
+        return self._hot[0][row, :, a:b], self._hot[1][row, :, a:b]
+
+    def append(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Add tokens ``[B, H, n, D]``, filling up the sinks first."""
+        n, first = key.shape[2], 0
+        if self.sink_count < self._config.sink_tokens:
+            first = min(n, self._config.sink_tokens - self.sink_count)
+            at = slice(self.sink_count, self.sink_count + first)
+            self._sinks[0][:, :, at] = key[:, :, :first]
+            self._sinks[1][:, :, at] = value[:, :, :first]
+            self.sink_count += first
+        if first == n:
+            return
+        count = self.hot_count + n - first
+        if self._start + count > self._hot[0].shape[2]:
+            self._make_room(count)
+        at = slice(self._start + self.hot_count, self._start + count)
+        self._hot[0][:, :, at] = key[:, :, first:]
+        self._hot[1][:, :, at] = value[:, :, first:]
+        self.hot_count = count
+
+    def _make_room(self, count: int) -> None:
+        """Move the tokens to the front of buffers with room for `count`."""
+        room = capacity(self._config, count)
+        live = slice(self._start, self._start + self.hot_count)
+        old = self._hot
+        if room != old[0].shape[2]:
+            self._hot = self._buffers(room)
+        for new, before in zip(self._hot, old, strict=True):
+            moved = before[:, :, live]
+            new[:, :, : self.hot_count] = moved.clone() if new is before else moved
+        self._start = 0
+
+    def pages(self, row: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first `n` pages of the hot window of one sequence, as ``[n, H, P, D]``; views."""
+        size = self._config.page_tokens
+        key, value = self.hot(row, 0, n * size)
+        return key.unflatten(1, (n, size)).transpose(0, 1), value.unflatten(1, (n, size)).transpose(0, 1)
+
+    def drop_pages(self, n: int) -> None:
+        """Forget the first `n` pages of the hot window."""
+        tokens = n * self._config.page_tokens
+        self._start += tokens
+        self.hot_count -= tokens
+
+    def settle(self) -> None:
+        """After a long call, return the memory that its tokens took."""
+        if self._hot[0].shape[2] != capacity(self._config, self.hot_count):
+            self._make_room(self.hot_count)
+
+    def crop(self, sinks: int, hot: int) -> None:
+        """Keep the first so many of each."""
+        self.sink_count, self.hot_count = sinks, hot
+        self.settle()
+
+    def put_back(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Insert tokens ``[B, H, n, D]`` before the hot window."""
+        n = key.shape[2]
+        old = self.hot_count
+        keep = [part[:, :, self._start : self._start + old] for part in self._hot]
+        self._hot = self._buffers(capacity(self._config, n + old))
+        self._start, self.hot_count = 0, n + old
+        for new, front, rest in zip(self._hot, (key, value), keep, strict=True):
+            new[:, :, :n] = front
+            new[:, :, n : n + old] = rest
+
+    def select(self, rows: torch.Tensor) -> Recent:
+        """A copy whose sequence i is sequence ``rows[i]``."""
+        copy = Recent(self._shape._replace(batch=rows.numel()), self._config)
+        copy.sink_count, copy.hot_count, copy._start = self.sink_count, self.hot_count, self._start
+        copy._sinks = (self._sinks[0].index_select(0, rows), self._sinks[1].index_select(0, rows))
+        copy._hot = (self._hot[0].index_select(0, rows), self._hot[1].index_select(0, rows))
+        return copy

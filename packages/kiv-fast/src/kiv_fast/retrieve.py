@@ -1,0 +1,175 @@
+"""One query block of one sequence: candidates, selection, values last, attention (SPEC 4 and 5 put together)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from .attend import Attended, Part, Queries, Tile, attend_parts
+from .cold import Cold, ColdRow
+from .mass import enlarge, missed_bound
+from .select import candidates, group_scores, page_query, top_set
+from .tail import page_tail, span_tail
+
+
+@dataclass(frozen=True)
+class View:
+    """What a block sees of one sequence.
+
+    Attributes
+    ----------
+    pages : int
+        N, the cold pages of the block's partition.
+    filled : int
+        Cold pages among them that have a valid token.
+    always : list of Tile
+        Sinks and hot tokens, up to the last query.
+    cold_valid : bool [N * P], or None
+        Validity of the cold positions; None if all are valid.
+    finite : bool
+        Whether every value of the store is a number.
+    """
+
+    cold: Cold
+    row: ColdRow
+    pages: int
+    filled: int
+    always: list[Tile]
+    cold_valid: torch.Tensor | None
+    finite: bool
+
+
+class Retrieval(NamedTuple):
+    """What a block retrieves, each head its own; -1 fills up rows."""
+
+    candidates: torch.Tensor  # int64 [H, C], best first
+    selected: torch.Tensor  # int64 [H, R], cold positions counted from the first, ascending
+    streamed: torch.Tensor | None  # bool [H], heads to attend exactly
+
+
+class Result(NamedTuple):
+    """Output and account of one block and sequence."""
+
+    attended: Attended
+    retrieval: Retrieval
+    missed: torch.Tensor | None  # [H, M]
+    key_rows: int
+    value_rows: int
+
+
+class Candidates(NamedTuple):
+    """The candidates' tokens, pages in ascending order."""
+
+    pages: torch.Tensor  # int64 [H, C], -1 fills up rows
+    raw: torch.Tensor  # [H, M, C * P], scale * q . k, minus infinity where a token is invalid
+
+
+def always_parts(queries: Queries, tiles: list[Tile]) -> list[Part]:
+    """Sinks and hot as parts of a softmax."""
+    parts: list[Part] = []
+    for tile in tiles:
+        logits = queries.hide(queries.logits(tile.key.to(queries.query.dtype)), tile.first, tile.valid)
+        parts.append(Part(logits, tile.value.to(queries.query.dtype)))
+    return parts
+
+
+def read_candidates(view: View, queries: Queries, pages: torch.Tensor) -> Candidates:
+    """Read the keys of candidate pages, int64 ``[H, C]`` in any order with -1 anywhere, and score their tokens (SPEC 4.5)."""
+    cold, size = view.cold, view.cold.config.page_tokens
+    pages = pages.sort(dim=1).values
+    known = pages.clamp(min=0)
+    keys = cold.arena.keys(cold.page_ids(view.row, known)).to(queries.query.device)
+    cold.counters.key_bytes_gathered += keys.numel() * keys.element_size()
+    raw = (queries.members @ keys.to(queries.query.dtype).transpose(1, 2)).mul_(queries.scale)
+    unseen = None
+    if view.cold_valid is not None:
+        unseen = ~view.cold_valid.view(-1, size)[known].flatten(1)  # [H, C * P]
+    if view.filled < view.pages or cold.config.max_missed_mass is not None:
+        gone = (pages < 0).repeat_interleave(size, dim=1)
+        unseen = gone if unseen is None else unseen | gone
+    if unseen is not None:
+        raw.masked_fill_(unseen[:, None], -torch.inf)
+    return Candidates(pages, raw)
+
+
+def choose_tokens(view: View, tokens: Candidates) -> torch.Tensor:
+    """The selection (SPEC 4.6): int64 ``[H, R]`` indices into the candidates' tokens, ascending; -1 fills up rows."""
+    config = view.cold.config
+    assert config.retrieve_tokens is not None, "exact mode selects nothing"
+    scores = group_scores(tokens.raw, config.group)
+    if view.cold_valid is None:
+        return top_set(scores, config.retrieve_tokens)
+    scores.masked_fill_(tokens.raw[:, 0] == -torch.inf, -torch.inf)
+    chosen = top_set(scores, config.retrieve_tokens)
+    chosen = torch.where(scores.gather(1, chosen) > -torch.inf, chosen, scores.shape[1])
+    chosen = chosen.sort(dim=1).values
+    width = int((chosen < scores.shape[1]).sum(dim=1).max())
+    return torch.where(chosen < scores.shape[1], chosen, -1)[:, :width]
+
+
+def attend_block(view: View, queries: Queries, bound: bool) -> Result:
+    """Answer the queries of a block by retrieval (SPEC 4, 5, 6.3)."""
+    cold, config = view.cold, view.cold.config
+    heads = queries.query.shape[0]
+    always = always_parts(queries, view.always)
+    sinks = None if queries.sink_logits is None else queries.sink_logits.flatten(1, 2)
+    none = torch.empty(heads, 0, dtype=torch.int64, device=queries.query.device)
+    if view.filled == 0:
+        attended = attend_parts(always, [], sinks, view.finite)
+        missed = torch.zeros_like(attended.exact) if bound else None
+        return Result(attended, Retrieval(none, none, None), missed, 0, 0)
+
+    members = page_query(queries.members, queries.scale, config.spread_weight)
+    best = candidates(
+        cold, view.row, members, view.pages, min(config.candidate_pages, view.filled), config.group
+    )
+    tokens = read_candidates(view, queries, best)
+    chosen = choose_tokens(view, tokens)
+    streamed = None
+    if config.max_missed_mass is not None:
+        best, tokens, chosen, streamed = enlarge(view, queries, members, best, tokens, chosen, always, sinks)
+
+    size = config.page_tokens
+    known = chosen.clamp(min=0)
+    ragged = bool((chosen < 0).any()) if view.cold_valid is not None or streamed is not None else False
+    page = tokens.pages.gather(1, known // size).clamp(min=0)
+    offset = known % size
+    rows = cold.arena.values(cold.page_ids(view.row, page), offset)
+    cold.counters.value_bytes_gathered += rows.numel() * rows.element_size()
+    values = rows.to(queries.query.device).to(queries.query.dtype)
+    logits = queries.cap(tokens.raw)
+    own = logits.gather(2, known[:, None].expand(-1, logits.shape[1], -1))
+    if ragged:
+        own = own.masked_fill((chosen < 0)[:, None], -torch.inf)
+        values = values.masked_fill((chosen < 0)[:, :, None], 0)
+    mask = torch.zeros(heads, logits.shape[2] + 1, dtype=torch.bool, device=logits.device)
+    mask = mask.scatter_(1, torch.where(chosen < 0, logits.shape[2], chosen), True)[:, :-1]
+
+    exact = [*always, Part(own, values)]
+    tail: list[Part] = []
+    if config.tail == "mean":
+        tail = [page_tail(cold, view.row, logits, tokens.pages, mask)]
+        tail += span_tail(cold, view.row, queries, view.pages, best, cold.finite)
+    attended = attend_parts(exact, tail, sinks, view.finite and cold.finite)
+    missed = None
+    if bound:
+        missed = missed_bound(view, queries, tokens, mask, always, sinks)
+    selected = torch.where(chosen < 0, -1, page * size + offset)
+    retrieval = Retrieval(best, selected, streamed)
+    return Result(attended, retrieval, missed, *_rows_read(view, retrieval))
+
+
+def _rows_read(view: View, retrieval: Retrieval) -> tuple[int, int]:
+    """Keys and values that a block had to read (SPEC 9.6): the valid tokens of candidate pages, the selected ones."""
+    if view.cold_valid is None and retrieval.streamed is None:
+        return retrieval.candidates.numel() * view.cold.config.page_tokens, retrieval.selected.numel()
+    pages = retrieval.candidates
+    counts = view.row.counts(0, view.pages)[pages.clamp(min=0)].masked_fill_(pages < 0, 0).sum(dim=1)
+    rows = (retrieval.selected >= 0).sum(dim=1)
+    if retrieval.streamed is not None:
+        total = sum(view.row.table.counts[: view.pages])
+        counts = torch.where(retrieval.streamed, total, counts)
+        rows = torch.where(retrieval.streamed, total, rows)
+    return int(counts.sum()), int(rows.sum())

@@ -1,0 +1,199 @@
+"""What a store holds: recent tokens, page tables, validity; and how tokens move between them (SPEC 2, 9)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from kiv_reference.config import KIVConfig
+from kiv_reference.report import TierBytes, TierTokens
+
+from .attend import Tile
+from .cold import Cold, ColdRow
+from .layout import Row
+from .recent import Recent
+from .validate import Shape
+
+if TYPE_CHECKING:
+    from .pool import FastPool
+
+SETTLE_TOKENS = 64
+"""A call of more tokens than this returns, once it is over, the memory that they took in the hot window."""
+
+
+class State:
+    """The tokens of one store. Rows share pages; recent tokens are each state's own."""
+
+    def __init__(
+        self, shape: Shape, config: KIVConfig, pool: FastPool, ordinal: int, cold: Cold | None = None
+    ) -> None:
+        self.shape, self.config = shape, config
+        self._pool, self._ordinal = pool, ordinal
+        self.cold = cold or Cold(shape, config, pool.arena(shape), pool.ledger, pool.counters, ordinal)
+        self.rows = [ColdRow(Row(), shape.device) for _ in range(shape.batch)]
+        self.recent = Recent(shape, config)
+        self.length = 0
+        self.pages = 0  # cold pages of each row that have left the hot window
+        self.finite = True  # whether every value is a number
+        self._valid: torch.Tensor | None = None  # bool [B, capacity]; None while all are valid
+        self._booked = 0
+
+    def valid(self, start: int, stop: int) -> torch.Tensor | None:
+        """Validity bool ``[B, stop - start]`` of positions, None if all positions of the store are valid."""
+        return None if self._valid is None else self._valid[:, start:stop]
+
+    def row_valid(self, row: int, start: int, stop: int) -> torch.Tensor | None:
+        """Validity bool ``[stop - start]`` in one sequence, None if all are valid."""
+        if self._valid is None:
+            return None
+        valid = self._valid[row, start:stop]
+        return None if bool(valid.all()) else valid
+
+    def prepare(self, tokens: int) -> None:
+        """Refuse if so many tokens more do not fit, once appended and once their call is over (SPEC 10.2)."""
+        more = self.config.cold_pages(self.length + tokens) - self.pages
+        self.cold.promise(self.shape.batch * more)
+        try:
+            self._book(self.recent.bytes_with(tokens) + self.shape.batch * (self.length + tokens))
+        except BaseException:
+            self.cold.settle()
+            raise
+
+    def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, finite: bool) -> None:
+        """Add tokens; keys and values at invalid positions are zeros."""
+        n = key.shape[2]
+        if valid is not None or self._valid is not None:
+            self._grow_valid(self.length + n)
+            assert self._valid is not None, "validity was just made"
+            self._valid[:, self.length : self.length + n] = True if valid is None else valid
+        self.recent.append(key, value)
+        self.length += n
+        self.finite = self.finite and finite
+        self._settled = n <= SETTLE_TOKENS
+
+    def _grow_valid(self, tokens: int) -> None:
+        old = self._valid
+        if old is not None and old.shape[1] >= tokens:
+            return
+        capacity = max(64, tokens, 0 if old is None else 2 * old.shape[1])
+        self._valid = torch.ones(self.shape.batch, capacity, dtype=torch.bool, device=self.shape.device)
+        if old is not None:
+            self._valid[:, : self.length] = old[:, : self.length]
+
+    def evict(self, pages: int) -> None:
+        """Move pages out of the hot window until `pages` of each row are cold (SPEC 2.3); fewer is no reason to return any."""
+        n = pages - self.pages
+        if n > 0:
+            size, start = self.config.page_tokens, self.config.sink_tokens + self.pages * self.config.page_tokens
+            before = self.pages
+            try:
+                for number, row in enumerate(self.rows):
+                    valid = self.row_valid(number, start, start + n * size)
+                    key, value = self.recent.pages(number, n)
+                    self.cold.add(row, key, value, None if valid is None else valid.view(n, size))
+            except BaseException:
+                for row in self.rows:
+                    self.cold.cut(row, before)
+                raise
+            self.pages = pages
+            self.recent.drop_pages(n)
+        if pages == self.config.cold_pages(self.length):
+            self.cold.settle()
+            if not self._settled:
+                self.recent.settle()
+                self._settled = True
+            self._book(self._device_bytes)
+
+    @property
+    def _device_bytes(self) -> int:
+        return self.recent.nbytes + self.shape.batch * self.length
+
+    def _book(self, device: int) -> None:
+        self._pool.ledger.take(device=device - self._booked)
+        self._booked = device
+
+    def hot_start(self, pages: int) -> int:
+        """First hot position with so many cold pages."""
+        return self.config.sink_tokens + pages * self.config.page_tokens
+
+    def tiles(self, row: int, pages: int, stop: int) -> list[Tile]:
+        """Sinks and, from the page `pages` on, everything before position `stop`."""
+        out: list[Tile] = []
+        sinks = min(self.recent.sink_count, stop)
+        if sinks:
+            key, value = self.recent.sinks(row)
+            out.append(Tile(key[:, :sinks], value[:, :sinks], 0, self.row_valid(row, 0, sinks)))
+        if pages < self.pages:
+            out.append(self.cold_tile(row, pages, self.pages))
+        start = self.hot_start(self.pages)
+        if stop > start:
+            key, value = self.recent.hot(row, 0, stop - start)
+            out.append(Tile(key, value, start, self.row_valid(row, start, stop)))
+        return out
+
+    def cold_tile(self, row: int, first: int, stop: int) -> Tile:
+        """The pages ``[first, stop)`` of a sequence."""
+        cold, start = self.cold, self.hot_start(first)
+        key, value = cold.arena.tile(self.rows[row].table.pages[first:stop])
+        cold.counters.streamed_bytes += (key.numel() + value.numel()) * key.element_size()
+        valid = self.row_valid(row, start, self.hot_start(stop)) if self.rows[row].table.padded else None
+        return Tile(key.to(self.shape.device), value.to(self.shape.device), start, valid)
+
+    def crop(self, length: int) -> None:
+        """Keep the first `length` tokens (SPEC 9.2): pages that are hot again come back."""
+        pages = self.config.cold_pages(length)
+        start = self.hot_start(self.pages)
+        back: tuple[torch.Tensor, torch.Tensor] | None = None
+        if pages < self.pages and length > self.hot_start(pages):
+            last = -(-(min(length, start) - self.hot_start(pages)) // self.config.page_tokens) + pages
+            tiles = [self.cold_tile(row, pages, last) for row in range(self.shape.batch)]
+            back = torch.stack([tile.key for tile in tiles]), torch.stack([tile.value for tile in tiles])
+        self.recent.crop(min(length, self.config.sink_tokens, self.recent.sink_count), max(0, length - start))
+        if back is not None:
+            keep = min(length, start) - self.hot_start(pages)
+            self.recent.put_back(back[0][:, :, :keep], back[1][:, :, :keep])
+        if pages < self.pages:
+            for row in self.rows:
+                self.cold.cut(row, pages)
+            self.pages = pages
+        self.length = length
+        self.cold.settle()
+        if self._valid is not None and bool(self._valid[:, :length].all()):
+            self._valid = None
+        self._book(self._device_bytes)
+        self.evict(pages)
+
+    def select(self, rows: list[int]) -> State:
+        """A state whose sequence i is sequence ``rows[i]``, with the same pages (SPEC 9.3, 9.4)."""
+        copy = State(self.shape._replace(batch=len(rows)), self.config, self._pool, self._ordinal, self.cold)
+        bytes_ = len(rows) * (self.recent.nbytes // self.shape.batch + self.length)
+        copy._book(bytes_)
+        at = torch.tensor(rows, dtype=torch.int64, device=self.shape.device)
+        copy.rows = [self.cold.share(self.rows[row]) for row in rows]
+        copy.recent = self.recent.select(at)
+        copy.length, copy.pages, copy.finite, copy._settled = self.length, self.pages, self.finite, self._settled
+        copy._valid = None if self._valid is None else self._valid.index_select(0, at)
+        return copy
+
+    def release(self) -> None:
+        """Give back everything."""
+        for row in self.rows:
+            self.cold.cut(row, 0)
+        self.cold.settle()
+        self._book(0)
+
+    def memory(self) -> TierBytes:
+        """Bytes by tier."""
+        device = self._booked + sum(self.cold.row_bytes(row) for row in self.rows)
+        cold = sum(len(row.table.pages) for row in self.rows)
+        disk = sum(self.cold.arena.pages_on_disk(row.table.pages) for row in self.rows)
+        size = self.cold.arena.page_bytes
+        return TierBytes(device, (cold - disk) * size, disk * size)
+
+    def tokens(self) -> TierTokens:
+        """Positions by part."""
+        pages = self.config.cold_pages(self.length)
+        cold, size = pages * self.config.page_tokens, self.config.page_tokens
+        sinks = min(self.config.sink_tokens, self.length)
+        disk = self.cold.arena.pages_on_disk(self.rows[0].table.pages[:pages]) * size
+        return TierTokens(sinks, self.length - sinks - cold, cold - disk, disk)

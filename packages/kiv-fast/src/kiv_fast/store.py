@@ -1,0 +1,208 @@
+"""`FastStore`: keys and values of one layer. The contract tells what each method does (`LayerStore`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from kiv_reference.errors import KIVUsageError, refuse
+from kiv_reference.report import AttendReport, TierBytes, TierTokens
+
+from .call import answer
+from .partition import Block, blocks
+from .state import State
+from .trace import BlockTrace, report
+from .validate import all_finite, check_append, check_finite, check_modifiers, check_query, check_rows
+
+if TYPE_CHECKING:
+    from .pool import FastPool
+
+
+class FastStore:
+    """One layer of a `FastPool`.
+
+    Parameters
+    ----------
+    pool : FastPool
+    ordinal : int
+        Number of the store in its pool.
+    """
+
+    def __init__(self, pool: FastPool, ordinal: int) -> None:
+        self._pool, self._ordinal = pool, ordinal
+        self._config = pool.config
+        self._state: State | None = None
+        self._pending = 0  # tokens of the last append, if no crop came after it
+        self._traces: list[BlockTrace] | None = None
+        self._report: AttendReport | None = None
+
+    @property
+    def length(self) -> int:
+        """T (`LayerStore.length`)."""
+        return 0 if self._state is None else self._state.length
+
+    @property
+    def valid(self) -> torch.Tensor | None:
+        """Validity, bool [B, T], or None (`LayerStore.valid`)."""
+        if self._state is None:
+            return None
+        valid = self._state.valid(0, self.length)
+        return None if valid is None or bool(valid.all()) else valid.clone()
+
+    @property
+    def report(self) -> AttendReport:
+        """The last attend (`LayerStore.report`)."""
+        if self._report is None:
+            if self._traces is None or self._state is None:
+                raise refuse(KIVUsageError, "a report needs an attend before it (SPEC 9.6)", "none", "Call attend.")
+            self._report = report(self._traces, self._traced_shape, self._config.sink_tokens)
+        return self._report
+
+    def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
+        """Add tokens (`LayerStore.append`)."""
+        self._pool.check_open()
+        state = self._state
+        shape = check_append(key, value, valid, None if state is None else state.shape)
+        if valid is not None and bool(valid.all()):
+            valid = None
+        check_finite("key", key, valid)
+        if valid is not None:
+            seen = valid[:, None, :, None]
+            key, value = key.masked_fill(~seen, 0), value.masked_fill(~seen, 0)
+        finite = all_finite(value)
+        if state is None:
+            state = State(shape, self._config, self._pool, self._ordinal)
+            try:
+                state.prepare(key.shape[2])
+            except BaseException:
+                state.release()
+                raise
+        else:
+            state.evict(self._config.cold_pages(state.length))
+            state.prepare(key.shape[2])
+        state.append(key, value, valid, finite)
+        self._state, self._pending = state, key.shape[2]
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        *,
+        scale: float,
+        softcap: float | None = None,
+        sink_logits: torch.Tensor | None = None,
+        bound: bool = False,
+    ) -> torch.Tensor:
+        """Answer queries (`LayerStore.attend`)."""
+        self._pool.check_open()
+        state = self._state
+        shape = check_query(query, None if state is None else state.shape, self._pending)
+        assert state is not None, "a shape without a state"
+        first = state.length - self._pending
+        valid = state.valid(first, state.length)
+        check_finite("query", query, valid)
+        sinks = check_modifiers(query, scale, softcap, sink_logits)
+        if valid is not None:
+            query = query.masked_fill(~valid[:, None, :, None], 0)
+
+        output = torch.empty(*query.shape[:3], shape.value_width, dtype=query.dtype, device=query.device)
+        traces: list[BlockTrace] = []
+        for block in blocks(self._config, state.length, self._pending):
+            state.evict(block.pages)
+            mine = slice(block.start - first, block.stop - first)
+            part = None if sinks is None else sinks[:, :, mine]
+            trace = BlockTrace(block)
+            for row in range(shape.batch):
+                self._answer(state, trace, row, query[row, :, mine], part, scale, softcap, bound, output[row, :, mine])
+            traces.append(trace)
+        # The call is over: what it made cold leaves (SPEC 2.3).
+        state.evict(self._config.cold_pages(state.length))
+        self._traces, self._report, self._traced_shape = traces, None, shape
+        return output
+
+    def _answer(
+        self,
+        state: State,
+        trace: BlockTrace,
+        row: int,
+        query: torch.Tensor,
+        sinks: torch.Tensor | None,
+        scale: float,
+        softcap: float | None,
+        bound: bool,
+        output: torch.Tensor,
+    ) -> None:
+        grouped = query.to(state.shape.compute).unflatten(0, (state.shape.heads, -1))  # [H, G, TQ, D]
+        own = None if sinks is None else sinks[row].to(grouped.dtype).unflatten(0, (state.shape.heads, -1))
+        answer(state, trace, row, grouped, own, scale, softcap, bound, output)
+
+    def crop(self, length: int) -> None:
+        """Keep the first tokens (`LayerStore.crop`)."""
+        self._pool.check_open()
+        if not 0 <= length <= self.length:
+            rule = f"crop needs a length in 0..{self.length} (SPEC 9.2)"
+            raise refuse(KIVUsageError, rule, length, "A store cannot be made longer; append instead.")
+        if self._state is not None:
+            self._state.crop(length)
+        self._pending = 0
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Permute or copy sequences (`LayerStore.reorder`)."""
+        self._select(rows, same_size=True)
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Choose sequences (`LayerStore.select`)."""
+        self._select(rows, same_size=False)
+
+    def repeat_interleave(self, repeats: int) -> None:
+        """Repeat sequences (`LayerStore.repeat_interleave`)."""
+        self._pool.check_open()
+        if repeats < 1:
+            rule = "repeats must be 1 or more (SPEC 9.3)"
+            raise refuse(KIVUsageError, rule, repeats, "Use reset() to empty a store.")
+        if self._state is not None:
+            self._replace([row for row in range(self._state.shape.batch) for _ in range(repeats)])
+
+    def _select(self, rows: torch.Tensor, same_size: bool) -> None:
+        self._pool.check_open()
+        if self._state is not None:
+            self._replace(check_rows(rows, self._state.shape.batch, same_size))
+
+    def _replace(self, rows: list[int]) -> None:
+        assert self._state is not None, "nothing to select from"
+        chosen = self._state.select(rows)
+        self._state.release()
+        self._state = chosen
+
+    def fork(self) -> FastStore:
+        """An independent store that shares the pages (`LayerStore.fork`)."""
+        self._pool.check_open()
+        copy = self._pool.layer_store()
+        if self._state is not None:
+            copy._state = self._state.select(list(range(self._state.shape.batch)))
+        copy._pending, copy._traces, copy._report = self._pending, self._traces, self._report
+        if self._traces is not None:
+            copy._traced_shape = self._traced_shape
+        return copy
+
+    def reset(self) -> None:
+        """Forget everything (`LayerStore.reset`)."""
+        self._pool.check_open()
+        self.release()
+
+    def release(self) -> None:
+        """Give back everything that is held."""
+        if self._state is not None:
+            self._state.release()
+        self._state, self._pending, self._traces, self._report = None, 0, None, None
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", None) is not None:
+            self.release()
+
+    def memory(self) -> TierBytes:
+        """Bytes by tier; pages shared with a fork count in both (`LayerStore.memory`)."""
+        return TierBytes(0, 0, 0) if self._state is None else self._state.memory()
+
+    def tokens(self) -> TierTokens:
+        """Positions by part (`LayerStore.tokens`)."""
+        return TierTokens(0, 0, 0, 0) if self._state is None else self._state.tokens()

@@ -1,0 +1,124 @@
+"""Checks on what a caller hands to a store (SPEC 2.5, 8, 9). Cheap where everything is in order."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from kiv_reference.errors import KIVNonFiniteError, KIVShapeError, KIVUsageError, refuse
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Shape(NamedTuple):
+    """What the first append fixes (SPEC 9.1)."""
+
+    batch: int
+    heads: int
+    key_width: int
+    value_width: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def compute(self) -> torch.dtype:
+        """The dtype of scores, summaries and sums (SPEC 1.2)."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's key and value, in one sequence."""
+        return self.heads * (self.key_width + self.value_width) * self.dtype.itemsize
+
+
+def check_append(
+    key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, fixed: Shape | None
+) -> Shape:
+    """Check shapes, dtypes and devices; returns the shape of the store."""
+    if key.ndim != 4 or value.ndim != 4 or key.shape[:3] != value.shape[:3] or 0 in key.shape or 0 in value.shape:
+        got = f"key {list(key.shape)}, value {list(value.shape)}"
+        rule = "key must be [B, H, n, D] and value [B, H, n, DV], no size 0 (SPEC 9.1)"
+        raise refuse(KIVShapeError, rule, got, "Hand over at least one token of every sequence.")
+    if key.dtype not in DTYPES or value.dtype != key.dtype or value.device != key.device:
+        got = f"{key.dtype} on {key.device} and {value.dtype} on {value.device}"
+        rule = "key and value must share a device and a floating dtype of 16, 32 or 64 bits (SPEC 9.1)"
+        raise refuse(KIVShapeError, rule, got, "Convert them before the append.")
+    batch, heads, n, width = key.shape
+    shape = Shape(batch, heads, width, value.shape[3], key.dtype, key.device)
+    if fixed is not None and shape != fixed:
+        rule = f"the store was fixed by its first append to {tuple(fixed)} (SPEC 9.1)"
+        raise refuse(KIVShapeError, rule, tuple(shape), "Reset the store first.")
+    if valid is not None and (
+        valid.dtype != torch.bool or tuple(valid.shape) != (batch, n) or valid.device != key.device
+    ):
+        got = f"{valid.dtype} {list(valid.shape)} on {valid.device}"
+        rule = f"valid must be bool {[batch, n]} on {key.device} (SPEC 2.4)"
+        raise refuse(KIVShapeError, rule, got, "Slice the attention mask to the new tokens.")
+    return shape
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether every number is finite; a sum decides unless it is not finite itself."""
+    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+
+
+def check_finite(what: str, tensor: torch.Tensor, valid: torch.Tensor | None) -> None:
+    """Refuse NaN and infinity in ``[B, heads, n, D]`` at valid positions, bool ``[B, n]`` (SPEC 2.5)."""
+    if math.isfinite(tensor.sum().item()):
+        return
+    finite = torch.isfinite(tensor).all(dim=3).all(dim=1)  # [B, n]
+    if valid is not None:
+        finite = finite | ~valid
+    if not bool(finite.all()):
+        sequence, token = (~finite).nonzero()[0].tolist()
+        got = f"NaN or infinity in sequence {sequence}, token {token} of the call"
+        rule = f"every {what} at a valid position must be finite (SPEC 2.5)"
+        raise refuse(KIVNonFiniteError, rule, got, "Use a wider dtype, or look for the overflow in the model.")
+
+
+def check_query(query: torch.Tensor, shape: Shape | None, tokens: int) -> Shape:
+    """Check a query against the store's shape and the number of tokens last appended (SPEC 9.1)."""
+    if shape is None or tokens == 0:
+        rule = "attend must follow an append (SPEC 9.1)"
+        raise refuse(KIVUsageError, rule, "no tokens appended since the last crop", "Append the queries' own tokens.")
+    good = query.ndim == 4 and query.shape[0] == shape.batch and query.shape[3] == shape.key_width
+    if not good or query.shape[1] == 0 or query.shape[1] % shape.heads or query.dtype != shape.dtype:
+        rule = f"query must be [{shape.batch}, multiple of {shape.heads}, TQ, {shape.key_width}] {shape.dtype}"
+        got = f"{list(query.shape)} {query.dtype}"
+        raise refuse(KIVShapeError, f"{rule} (SPEC 9.1)", got, "Match the keys of this layer.")
+    if query.device != shape.device:
+        rule = f"query must be on {shape.device} (SPEC 9.1)"
+        raise refuse(KIVShapeError, rule, query.device, "Move it there.")
+    if query.shape[2] != tokens:
+        rule = "attend needs the queries of exactly the tokens last appended (SPEC 9.1)"
+        raise refuse(KIVUsageError, rule, f"TQ = {query.shape[2]}, {tokens} appended", "Append and attend in step.")
+    return shape
+
+
+def check_modifiers(
+    query: torch.Tensor, scale: float, softcap: float | None, sink_logits: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Check SPEC 8's arguments; returns the sink logits as ``[B, HQ, TQ]``, or None."""
+    for name, number in (("scale", scale), ("softcap", softcap)):
+        if number is not None and not (math.isfinite(number) and number > 0):
+            raise refuse(KIVUsageError, f"{name} must be a finite number > 0", number, "Take the model's own.")
+    if sink_logits is None:
+        return None
+    batch, heads, tokens, _ = query.shape
+    if tuple(sink_logits.shape) == (heads,):
+        sink_logits = sink_logits[None, :, None].expand(batch, heads, tokens)
+    if tuple(sink_logits.shape) != (batch, heads, tokens):
+        rule = f"sink_logits must be [{heads}] or [{batch}, {heads}, {tokens}] (SPEC 8.2)"
+        raise refuse(KIVShapeError, rule, list(sink_logits.shape), "Reshape the model's sinks.")
+    return sink_logits
+
+
+def check_rows(rows: torch.Tensor, batch: int, same_size: bool) -> list[int]:
+    """Check row numbers for reorder and select (SPEC 9.3); returns them as integers."""
+    numbers: list[int] = rows.tolist() if rows.ndim == 1 and rows.dtype == torch.int64 else []
+    if not numbers or min(numbers) < 0 or max(numbers) >= batch or (same_size and len(numbers) != batch):
+        size = f"[{batch}]" if same_size else "[1 or more]"
+        rule = f"rows must be int64 {size} with values in 0..{batch - 1} (SPEC 9.3)"
+        raise refuse(KIVUsageError, rule, f"{rows.tolist()} ({rows.dtype})", "Count sequences from 0.")
+    return numbers
