@@ -1,0 +1,111 @@
+"""Errors and captured mass of rules over many scenes, and their statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from .attention import captured_mass, output_error
+from .capture import load_capture
+from .rules import Rule
+from .scene import SETTINGS, Scene, capture_scene
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One scene's place: a layer of a model at the end of a context of a text."""
+
+    model: str
+    text: str
+    length: int
+    layer: int
+    rank: int  # of the layer among the global layers
+
+
+def cells(model: str, text: str, length: int) -> Iterator[Cell]:
+    """Every global layer at one context."""
+    for rank, layer in enumerate(load_capture(model, text).layers):
+        yield Cell(model, text, length, layer, rank)
+
+
+def scenes(which: Iterable[Cell], every: slice) -> Iterator[tuple[Cell, Scene]]:
+    """Load the scenes of cells, one at a time, with the queries of the window that `every` takes."""
+    for cell in which:
+        capture = load_capture(cell.model, cell.text)
+        yield cell, capture_scene(capture, cell.layer, cell.length, SETTINGS[cell.model], every)
+
+
+@dataclass
+class Tally:
+    """What one rule gave: a row for each scene, of errors and masses over its heads and queries."""
+
+    cells: list[Cell] = field(default_factory=list)
+    errors: list[torch.Tensor] = field(default_factory=list)
+    captured: list[torch.Tensor] = field(default_factory=list)
+    key_tokens: list[float] = field(default_factory=list)
+    value_tokens: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of one rule on one model; errors are relative output errors.
+
+    Attributes
+    ----------
+    captured : float
+        Mean share of the cold softmax mass that was attended exactly.
+    mean, p50, p90 : float
+        Over layers, heads and queries.
+    worst_layer : float
+        The largest mean of a layer.
+    layer_means : dict
+        Mean error of each layer.
+    key_tokens, value_tokens : float
+        Mean distinct cold tokens read, for a layer, KV head and query.
+    """
+
+    captured: float
+    mean: float
+    p50: float
+    p90: float
+    worst_layer: float
+    layer_means: dict[int, float]
+    key_tokens: float
+    value_tokens: float
+
+
+def statistics(tally: Tally) -> Statistics:
+    """Summarise a tally."""
+    errors = torch.cat([e.flatten() for e in tally.errors])
+    by_layer: dict[int, list[torch.Tensor]] = {}
+    for cell, error in zip(tally.cells, tally.errors, strict=True):
+        by_layer.setdefault(cell.layer, []).append(error.flatten())
+    layer_means = {layer: float(torch.cat(found).mean()) for layer, found in by_layer.items()}
+    return Statistics(
+        captured=float(torch.cat([c.flatten() for c in tally.captured]).mean()),
+        mean=float(errors.mean()),
+        p50=float(errors.quantile(0.5)),
+        p90=float(errors.quantile(0.9)),
+        worst_layer=max(layer_means.values()),
+        layer_means=layer_means,
+        key_tokens=sum(tally.key_tokens) / len(tally.key_tokens),
+        value_tokens=sum(tally.value_tokens) / len(tally.value_tokens),
+    )
+
+
+def measure(rules: Sequence[Rule], model: str, which: Iterable[Cell], every: slice) -> dict[str, Statistics]:
+    """Apply every rule to every scene; statistics by the rule's name."""
+    assert len({rule.name for rule in rules}) == len(rules), "two rules of one name"
+    tallies = {rule.name: Tally() for rule in rules}
+    for cell, scene in scenes(which, every):
+        for rule in rules:
+            answer = rule.answer(scene, SETTINGS[model])
+            tally = tallies[rule.name]
+            tally.cells.append(cell)
+            tally.errors.append(output_error(scene, answer.output))
+            tally.captured.append(captured_mass(scene, answer.selected))
+            tally.key_tokens.append(float(answer.key_tokens.mean()))
+            tally.value_tokens.append(float(answer.value_tokens.mean()))
+    return {name: statistics(tally) for name, tally in tallies.items()}

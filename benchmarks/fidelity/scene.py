@@ -1,0 +1,112 @@
+"""One attention layer at one context length: what every rule is asked, and the answer of full attention."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from .capture import WINDOW_TOKENS, Capture
+
+COLD_MULTIPLE_TOKENS = 128
+"""Cold regions are cut to a multiple of this, so that every page size up to it sees the same cold tokens."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all rules share.
+
+    Attributes
+    ----------
+    hot_tokens, sink_tokens : int
+        Always attended, as in `KIVConfig`.
+    retrieve_tokens : int
+        R, unless a rule says otherwise.
+    candidate_tokens : int
+        C * P, unless a rule says otherwise.
+    """
+
+    hot_tokens: int
+    sink_tokens: int
+    retrieve_tokens: int
+    candidate_tokens: int
+
+
+SETTINGS = {"gemma": Setting(2048, 4, 256, 4096), "smollm2": Setting(1024, 4, 256, 2048)}
+"""Short name of a model -> its setting: SmolLM2's context is short, so its hot window is too."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One layer: Q queries of G heads for each of H KV heads, over T tokens.
+
+    Attributes
+    ----------
+    key : float32 [H, T, D]
+    value : float32 [H, T, DV]
+    query : float32 [H, Q, G, D]
+    positions : int64 [Q]
+    scale : float
+    cold_start, cold_stop : int
+        The cold tokens, the same for every query; before are the sinks, after is hot.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+    query: torch.Tensor
+    positions: torch.Tensor
+    scale: float
+    cold_start: int
+    cold_stop: int
+
+    @property
+    def cold_tokens(self) -> int:
+        """Tokens in the cold region."""
+        return self.cold_stop - self.cold_start
+
+    @cached_property
+    def logits(self) -> torch.Tensor:
+        """``[H, Q, G, T]``; -inf where a token is later than the query."""
+        raw = self.scale * torch.einsum("hqgd,htd->hqgt", self.query, self.key)
+        later = torch.arange(self.key.shape[1])[None, :] > self.positions[:, None]  # [Q, T]
+        return raw.masked_fill(later[None, :, None, :], -math.inf)
+
+    @cached_property
+    def cold_logits(self) -> torch.Tensor:
+        """Logits of the cold tokens, ``[H, Q, G, T']``."""
+        return self.logits[..., self.cold_start : self.cold_stop]
+
+    @cached_property
+    def full_output(self) -> torch.Tensor:
+        """Output of full attention, ``[H, Q, G, DV]``."""
+        return torch.einsum("hqgt,htv->hqgv", self.logits.softmax(dim=3), self.value)
+
+    def paged_keys(self, page_tokens: int) -> torch.Tensor:
+        """Cold keys by page, ``[H, N, P, D]``."""
+        return self.key[:, self.cold_start : self.cold_stop].unflatten(1, (-1, page_tokens))
+
+    def paged_values(self, page_tokens: int) -> torch.Tensor:
+        """Cold values by page, ``[H, N, P, DV]``."""
+        return self.value[:, self.cold_start : self.cold_stop].unflatten(1, (-1, page_tokens))
+
+
+def make_scene(
+    key: torch.Tensor, value: torch.Tensor, query: torch.Tensor, positions: torch.Tensor, scale: float, setting: Setting
+) -> Scene:
+    """Build a scene from ``key [H, T, D]``, ``value [H, T, DV]``, ``query [HQ, Q, D]`` and ``positions [Q]``."""
+    cold = int(positions[0]) - setting.hot_tokens - setting.sink_tokens
+    cold = max(0, cold // COLD_MULTIPLE_TOKENS * COLD_MULTIPLE_TOKENS)
+    grouped = query.float().unflatten(0, (key.shape[0], -1)).transpose(1, 2)  # [H, Q, G, D]
+    start = setting.sink_tokens
+    return Scene(key.float(), value.float(), grouped, positions, scale, start, start + cold)
+
+
+def capture_scene(capture: Capture, layer: int, length: int, setting: Setting, every: slice) -> Scene:
+    """Return the scene of a captured layer, with the queries that `every` takes of the last before `length`."""
+    key, value = capture.keys_values(layer)
+    kept = torch.arange(WINDOW_TOKENS)[every]
+    query = capture.queries(layer, length)[:, kept]
+    positions = length - WINDOW_TOKENS + kept
+    return make_scene(key[:, :length], value[:, :length], query, positions, capture.scale, setting)
