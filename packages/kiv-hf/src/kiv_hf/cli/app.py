@@ -1,0 +1,154 @@
+"""The commands and options of ``kiv``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import torch
+import typer
+from kiv_reference.config import KIVConfig
+from kiv_reference.errors import KIVError
+from rich.console import Console
+from transformers.utils import logging
+
+from ..impls import DEFAULT_IMPL
+from .ask import Settings, ask
+from .source import DTYPES
+from .text import check_question, read_text
+from .units import parse_bytes
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+KEEP, RETRIEVE, BUDGETS, RUN = "What stays", "What is retrieved", "Budgets", "How to run"
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.callback()
+def root() -> None:
+    """KIV: a key-value cache for long contexts."""
+
+
+def _knob(name: str, text: str, panel: str, **more: Any) -> Any:
+    """Make an option whose default is that of `KIVConfig`."""
+    default = getattr(KIVConfig, name)
+    shown = "none" if default is None else default
+    return typer.Option(f"--{name.replace('_', '-')}", help=f"{text} Default: {shown}.", rich_help_panel=panel, **more)
+
+
+def _bytes_knob(name: str, text: str) -> Any:
+    return _knob(name, text, BUDGETS, parser=_size, metavar="SIZE")
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _one_of(*choices: str) -> Any:
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in choices:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}")
+        return value
+
+    return check
+
+
+@app.command("ask")
+def ask_command(
+    question: Annotated[str, typer.Argument(help="What you want to know about the text.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A hub id, a local folder, or a .gguf file.")],
+    file: Annotated[str, typer.Option("--file", "-f", help="A text file in UTF-8, or - for standard input.")],
+    hot_tokens: Annotated[int | None, _knob("hot_tokens", "Recent tokens always attended.", KEEP)] = None,
+    sink_tokens: Annotated[int | None, _knob("sink_tokens", "First tokens always attended.", KEEP)] = None,
+    page_tokens: Annotated[int | None, _knob("page_tokens", "Tokens of a page.", KEEP)] = None,
+    candidate_pages: Annotated[
+        int | None, _knob("candidate_pages", "Pages whose keys a step reads.", RETRIEVE)
+    ] = None,
+    retrieve_tokens: Annotated[
+        int | None, _knob("retrieve_tokens", "Cold tokens a step attends exactly.", RETRIEVE)
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Attend to everything.", rich_help_panel=RETRIEVE)] = False,
+    max_missed_mass: Annotated[
+        float | None, _knob("max_missed_mass", "Most attention mass that may be missed, 0 to 1.", RETRIEVE)
+    ] = None,
+    prefill: Annotated[
+        str | None, _knob("prefill", "How the text is read: exact, retrieve or window.", RETRIEVE)
+    ] = None,
+    device_bytes: Annotated[int | None, _bytes_knob("device_bytes", "Most device memory of the cache.")] = None,
+    ram_bytes: Annotated[int | None, _bytes_knob("ram_bytes", "Most RAM of cold pages.")] = None,
+    disk_bytes: Annotated[int | None, _bytes_knob("disk_bytes", "Most disk space of cold pages.")] = None,
+    spill_dir: Annotated[str | None, _knob("spill_dir", "Folder of the pages on disk.", BUDGETS)] = None,
+    impl: Annotated[
+        str, typer.Option(help="Which KIV: reference, fast or compare.", rich_help_panel=RUN)
+    ] = DEFAULT_IMPL,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Of weights, keys and values: auto, float32, bfloat16 or float16.",
+            callback=_one_of("auto", *DTYPES), rich_help_panel=RUN,
+        ),
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="As torch names it; auto is cuda where there is one.", rich_help_panel=RUN)
+    ] = "auto",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.", rich_help_panel=RUN)] = 256,
+    chunk_tokens: Annotated[int, typer.Option(min=1, help="Tokens read at once.", rich_help_panel=RUN)] = 512,
+) -> None:  # fmt: skip
+    """Ask MODEL a QUESTION about the text in FILE."""
+    knobs = {
+        "hot_tokens": hot_tokens, "sink_tokens": sink_tokens, "page_tokens": page_tokens,
+        "candidate_pages": candidate_pages, "retrieve_tokens": retrieve_tokens, "max_missed_mass": max_missed_mass,
+        "prefill": prefill, "device_bytes": device_bytes, "ram_bytes": ram_bytes, "disk_bytes": disk_bytes,
+        "spill_dir": spill_dir,
+    }  # fmt: skip
+    with one_message():
+        config = build_config(knobs, exact)
+        settings = Settings(impl, dtype, _device(device), chunk_tokens, max_new_tokens)
+        wanted = check_question(question)
+        text = read_text(file)
+        ask(model, text, wanted, config, settings, Console(), Console(stderr=True))
+
+
+def build_config(knobs: dict[str, Any], exact: bool) -> KIVConfig:
+    """Build the configuration from the options that were given."""
+    given = {name: value for name, value in knobs.items() if value is not None}
+    if exact:
+        if "retrieve_tokens" in given:
+            raise typer.BadParameter("--exact attends to everything: leave out --retrieve-tokens")
+        given["retrieve_tokens"] = None
+    return KIVConfig(**given)
+
+
+@contextmanager
+def one_message() -> Generator[None]:
+    """Silence the libraries; turn a refusal into one message on standard error and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except KIVError as error:
+        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from error
+
+
+def _device(name: str) -> str:
+    """Return the device that `name` means: "auto" is cuda where there is one."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise typer.BadParameter(f"--device {name!r} is no device of torch; try cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter(f"--device {name!r}: torch sees no CUDA device here; try cpu")
+    return name

@@ -1,0 +1,138 @@
+"""One question about one text: check, load, read, answer, account."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from kiv_reference.config import KIVConfig
+from rich.console import Console
+from transformers import PreTrainedConfig
+
+from ..cache import KIVCache
+from ..impls import resolve_impl
+from .display import AnswerStreamer, outcome_table, prompt_progress, waiting
+from .estimate import check_memory, estimate
+from .generate import Run, decode, prefill, stop_tokens
+from .gguf import converted
+from .source import DTYPES, Source, find_source, load_config, load_model, load_tokenizer
+from .text import compose, encode
+from .trace import Trace
+
+SPILLING = ("fast",)
+"""Implementations that have a disk tier."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run, apart from `KIVConfig`."""
+
+    impl: str
+    dtype: str
+    device: str
+    chunk_tokens: int
+    max_new_tokens: int
+
+
+def ask(
+    model_name: str, text: str, question: str, config: KIVConfig, settings: Settings, out: Console, err: Console
+) -> None:
+    """Answer `question` about `text`: the answer and the table go to `out`, progress and warnings to `err`.
+
+    Raises
+    ------
+    KIVError
+        The model cannot be served, or the context does not fit. Both are found out before the model is loaded.
+    """
+    resolve_impl(settings.impl)
+    source = find_source(model_name)
+    with waiting(err, "Looking at the model and the text"):
+        model_config = load_config(source)
+        tokenizer = load_tokenizer(source)
+        ids = encode(tokenizer, compose(tokenizer, text, question))
+        tokens = ids.shape[1] + settings.max_new_tokens
+        dtype = weights_dtype(settings.dtype, model_config, is_gguf=source.gguf is not None)
+        need = estimate(model_config, config, dtype, tokens, settings.chunk_tokens)
+    check_memory(need, config, settings.device, spills=settings.impl in SPILLING)
+    warn_beyond_native(model_config, tokens, err)
+
+    model = load(source, settings, err)
+    cache = KIVCache(model.config, config, impl=settings.impl)
+    try:
+        trace = Trace(page_tokens=config.page_tokens, sink_tokens=config.sink_tokens)
+        run = converse(model, tokenizer, ids, cache, settings, out, err, trace=trace)
+        out.print(outcome_table(run, cache.tokens(), cache.memory(), trace))
+    finally:
+        cache.close()
+
+
+def load(source: Source, settings: Settings, err: Console) -> Any:
+    """Load the model behind a spinner; converting a ``.gguf`` has a bar of its own, which transformers shows."""
+    if source.gguf is not None and converted(source.gguf) is None:
+        err.print(f"Converting {source.gguf.name}; the result is kept for the next time.", highlight=False)
+        return load_model(source, settings.dtype, settings.device)
+    with waiting(err, "Loading the model"):
+        return load_model(source, settings.dtype, settings.device)
+
+
+def converse(
+    model: Any,
+    tokenizer: Any,
+    ids: torch.Tensor,
+    cache: Any,
+    settings: Settings,
+    out: Console,
+    err: Console,
+    *,
+    label: str = "Reading",
+    trace: Trace | None = None,
+) -> Run:
+    """Read the prompt ``ids [1, T]`` under a progress bar and stream the answer.
+
+    Parameters
+    ----------
+    cache : KIVCache, or any Cache of transformers if `trace` is None
+    trace : Trace, optional
+        Gets the reports of every decode step.
+    """
+    ids = ids.to(model.device)
+    with prompt_progress(err, ids.shape[1], label) as advance:
+        begin = time.perf_counter()
+        logits = prefill(model, ids, cache, settings.chunk_tokens, advance)
+        prefill_s = time.perf_counter() - begin
+    streamer = AnswerStreamer(tokenizer, out)
+    answer: list[int] = []
+    step_s: list[float] = []
+    for token, seconds in decode(model, logits, cache, settings.max_new_tokens, stop_tokens(model, tokenizer)):
+        streamer.put(torch.tensor([token]))
+        answer.append(token)
+        if seconds is not None:
+            step_s.append(seconds)
+            if trace is not None:
+                trace.add(cache.reports())
+    streamer.end()
+    return Run(ids.shape[1], answer, prefill_s, step_s)
+
+
+def weights_dtype(name: str, model_config: PreTrainedConfig, is_gguf: bool) -> torch.dtype:
+    """Return the dtype that a model will be loaded in."""
+    if name != "auto":
+        return DTYPES[name]
+    if is_gguf:
+        return torch.bfloat16
+    saved = model_config.dtype or model_config.get_text_config(decoder=True).dtype
+    return saved if isinstance(saved, torch.dtype) else torch.float32
+
+
+def warn_beyond_native(model_config: PreTrainedConfig, tokens: int, err: Console) -> None:
+    """Warn of a context longer than the model was trained for: KIV holds it, the model may not understand it."""
+    native = getattr(model_config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if native is not None and tokens > native:
+        err.print(
+            f"Warning: {tokens:,} tokens are more than the {native:,} that this model was trained for; "
+            "its answer may make no sense.",
+            style="yellow",
+            highlight=False,
+        )

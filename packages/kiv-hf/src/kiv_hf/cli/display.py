@@ -1,0 +1,103 @@
+"""What the user sees: progress on standard error, the answer and the table on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+from kiv_reference.report import TierBytes, TierTokens
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from transformers import TextStreamer
+
+from .generate import Run
+from .trace import Trace
+from .units import format_bytes
+
+
+class _Speed(ProgressColumn):
+    """Tokens a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("? tokens/s" if speed is None else f"{speed:,.0f} tokens/s", style="progress.data.speed")
+
+
+class AnswerStreamer(TextStreamer):
+    """Prints an answer as its words become complete; `put` takes ids, `end` finishes the line."""
+
+    def __init__(self, tokenizer: Any, console: Console) -> None:
+        super().__init__(tokenizer, skip_special_tokens=True)
+        self._console = console
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Print `text` as it is: without markup, colours or breaks of rich's own."""
+        self._console.out(text, end="\n" if stream_end else "", highlight=False)
+
+
+@contextmanager
+def prompt_progress(console: Console, tokens: int, label: str) -> Generator[Callable[[int], None]]:
+    """Show a bar over the tokens of a prompt: how many, how fast, how long still; yields what advances it."""
+    columns = (
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
+        _Speed(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(label, total=tokens)
+        yield lambda count: progress.advance(bar, count)
+
+
+@contextmanager
+def waiting(console: Console, label: str) -> Generator[None]:
+    """Show a spinner while something takes a while that cannot be foreseen."""
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True) as progress:
+        progress.add_task(label, total=None)
+        yield
+
+
+def outcome_table(run: Run, tokens: TierTokens, memory: TierBytes, trace: Trace) -> Table:
+    """Return the table that ends a run.
+
+    Parameters
+    ----------
+    run : Run
+        The run through the KIV cache.
+    tokens, memory : TierTokens, TierBytes
+        Of the cache at its end: positions of a layer, bytes of all layers.
+    trace : Trace
+        Of its decode steps.
+    """
+    table = Table(show_header=False, title="What KIV held")
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("context", f"{sum(tokens):,} tokens: {run.prompt_tokens:,} read, the others written")
+    table.add_row(
+        "tokens by tier",
+        f"{tokens.sinks:,} sinks, {tokens.hot:,} hot, {tokens.cold_ram:,} cold in RAM, {tokens.cold_disk:,} on disk",
+    )
+    table.add_row(
+        "bytes by tier",
+        f"{format_bytes(memory.device)} device, {format_bytes(memory.ram)} RAM, {format_bytes(memory.disk)} disk",
+    )
+    table.add_row("reading", f"{run.prompt_tokens / run.prefill_s:,.0f} tokens/s")
+    table.add_row("decoding", decode_text(run))
+    table.add_row("attention mass", mass_text(trace))
+    return table
+
+
+def decode_text(run: Run) -> str:
+    """Say how long a decode step took on average."""
+    return f"{1000 * sum(run.step_s) / len(run.step_s):.1f} ms a token" if run.step_s else "no step"
+
+
+def mass_text(trace: Trace) -> str:
+    """Say which share of the attention mass was held exactly and which was estimated, over the decode steps."""
+    if trace.exact_mass is None or trace.estimated_mass is None:
+        return "no step"
+    return f"{trace.exact_mass:.2%} held exactly, {trace.estimated_mass:.2%} estimated"

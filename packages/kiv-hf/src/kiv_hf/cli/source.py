@@ -1,0 +1,148 @@
+"""Where a model comes from, and whether KIV can serve it: found out before anything large is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from kiv_reference.errors import KIVError, KIVUnsupportedError, KIVUsageError, refuse
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+
+from ..cache import KIVCache
+from ..handshake import NAME
+from .gguf import convert, converted
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as the user named it.
+
+    Attributes
+    ----------
+    name : str
+        What the user typed.
+    location : str
+        A hub id or a folder, as transformers takes it.
+    gguf : Path or None
+        The ``.gguf`` file, which is converted before it is loaded.
+    """
+
+    name: str
+    location: str
+    gguf: Path | None = None
+
+
+def find_source(name: str) -> Source:
+    """Decide what `name` is: a ``.gguf`` file, a folder, or else a hub id.
+
+    Raises
+    ------
+    KIVUsageError
+        `name` is a path, and nothing that holds a model is there.
+    """
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise refuse(KIVUsageError, "--model must name a file that exists", name, "Check the path.")
+        return Source(name, str(path.parent), path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            remedy = "Name the folder that save_pretrained wrote, or a .gguf file in it."
+            raise refuse(KIVUsageError, "A model folder must hold a config.json", name, remedy)
+        return Source(name, str(path))
+    if path.exists():
+        raise refuse(KIVUsageError, "A model file must be a .gguf", name, "Name a .gguf file, a folder or a hub id.")
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or not name.strip():
+        raise refuse(KIVUsageError, "--model must name a folder that exists", repr(name), "Check the path.")
+    return Source(name, name)
+
+
+def load_config(source: Source) -> PreTrainedConfig:
+    """Load the configuration and check that KIV can serve the model.
+
+    Raises
+    ------
+    KIVUnsupportedError
+        It cannot be loaded, is no causal language model, or has no layer of full attention.
+    """
+    config = _load(source, AutoConfig.from_pretrained)
+    problem = None
+    if config.is_encoder_decoder:
+        problem = "an encoder and a decoder"
+    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        problem = "no causal language model"
+    elif not KIVCache(config).kiv_layers():
+        problem = "no layer of full attention, so nothing for KIV to hold"
+    if problem is not None:
+        raise refuse(
+            KIVUnsupportedError,
+            "kiv serves decoder-only language models with full attention",
+            f"{source.name} of type {config.model_type!r}, which has {problem}",
+            "Choose another model.",
+        )
+    return config
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Load the tokenizer; raises KIVUnsupportedError as `load_config`."""
+    return _load(source, AutoTokenizer.from_pretrained)
+
+
+def load_model(source: Source, dtype: str, device: str) -> Any:
+    """Load the model under the attention implementation "kiv", in evaluation mode.
+
+    Parameters
+    ----------
+    dtype : "auto" or a key of `DTYPES`
+        "auto" is the dtype of the saved weights; bfloat16 for a ``.gguf``, which is converted on first use.
+    device : str
+        As torch names it.
+
+    Raises
+    ------
+    KIVUnsupportedError
+        The model cannot be loaded, or refuses the attention implementation.
+    """
+    kind: Any = "auto" if dtype == "auto" else DTYPES[dtype]
+    if source.gguf is not None:
+        kind = torch.bfloat16 if dtype == "auto" else kind
+        with _explained(source):
+            source = Source(source.name, str(convert(source.gguf, kind)))
+    model = _load(source, AutoModelForCausalLM.from_pretrained, dtype=kind, attn_implementation=NAME)
+    return model.to(device).eval()
+
+
+def _load(source: Source, loader: Callable[..., Any], **keywords: Any) -> Any:
+    location: str | os.PathLike[str] = source.location
+    if source.gguf is not None:
+        folder = converted(source.gguf)
+        if folder is None:
+            keywords["gguf_file"] = source.gguf.name
+        else:
+            location = folder
+    with _explained(source):
+        return loader(location, **keywords)
+
+
+@contextmanager
+def _explained(source: Source) -> Generator[None]:
+    """Turn transformers' ways of failing to load a model into one sentence."""
+    try:
+        yield
+    except KIVError:
+        raise
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise refuse(
+            KIVUnsupportedError,
+            "--model must be a hub id, a local folder, or a .gguf file that transformers can load",
+            f"{source.name!r}: {reason}",
+            "Check the name, and the connection if it is on the hub (HF_HUB_OFFLINE=1 allows local models only).",
+        ) from error

@@ -1,0 +1,75 @@
+"""The text and the question: read, checked, and put together as the model wants them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from kiv_reference.errors import KIVError, KIVUsageError, refuse
+
+STDIN = "-"
+"""In place of a file name: read the text from standard input."""
+
+
+def read_text(file: str) -> str:
+    """Return the text of `file`, or of standard input if it is "-".
+
+    Raises
+    ------
+    KIVUsageError
+        There is no such file, it cannot be read, it is empty, or it is not UTF-8 text.
+    """
+    name = "standard input" if file == STDIN else file
+    contents = sys.stdin.buffer.read() if file == STDIN else _read_bytes(Path(file).expanduser())
+    try:
+        text = contents.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _not_text(name, f"a byte at offset {error.start} that is not UTF-8") from error
+    if "\0" in text:
+        raise _not_text(name, f"a NUL byte at offset {contents.index(0)}")
+    if not text.strip():
+        raise refuse(KIVUsageError, "--file must hold some text", f"an empty {name}", "Name a file with text in it.")
+    return text
+
+
+def check_question(question: str) -> str:
+    """Return the question without surrounding spaces; refuse an empty one."""
+    if not question.strip():
+        raise refuse(KIVUsageError, "The question must not be empty", repr(question), "Write what you want to know.")
+    return question.strip()
+
+
+def compose(tokenizer: Any, text: str, question: str) -> str:
+    """Return the prompt: a user's turn if the tokenizer has a chat template, else text, question and "Answer:".
+
+    The question comes last: what a prompt ends with attends to the whole text exactly (SPEC 7.4).
+    """
+    if tokenizer.chat_template:
+        turn = [{"role": "user", "content": f"{text.strip()}\n\n{question}"}]
+        return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    return f"{text.strip()}\n\nQuestion: {question}\nAnswer:"
+
+
+def encode(tokenizer: Any, prompt: str) -> Any:
+    """Return the token ids of a composed prompt, int64 [1, T]; a chat template has put in the special tokens itself."""
+    return tokenizer(prompt, add_special_tokens=not tokenizer.chat_template, return_tensors="pt").input_ids
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise refuse(KIVUsageError, "--file must name a file that exists", str(path), "Check the path.") from error
+    except IsADirectoryError as error:
+        raise refuse(KIVUsageError, "--file must name a file", f"the folder {path}", "Name a file in it.") from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise refuse(
+            KIVUsageError, "--file must be readable", f"{path} ({reason})", "Check its permissions."
+        ) from error
+
+
+def _not_text(name: str, finding: str) -> KIVError:
+    remedy = "Convert it to UTF-8 text first, for instance with iconv or pdftotext."
+    return refuse(KIVUsageError, "--file must be text in UTF-8", f"{finding} in {name}", remedy)

@@ -1,0 +1,105 @@
+"""``kiv ask`` from end to end, on a tiny random model."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from cli_models import NATIVE_TOKENS, save_llama, tokenizer
+from kiv_hf.cli.app import app
+from kiv_hf.cli.text import compose
+from transformers import AutoModelForCausalLM, DynamicCache
+from typer.testing import CliRunner
+
+TEXT = "In the beginning God created the heaven and the earth. And the earth was without form, and void. " * 4
+SMALL = ["--hot-tokens", "64", "--page-tokens", "16", "--max-new-tokens", "8", "--chunk-tokens", "100"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_llama(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT, encoding="utf-8")
+    return file
+
+
+def run(*arguments, stdin=None):
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["ask", *map(str, arguments)], input=stdin)
+
+
+def prompt_tokens(question, chat=False):
+    return len(compose(tokenizer(chat), TEXT, question))  # a token for each character
+
+
+def test_answers_and_accounts(model, text):
+    result = run("-m", model, "-f", text, *SMALL, "What was void?")
+    assert result.exit_code == 0, result.output
+    read = prompt_tokens("What was void?")
+    cold = (read + 8 - 1 - 64 - 4) // 16 * 16
+    assert f"{read} read" in result.stdout
+    assert f"{cold} cold in RAM" in result.stdout
+    # 2 layers of 2 KV heads, keys and values of width 8 in float32: 256 bytes a token.
+    assert re.search(r"bytes by tier.* RAM, 0 B disk", result.stdout)
+    mass = re.search(r"([\d.]+)% held exactly, ([\d.]+)% estimated", result.stdout)
+    assert mass is not None
+    assert float(mass[1]) + float(mass[2]) == pytest.approx(100, abs=0.02)
+    assert float(mass[2]) > 0
+    assert re.search(r"[\d.]+ ms a token", result.stdout)
+
+
+def test_exact_mode_answers_as_a_plain_cache(model, text):
+    question = "What was void?"
+    result = run("-m", model, "-f", text, *SMALL, "--exact", question)
+    assert result.exit_code == 0, result.output
+    plain = AutoModelForCausalLM.from_pretrained(model)
+    ids = tokenizer()(compose(tokenizer(), TEXT, question), return_tensors="pt").input_ids
+    with torch.no_grad():
+        output = plain.generate(
+            ids, past_key_values=DynamicCache(config=plain.config), max_new_tokens=8, do_sample=False
+        )
+    answer = tokenizer().decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    assert result.stdout.startswith(answer)
+    assert "100.00% held exactly, 0.00% estimated" in result.stdout
+
+
+def test_standard_input_is_a_text_like_any_other(model, text):
+    from_file = run("-m", model, "-f", text, *SMALL, "What was void?")
+    from_stdin = run("-m", model, "-f", "-", *SMALL, "What was void?", stdin=TEXT)
+    assert from_stdin.exit_code == 0, from_stdin.output
+    lines = [result.stdout.split("What KIV held")[0] for result in (from_file, from_stdin)]
+    assert lines[0] == lines[1]
+
+
+def test_a_chat_template_is_used(text, tmp_path):
+    result = run("-m", save_llama(tmp_path / "chat", chat=True), "-f", text, *SMALL, "What was void?")
+    assert result.exit_code == 0, result.output
+    assert prompt_tokens("What was void?", chat=True) != prompt_tokens("What was void?")
+    assert f"{prompt_tokens('What was void?', chat=True)} read" in result.stdout
+
+
+def test_no_decode_step_is_no_error(model, text):
+    result = run("-m", model, "-f", text, *SMALL[:4], "--max-new-tokens", "1", "What was void?")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("no step") == 2
+
+
+def test_beyond_the_native_length_is_a_warning(model, text):
+    within = run("-m", model, "-f", text, *SMALL, "What was void?")
+    text.write_text(TEXT * 2, encoding="utf-8")
+    beyond = run("-m", model, "-f", text, *SMALL, "What was void?")
+    assert beyond.exit_code == 0, beyond.output
+    assert f"more than the {NATIVE_TOKENS}" in beyond.stderr
+    assert "more than the" not in within.stderr
+
+
+def test_progress_goes_to_standard_error(model, text):
+    result = run("-m", model, "-f", text, *SMALL, "What was void?")
+    read = prompt_tokens("What was void?")
+    assert f"{read}/{read} tokens" in result.stderr
+    assert "tokens/s" in result.stderr
+    assert "Reading" not in result.stdout
