@@ -15,7 +15,7 @@ from .target import Target, load
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
 settings.register_profile("dev", max_examples=6, **_COMMON)
 settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **_COMMON)
-settings.register_profile("nightly", max_examples=1000, **_COMMON)
+settings.register_profile("nightly", max_examples=800, **_COMMON)
 # For mutants: the first failure is enough, shrinking it would only cost time.
 settings.register_profile(
     "kill", max_examples=40, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate), **_COMMON
