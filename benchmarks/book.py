@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kiv_hf import KIVConfig
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from .machine import header, process_bytes
 from .models import kjv_tokens, load_tokenizer
-from .options import parse, parser
+from .options import config, parse, parser
 from .report import Result
 from .subjects import Factory, Subject, chunks
 from .timing import median_ms
@@ -162,15 +161,15 @@ def main(argv: list[str] | None = None) -> Result:
         print(result.markdown())
         return result
     if options.quick:
-        options.tokens, options.chunk, options.decode = 3072, 1024, 4
+        options.tokens, options.chunk, options.decode = 1024, 256, 4
     log = Log(options.out / "book.log.jsonl")
     ram_bytes = None if options.ram_mib is None else options.ram_mib * 2**20
     factory = Factory("gemma", options.impl)
     ids = kjv_tokens("gemma", options.tokens)
-    config = KIVConfig(prefill="retrieve", ram_bytes=ram_bytes, spill_dir=options.spill_dir)
+    retrieving = config(options, prefill="retrieve", ram_bytes=ram_bytes, spill_dir=options.spill_dir)
     settings = {"impl": options.impl, "tokens": ids.shape[1], "chunk": options.chunk, "ram MiB": options.ram_mib}
     log.add(kind="start", head=header(), settings=settings)
-    subject = factory.kiv("KIV", config)
+    subject = factory.kiv("KIV", retrieving)
     logits = prefill(subject, ids, log, options)
     decode(subject, logits, options.decode, log, "gemma")
     subject.close()

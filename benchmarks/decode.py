@@ -36,7 +36,7 @@ PLANS = {
     "gemma": Plan((4 * K, 32 * K, 128 * K, 512 * K, 1024 * K), 1024 * K),
     "smollm2": Plan((4 * K, 64 * K, 256 * K), 64 * K),
 }
-QUICK = {"gemma": Plan((4 * K, 8 * K), 8 * K), "smollm2": Plan((4 * K, 6 * K), 6 * K)}
+QUICK = {"gemma": Plan((4 * K, 8 * K), 8 * K), "smollm2": Plan((3 * K, 4 * K), 4 * K)}
 
 
 class DecodeRun:

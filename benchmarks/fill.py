@@ -62,6 +62,7 @@ def random_chunks(
         yield spread.key.sample(count, generator), spread.value.sample(count, generator)
 
 
+@torch.inference_mode()
 def fill(subject: Subject, spreads: list[LayerSpread], prompt: torch.Tensor, tokens: int, seed: int) -> None:
     """Bring an empty subject to `tokens` tokens: real ones from `prompt` first, then random ones in every layer."""
     subject.step(prompt[:, :PROMPT_TOKENS])

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
+from kiv_hf import KIVConfig
 
 RESULTS = Path(__file__).resolve().parent / "results"
+QUICK_HOT_TOKENS = 256
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -31,3 +34,8 @@ def parse(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Nam
         options.out = RESULTS / "quick" if options.quick else RESULTS
     torch.set_num_threads(options.threads)
     return options
+
+
+def config(options: argparse.Namespace, **fields: Any) -> KIVConfig:
+    """KIV's configuration: the defaults but for `fields`, and with --quick a hot window that short texts outgrow."""
+    return KIVConfig(**({"hot_tokens": QUICK_HOT_TOKENS} if options.quick else {}), **fields)

@@ -9,18 +9,17 @@ from __future__ import annotations
 import argparse
 
 import torch
-from kiv_hf import KIVConfig
 from matplotlib.figure import Figure
 
 from .models import MODELS, kjv_tokens
-from .options import parse, parser
+from .options import config, parse, parser
 from .report import Result, short, token_axis
 from .subjects import Factory, Subject, chunks
 from .timing import quiet, seconds
 
 K = 1024
 TOKENS = {"gemma": 16 * K, "smollm2": 8 * K}
-QUICK = {"gemma": 3 * K, "smollm2": 1 * K}
+QUICK = {"gemma": 1 * K, "smollm2": 512}
 LIMIT = 1.10
 TIERS = ("device", "beyond", "ram", "plain")
 COLOURS = ("C0", "C1")
@@ -29,7 +28,7 @@ COLOURS = ("C0", "C1")
 def measure_model(model_name: str, tokens: int, chunk: int, result: Result, options: argparse.Namespace) -> None:
     """Fill `result` with the table of one model."""
     factory = Factory(model_name, options.impl)
-    kiv, plain = factory.kiv("KIV", KIVConfig(prefill="exact")), factory.plain("plain")
+    kiv, plain = factory.kiv("KIV", config(options, prefill="exact")), factory.plain("plain")
     ids = kjv_tokens(model_name, tokens + chunk)
     for subject in (kiv, plain):  # an untimed first chunk: libraries load, memory is touched
         subject.step(ids[:, tokens:])
@@ -117,7 +116,7 @@ def main(argv: list[str] | None = None) -> Result:
     made.add_argument("--models", nargs="+", default=list(TOKENS), choices=list(TOKENS))
     made.add_argument("--chunk", type=int, default=1024, help="tokens of a chunk")
     options = parse(made, argv)
-    chunk = 512 if options.quick else options.chunk
+    chunk = 256 if options.quick else options.chunk
     result = Result("prefill", "Exact chunked prefill of real text", {"impl": options.impl, "chunk": chunk})
     for model_name in options.models:
         tokens = (QUICK if options.quick else TOKENS)[model_name]

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from .fill import fill, measure_spreads
 from .models import MODELS, kjv_tokens
-from .options import parse, parser
+from .options import config, parse, parser
 from .report import Result, short
 from .subjects import Factory, Subject, chunks
 
@@ -45,7 +45,7 @@ CASES = (
     Case("gemma", 1024 * K, real=False),
     Case("smollm2", 64 * K, real=False),
 )
-QUICK = (Case("gemma", 3 * K, real=True), Case("gemma", 8 * K, real=False))
+QUICK = (Case("gemma", 768, real=True), Case("gemma", 4 * K, real=False))
 
 
 def counted_bytes(subject: Subject) -> int | None:
@@ -62,7 +62,7 @@ def measure_case(case: Case, factory: Factory, result: Result, options: argparse
     needed: list[tuple[int, int]] = []
     read: list[int | None] = []
     original_bytes: list[int] = []
-    for subject in (factory.kiv("KIV"), factory.original("original")):
+    for subject in (factory.kiv("KIV", config(options)), factory.original("original")):
         if case.real:
             for part in chunks(ids[:, : case.tokens], PREFILL_CHUNK):
                 subject.step(part)
@@ -108,7 +108,7 @@ def _tabulate(
     table = result.tables[0]
     table.add(
         *(name, layers, keys / 1e6, values / 1e6, None if mean_read is None else mean_read / 1e6, ratio),
-        *(original / 1e6, original / (keys + values if mean_read is None else mean_read)),
+        *(original / 1e6, original / (mean_read or keys + values)),
     )
     result.target(f"{name}: read ÷ needed", LIMIT, ratio)
     result.series[name] = {"needed": needed, "read": read, "original": original_bytes}
