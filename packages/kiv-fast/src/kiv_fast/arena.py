@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from kiv_reference.report import TierBytes
 
 from .host import Table
 from .ledger import Ledger
+from .scratch import Scratch
 from .validate import Shape
 
 
@@ -19,8 +21,8 @@ class Arena(Protocol):
         """Bytes of one page, keys and values."""
         ...
 
-    def promise(self, pages: int) -> None:
-        """Make sure that so many pages more will fit, or refuse (SPEC 10.2). Replaces the last promise."""
+    def promise(self, pages: int) -> TierBytes:
+        """Book room for so many pages more, or refuse (SPEC 10.2). Replaces the last promise."""
         ...
 
     def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor) -> None:
@@ -55,9 +57,9 @@ class Arena(Protocol):
 class RamArena:
     """All pages in RAM; a page's place is its id."""
 
-    def __init__(self, shape: Shape, page_tokens: int, ledger: Ledger) -> None:
+    def __init__(self, shape: Shape, page_tokens: int, ledger: Ledger, scratch: Scratch) -> None:
         host = torch.device("cpu")
-        self._shape, self._page_tokens, self._ledger = shape, page_tokens, ledger
+        self._shape, self._page_tokens, self._ledger, self._scratch = shape, page_tokens, ledger, scratch
         self._key = Table((shape.heads, page_tokens, shape.key_width), shape.dtype, host)
         self._value = Table((shape.heads, page_tokens, shape.value_width), shape.dtype, host)
         self._heads = torch.arange(shape.heads)[:, None]
@@ -68,11 +70,11 @@ class RamArena:
         """Bytes of one page."""
         return self._shape.token_bytes * self._page_tokens
 
-    def promise(self, pages: int) -> None:
+    def promise(self, pages: int) -> TierBytes:
         """Book RAM for pages to come."""
-        more = (pages - self._promised) * self.page_bytes
-        self._ledger.take(ram=more)
+        self._ledger.take(ram=(pages - self._promised) * self.page_bytes)
         self._promised = pages
+        return TierBytes(0, pages * self.page_bytes, 0)
 
     def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor) -> None:
         """Copy pages in."""
@@ -100,15 +102,19 @@ class RamArena:
         """Gather candidate keys, each head's own pages."""
         heads, count = ids.shape
         units = (ids * heads + self._heads).view(-1)
-        rows = self._key.tensor.view(-1, self._page_tokens * self._shape.key_width).index_select(0, units)
-        return rows.view(heads, count * self._page_tokens, self._shape.key_width)
+        width = self._shape.key_width
+        out = self._scratch.take("keys", (heads * count, self._page_tokens * width), self._shape.dtype, ids.device)
+        torch.index_select(self._key.tensor.view(-1, self._page_tokens * width), 0, units, out=out)
+        return out.view(heads, count * self._page_tokens, width)
 
     def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """Gather selected value rows."""
         heads, count = ids.shape
         rows = ((ids * heads + self._heads) * self._page_tokens + offsets).view(-1)
         width = self._shape.value_width
-        return self._value.tensor.view(-1, width).index_select(0, rows).view(heads, count, width)
+        out = self._scratch.take("values", (heads * count, width), self._shape.dtype, ids.device)
+        torch.index_select(self._value.tensor.view(-1, width), 0, rows, out=out)
+        return out.view(heads, count, width)
 
     def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Whole pages; a view where one head's pages lie side by side."""

@@ -61,7 +61,7 @@ def answer(
         view = _view(state, row, block.pages, block.stop)
         if block.mode == "window":
             own = None if sinks is None else sinks.flatten(1, 2)
-            parts = always_parts(queries, view.always)
+            parts = always_parts(queries, view.always, state.cold.scratch)
             attended = attend_parts(parts, [], own, state.finite)
             if bound:
                 missed = window_bound(view, queries, parts, own)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from kiv_reference.config import KIVConfig
+from kiv_reference.report import TierBytes
 
 from .arena import Arena
 from .host import Table
@@ -13,6 +14,7 @@ from .index import Index, summarise
 from .layout import IdPool, Row
 from .ledger import Counters, Ledger
 from .scan import Scanner
+from .scratch import Scratch
 from .validate import Shape
 
 CHAPTER_PAGES = 1024
@@ -70,10 +72,17 @@ class Cold:
     """Shared by a store and its forks; every page has one holder for each row that it is in."""
 
     def __init__(
-        self, shape: Shape, config: KIVConfig, arena: Arena, ledger: Ledger, counters: Counters, ordinal: int
+        self,
+        shape: Shape,
+        config: KIVConfig,
+        arena: Arena,
+        scratch: Scratch,
+        ledger: Ledger,
+        counters: Counters,
+        ordinal: int,
     ) -> None:
         self.shape, self.config, self.counters = shape, config, counters
-        self.arena = arena
+        self.arena, self.scratch = arena, scratch
         self.index = Index(shape, config)
         self.scanner = Scanner(shape, config.spread_weight, CHAPTER_PAGES)
         self._quick = Scanner.available(shape) and not config.exact
@@ -84,14 +93,16 @@ class Cold:
         self._booked = 0
         self.finite = True  # whether every mean value is finite
 
-    def promise(self, pages: int) -> None:
-        """Refuse, before anything happens, if so many pages more do not fit (SPEC 10.2)."""
-        self._book(self._device_bytes + self._bytes(pages, pages // self.config.span_pages + 1, 0))
+    def promise(self, pages: int) -> TierBytes:
+        """Book room for so many pages more, or refuse before anything happens (SPEC 10.2); returns what was booked."""
+        held = self._device_bytes
+        self._book(held + self._bytes(pages, pages // self.config.span_pages + 1, pages // CHAPTER_PAGES) if pages else held)
         try:
-            self.arena.promise(pages)
+            promised = self.arena.promise(pages)
         except BaseException:
-            self._book(self._device_bytes)
+            self._book(held)
             raise
+        return TierBytes(self._booked - held, promised.ram, promised.disk)
 
     def add(self, row: ColdRow, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None) -> None:
         """Add pages to a row: ``key [n, H, P, D]``, ``value [n, H, P, DV]``, ``valid`` bool ``[n, P]`` or None."""

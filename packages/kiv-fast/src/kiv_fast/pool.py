@@ -10,6 +10,7 @@ from kiv_reference.report import TierBytes
 
 from .arena import Arena, RamArena
 from .ledger import Counters, Ledger
+from .scratch import Scratch
 from .store import FastStore
 from .validate import Shape
 
@@ -36,6 +37,8 @@ class FastPool:
         self._closed = False
         self.ledger = Ledger(config)
         self.counters = Counters()
+        self.scratch = Scratch(self.ledger)
+        self._states = 0
 
     @property
     def config(self) -> KIVConfig:
@@ -65,6 +68,16 @@ class FastPool:
         if self._closed:
             raise refuse(KIVUsageError, "a closed pool cannot be used", "a call after close()", "Make a new pool.")
 
+    def enter(self) -> None:
+        """A store begins to hold tokens."""
+        self._states += 1
+
+    def leave(self) -> None:
+        """A store holds none any more; without any the buffers go too."""
+        self._states -= 1
+        if self._states == 0:
+            self.scratch.clear()
+
     def arena(self, shape: Shape) -> Arena:
         """A place for the cold pages of stores of this shape."""
-        return RamArena(shape, self._config.page_tokens, self.ledger)
+        return RamArena(shape, self._config.page_tokens, self.ledger, self.scratch)

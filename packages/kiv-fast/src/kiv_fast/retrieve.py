@@ -10,6 +10,7 @@ import torch
 from .attend import Attended, Part, Queries, Tile, attend_parts
 from .cold import Cold, ColdRow
 from .mass import enlarge, missed_bound
+from .scratch import Scratch
 from .select import candidates, group_scores, page_query, top_set
 from .tail import page_tail, span_tail
 
@@ -66,12 +67,14 @@ class Candidates(NamedTuple):
     raw: torch.Tensor  # [H, M, C * P], scale * q . k, minus infinity where a token is invalid
 
 
-def always_parts(queries: Queries, tiles: list[Tile]) -> list[Part]:
+def always_parts(queries: Queries, tiles: list[Tile], scratch: Scratch) -> list[Part]:
     """Sinks and hot as parts of a softmax."""
     parts: list[Part] = []
-    for tile in tiles:
-        logits = queries.hide(queries.logits(tile.key.to(queries.query.dtype)), tile.first, tile.valid)
-        parts.append(Part(logits, tile.value.to(queries.query.dtype)))
+    dtype = queries.query.dtype
+    for number, tile in enumerate(tiles):
+        key = scratch.convert(f"key {number}", tile.key, dtype)
+        logits = queries.hide(queries.logits(key), tile.first, tile.valid)
+        parts.append(Part(logits, scratch.convert(f"value {number}", tile.value, dtype)))
     return parts
 
 
@@ -82,7 +85,8 @@ def read_candidates(view: View, queries: Queries, pages: torch.Tensor) -> Candid
     known = pages.clamp(min=0)
     keys = cold.arena.keys(cold.page_ids(view.row, known)).to(queries.query.device)
     cold.counters.key_bytes_gathered += keys.numel() * keys.element_size()
-    raw = (queries.members @ keys.to(queries.query.dtype).transpose(1, 2)).mul_(queries.scale)
+    wide = cold.scratch.convert("candidates", keys, queries.query.dtype)
+    raw = (queries.members @ wide.transpose(1, 2)).mul_(queries.scale)
     unseen = None
     if view.cold_valid is not None:
         unseen = ~view.cold_valid.view(-1, size)[known].flatten(1)  # [H, C * P]
@@ -113,7 +117,7 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     """Answer the queries of a block by retrieval (SPEC 4, 5, 6.3)."""
     cold, config = view.cold, view.cold.config
     heads = queries.query.shape[0]
-    always = always_parts(queries, view.always)
+    always = always_parts(queries, view.always, cold.scratch)
     sinks = None if queries.sink_logits is None else queries.sink_logits.flatten(1, 2)
     none = torch.empty(heads, 0, dtype=torch.int64, device=queries.query.device)
     if view.filled == 0:
@@ -138,7 +142,7 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     offset = known % size
     rows = cold.arena.values(cold.page_ids(view.row, page), offset)
     cold.counters.value_bytes_gathered += rows.numel() * rows.element_size()
-    values = rows.to(queries.query.device).to(queries.query.dtype)
+    values = cold.scratch.convert("selected", rows.to(queries.query.device), queries.query.dtype)
     logits = queries.cap(tokens.raw)
     own = logits.gather(2, known[:, None].expand(-1, logits.shape[1], -1))
     if ragged:

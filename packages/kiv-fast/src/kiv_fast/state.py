@@ -12,6 +12,7 @@ from .attend import Tile
 from .cold import Cold, ColdRow
 from .layout import Row
 from .recent import Recent
+from .scratch import step_bytes
 from .validate import Shape
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ class State:
     ) -> None:
         self.shape, self.config = shape, config
         self._pool, self._ordinal = pool, ordinal
-        self.cold = cold or Cold(shape, config, pool.arena(shape), pool.ledger, pool.counters, ordinal)
+        self.cold = cold or Cold(
+            shape, config, pool.arena(shape), pool.scratch, pool.ledger, pool.counters, ordinal
+        )
         self.rows = [ColdRow(Row(), shape.device) for _ in range(shape.batch)]
         self.recent = Recent(shape, config)
         self.length = 0
@@ -37,6 +40,9 @@ class State:
         self.finite = True  # whether every value is a number
         self._valid: torch.Tensor | None = None  # bool [B, capacity]; None while all are valid
         self._booked = 0
+        self._promised = TierBytes(0, 0, 0)  # booked for pages that will leave the hot window
+        self._settled = True
+        pool.enter()
 
     def valid(self, start: int, stop: int) -> torch.Tensor | None:
         """Validity bool ``[B, stop - start]`` of positions, None if all positions of the store are valid."""
@@ -52,11 +58,13 @@ class State:
     def prepare(self, tokens: int) -> None:
         """Refuse if so many tokens more do not fit, once appended and once their call is over (SPEC 10.2)."""
         more = self.config.cold_pages(self.length + tokens) - self.pages
-        self.cold.promise(self.shape.batch * more)
+        self._promised = self.cold.promise(self.shape.batch * more)
         try:
+            self._pool.scratch.plan(step_bytes(self.shape, self.config))
             self._book(self.recent.bytes_with(tokens) + self.shape.batch * (self.length + tokens))
         except BaseException:
             self.cold.settle()
+            self._promised = TierBytes(0, 0, 0)
             raise
 
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, finite: bool) -> None:
@@ -99,6 +107,7 @@ class State:
             self.recent.drop_pages(n)
         if pages == self.config.cold_pages(self.length):
             self.cold.settle()
+            self._promised = TierBytes(0, 0, 0)
             if not self._settled:
                 self.recent.settle()
                 self._settled = True
@@ -158,6 +167,7 @@ class State:
             self.pages = pages
         self.length = length
         self.cold.settle()
+        self._promised = TierBytes(0, 0, 0)
         if self._valid is not None and bool(self._valid[:, :length].all()):
             self._valid = None
         self._book(self._device_bytes)
@@ -181,14 +191,16 @@ class State:
             self.cold.cut(row, 0)
         self.cold.settle()
         self._book(0)
+        self._pool.leave()
 
     def memory(self) -> TierBytes:
-        """Bytes by tier."""
-        device = self._booked + sum(self.cold.row_bytes(row) for row in self.rows)
+        """Bytes by tier, with what is booked for the call that is not over."""
+        promised = self._promised
+        device = self._booked + promised.device + sum(self.cold.row_bytes(row) for row in self.rows)
         cold = sum(len(row.table.pages) for row in self.rows)
         disk = sum(self.cold.arena.pages_on_disk(row.table.pages) for row in self.rows)
         size = self.cold.arena.page_bytes
-        return TierBytes(device, (cold - disk) * size, disk * size)
+        return TierBytes(device, (cold - disk) * size + promised.ram, disk * size + promised.disk)
 
     def tokens(self) -> TierTokens:
         """Positions by part."""

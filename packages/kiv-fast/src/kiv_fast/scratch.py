@@ -1,0 +1,66 @@
+"""Buffers that every step uses again: fresh memory is slower than the arithmetic on it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from kiv_reference.config import KIVConfig
+
+from .ledger import Ledger
+from .validate import Shape
+
+
+class Scratch:
+    """Named flat buffers, shared by all stores of a pool, growing to the largest use.
+
+    What a name gave is overwritten by the next use of that name: nothing here outlives a block. The bytes are booked, by
+    `plan`, before they are used.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._buffers: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
+        self._planned = 0
+
+    def plan(self, nbytes: int) -> None:
+        """Book room for a store whose steps need so much (SPEC 10.2)."""
+        if nbytes > self._planned:
+            self._ledger.take(device=nbytes - self._planned)
+            self._planned = nbytes
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Uninitialised memory of this shape."""
+        key = (name, dtype, device)
+        size = math.prod(shape)
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.numel() < size:
+            buffer = torch.empty(size, dtype=dtype, device=device)
+            self._buffers[key] = buffer
+        return buffer[:size].view(shape)
+
+    def convert(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`tensor` in another dtype, in the buffer of that name; itself if it has the dtype."""
+        if tensor.dtype == dtype:
+            return tensor
+        return self.take(name, tuple(tensor.shape), dtype, tensor.device).copy_(tensor)
+
+    def clear(self) -> None:
+        """Free the buffers."""
+        self._buffers.clear()
+        self._ledger.give(device=self._planned)
+        self._planned = 0
+
+
+def step_bytes(shape: Shape, config: KIVConfig) -> int:
+    """Bytes of the buffers that a decode step of such a store fills."""
+    if config.exact:
+        return 0
+    recent = config.sink_tokens + config.hot_tokens + config.page_tokens
+    chosen = config.retrieve_tokens or 0
+    tokens = config.candidate_pages * config.page_tokens
+    wide = 0 if shape.dtype == shape.compute else shape.compute.itemsize
+    narrow = shape.dtype.itemsize
+    key, value = shape.key_width, shape.value_width
+    floats = recent * (key + value) + chosen * value + tokens * key
+    return shape.heads * (floats * wide + (chosen * value + tokens * key) * narrow)
