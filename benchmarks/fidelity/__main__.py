@@ -6,11 +6,14 @@ import importlib
 import sys
 import time
 
+from benchmarks.models import MODELS
 from benchmarks.options import parse, parser
 
 PARTS = {
     "attention": "attention_level",
     "improvements": "improvements",
+    "model": "model_level",
+    "tasks": "task_level",
 }
 """Name of a part -> its module, which has ``run(options) -> Result`` and ``draw(result)``."""
 
@@ -19,6 +22,8 @@ def main() -> None:
     """Run the parts that the command line names."""
     made = parser("fidelity", __doc__)
     made.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)} (default: all)")
+    made.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="default: both")
+    made.add_argument("--longest", type=int, help="leave out longer contexts of whole models, in tokens")
     options = parse(made, None)
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:

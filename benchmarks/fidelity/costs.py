@@ -70,11 +70,13 @@ def cost(rule: Rule, setting: Setting, at: Geometry, key_tokens: float, value_to
             tail_values = key_tokens / rule.page_tokens * ELEMENT_BYTES * at.value_width
     window = row * (setting.hot_tokens + rule.page_tokens - 1 + setting.sink_tokens * rule.sinks) * heads
 
+    staged_keys = min(key_tokens, rule.budget(setting)[1])
     if rule.score is None and rule.budget(setting)[0]:
-        key_tokens = float(cold)  # an oracle looks at every key
+        key_tokens = float(cold)  # an oracle looks at every key, a tile at a time
     key_row = ELEMENT_BYTES * at.key_width
     moved = key_tokens * key_row
     if rule.key_bits is not None:  # packed candidates, then the selected keys as they are
         moved = key_tokens * key_row * rule.key_bits / 16 + value_tokens * key_row
     moved += value_tokens * ELEMENT_BYTES * at.value_width + tail_values
-    return Cost(index, span, window, moved * at.kv_heads, moved * heads)
+    staging = staged_keys * key_row + value_tokens * ELEMENT_BYTES * at.value_width + tail_values
+    return Cost(index, span, window, staging * at.kv_heads, moved * heads)

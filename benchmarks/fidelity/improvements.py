@@ -140,7 +140,7 @@ def halves(model: str, quick: bool) -> dict[str, tuple[list[Cell], slice]]:
 
 def run(options: argparse.Namespace) -> Result:
     """Measure every variant on both halves and rank them by what they save of the default's error."""
-    models = list(MODELS)
+    models = list(options.models)
     rules = variants()
     result = Result("fidelity_improvements", "What would make KIV's default better", {"R": 256, "sinks": 4})
     found: dict[str, dict[str, dict[str, Statistics]]] = {}

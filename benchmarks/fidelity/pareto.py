@@ -40,20 +40,27 @@ def _front(points: Points, cost: str) -> list[tuple[float, float]]:
 
 
 def _panel(axes: Axes, points: Points, cost: str) -> None:
+    front = _front(points, cost)
     for name, point in points.items():
+        place = (point[cost], point["error"])
         colour, marker = _look(name)
-        axes.scatter(point[cost], point["error"], color=colour, marker=marker, s=22)
-        axes.annotate(
-            name.removeprefix("KIV, "),
-            (point[cost], point["error"]),
-            fontsize=5,
-            xytext=(3, 2),
-            textcoords="offset points",
-        )
-    axes.plot(*zip(*_front(points, cost), strict=True), color=FAMILIES["KIV"][0], linewidth=0.8)
-    axes.set_xscale("symlog", linthresh=1.0) if cost == "moved" else axes.set_xscale("log")
+        if colour == ORACLE_LOOK[0]:  # no real cost: how low an error can be
+            if cost == "device":
+                axes.axhline(point["error"], color=colour, linewidth=0.7, linestyle=":")
+                axes.annotate(name, (0.01, point["error"]), xycoords=("axes fraction", "data"), fontsize=5)
+            continue
+        axes.scatter(*place, color=colour, marker=marker, s=20, zorder=3)
+        if place in front or not name.startswith("KIV"):
+            axes.annotate(name, place, fontsize=5.5, xytext=(4, 3), textcoords="offset points")
+    if front:
+        axes.plot(*zip(*front, strict=True), color=FAMILIES["KIV"][0], linewidth=0.8)
+    if cost == "moved":
+        axes.set_xscale("symlog", linthresh=1.0)
+    else:
+        axes.set_xscale("log")
+    axes.set_yscale("log")
     axes.set_xlabel(AXES[cost])
-    axes.grid(alpha=0.3)
+    axes.grid(alpha=0.3, which="both")
 
 
 def painter(models: Mapping[str, Points]) -> Draw:

@@ -1,0 +1,173 @@
+"""Tasks with one right answer, hidden in natural text: seeded generators, written for this bench.
+
+A document is natural text with planted passages, and questions in the form of a beginning to be completed, so that base
+models can be asked too. Each question knows the depth of what it asks for.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .words import CITIES, FIRST_NAMES, LAST_NAMES, THINGS
+
+
+@dataclass(frozen=True)
+class Question:
+    """A beginning and how it must go on.
+
+    Attributes
+    ----------
+    task : str
+    prompt : str
+        What follows the document; the answer continues it.
+    answer : str
+        What the continuation must begin with, leading space and case apart.
+    depth : float
+        Where the fact lies, as a share of the document; of several facts, the first.
+    """
+
+    task: str
+    prompt: str
+    answer: str
+    depth: float
+
+    def right(self, continuation: str) -> bool:
+        """Whether a continuation gives the answer."""
+        return continuation.strip().lower().startswith(self.answer.lower())
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Text to be planted at a depth, a share of the document."""
+
+    depth: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Quiz:
+    """Passages to plant and the questions about them."""
+
+    passages: tuple[Passage, ...]
+    questions: tuple[Question, ...]
+
+
+NEEDLES: tuple[tuple[str, str], ...] = (
+    ("The best thing to do in San Francisco is to eat a", "sandwich and sit in Dolores Park on a sunny day"),
+    ("Marta hid the silver key under the blue", "teapot in the kitchen"),
+    ("The secret ingredient of Clara's famous soup is", "cinnamon"),
+    ("The password of the old computer in the library is", "umbrella"),
+    ("Captain Morris named his little sailing boat the", "Firefly"),
+    ("On his seventh birthday Daniel was given a wooden", "elephant by his uncle"),
+    ("The winner of the chess tournament in Reykjavik was Professor", "Lindqvist"),
+    ("The only shop that is open on Sunday evening sells", "violins"),
+    ("Every night at nine the lighthouse keeper plays the", "trumpet for the ships"),
+    ("The new train station was painted bright", "purple last summer"),
+)
+"""Ten phrasings: the beginning, which is also the question, and the rest; its first word is the answer."""
+
+
+def needle_grid(rng: random.Random, depths: Sequence[float]) -> Quiz:
+    """One needle at each depth, another phrasing at each; at most ten depths."""
+    passages, questions = [], []
+    for depth, (start, rest) in zip(depths, rng.sample(NEEDLES, len(depths)), strict=True):
+        passages.append(Passage(depth, f"{start} {rest}."))
+        questions.append(Question("needle", start, rest.split()[0], depth))
+    return Quiz(tuple(passages), tuple(questions))
+
+
+def near_duplicates(rng: random.Random, keys: int, asked: int) -> Quiz:
+    """Facts that differ in one word of the key and one of the value, spread evenly."""
+    cities, words = rng.sample(CITIES, keys), rng.sample(THINGS, keys)
+    depths = [(i + 0.5) / keys for i in range(keys)]
+    facts = list(zip(depths, cities, words, strict=True))
+    passages = tuple(Passage(depth, f"The magic word for {city} is {word}.") for depth, city, word in facts)
+    questions = tuple(
+        Question("near-duplicate", f"The magic word for {city} is", word, depth)
+        for depth, city, word in sorted(rng.sample(facts, asked))
+    )
+    return Quiz(passages, questions)
+
+
+def several_needles(rng: random.Random, groups: int) -> Quiz:
+    """Lists whose three items were told in three places; asked for one after the other."""
+    passages, questions = [], []
+    for name in rng.sample(FIRST_NAMES, groups):
+        depths = sorted(rng.uniform(0.02, 0.9) for _ in range(3))
+        items = rng.sample(THINGS, 3)
+        days = ("Monday", "Tuesday", "Friday")
+        for depth, day, item in zip(depths, days, items, strict=True):
+            passages.append(Passage(depth, f"On {day} {name} bought a {item} at the market."))
+        told = ""
+        for depth, day, item in zip(depths, days, items, strict=True):
+            prompt = f"{told}On {day} {name} bought a"
+            questions.append(Question("several needles", prompt, item, depth))
+            told = f"{prompt} {item} at the market. "
+    return Quiz(tuple(passages), tuple(questions))
+
+
+def phonebook(rng: random.Random, entries: int, asked: int, depth: float) -> Quiz:
+    """A block of names and extensions at one depth; asked at evenly spread positions of the block."""
+    names = rng.sample([f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES], entries)
+    numbers = [f"{rng.randrange(100, 1000)}-{rng.randrange(1000, 10000)}" for _ in names]
+    lines = [f"{name}: {number}" for name, number in zip(names, numbers, strict=True)]
+    places = [round(i * (entries - 1) / max(1, asked - 1)) for i in range(asked)]
+    questions = tuple(Question("phonebook", f"{names[i]}:", numbers[i], depth) for i in places)
+    return Quiz((Passage(depth, "\n".join(lines)),), questions)
+
+
+def variable_tracking(rng: random.Random, chains: int) -> Quiz:
+    """A value that is told of one thing, which is told of another: two hops, each in a place of its own."""
+    passages, questions = [], []
+    people, words = rng.sample(FIRST_NAMES, 2 * chains), rng.sample(THINGS, chains)
+    for i, word in enumerate(words):
+        first, second = people[2 * i], people[2 * i + 1]
+        near, far = sorted(rng.uniform(0.02, 0.9) for _ in range(2))
+        passages += [
+            Passage(near, f"{first} chose the word {word}."),
+            Passage(far, f"{second} chose the same word as {first}."),
+        ]
+        prompt = f"{second} chose the same word as {first}, and {first} chose the word"
+        questions.append(Question("two hops", prompt, word, near))
+    return Quiz(tuple(passages), tuple(questions))
+
+
+def counting(rng: random.Random, most: int) -> Quiz:
+    """Sightings scattered over the document; asked is which of two animals was seen more often."""
+    animals = rng.sample(("zebra", "giraffe", "penguin", "kangaroo"), 2)
+    counts = (most, most // 3)
+    passages = [
+        Passage(rng.uniform(0.02, 0.9), f"A {animal} was seen at the gate.")
+        for animal, count in zip(animals, counts, strict=True)
+        for _ in range(count)
+    ]
+    first = min(passage.depth for passage in passages)
+    prompt = "Of all animals, the one that was seen at the gate most often was the"
+    return Quiz(tuple(passages), (Question("aggregation", prompt, animals[0], first),))
+
+
+def document(lines: Sequence[str], quiz: Quiz) -> str:
+    """Plant the passages between the lines of a text; the order of equal depths is that of the quiz."""
+    planted: dict[int, list[str]] = {}
+    for passage in quiz.passages:
+        planted.setdefault(min(len(lines), int(passage.depth * len(lines))), []).append(passage.text)
+    whole: list[str] = []
+    for number in range(len(lines) + 1):
+        whole += planted.get(number, [])
+        if number < len(lines):
+            whole.append(lines[number])
+    return "\n".join(whole) + "\n"
+
+
+def fitted(lines: Sequence[str], quiz: Quiz, tokens: int, count: Callable[[str], int]) -> str:
+    """The longest document of at most `tokens` tokens, all passages in it; `count` counts them."""
+    low, high = 0, len(lines)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if count(document(lines[:middle], quiz)) <= tokens:
+            low = middle
+        else:
+            high = middle - 1
+    return document(lines[:low], quiz)

@@ -1,0 +1,110 @@
+"""The generators: seeded, every fact in the document once, at its depth, and one right answer."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from benchmarks.fidelity.tasks import (
+    NEEDLES,
+    Question,
+    Quiz,
+    counting,
+    document,
+    fitted,
+    near_duplicates,
+    needle_grid,
+    phonebook,
+    several_needles,
+    variable_tracking,
+)
+
+LINES = [f"And it came to pass in line {i}." for i in range(400)]
+
+QUIZZES = {
+    "needle": lambda rng: needle_grid(rng, [0.1, 0.3, 0.5, 0.7, 0.9]),
+    "near": lambda rng: near_duplicates(rng, 24, 8),
+    "several": lambda rng: several_needles(rng, 3),
+    "phonebook": lambda rng: phonebook(rng, 120, 100, 0.3),
+    "hops": lambda rng: variable_tracking(rng, 4),
+    "counting": lambda rng: counting(rng, 12),
+}
+
+
+@pytest.fixture(params=list(QUIZZES), name="make")
+def _make(request: pytest.FixtureRequest):
+    return QUIZZES[request.param]
+
+
+def test_a_seed_fixes_all(make):
+    assert make(random.Random(5)) == make(random.Random(5))
+    assert make(random.Random(5)) != make(random.Random(6))
+
+
+def test_every_passage_is_planted_at_its_depth(make):
+    quiz: Quiz = make(random.Random(1))
+    text = document(LINES, quiz)
+    for passage in quiz.passages:
+        assert passage.text in text
+        before = text[: text.index(passage.text)].count("And it came to pass")
+        # Of passages alike the first is found, which lies at the least depth.
+        least = min(p.depth for p in quiz.passages if p.text == passage.text)
+        assert before == int(least * len(LINES))
+
+
+@pytest.mark.parametrize("name", ["needle", "near", "phonebook"])
+def test_the_document_holds_the_answer_once(name: str):
+    quiz: Quiz = QUIZZES[name](random.Random(2))
+    text = document(LINES, quiz)
+    for question in quiz.questions:
+        assert text.count(f"{question.prompt} {question.answer}") == 1
+
+
+def test_ten_phrasings_with_ten_answers():
+    assert len({rest.split()[0] for _, rest in NEEDLES}) == 10
+    assert len(needle_grid(random.Random(0), [i / 10 for i in range(10)]).questions) == 10
+
+
+def test_a_question_knows_its_answer():
+    question = Question("needle", "The password is", "umbrella", 0.5)
+    assert question.right(" umbrella.\nAnd")
+    assert question.right("Umbrella")
+    assert not question.right(" an umbrella")
+    assert not question.right("")
+
+
+def test_the_phonebook_is_asked_from_end_to_end():
+    quiz = phonebook(random.Random(0), 120, 100, 0.5)
+    block = quiz.passages[0].text.splitlines()
+    asked = [f"{q.prompt} {q.answer}" for q in quiz.questions]
+    assert len(set(asked)) == 100
+    assert asked[0] == block[0]
+    assert asked[-1] == block[-1]
+
+
+def test_two_hops_need_both():
+    quiz = variable_tracking(random.Random(3), 3)
+    for question, (value, link) in zip(quiz.questions, zip(*[iter(quiz.passages)] * 2, strict=True), strict=True):
+        assert question.answer in value.text
+        assert question.answer not in link.text
+        assert question.answer not in question.prompt
+
+
+def test_the_most_frequent_is_the_answer():
+    quiz = counting(random.Random(4), 12)
+    text = document(LINES, quiz)
+    others = {p.text for p in quiz.passages if quiz.questions[0].answer not in p.text}
+    assert text.count(f"A {quiz.questions[0].answer} was seen") == 12
+    assert all(text.count(other) == 4 for other in others)
+
+
+def test_fitted_is_the_longest_that_fits():
+    quiz = needle_grid(random.Random(0), [0.5])
+
+    def count(text: str) -> int:
+        return len(text.split())
+
+    text = fitted(LINES, quiz, 1000, count)
+    assert count(text) <= 1000 < count(text) + len(LINES[0].split())
+    assert quiz.passages[0].text in text
