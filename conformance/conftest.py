@@ -8,18 +8,10 @@ import platform
 import kiv_reference
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import settings
 
+from . import profiles
 from .target import Target, load
-
-_COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
-settings.register_profile("dev", max_examples=6, **_COMMON)
-settings.register_profile("ci", max_examples=40, derandomize=True, database=None, **_COMMON)
-settings.register_profile("nightly", max_examples=800, **_COMMON)
-# For mutants: the first failure is enough, shrinking it would only cost time.
-settings.register_profile(
-    "kill", max_examples=40, derandomize=True, database=None, phases=(Phase.explicit, Phase.generate), **_COMMON
-)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,12 +19,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("kiv", "conformance of an implementation of KIV")
     group.addoption("--impl", default="reference", help="reference, fast or module:factory")
     default = os.environ.get("HYPOTHESIS_PROFILE", "dev")
-    group.addoption("--profile", default=default, choices=("dev", "ci", "nightly", "kill"), help="how long to search")
+    group.addoption("--profile", default=default, choices=profiles.NAMES, help="how long to search")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Load the profile before test modules are imported: they take shares of its number of examples."""
-    settings.load_profile(config.getoption("--profile"))
+    profiles.load(config.getoption("--profile"))
     torch.set_num_threads(1)
 
 

@@ -1,0 +1,242 @@
+"""Faults in attention, tail and query blocks (SPEC 5, 7 and 8)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from kiv_reference import block, store, tail
+from kiv_reference.attend import Attended, Modifiers, Pseudo
+from kiv_reference.call import BlockCall
+from kiv_reference.partition import QueryBlock
+from kiv_reference.tokens import Tokens
+from kiv_reference.view import HeadView
+
+from .patching import mutant
+
+BOTH = ((block, "attend_tokens"), (block, "attend_exactly"))
+
+
+@mutant("wrong KV head", (Tokens, "view"))
+def _(original: Any) -> Any:
+    def changed(self: Tokens, sequence: int, head: int, part: Any) -> Any:
+        return original(self, sequence, (head + 1) % self.key.tensor.shape[1], part)
+
+    return changed
+
+
+@mutant("query heads dealt out in turn", (BlockCall, "run"))
+def _(original: Any) -> Any:
+    def changed(self: BlockCall, query: torch.Tensor, given: Any) -> Any:
+        heads = self.tokens.key.tensor.shape[1]
+        order = torch.arange(query.shape[1]).view(-1, heads).T.flatten()
+        output, report = original(self, query[:, order], given)
+        return output[:, order.argsort()], report
+
+    return changed
+
+
+@mutant("K and V swapped where they are equally wide", (Tokens, "append"))
+def _(original: Any) -> Any:
+    def changed(self: Tokens, key: torch.Tensor, value: torch.Tensor, valid: Any) -> None:
+        original(self, *((value, key) if key.shape == value.shape else (key, value)), valid)
+
+    return changed
+
+
+@mutant("dropped sink", (HeadView, "always_attended"))
+def _(original: Any) -> Any:
+    return lambda self: original(self)[1:] if self.partition.cold_start else original(self)
+
+
+@mutant("sinks kept in the hot part only", (HeadView, "always_attended"))
+def _(original: Any) -> Any:
+    return lambda self: self.positions(self.partition.hot_start, self.valid.shape[0])
+
+
+@mutant("dropped last hot token", (HeadView, "always_attended"))
+def _(original: Any) -> Any:
+    return lambda self: original(self)[:-1]
+
+
+@mutant("causal mask off by one: the next token is seen", *BOTH)
+def _(original: Any) -> Any:
+    def changed(query: Any, at: torch.Tensor, view: HeadView, *rest: Any) -> Any:
+        return original(query, at + (at + 1 < view.valid.shape[0]).long(), view, *rest)
+
+    return changed
+
+
+@mutant("causal mask off by one: the token itself is not seen", *BOTH)
+def _(original: Any) -> Any:
+    return lambda query, at, *rest: original(query, at - 1, *rest)
+
+
+@mutant("scale twice in the logits", (Modifiers, "logits"))
+def _(original: Any) -> Any:
+    return lambda self, query, keys: self.cap(self.scale * self.scale * (query @ keys.T))
+
+
+@mutant("logits in float16", (Modifiers, "logits"))
+def _(original: Any) -> Any:
+    return lambda self, query, keys: original(self, query, keys).to(torch.float16).to(query.dtype)
+
+
+@mutant("no soft cap", (Modifiers, "cap"))
+def _(original: Any) -> Any:
+    return lambda self, logits: logits
+
+
+@mutant("no soft cap for spans", (block, "tail"))
+def _(original: Any) -> Any:
+    def changed(query: Any, view: Any, candidates: Any, selected: Any, m: Modifiers, config: Any) -> Pseudo:
+        capped = original(query, view, candidates, selected, m, config)
+        free = original(query, view, candidates, selected, dataclasses.replace(m, softcap=None), config)
+        pages = len(tail.leftovers(view, candidates, selected))
+        return Pseudo(torch.cat([capped.logits[..., :pages], free.logits[..., pages:]], dim=2), capped.values)
+
+    return changed
+
+
+@mutant("sink logits forgotten", (store, "check_modifiers"))
+def _(original: Any) -> Any:
+    def changed(*arguments: Any) -> None:
+        original(*arguments)
+
+    return changed
+
+
+@mutant("sink logits of the first sequence for all", (store, "check_modifiers"))
+def _(original: Any) -> Any:
+    def changed(*arguments: Any) -> torch.Tensor | None:
+        sinks = original(*arguments)
+        return None if sinks is None else sinks[:1].expand_as(sinks)
+
+    return changed
+
+
+@mutant("values rounded to bfloat16", (HeadView, "values"))
+def _(original: Any) -> Any:
+    return lambda self, positions: original(self, positions).to(torch.bfloat16).to(original(self, positions).dtype)
+
+
+@mutant("values that are not finite are absorbed", (HeadView, "values"))
+def _(original: Any) -> Any:
+    return lambda self, positions: original(self, positions).nan_to_num(0.0, 0.0, 0.0)
+
+
+@mutant("values of unselected tokens are read", (block, "attend_tokens"))
+def _(original: Any) -> Any:
+    def changed(query: Any, at: Any, view: HeadView, *rest: Any) -> Attended:
+        attended = original(query, at, view, *rest)
+        return attended._replace(output=attended.output + 0 * view.values(view.cold_positions()).sum(dim=0))
+
+    return changed
+
+
+@mutant("no token gives NaN instead of zeros", (block, "attend_tokens"))
+def _(original: Any) -> Any:
+    def changed(*arguments: Any) -> Attended:
+        attended = original(*arguments)
+        empty = torch.logaddexp(attended.exact, attended.estimated) == -math.inf
+        return attended._replace(output=attended.output.masked_fill(empty[..., None], math.nan))
+
+    return changed
+
+
+@mutant("no tail", (block, "tail"))
+def _(original: Any) -> Any:
+    return lambda *arguments: None
+
+
+@mutant("tail counted twice", (block, "tail"))
+def _(original: Any) -> Any:
+    def changed(*arguments: Any) -> Pseudo:
+        pseudo = original(*arguments)
+        return Pseudo(torch.cat([pseudo.logits] * 2, dim=2), torch.cat([pseudo.values] * 2))
+
+    return changed
+
+
+@mutant("span tail without the count", (tail, "summarise_spans"))
+def _(original: Any) -> Any:
+    def changed(*arguments: Any) -> Any:
+        spans = original(*arguments)
+        return dataclasses.replace(spans, count=torch.ones_like(spans.count))
+
+    return changed
+
+
+@mutant("spans as means of page means", (tail, "summarise_spans"))
+def _(original: Any) -> Any:
+    def changed(count: torch.Tensor, *arguments: Any) -> Any:
+        return dataclasses.replace(
+            original(torch.ones_like(count), *arguments), count=original(count, *arguments).count
+        )
+
+    return changed
+
+
+@mutant("candidate pages in the span tail as well", (tail, "summarise_spans"))
+def _(original: Any) -> Any:
+    def changed(count: torch.Tensor, mean: Any, value: Any, pages: Any, span_pages: int) -> Any:
+        return original(count, mean, value, (count > 0).nonzero()[:, 0], span_pages)
+
+    return changed
+
+
+@mutant("spans one page too long", (tail, "summarise_spans"))
+def _(original: Any) -> Any:
+    return lambda count, mean, value, pages, span_pages: original(count, mean, value, pages, span_pages + 1)
+
+
+@mutant("page tail of selected tokens too", (tail, "leftovers"))
+def _(original: Any) -> Any:
+    return lambda view, candidates, selected: original(view, candidates, selected[:0])
+
+
+@mutant("page tail with the mean value of what is left", (block, "tail"))
+def _(original: Any) -> Any:
+    def changed(query: Any, view: HeadView, candidates: Any, selected: Any, *rest: Any) -> Pseudo:
+        pseudo = original(query, view, candidates, selected, *rest)
+        values = pseudo.values.clone()
+        for i, (_, positions) in enumerate(tail.leftovers(view, candidates, selected)):
+            values[i] = view.values(positions).mean(dim=0)
+        return Pseudo(pseudo.logits, values)
+
+    return changed
+
+
+@mutant("suffix forgotten", (store, "query_blocks"))
+def _(original: Any) -> Any:
+    return lambda config, *rest: original(dataclasses.replace(config, exact_suffix_tokens=0), *rest)
+
+
+@mutant("blocks one query too long", (store, "query_blocks"))
+def _(original: Any) -> Any:
+    def changed(config: Any, *rest: Any) -> Any:
+        return original(dataclasses.replace(config, query_block_tokens=config.query_block_tokens + 1), *rest)
+
+    return changed
+
+
+@mutant("decode uses the window", (store, "query_blocks"))
+def _(original: Any) -> Any:
+    def changed(config: Any, length: int, queries: int) -> Any:
+        if queries == 1 and config.prefill == "window":
+            return [QueryBlock("window", length - 1, length)]
+        return original(config, length, queries)
+
+    return changed
+
+
+@mutant("window retrieves", (store, "query_blocks"))
+def _(original: Any) -> Any:
+    def changed(config: Any, *rest: Any) -> Any:
+        return [
+            dataclasses.replace(b, mode="retrieve" if b.mode == "window" else b.mode) for b in original(config, *rest)
+        ]
+
+    return changed

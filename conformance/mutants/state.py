@@ -1,0 +1,275 @@
+"""Faults in partition, life cycle, placement and report (SPEC 2, 9 and 10)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from kiv_reference import KIVConfig, block, call, validate
+from kiv_reference.call import BlockCall
+from kiv_reference.partition import Partition
+from kiv_reference.pool import ReferencePool
+from kiv_reference.report import BlockReport, TierBytes, TierTokens
+from kiv_reference.rows import Rows
+from kiv_reference.store import ReferenceStore
+from kiv_reference.tokens import Tokens
+
+from .patching import mutant
+from .retrieval import more
+
+
+@mutant("page off by one position", (Partition, "page"))
+def _(original: Any) -> Any:
+    return lambda self, j: tuple(i + 1 for i in original(self, j))
+
+
+@mutant("a page evicted too early", (KIVConfig, "cold_pages"))
+def _(original: Any) -> Any:
+    return lambda self, boundary: original(self, boundary + 1)
+
+
+@mutant("a page evicted too late", (KIVConfig, "cold_pages"))
+def _(original: Any) -> Any:
+    return lambda self, boundary: original(self, boundary - 1)
+
+
+@mutant("half a page is evicted", (KIVConfig, "cold_pages"))
+def _(original: Any) -> Any:
+    return lambda self, boundary: original(self, boundary + self.page_tokens // 2)
+
+
+@mutant("padding counted in pages", (Tokens, "view"))
+def _(original: Any) -> Any:
+    def changed(self: Tokens, *arguments: Any) -> Any:
+        view = original(self, *arguments)
+        return dataclasses.replace(view, count=(view.count > 0) * view.partition.page_tokens)
+
+    return changed
+
+
+@mutant("validity of the first sequence for all", (Tokens, "view"))
+def _(original: Any) -> Any:
+    return lambda self, *rest: dataclasses.replace(original(self, *rest), valid=self.valid[0])
+
+
+@mutant("stale summaries after a crop", (Tokens, "crop"))
+def _(original: Any) -> Any:
+    def changed(self: Tokens, length: int, part: Any) -> None:
+        kept = self.mean, self.spread, self.value_mean
+        self.mean, self.spread, self.value_mean = (rows.clone() for rows in kept)
+        original(self, length, part)
+        self.mean, self.spread, self.value_mean = kept
+
+    return changed
+
+
+@mutant("crop keeps one token too many", (Tokens, "crop"))
+def _(original: Any) -> Any:
+    return lambda self, length, part: original(self, min(length + 1, self.length), part)
+
+
+@mutant("crop forgets validity", (Tokens, "crop"))
+def _(original: Any) -> Any:
+    def changed(self: Tokens, length: int, part: Any) -> None:
+        original(self, length, part)
+        self.valid = torch.ones_like(self.valid)
+
+    return changed
+
+
+@mutant("attend is allowed after a crop", (ReferenceStore, "crop"))
+def _(original: Any) -> Any:
+    def changed(self: ReferenceStore, length: int) -> None:
+        pending = self._pending
+        original(self, length)
+        self._pending = pending if length == self.length else 0
+
+    return changed
+
+
+def _forgets(*names: str) -> Callable[[Any], Any]:
+    """Sequences are chosen for everything but the tensors named."""
+
+    def change(original: Any) -> Any:
+        def changed(self: Tokens, rows: torch.Tensor) -> None:
+            if rows.numel() != self.valid.shape[0]:
+                original(self, rows)
+                return
+            kept = {name: getattr(self, name).clone() for name in names}
+            original(self, rows)
+            for name, value in kept.items():
+                setattr(self, name, value)
+
+        return changed
+
+    return change
+
+
+mutant("reorder forgets summaries", (Tokens, "select"))(_forgets("mean", "spread", "value_mean"))
+mutant("reorder forgets validity", (Tokens, "select"))(_forgets("valid"))
+mutant("reorder forgets values", (Tokens, "select"))(_forgets("value"))
+
+
+@mutant("repeat tiles instead of repeating in place", (ReferenceStore, "repeat_interleave"))
+def _(original: Any) -> Any:
+    def changed(self: ReferenceStore, repeats: int) -> None:
+        if repeats < 1 or self._tokens is None:
+            original(self, repeats)
+            return
+        self._select(torch.arange(self._tokens.valid.shape[0]).repeat(repeats), False)
+
+    return changed
+
+
+@mutant("a fork shares the hot buffer", (Rows, "clone"))
+def _(original: Any) -> Any:
+    def changed(self: Rows) -> Rows:
+        copy = original(self)
+        copy._buffer = self._buffer
+        return copy
+
+    return changed
+
+
+@mutant("the caller's tensor is kept, not copied", (Rows, "append"))
+def _(original: Any) -> Any:
+    def changed(self: Rows, rows: torch.Tensor) -> None:
+        if self._length == 0:
+            self._buffer, self._length = rows, rows.shape[2]
+        else:
+            original(self, rows)
+
+    return changed
+
+
+@mutant("reset keeps the report", (ReferenceStore, "reset"))
+def _(original: Any) -> Any:
+    def changed(self: ReferenceStore) -> None:
+        report = self._report
+        original(self)
+        self._report = report
+
+    return changed
+
+
+@mutant("reset keeps the tokens of the pool", (ReferenceStore, "memory"))
+def _(original: Any) -> Any:
+    def changed(self: ReferenceStore) -> TierBytes:
+        self._high = max(getattr(self, "_high", TierBytes(0, 0, 0)), original(self))
+        return self._high
+
+    return changed
+
+
+@mutant("keys that are not finite are accepted", (validate, "check_finite"))
+def _(original: Any) -> Any:
+    return lambda what, finite: None
+
+
+@mutant("a refused append has half happened", (ReferenceStore, "append"))
+def _(original: Any) -> Any:
+    def changed(self: ReferenceStore, *arguments: Any, **named: Any) -> None:
+        try:
+            original(self, *arguments, **named)
+        except Exception:
+            self._pending = 0
+            raise
+
+    return changed
+
+
+@mutant("negative rows count from the end", (validate, "check_rows"), (ReferenceStore, "_select"))
+def _(original: Any) -> Any:
+    if original is validate.check_rows:
+        return original
+
+    def changed(self: ReferenceStore, rows: torch.Tensor, same_size: bool) -> None:
+        good = self._tokens is not None and rows.ndim == 1 and rows.numel() and rows.dtype == torch.int64
+        original(self, rows % self._tokens.valid.shape[0] if good else rows, same_size)
+
+    return changed
+
+
+@mutant("budgets are not checked", (ReferencePool, "check_room"))
+def _(original: Any) -> Any:
+    return lambda self, store, needed: None
+
+
+@mutant("placement changes retrieval", (block, "retrieve"))
+def _(original: Any) -> Any:
+    def changed(query: Any, at: Any, view: Any, m: Any, config: KIVConfig) -> Any:
+        return original(query, at, view, m, config if config.ram_bytes is None else more(config, candidate_pages=1))
+
+    return changed
+
+
+@mutant("a closed pool goes on", (ReferencePool, "check_open"))
+def _(original: Any) -> Any:
+    return lambda self: None
+
+
+@mutant("hot and sinks mixed up in the account", (ReferenceStore, "tokens"))
+def _(original: Any) -> Any:
+    def changed(self: ReferenceStore) -> TierTokens:
+        parts = original(self)
+        return parts._replace(sinks=parts.hot, hot=parts.sinks)
+
+    return changed
+
+
+def _reports(name: str, change: Callable[[BlockReport, BlockCall], dict[str, Any]]) -> None:
+    """A block report that says something else than was done."""
+
+    def lie(original: Any) -> Any:
+        def changed(self: BlockCall, results: Any) -> BlockReport:
+            report = original(self, results)
+            return dataclasses.replace(report, **change(report, self))
+
+        return changed
+
+    mutant(name, (call.BlockCall, "_report"))(lie)
+
+
+_reports(
+    "report: exact and estimated mass swapped",
+    lambda r, _: {"exact_mass": r.estimated_mass, "estimated_mass": r.exact_mass},
+)
+_reports(
+    "report: mass as if nothing were missed",
+    lambda r, _: {"exact_mass": r.exact_mass + r.estimated_mass, "estimated_mass": 0 * r.estimated_mass},
+)
+_reports(
+    "report: mass at padded queries",
+    lambda r, _: {"exact_mass": torch.where(r.exact_mass + r.estimated_mass == 0, 1.0, r.exact_mass)},
+)
+_reports(
+    "report: bound rounded down",
+    lambda r, _: {"missed_bound": None if r.missed_bound is None else r.missed_bound * (1 - 2.0**-22)},
+)
+_reports(
+    "report: bound always given",
+    lambda r, _: {"missed_bound": r.exact_mass * 0 if r.missed_bound is None else r.missed_bound},
+)
+_reports("report: candidates in order of position", lambda r, _: {"candidate_pages": _ascending(r.candidate_pages)})
+_reports("report: selection in descending order", lambda r, _: {"selected_positions": r.selected_positions.flip(2)})
+_reports(
+    "report: rows filled up by their last entry", lambda r, _: {"selected_positions": _filled(r.selected_positions)}
+)
+_reports("report: value bytes of whole candidate pages", lambda r, _: {"value_bytes": max(r.key_bytes, r.value_bytes)})
+_reports("report: key bytes of one head", lambda r, _: {"key_bytes": r.key_bytes // r.streamed.numel()})
+_reports("report: cold pages after the call", lambda r, c: {"cold_pages": c.config.cold_pages(c.block.stop)})
+_reports("report: first query counted within the call", lambda r, _: {"first_query": 0})
+_reports("report: nothing streamed", lambda r, _: {"streamed": torch.zeros_like(r.streamed)})
+
+
+def _ascending(pages: torch.Tensor) -> torch.Tensor:
+    """Sorted, the -1 last."""
+    key = torch.where(pages < 0, 1 << 40, pages).sort(dim=2).values
+    return torch.where(key == 1 << 40, -1, key)
+
+
+def _filled(positions: torch.Tensor) -> torch.Tensor:
+    """No -1 but in rows that hold nothing else."""
+    return torch.where(positions < 0, positions.amax(dim=2, keepdim=True).expand_as(positions), positions)

@@ -1,0 +1,21 @@
+"""How long Hypothesis searches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, settings
+
+NAMES = ("dev", "ci", "nightly", "kill")
+_COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+
+
+def load(name: str) -> None:
+    """Make a profile the default. Test modules take shares of its examples: load it before they are imported."""
+    settings.register_profile("dev", max_examples=5, **_COMMON)
+    settings.register_profile("ci", max_examples=60, derandomize=True, database=None, print_blob=True, **_COMMON)
+    settings.register_profile("nightly", max_examples=800, print_blob=True, **_COMMON)
+    # For mutants: the first failure is enough, shrinking it would only cost time.
+    quick = {"phases": (Phase.explicit, Phase.generate), "report_multiple_bugs": False}
+    settings.register_profile("kill", max_examples=30, derandomize=True, database=None, **quick, **_COMMON)
+    settings.load_profile(name)
