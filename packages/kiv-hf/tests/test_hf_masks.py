@@ -56,7 +56,7 @@ def test_no_tensor_of_queries_times_tokens_is_made(llama, monkeypatch):
         raise AssertionError("a 4-D mask was made")
 
     monkeypatch.setattr(masking_utils, "sdpa_mask", refuse)
-    monkeypatch.setattr("kiv_hf.masks.sdpa_mask", refuse)
+    monkeypatch.setattr("kiv_hf.stock.sdpa_mask", refuse)
     monkeypatch.setattr("kiv_hf.stock._causal_mask", refuse)
     feed(llama.kiv, llama.ids, llama.cache(), FEEDS["chunks"])
 

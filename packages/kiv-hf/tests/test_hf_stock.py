@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from hf_models import FEEDS, feed
-from kiv_hf.stock import stock_attention
+from kiv_hf.stock import eager_only, stock_attention, stock_mask
 from kiv_reference.errors import KIVShapeError, KIVUnsupportedError
-from transformers import StaticCache
+from transformers import GptOssConfig, LlamaConfig, StaticCache
 
 
 @pytest.mark.parametrize("lengths", FEEDS.values(), ids=FEEDS.keys())
@@ -73,3 +73,13 @@ def test_softcap_without_an_eager_function():
     query, key = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4)
     with pytest.raises(KIVUnsupportedError, match="eager_attention_forward"):
         stock_attention(torch.nn.Identity(), query, key, key, None, softcap=2.0)
+
+
+def test_models_that_do_not_support_sdpa_get_the_masks_of_eager():
+    """Some of them add to the mask or widen it: its form, numbers to add or truth values, matters."""
+    assert eager_only(GptOssConfig)
+    assert not eager_only(LlamaConfig)
+    assert not eager_only(type(None))
+    sizes = {"batch_size": 1, "q_length": 3, "kv_length": 5, "q_offset": 2}
+    assert stock_mask(GptOssConfig(), **sizes).is_floating_point()
+    assert stock_mask(LlamaConfig(), **sizes).dtype == torch.bool

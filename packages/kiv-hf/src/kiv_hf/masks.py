@@ -1,4 +1,4 @@
-"""The mask function named "kiv": for a KIV layer None or the 2-D padding mask, for any other layer what sdpa gets."""
+"""The mask function named "kiv": for a KIV layer None or the 2-D padding mask, for others what they get without KIV."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from kiv_reference.errors import KIVShapeError, refuse
-from transformers.masking_utils import causal_mask_function, sdpa_mask
+from transformers.masking_utils import causal_mask_function
 
 from .handshake import MaskLength, PlainMask, other_cache_active
+from .stock import stock_mask
 
 
 @torch.compiler.disable
@@ -23,6 +24,7 @@ def kiv_mask(
     attention_mask: torch.Tensor | None = None,
     local_size: int | None = None,
     allow_is_causal_skip: bool = True,
+    config: Any = None,
     **kwargs: Any,
 ) -> torch.Tensor | None:
     """Make the mask of one forward pass; the parameters are those of `transformers.masking_utils.sdpa_mask`.
@@ -31,20 +33,20 @@ def kiv_mask(
     -------
     Tensor or None
         For a KIV layer and a plain causal mask: None if every position is valid, else bool [B, T]. No tensor of
-        TQ x T elements is made. Otherwise what `sdpa_mask` returns; a KIV layer refuses it.
+        TQ x T elements is made. Otherwise the mask that the model would get without KIV; a KIV layer refuses it.
     """
     arguments: dict[str, Any] = {
         "batch_size": batch_size, "q_length": q_length, "kv_length": int(kv_length), "q_offset": q_offset,
         "kv_offset": kv_offset, "mask_function": mask_function, "attention_mask": attention_mask,
-        "local_size": local_size,
+        "local_size": local_size, "config": config,
     }  # fmt: skip
     if not isinstance(kv_length, MaskLength):
         other_cache_active()
-        return sdpa_mask(**arguments, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
+        return stock_mask(**arguments, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
     handshake = kv_length.handshake
     handshake.activate()
     if not kv_length.of_kiv_layer:
-        return sdpa_mask(**arguments, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
+        return stock_mask(**arguments, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
     plain = (
         mask_function is causal_mask_function
         and local_size is None
@@ -57,7 +59,7 @@ def kiv_mask(
         handshake.mask_answered(None)
         # Nothing is skipped: None would tell a KIV layer that the mask is the plain one.
         kwargs["allow_is_bidirectional_skip"] = False
-        return sdpa_mask(**arguments, allow_is_causal_skip=False, **kwargs)
+        return stock_mask(**arguments, allow_is_causal_skip=False, **kwargs)
     padding = _padding(attention_mask, int(kv_length))
     handshake.mask_answered(PlainMask(int(kv_length), q_length, padding is not None))
     return padding

@@ -1,19 +1,42 @@
-"""Attention of layers that are not KIV's, exactly as transformers would compute it without KIV."""
+"""Layers that are not KIV's: masks and attention exactly as transformers would make them without KIV.
+
+That is sdpa, or for a model that does not support sdpa its own eager function with eager's masks.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from kiv_reference.errors import KIVShapeError, KIVUnsupportedError, refuse
+from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 from .handshake import active_handshake
 
 _EAGER_ONLY = ("softcap", "s_aux", "sinks")
-"""Arguments that sdpa cannot honour; transformers runs models that use them with their own eager function."""
+"""Arguments that sdpa cannot honour, whatever the model says of itself."""
+
+
+def stock_mask(config: Any, **arguments: Any) -> torch.Tensor | None:
+    """Make the mask that transformers would, from the arguments of `sdpa_mask`, for a model of this configuration."""
+    return (eager_mask if eager_only(type(config)) else sdpa_mask)(config=config, **arguments)
+
+
+@cache
+def eager_only(config_class: type) -> bool:
+    """Whether the models of `config_class` do not support sdpa, so that transformers runs them with eager attention."""
+    module = sys.modules.get(config_class.__module__.replace(".configuration_", ".modeling_"))
+    models = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, PreTrainedModel) and value.config_class is config_class
+    ] if module is not None else []  # fmt: skip
+    return bool(models) and not any(model._supports_sdpa for model in models)
 
 
 def stock_attention(
@@ -24,21 +47,21 @@ def stock_attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend as "sdpa" does, or as the model's eager function where the call needs what sdpa lacks.
+    """Attend as "sdpa" does, or as the model's eager function where the model or the call needs what sdpa lacks.
 
-    A mask in KIV's form (2-D, or None for more keys than queries) is spelled out first: sdpa reads None as an
-    upper-left triangle.
+    A mask in KIV's form (2-D, or None for the plain triangle) is spelled out first: sdpa reads None as an
+    upper-left triangle, eager as no mask at all.
 
     Returns
     -------
     output [B, TQ, HQ, DV], None
     """
     mask = _spell_out(module, query, key, attention_mask, kwargs.get("is_causal"))
-    if all(kwargs.get(name) is None for name in _EAGER_ONLY):
-        kwargs = {name: argument for name, argument in kwargs.items() if name != "softcap"}
+    model_is_eager = eager_only(type(getattr(module, "config", None)))
+    if not model_is_eager and all(kwargs.get(name) is None for name in _EAGER_ONLY):
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
-    if mask is None and query.shape[2] > 1 and _causal(module, kwargs.get("is_causal")):
-        mask = _causal_mask(query, key)
+    if not model_is_eager and mask is None and query.shape[2] > 1 and _causal(module, kwargs.get("is_causal")):
+        mask = _causal_mask(query, key)  # an sdpa mask that was skipped
     if mask is not None and mask.dtype == torch.bool:
         lowest = torch.finfo(query.dtype).min
         mask = torch.where(mask, torch.zeros((), dtype=query.dtype, device=mask.device), lowest)
@@ -58,7 +81,7 @@ def _spell_out(
         handshake = active_handshake()
         plain = None if handshake is None else handshake.plain
         ours = plain is not None and not plain.padded and (plain.kv_length, plain.query_tokens) == (total, queries)
-        if ours and 1 < queries < total and _causal(module, is_causal):
+        if ours and queries > 1 and _causal(module, is_causal):
             return _causal_mask(query, key)
         return None
     if mask.ndim != 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from kiv_reference.errors import KIVUnsupportedError, KIVUsageError, refuse
+from kiv_reference.errors import KIVShapeError, KIVUnsupportedError, KIVUsageError, refuse
 
 from .handshake import NAME, START_OVER, USE_KIV
 from .layer import KIVLayerMixin
@@ -58,6 +58,13 @@ def new_validity(
     if mask is None:
         _agree(old is None)
         return None
+    if mask.shape[0] not in (1, batch):
+        raise refuse(
+            KIVShapeError,
+            f"attention_mask must be [{batch}, {total}]",
+            f"{tuple(mask.shape)} in {where}",
+            "Pass one row for each sequence.",
+        )
     mask = mask.expand(batch, total)
     _agree(bool(mask[:, :past].all()) if old is None else torch.equal(mask[:, :past], old.to(mask.device)))
     return mask[:, past:] if past < total else None
