@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import torch
@@ -132,16 +131,6 @@ def _(original: Any) -> Any:
     def changed(query: Any, at: Any, view: HeadView, *rest: Any) -> Attended:
         attended = original(query, at, view, *rest)
         return attended._replace(output=attended.output + 0 * view.values(view.cold_positions()).sum(dim=0))
-
-    return changed
-
-
-@mutant("no token gives NaN instead of zeros", (block, "attend_tokens"))
-def _(original: Any) -> Any:
-    def changed(*arguments: Any) -> Attended:
-        attended = original(*arguments)
-        empty = torch.logaddexp(attended.exact, attended.estimated) == -math.inf
-        return attended._replace(output=attended.output.masked_fill(empty[..., None], math.nan))
 
     return changed
 

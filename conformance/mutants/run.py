@@ -15,7 +15,7 @@ from ..failure import Mismatch, Scene
 from ..target import Target, load
 
 HERE = Path(__file__).parent.parent
-FIRST = ("test_ch11_equality", "test_machine")
+FIRST = ("test_ch11_equality", "test_machine", "test_ch02_state", "test_ch10_tiers", "test_ch09_life_cycle")
 """These reach most of a store, so most mutants die early."""
 
 
