@@ -13,8 +13,6 @@ NATIVE_TOKENS = 512
 CHAT_TEMPLATE = (
     "{% for m in messages %}<u>{{ m['content'] }}</u>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 )
-    "{% for m in messages %}<u>{{ m['content'] }}</u>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
-)
 
 
 def tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from platformdirs import user_cache_path
-
-_HASHED_BYTES = 1 << 20
 
 
 def cache_folder(gguf: Path) -> Path:
-    """Return where the conversions of `gguf` are kept: by name, size, time of change, and a hash of its first MiB.
-
-    The header, which comes first, names every tensor; hashing all of a large file would take longer than loading it.
-    """
+    """Return where the conversions of `gguf` are kept: by its name and a hash of all of it."""
     facts = gguf.stat()
+    return user_cache_path("kiv") / "gguf" / f"{gguf.stem}-{_digest(gguf, facts.st_size, facts.st_mtime_ns)}"
+
+
+@cache
+def _digest(gguf: Path, size: int, changed_ns: int) -> str:  # size and time of change: a new file is hashed anew
+    digest = xxhash.xxh3_128()
     with gguf.open("rb") as file:
-        digest = hashlib.sha256(file.read(_HASHED_BYTES))
-    digest.update(f"{facts.st_size} {facts.st_mtime_ns}".encode())
-    return user_cache_path("kiv") / "gguf" / f"{gguf.stem}-{digest.hexdigest()[:16]}"
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def converted(gguf: Path, dtype: torch.dtype | None = None) -> Path | None:

@@ -1,0 +1,159 @@
+"""The parts of the command line that a run on a tiny model does not show: sizes, estimates, traces, conversions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cli_models import tokenizer
+from kiv_hf import KIVCache, KIVConfig
+from kiv_hf.cli import gguf
+from kiv_hf.cli.estimate import check_memory, estimate
+from kiv_hf.cli.generate import chunk_sizes
+from kiv_hf.cli.trace import Trace
+from kiv_hf.cli.units import format_bytes, parse_bytes
+from kiv_reference.errors import KIVBudgetError
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("0", 0), ("12", 12), ("2KB", 2000), ("2 KiB", 2048), ("1.5MiB", 3 * 2**19), ("3gb", 3 * 10**9), ("1TiB", 2**40)],
+)
+def test_sizes_are_read(text, count):
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "1e9", "5 apples", "1,000"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(ValueError, match="is no size"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 KB"), (1_234_567, "1.23 MB"), (999_600, "1 MB")]
+)
+def test_sizes_are_written(count, text):
+    assert format_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sizes"), [(1, [1]), (99, [99]), (100, [100]), (101, [1, 100]), (250, [50, 100, 100])]
+)
+def test_the_short_chunk_comes_first(tokens, sizes):
+    assert chunk_sizes(tokens, 100) == sizes
+
+
+def llama_config(**more):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    return LlamaConfig(vocab_size=50, num_key_value_heads=2, head_dim=8, **sizes, **more)
+
+
+def test_the_estimate_counts_what_the_cache_then_holds():
+    model_config, config = llama_config(), KIVConfig(hot_tokens=16, page_tokens=4)
+    need = estimate(model_config, config, torch.float32, tokens=100, chunk_tokens=50)
+    model = LlamaForCausalLM(model_config).eval()
+    model.set_attn_implementation("kiv")
+    cache = KIVCache(model.config, config)
+    with torch.no_grad():
+        model(torch.arange(100)[None] % 50, past_key_values=cache)
+    assert need.weights == sum(weight.nbytes for weight in model.parameters())
+    assert need.token_bytes == 3 * 2 * 2 * 8 * 4
+    assert need.cold == cache.memory().ram
+    assert need.near == (100 - cache.tokens().cold_ram) * need.token_bytes
+
+
+def test_sliding_layers_count_their_window_only():
+    config = Gemma3TextConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=1, head_dim=8, sliding_window=10,
+        layer_types=["sliding_attention"] * 5 + ["full_attention"],
+    )  # fmt: skip
+    everything_cold = KIVConfig(hot_tokens=0, sink_tokens=0, page_tokens=1, retrieve_tokens=64)
+    need = estimate(config, everything_cold, torch.bfloat16, 1000, 100)
+    row_bytes = 2 * 8 * 2
+    assert (need.token_bytes, need.cold, need.near) == (row_bytes, 1000 * row_bytes, 5 * 10 * row_bytes)
+
+
+def test_a_spilling_implementation_needs_no_more_ram_than_its_budget(monkeypatch):
+    config = KIVConfig(ram_bytes=10_000)
+    need = estimate(llama_config(), config, torch.float32, 100_000, 512)
+    free = need.total - need.cold + 10_000
+    monkeypatch.setattr("kiv_hf.cli.estimate.free_bytes", lambda device: free)
+    check_memory(need, config, "cpu", spills=True)
+    monkeypatch.setattr("kiv_hf.cli.estimate.free_bytes", lambda device: free - 1)
+    with pytest.raises(KIVBudgetError, match="100,000 tokens needs about"):
+        check_memory(need, config, "cpu", spills=True)
+    with pytest.raises(KIVBudgetError, match="no disk tier"):
+        check_memory(need, config, "cpu", spills=False)
+
+
+def test_the_trace_says_whether_the_watched_tokens_were_retrieved():
+    config = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, candidate_pages=2, retrieve_tokens=4)
+    torch.manual_seed(0)
+    key, value = torch.randn(2, 1, 2, 90, 8)
+    wanted = 41
+    cache = KIVCache(llama_config(), config)
+    store = cache.pool.layer_store()
+    store.append(key, value)
+    store.append(key[:, :, :1], value[:, :, :1])
+    query = 20 * torch.cat([key[:, :1, wanted : wanted + 1], key[:, 1:, 80:81]], dim=1)  # head 1 looks elsewhere
+    store.attend(query, scale=1.0)
+    trace = Trace(range(wanted, wanted + 1), page_tokens=4, sink_tokens=2)
+    trace.add({0: store.report})
+    assert trace.watched_pages == [(wanted - 2) // 4]
+    pages, positions = store.report.blocks[0].candidate_pages, store.report.blocks[0].selected_positions
+    assert (trace.retrievals, trace.token_hits) == (2, int((positions == wanted).sum()))
+    assert trace.page_hits == int((pages == (wanted - 2) // 4).any(-1).sum())
+    assert trace.token_hits >= 1
+    assert trace.exact_mass is not None
+    assert trace.exact_mass + trace.estimated_mass == pytest.approx(1)
+
+
+def test_an_empty_trace_has_no_shares():
+    assert Trace().exact_mass is None
+    assert Trace().estimated_mass is None
+
+
+@pytest.fixture
+def fake_gguf(tmp_path, monkeypatch):
+    """A file that stands for a ``.gguf``, and transformers made to load a tiny model from it."""
+    monkeypatch.setattr(gguf, "user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *arguments, **keywords: tokenizer())
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *arguments, **keywords: LlamaForCausalLM(llama_config())
+    )
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(b"GGUF" + bytes(100))
+    return file
+
+
+def test_a_conversion_is_made_once(fake_gguf, monkeypatch):
+    assert gguf.converted(fake_gguf) is None
+    folder = gguf.convert(fake_gguf, torch.float32)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
+    assert gguf.converted(fake_gguf) == folder
+    assert gguf.converted(fake_gguf, torch.bfloat16) is None
+
+    def refuse(*arguments, **keywords):
+        raise AssertionError("converted twice")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+    assert gguf.convert(fake_gguf, torch.float32) == folder
+
+
+def test_another_file_is_another_conversion(fake_gguf):
+    before = gguf.cache_folder(fake_gguf)
+    fake_gguf.write_bytes(b"GGUF" + bytes(101))
+    assert gguf.cache_folder(fake_gguf) != before
+
+
+def test_a_conversion_that_breaks_off_leaves_nothing(fake_gguf, monkeypatch):
+    def break_off(self, folder):
+        (folder / "config.json").write_text("{}")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", break_off)
+    with pytest.raises(OSError, match="no space"):
+        gguf.convert(fake_gguf, torch.float32)
+    assert gguf.converted(fake_gguf) is None
+    assert list(gguf.cache_folder(fake_gguf).iterdir()) == []
