@@ -80,6 +80,24 @@ def conformance(session: nox.Session) -> None:
     run(session, "-m", "pytest", "conformance", *session.posargs)
 
 
+@nox.session(venv_backend="none", requires=["dev"])
+def mutants(session: nox.Session) -> None:
+    """Show that the conformance suite can fail: deliberate faults in a correct store must all be found."""
+    run(session, "-m", "conformance.mutants", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["dev"])
+def bench(session: nox.Session) -> None:
+    """Run a benchmark of speed or memory: -- NAME|all [--quick]; benchmarks/README.md lists them."""
+    run(session, "-m", "benchmarks", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["dev"])
+def fidelity(session: nox.Session) -> None:
+    """Run a benchmark of fidelity: -- [NAME] [--quick]; benchmarks/fidelity/README.md lists them."""
+    run(session, "-m", "benchmarks.fidelity", *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting with ruff."""
