@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -16,12 +15,14 @@ from matplotlib.figure import Figure
 from .fill import LayerSpread, fill, measure_spreads
 from .models import MODELS, kjv_tokens
 from .options import parse, parser
-from .report import Result, short, token_axis, tokens
+from .report import Result, short, token_axis
 from .subjects import Clocks, Factory, Subject
 from .timing import interleave, median_ms, quiet, seconds
 
 K = 1024
 STATISTICS_TOKENS = 512
+RIVALS = ("KIV", "plain", "original KIV's rule")
+MEMORY = ("KIV, device", "KIV, RAM", "plain cache")
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,15 @@ class DecodeRun:
 
 
 def measure_model(model_name: str, plan: Plan, result: Result, options: argparse.Namespace) -> None:
-    """Fill `result` with the table of one model."""
+    """Fill `result` with the tables of one model."""
     run = DecodeRun(model_name, options)
-    anchor = short(plan.contexts[0])
+    title, anchor = f"{MODELS[model_name].title}, bfloat16", short(plan.contexts[0])
     table = result.table(
-        f"{MODELS[model_name].title}, bfloat16: decode step, ms (median)",
-        *("context", "KIV", "plain", "original KIV's rule", f"KIV ÷ KIV at {anchor}", f"KIV ÷ plain at {anchor}"),
+        f"{title}: decode step, ms (median)",
+        *("context", *RIVALS, f"KIV ÷ KIV at {anchor}", f"KIV ÷ plain at {anchor}"),
         *("KIV append", "KIV attend", "KIV first step"),
     )
+    memory_table = result.table(f"{title}: bytes of the cache, MB", "context", *MEMORY)
     kiv_anchor = run.filled(run.factory.kiv(f"KIV {anchor}"), plan.contexts[0])
     plain_anchor = run.filled(run.factory.plain(f"plain {anchor}"), plan.contexts[0])
     for context in plan.contexts:
@@ -95,24 +97,34 @@ def measure_model(model_name: str, plan: Plan, result: Result, options: argparse
         taken = run.turns([*dict.fromkeys([kiv_anchor, plain_anchor, kiv, original])], rounds=60)
         original.close()
         ms = {name: median_ms(times) for name, times in taken.items()}
-        series: dict[str, Any] = {"turns": taken}
+        raw = {"turns": taken}
         plain_ms = ms[plain_anchor.name] if is_anchor else None
         if not is_anchor and context <= plan.plain_up_to:
             # A group of its own, with fewer rounds: it is slow, and three large caches at once need too much memory.
             plain = run.filled(run.factory.plain(f"plain {at}"), context)
-            series["turns with plain"] = run.turns([kiv, plain], rounds=22)
-            plain_ms = median_ms(series["turns with plain"][plain.name])
+            raw["turns with plain"] = run.turns([kiv, plain], rounds=22)
+            plain_ms = median_ms(raw["turns with plain"][plain.name])
             plain.close()
-        append_ms, attend_ms = run.parts(kiv)
+        held = kiv.cache.memory()
         to_anchor, to_plain = (ms[kiv.name] / ms[other.name] for other in (kiv_anchor, plain_anchor))
-        first = run.first_ms[kiv.name]
-        table.add(at, ms[kiv.name], plain_ms, ms[original.name], to_anchor, to_plain, append_ms, attend_ms, first)
-        result.series.setdefault(model_name, {})[at] = series | {"first_ms": dict(run.first_ms), "context": context}
+        rivals = (ms[kiv.name], plain_ms, ms[original.name])
+        table.add(at, *rivals, to_anchor, to_plain, *run.parts(kiv), run.first_ms[kiv.name])
+        memory = tuple(count / 1e6 for count in (held.device, held.ram, context * plain_token_bytes(kiv)))
+        memory_table.add(at, *memory)
+        result.series.setdefault(model_name, []).append(
+            {"context": context, "ms": rivals, "memory_mb": memory, "raw_s": raw, "first_ms": dict(run.first_ms)}
+        )
         if not is_anchor:
             kiv.close()
         _targets(model_name, context, is_anchor, to_anchor, to_plain, result)
         result.write(options.out, lambda figure: draw(figure, result))
     kiv_anchor.close()
+
+
+def plain_token_bytes(kiv: Subject) -> int:
+    """Bytes that a plain cache needs for a token in those layers that are KIV's in `kiv`."""
+    config = kiv.model.config
+    return 2 * len(kiv.stores()) * config.num_key_value_heads * config.head_dim * torch.bfloat16.itemsize
 
 
 def _targets(model_name: str, context: int, is_anchor: bool, to_anchor: float, to_plain: float, result: Result) -> None:
@@ -126,14 +138,20 @@ def _targets(model_name: str, context: int, is_anchor: bool, to_anchor: float, t
 
 
 def draw(figure: Figure, result: Result) -> None:
-    """Decode time against context, both axes logarithmic, a panel a model."""
-    panels = figure.subplots(1, len(result.tables), squeeze=False)[0]
-    for panel, table in zip(panels, result.tables, strict=True):
-        for column, style in ((1, "o-"), (2, "s--"), (3, "^:")):
-            points = [(tokens(str(row[0])), row[column]) for row in table.rows if row[column] is not None]
-            panel.plot([at for at, _ in points], [ms for _, ms in points], style, label=table.columns[column])
-        panel.set(yscale="log", title=table.title.split(",")[0], ylabel="decode step, ms")
-        token_axis(panel, [tokens(str(row[0])) for row in table.rows])
+    """Decode time, and memory by tier, against context: a column a model."""
+    panels = figure.subplots(2, len(result.series), squeeze=False)
+    figure.set_size_inches(5 * len(result.series), 8)
+    for column, (model_name, points) in enumerate(result.series.items()):
+        contexts = [point["context"] for point in points]
+        for panel, part, labels in ((panels[0, column], "ms", RIVALS), (panels[1, column], "memory_mb", MEMORY)):
+            for i, (label, style) in enumerate(zip(labels, ("o-", "s--", "^:"), strict=True)):
+                known = [(at, point[part][i]) for at, point in zip(contexts, points, strict=True) if point[part][i]]
+                panel.plot([at for at, _ in known], [value for _, value in known], style, label=label)
+            panel.set_yscale("log")
+        panels[0, column].set(title=MODELS[model_name].title, ylabel="decode step, ms")
+        panels[1, column].set_ylabel("cache, MB")
+        for panel in panels[:, column]:
+            token_axis(panel, contexts)
 
 
 def main(argv: list[str] | None = None) -> Result:

@@ -131,11 +131,6 @@ def short(tokens: int) -> str:
     return str(tokens)
 
 
-def tokens(text: str) -> int:
-    """Read what `short` wrote."""
-    return int(text[:-1]) * {"K": 2**10, "M": 2**20}[text[-1]] if text[-1] in "KM" else int(text)
-
-
 def token_axis(panel: Axes, ticks: Sequence[int]) -> None:
     """Make the horizontal axis of `panel` a logarithmic one of contexts, and finish the panel."""
     panel.set_xscale("log", base=2)
