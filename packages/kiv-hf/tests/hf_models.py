@@ -85,7 +85,7 @@ def feed(model, ids, cache, lengths, **kwargs) -> torch.Tensor:
     return torch.cat(logits, dim=1)
 
 
-def _pair(config_class, model_class, **settings) -> TinyModel:
+def _pair(config_class, model_class, attention="sdpa", **settings) -> TinyModel:
     sizes = {
         "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
@@ -97,6 +97,8 @@ def _pair(config_class, model_class, **settings) -> TinyModel:
     stock = model_class(config).eval()
     kiv = model_class(config_class(**(sizes | settings))).eval()
     kiv.load_state_dict(stock.state_dict())
+    # Named, because the default of old versions for Gemma 2 is sdpa, which leaves the softcap out.
+    stock.set_attn_implementation(attention)
     kiv.set_attn_implementation("kiv")
     ids = torch.randint(2, VOCABULARY, (1, TEXT_TOKENS), generator=torch.Generator().manual_seed(7))
     return TinyModel(kiv, stock, ids)
@@ -111,11 +113,12 @@ TINY_MODELS = {
         num_key_value_heads=1,
     ),
     "gemma2": lambda: _pair(
-        Gemma2Config, Gemma2ForCausalLM, num_hidden_layers=2, sliding_window=12, attn_logit_softcapping=2.0,
+        Gemma2Config, Gemma2ForCausalLM, attention="eager", num_hidden_layers=2, sliding_window=12,
+        attn_logit_softcapping=2.0,
         layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=8,
     ),
     "gpt_oss": lambda: _pair(
-        GptOssConfig, GptOssForCausalLM, num_hidden_layers=2, sliding_window=12, num_local_experts=2,
+        GptOssConfig, GptOssForCausalLM, attention="eager", num_hidden_layers=2, sliding_window=12, num_local_experts=2,
         num_experts_per_tok=1, layer_types=["sliding_attention", "full_attention"],
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     ),

@@ -113,5 +113,6 @@ def test_every_parameter_of_the_stock_mask_function_is_known():
     known = {
         "batch_size", "q_length", "kv_length", "q_offset", "kv_offset", "mask_function", "attention_mask",
         "local_size", "allow_is_causal_skip", "allow_is_bidirectional_skip", "use_vmap", "device", "kwargs",
+        "allow_torch_fix",  # of old versions, without effect
     }  # fmt: skip
     assert set(inspect.signature(sdpa_mask).parameters) <= known
