@@ -45,7 +45,7 @@ def run(session: nox.Session, *arguments: str) -> None:
 
 def local_model(session: nox.Session, python: str) -> str:
     """Return the folder of a real model that came from the package index."""
-    printed = session.run(python, "-c", LOCAL_MODEL, env=ENV, external=True, silent=True)
+    printed = session.run(python, "-c", LOCAL_MODEL, env=ENV, external=True, silent=True, log=False)
     return str(printed).strip().splitlines()[-1]
 
 
