@@ -96,7 +96,7 @@ def _published(result: Result, model: str, quick: bool) -> None:
     """Rules with earlier figures, by the protocol of those figures, and on the other text."""
     length = PROTOCOL_LENGTH[model]
     table = result.table(
-        f"Earlier figures again: {MODELS[model].title}, {length:,} tokens, every 4th position (8th: every 8th, from the 4th)",
+        f"Earlier figures again: {MODELS[model].title}, {length:,} tokens, every 4th position (8th: 4, 12, …)",
         "rule",
         "captured",
         "published",
