@@ -8,13 +8,14 @@ included, goes through the cache under test a token at a time.
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from kiv_hf import KIVCache, KIVConfig
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, QuantizedCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from benchmarks.models import load_model, twin
@@ -33,17 +34,23 @@ class System:
     ----------
     name : str
     config : KIVConfig, or None
-        None is full attention with a `DynamicCache`.
+        None is full attention, with a `DynamicCache` or a `QuantizedCache`.
     impl : str or callable
+    backend : str, or None
+        Of transformers' `QuantizedCache`.
     """
 
     name: str
     config: KIVConfig | None = None
     impl: Any = None
+    backend: str | None = None
 
 
 HOT_TOKENS = {"gemma": 2048, "smollm2": 1024}
 """Short name of a model -> hot window of all systems, as at the attention level."""
+
+QUICK_TOKENS = {"gemma": 2560, "smollm2": 1536}
+"""Context of a run that only shows that it runs: a little is cold."""
 
 FULL = "full attention"
 
@@ -63,6 +70,10 @@ def systems(model: str, impl: str) -> list[System]:
     ]
     if hot == 2048:  # the rule has fixed numbers
         found.append(System("the original KIV's rule", KIVConfig(), OriginalPool))
+    if model == "smollm2":  # transformers' quantised cache refuses models with sliding layers
+        found.append(System("quantised cache, fp8", backend="fp8"))
+        if importlib.util.find_spec("optimum") and importlib.util.find_spec("optimum.quanto"):
+            found.append(System("quantised cache, 4 bits (quanto)", backend="quanto"))
     return found
 
 
@@ -75,9 +86,14 @@ class Context:
         self.ids = ids
         self._full = prefill(self.model, ids)
         self._filled: dict[str, KIVCache] = {}
+        self._quantised: dict[str, QuantizedCache] = {}
 
     def open(self, system: System) -> Continuation:
         """Continue the context with a system; the context itself stays as it is."""
+        if system.backend is not None:
+            if system.name not in self._quantised:
+                self._quantised[system.name] = quantise(self.model, system.backend, self._full)
+            return Continuation(self.model, copy.deepcopy(self._quantised[system.name]))
         if system.config is None:
             return Continuation(self.model, copy.deepcopy(self._full))
         if system.name not in self._filled:
@@ -91,6 +107,7 @@ class Context:
         for cache in self._filled.values():
             cache.close()
         self._filled.clear()
+        self._quantised.clear()
 
 
 @torch.no_grad()
@@ -118,6 +135,16 @@ def fill(model: PreTrainedModel, cache: KIVCache, ids: torch.Tensor, full: Dynam
             assert isinstance(theirs, DynamicSlidingWindowLayer)
             mine.keys, mine.values = theirs.keys.clone(), theirs.values.clone()
             mine.cumulative_length = theirs.cumulative_length
+
+
+@torch.no_grad()
+def quantise(model: PreTrainedModel, backend: str, full: DynamicCache) -> QuantizedCache:
+    """Return transformers' quantised cache (4 bits where the backend lets one choose) with what `full` holds."""
+    bits = {} if backend == "fp8" else {"nbits": 4}
+    cache = QuantizedCache(backend, model.config, **bits)
+    for mine, theirs in zip(cache.layers, full.layers, strict=True):
+        mine.update(theirs.keys, theirs.values)
+    return cache
 
 
 class Continuation:

@@ -13,7 +13,7 @@ from benchmarks.models import MODELS
 from benchmarks.report import Result
 
 from .capture import TEXTS, haystack_tokens
-from .contexts import FULL, HOT_TOKENS, Context, System, systems
+from .contexts import FULL, HOT_TOKENS, QUICK_TOKENS, Context, System, systems
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +84,9 @@ def run(options: argparse.Namespace) -> Result:
         {"texts": ", ".join(TEXTS), "scored tokens a context": scored, "greedy tokens": greedy, "impl": options.impl},
     )
     for model in options.models:
-        contexts = [n for n in CONTEXTS[model] if n <= (options.longest or n)][: 1 if options.quick else None]
+        contexts = [n for n in CONTEXTS[model] if n <= (options.longest or n)]
+        if options.quick:
+            contexts = [QUICK_TOKENS[model]]
         tested = systems(model, options.impl)
         table = result.table(
             f"{MODELS[model].title}: hot {HOT_TOKENS[model]}, R 256",

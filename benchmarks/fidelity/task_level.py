@@ -17,7 +17,7 @@ import torch
 from benchmarks.models import MODELS, kjv_text, load_tokenizer
 from benchmarks.report import Result
 
-from .contexts import FULL, HOT_TOKENS, Context, Continuation, System, systems
+from .contexts import FULL, HOT_TOKENS, QUICK_TOKENS, Context, Continuation, System, systems
 from .tasks import (
     Question,
     Quiz,
@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> Result:
     for model in options.models:
         tested = systems(model, options.impl)
         lengths = [n for n in LENGTHS[model] if n <= (options.longest or n)]
-        for length in lengths[: 1 if options.quick else None]:
+        for length in [QUICK_TOKENS[model]] if options.quick else lengths:
             rng = random.Random(f"{options.seed} {model} {length}")
             for quiz in quizzes(rng, options.quick):
                 outcomes += ask(model, length, quiz, tested)

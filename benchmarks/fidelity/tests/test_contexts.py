@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from kiv_hf import KIVCache, KIVConfig
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.fidelity.contexts import Continuation, fill, prefill
+from benchmarks.fidelity.contexts import Continuation, fill, prefill, quantise
 from benchmarks.fidelity.model_level import common_prefix, divergence
 from benchmarks.models import twin
 
@@ -72,6 +72,26 @@ def test_a_fork_leaves_the_context_alone(model: Gemma3ForCausalLM, ids: torch.Te
     first = Continuation(kiv_model, cache.fork()).feed(following)
     again = Continuation(kiv_model, cache.fork()).feed(following)
     assert torch.equal(first, again)
+
+
+def test_a_quantised_cache_comes_near(ids: torch.Tensor):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    llama = LlamaForCausalLM(config).eval()
+    context, following = ids[:, :TOKENS], ids[:, TOKENS:]
+    full = prefill(llama, context)
+    cache = quantise(llama, "fp8", full)
+    assert cache.get_seq_length() == TOKENS
+    mine = Continuation(llama, cache).feed(following)
+    exact = Continuation(llama, full).feed(following)
+    assert 0 < (mine - exact).abs().max() < 0.1
 
 
 def test_greedy_stops_where_it_is_told(model: Gemma3ForCausalLM, ids: torch.Tensor):
