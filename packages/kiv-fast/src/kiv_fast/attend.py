@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from .scratch import Scratch
+
 LEAST = -1e30
 """Stands in for the logarithm of no mass, so that a difference with it is a number."""
 
@@ -80,6 +82,17 @@ class Attended(NamedTuple):
     output: torch.Tensor
     exact: torch.Tensor
     estimated: torch.Tensor
+
+
+def always_parts(queries: Queries, tiles: list[Tile], scratch: Scratch) -> list[Part]:
+    """Sinks and hot as parts of a softmax."""
+    parts: list[Part] = []
+    dtype = queries.query.dtype
+    for number, tile in enumerate(tiles):
+        key = scratch.convert(f"key {number}", tile.key, dtype)
+        logits = queries.hide(queries.logits(key), tile.first, tile.valid)
+        parts.append(Part(logits, scratch.convert(f"value {number}", tile.value, dtype)))
+    return parts
 
 
 def weigh(weights: torch.Tensor, values: torch.Tensor, logits: torch.Tensor, finite: bool) -> torch.Tensor:

@@ -6,15 +6,12 @@ from collections.abc import Iterator
 
 import torch
 
-from .attend import Attended, Queries, Tile, attend_parts
+from .attend import Attended, Queries, Tile, always_parts, attend_parts
 from .exact import attend_exactly
 from .mass import window_bound
-from .retrieve import View, always_parts, attend_block
-from .state import State
+from .retrieve import View, attend_block
+from .state import TILE_TOKENS, State
 from .trace import BlockTrace, RowTrace
-
-TILE_TOKENS = 8192
-"""Cold tokens that exact attention takes at once."""
 
 
 def answer(
@@ -64,7 +61,7 @@ def answer(
             parts = always_parts(queries, view.always, state.cold.scratch)
             attended = attend_parts(parts, [], own, state.finite)
             if bound:
-                missed = window_bound(view, queries, parts, own)
+                missed = window_bound(view, queries)
         else:
             result = attend_block(view, queries, bound)
             attended, missed, retrieval = result.attended, result.missed, result.retrieval
@@ -104,17 +101,17 @@ def answer(
 def _exact(state: State, row: int, queries: Queries, pages: int) -> tuple[Attended, torch.Tensor]:
     """Full attention, and a missed bound of zero."""
     stop = int(queries.positions[-1]) + 1
-    output = attend_exactly(queries, _all_tiles(state, row, stop), state.shape.value_width, state.shape.dtype, state.finite)
+    output = attend_exactly(queries, _all_tiles(state, row, pages, stop), state.shape.value_width, state.finite)
     zeros = output.new_zeros(output.shape[:2])
     return Attended(output, zeros + 1, zeros), zeros
 
 
-def _all_tiles(state: State, row: int, stop: int) -> Iterator[Tile]:
-    """Every token before position `stop`."""
+def _all_tiles(state: State, row: int, pages: int, stop: int) -> Iterator[Tile]:
+    """Every token before position `stop`, under a partition of so many pages."""
     step = max(1, TILE_TOKENS // state.config.page_tokens)
-    for first in range(0, state.pages, step):
-        yield state.cold_tile(row, first, min(first + step, state.pages))
-    yield from state.tiles(row, state.pages, stop)
+    for first in range(0, pages, step):
+        yield state.cold_tile(row, first, min(first + step, pages))
+    yield from state.tiles(row, pages, stop)
 
 
 def _view(state: State, row: int, pages: int, stop: int) -> View:
@@ -125,5 +122,5 @@ def _view(state: State, row: int, pages: int, stop: int) -> View:
     if table.padded:
         cold_valid = state.row_valid(row, start, start + pages * state.config.page_tokens)
     return View(
-        state.cold, state.rows[row], pages, filled, state.tiles(row, pages, stop), cold_valid, state.finite
+        state.cold, state.rows[row], pages, filled, list(state.tiles(row, pages, stop)), cold_valid, state.finite
     )

@@ -29,13 +29,12 @@ class Merge:
         held.copy_(total)
 
 
-def attend_exactly(queries: Queries, tiles: Iterator[Tile], value_width: int, dtype: torch.dtype, finite: bool) -> torch.Tensor:
+def attend_exactly(queries: Queries, tiles: Iterator[Tile], value_width: int, finite: bool) -> torch.Tensor:
     """Output ``[H, M, DV]`` of full attention.
 
     Parameters
     ----------
     tiles : of all tokens up to the last query's, in any order
-    dtype : of keys and values
     finite : bool
         Whether every value is a number.
     """
@@ -50,10 +49,9 @@ def attend_exactly(queries: Queries, tiles: Iterator[Tile], value_width: int, dt
         and int(queries.positions[-1]) - first == count - 1
         and count > 1
     )
-    narrow = queries.query.to(dtype) if fused and dtype != torch.float16 else queries.query
     for tile in tiles:
         if fused and tile.valid is None:
-            _fused(merge, narrow, queries.scale, first, tile)
+            _fused(merge, queries.query, queries.scale, first, tile)
         else:
             _plain(merge, queries, tile, finite)
     if queries.sink_logits is not None:
@@ -63,7 +61,7 @@ def attend_exactly(queries: Queries, tiles: Iterator[Tile], value_width: int, dt
 
 
 def _fused(merge: Merge, query: torch.Tensor, scale: float, first: int, tile: Tile) -> None:
-    """A tile through torch's fused attention; `first` is the position of the first query."""
+    """A tile through torch's fused attention, in the dtype of computation; `first` is the position of the first query."""
     count = query.shape[2]
     key, value = tile.key.to(query.dtype), tile.value.to(query.dtype)
     past = min(max(first - tile.first, 0), key.shape[1])
@@ -95,11 +93,17 @@ def _flash(
     # The fused operation wants one width; zeros change neither a product nor a sum.
     wide = max(query.shape[3], width)
     query, key, value = (torch.nn.functional.pad(t, (0, wide - t.shape[-1])) if t.shape[-1] < wide else t for t in (query, key, value))
-    heads = [t[:, None].expand(-1, groups, -1, -1) for t in (key, value)]
-    output, mass = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, *heads, 0.0, causal, attn_mask=None, scale=scale
-    )
+    if causal:
+        spread = (t[:, None].expand(-1, groups, -1, -1) for t in (key, value))
+        output, mass = _attention(query, *spread, 0.0, True, scale=scale)
+    else:
+        # Without a mask all queries of a KV head are alike: one head with G times the queries is faster.
+        output, mass = _attention(query.flatten(1, 2)[:, None], key[:, None], value[:, None], scale=scale)
+        output, mass = output.view(*query.shape[:3], wide), mass.view(query.shape[:3])
     merge.add(output[..., :width], mass, begin, end)
+
+
+_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def _plain(merge: Merge, queries: Queries, tile: Tile, finite: bool) -> None:

@@ -5,11 +5,12 @@ Computed in float64, one KV head at a time: a certificate, off the path of a pla
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from .attend import Part, Queries
+from .attend import Part, Queries, always_parts
 from .select import page_query, rank
 
 if TYPE_CHECKING:
@@ -21,20 +22,30 @@ STREAM_FACTOR = 4
 WIDE = torch.float64
 
 
-def _attended_mass(always: list[Part], own: torch.Tensor | None, sinks: torch.Tensor | None, head: int) -> torch.Tensor:
+def _widen(queries: Queries) -> Queries:
+    """The same queries in float64."""
+    sinks = None if queries.sink_logits is None else queries.sink_logits.to(WIDE)
+    return replace(queries, query=queries.query.to(WIDE), sink_logits=sinks)
+
+
+def _always(view: View, queries: Queries) -> list[Part]:
+    return always_parts(queries, view.always, view.cold.scratch)
+
+
+def _attended_mass(always: list[Part], own: torch.Tensor | None, queries: Queries, head: int) -> torch.Tensor:
     """log E of one head without its leftovers, float64 ``[M]``; `own` are the selection's logits ``[M, R]``."""
-    parts = [part.logits[head].to(WIDE) for part in always]
+    parts = [part.logits[head] for part in always]
     if own is not None:
         parts.append(own)
-    if sinks is not None:
-        parts.append(sinks[head, :, None].to(WIDE))
+    if queries.sink_logits is not None:
+        parts.append(queries.sink_logits[head].flatten()[:, None])
     return torch.logsumexp(torch.cat(parts, dim=1), dim=1)
 
 
 def _upper(view: View, queries: Queries, head: int, pages: torch.Tensor) -> torch.Tensor:
     """log(n_j e^cap(b_j)) of pages int64 ``[K]``: float64 ``[M, K]``, with room for the rounding of the summaries."""
     cold = view.cold
-    query = queries.query[head].flatten(0, 1).to(WIDE)
+    query = queries.query[head].flatten(0, 1)
     summary = cold.index.keys.tensor[cold.page_ids(view.row, pages), head].to(WIDE)  # [K, 2 D]
     members = page_query(query[None], queries.scale, 1.0)[0]
     # A mean of P terms loses up to P + 8 units; |k| is at most |mean| + spread in every channel.
@@ -47,7 +58,7 @@ def _upper(view: View, queries: Queries, head: int, pages: torch.Tensor) -> torc
 
 def _left(view: View, queries: Queries, head: int, tokens: Candidates, mask: torch.Tensor) -> torch.Tensor:
     """Log-mass of the tokens of each page that were not selected, float64 ``[M, C]``, pages as in `tokens`."""
-    logits = queries.cap(tokens.raw[head].to(WIDE)).masked_fill(mask[head], -torch.inf)
+    logits = queries.cap(tokens.raw[head]).masked_fill(mask[head], -torch.inf)
     return torch.logsumexp(logits.unflatten(1, (tokens.pages.shape[1], view.cold.config.page_tokens)), dim=2)
 
 
@@ -58,37 +69,51 @@ def _others(view: View, known: torch.Tensor) -> torch.Tensor:
     return rest.nonzero()[:, 0]
 
 
-def missed_bound(
-    view: View,
-    queries: Queries,
-    tokens: Candidates,
-    mask: torch.Tensor,
-    always: list[Part],
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
-    """The bound of SPEC 6.2, ``[H, M]``, for the tokens in `mask`, bool ``[H, C * P]``, attended."""
+def missed_bound(view: View, queries: Queries, best: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The bound of SPEC 6.2, ``[H, M]`` in float32, rounded up.
+
+    Parameters
+    ----------
+    best : int64 [H, C]
+        Candidate pages; -1 fills up rows.
+    mask : bool [H, C * P]
+        Their attended tokens, pages in ascending order.
+    """
+    from .retrieve import read_candidates
+
+    queries = _widen(queries)
+    always, tokens = _always(view, queries), read_candidates(view, queries, best)
     bounds: list[torch.Tensor] = []
     for head in range(mask.shape[0]):
-        logits = queries.cap(tokens.raw[head].to(WIDE))
-        held = _attended_mass(always, logits[:, mask[head]], sinks, head)
+        logits = queries.cap(tokens.raw[head])
+        held = _attended_mass(always, logits[:, mask[head]], queries, head)
         unknown = _upper(view, queries, head, _others(view, tokens.pages[head]))
         missed = torch.logsumexp(torch.cat([_left(view, queries, head, tokens, mask), unknown], dim=1), dim=1)
         bounds.append(_share(missed, held))
-    return torch.stack(bounds).to(torch.float32)
+    return _round_up(torch.stack(bounds))
 
 
-def window_bound(view: View, queries: Queries, always: list[Part], sinks: torch.Tensor | None) -> torch.Tensor:
-    """The bound of SPEC 6.2, ``[H, M]``, where no cold token is attended."""
+def window_bound(view: View, queries: Queries) -> torch.Tensor:
+    """The bound of SPEC 6.2, ``[H, M]`` in float32, where no cold token is attended."""
+    queries = _widen(queries)
+    always = _always(view, queries)
     none = torch.empty(0, dtype=torch.int64, device=queries.query.device)
     bounds: list[torch.Tensor] = []
     for head in range(queries.query.shape[0]):
-        held = _attended_mass(always, None, sinks, head)
+        held = _attended_mass(always, None, queries, head)
         bounds.append(_share(torch.logsumexp(_upper(view, queries, head, _others(view, none)), dim=1), held))
-    return torch.stack(bounds).to(torch.float32)
+    return _round_up(torch.stack(bounds))
 
 
 def _share(missed: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
     return torch.where(missed == -torch.inf, 0.0, torch.exp(missed - torch.logaddexp(held, missed)))
+
+
+def _round_up(share: torch.Tensor) -> torch.Tensor:
+    """To float32, never downwards; the factor covers the rounding of float64."""
+    share = (share * (1 + 2.0**-40)).clamp(max=1.0)
+    short = share.to(torch.float32)
+    return torch.where(short.to(WIDE) < share, torch.nextafter(short, torch.full_like(short, torch.inf)), short)
 
 
 def _prefix(left: torch.Tensor) -> torch.Tensor:
@@ -104,8 +129,6 @@ def enlarge(
     best: torch.Tensor,
     tokens: Candidates,
     chosen: torch.Tensor,
-    always: list[Part],
-    sinks: torch.Tensor | None,
 ) -> tuple[torch.Tensor, Candidates, torch.Tensor, torch.Tensor]:
     """Attend to the best pages whole until the bound holds (SPEC 6.3).
 
@@ -121,7 +144,8 @@ def enlarge(
     most = min(STREAM_FACTOR * config.candidate_pages, view.filled)
     ranked = rank(view.cold, view.row, members, view.pages, view.filled, config.group)
     ranked[:, : best.shape[1]] = best
-    wide = read_candidates(view, queries, ranked[:, :most])
+    double = _widen(queries)
+    always, wide = _always(view, double), read_candidates(view, double, ranked[:, :most])
     # The selection, as cold positions, in terms of the wider set of candidates.
     positions = torch.where(chosen < 0, -1, tokens.pages.gather(1, chosen.clamp(min=0) // size) * size + chosen % size)
     taken: list[int] = []
@@ -132,14 +156,14 @@ def enlarge(
         masks.append(mask)
         here = mask.view(-1, size)[wide.pages[head]].flatten()[None].expand(heads, -1)
         logits = queries.cap(wide.raw[head].to(WIDE))
-        held = _attended_mass(always, logits[:, here[0]], sinks, head)
+        held = _attended_mass(always, logits[:, here[0]], double, head)
         order = torch.searchsorted(wide.pages[head], ranked[head, :most])
-        left = _left(view, queries, head, wide, here)[:, order]  # [M, most], best first
-        upper = _upper(view, queries, head, ranked[head])
+        left = _left(view, double, head, wide, here)[:, order]  # [M, most], best first
+        upper = _upper(view, double, head, ranked[head])
         c = best.shape[1]
         unknown = torch.cat([left[:, :c], upper[:, c:]], dim=1).flip(1)
         missed = _prefix(unknown).flip(1)[:, : most + 1]  # column k: what is left once k pages are taken
-        bounds = _share(missed, torch.logaddexp(held[:, None], _prefix(left)))
+        bounds = _round_up(_share(missed, torch.logaddexp(held[:, None], _prefix(left))))
         enough = (bounds <= config.max_missed_mass).all(dim=0).nonzero()
         taken.append(int(enough[0]) if enough.numel() else -1)
     return _assemble(view, queries, ranked, taken, masks, best.shape[1])

@@ -11,7 +11,10 @@ from kiv_reference.report import TierBytes
 from .arena import Arena, RamArena
 from .ledger import Counters, Ledger
 from .scratch import Scratch
+from .shim import FileIO
+from .spill import Segments, folder_for
 from .store import FastStore
+from .tiered import TieredArena
 from .validate import Shape
 
 
@@ -21,6 +24,8 @@ class FastPool:
     Parameters
     ----------
     config : KIVConfig
+    io : FileIO, optional
+        The system calls of the disk tier.
 
     Attributes
     ----------
@@ -30,8 +35,9 @@ class FastPool:
         The budgets.
     """
 
-    def __init__(self, config: KIVConfig) -> None:
+    def __init__(self, config: KIVConfig, io: FileIO | None = None) -> None:
         self._config = config
+        self._io = io or FileIO()
         self._stores: weakref.WeakSet[FastStore] = weakref.WeakSet()
         self._made = 0
         self._closed = False
@@ -80,4 +86,9 @@ class FastPool:
 
     def arena(self, shape: Shape) -> Arena:
         """A place for the cold pages of stores of this shape."""
+        config = self._config
+        if config.ram_bytes is not None:
+            folder = folder_for(config.spill_dir)
+            segments = Segments(shape, config.page_tokens, folder, self._io, self.ledger, self.counters)
+            return TieredArena(shape, config.page_tokens, self.ledger, self.counters, segments)
         return RamArena(shape, self._config.page_tokens, self.ledger, self.scratch)

@@ -36,7 +36,7 @@ class Recent:
         self.sink_count = 0
         self.hot_count = 0
         self._start = 0
-        self._sinks = self._buffers(config.sink_tokens)
+        self._sinks = self._buffers(0)
         self._hot = self._buffers(0)
 
     def _buffers(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,6 +71,8 @@ class Recent:
         """Add tokens ``[B, H, n, D]``, filling up the sinks first."""
         n, first = key.shape[2], 0
         if self.sink_count < self._config.sink_tokens:
+            if self._sinks[0].shape[2] == 0:
+                self._sinks = self._buffers(self._config.sink_tokens)
             first = min(n, self._config.sink_tokens - self.sink_count)
             at = slice(self.sink_count, self.sink_count + first)
             self._sinks[0][:, :, at] = key[:, :, :first]
@@ -118,6 +120,8 @@ class Recent:
     def crop(self, sinks: int, hot: int) -> None:
         """Keep the first so many of each."""
         self.sink_count, self.hot_count = sinks, hot
+        if sinks == 0:
+            self._sinks = self._buffers(0)
         self.settle()
 
     def put_back(self, key: torch.Tensor, value: torch.Tensor) -> None:

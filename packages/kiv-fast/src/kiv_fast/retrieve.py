@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from .attend import Attended, Part, Queries, Tile, attend_parts
+from .attend import Attended, Part, Queries, Tile, always_parts, attend_parts
 from .cold import Cold, ColdRow
 from .mass import enlarge, missed_bound
-from .scratch import Scratch
 from .select import candidates, group_scores, page_query, top_set
 from .tail import page_tail, span_tail
 
@@ -67,17 +66,6 @@ class Candidates(NamedTuple):
     raw: torch.Tensor  # [H, M, C * P], scale * q . k, minus infinity where a token is invalid
 
 
-def always_parts(queries: Queries, tiles: list[Tile], scratch: Scratch) -> list[Part]:
-    """Sinks and hot as parts of a softmax."""
-    parts: list[Part] = []
-    dtype = queries.query.dtype
-    for number, tile in enumerate(tiles):
-        key = scratch.convert(f"key {number}", tile.key, dtype)
-        logits = queries.hide(queries.logits(key), tile.first, tile.valid)
-        parts.append(Part(logits, scratch.convert(f"value {number}", tile.value, dtype)))
-    return parts
-
-
 def read_candidates(view: View, queries: Queries, pages: torch.Tensor) -> Candidates:
     """Read the keys of candidate pages, int64 ``[H, C]`` in any order with -1 anywhere, and score their tokens (SPEC 4.5)."""
     cold, size = view.cold, view.cold.config.page_tokens
@@ -122,7 +110,7 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     none = torch.empty(heads, 0, dtype=torch.int64, device=queries.query.device)
     if view.filled == 0:
         attended = attend_parts(always, [], sinks, view.finite)
-        missed = torch.zeros_like(attended.exact) if bound else None
+        missed = torch.zeros_like(attended.exact, dtype=torch.float32) if bound else None
         return Result(attended, Retrieval(none, none, None), missed, 0, 0)
 
     members = page_query(queries.members, queries.scale, config.spread_weight)
@@ -133,7 +121,7 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     chosen = choose_tokens(view, tokens)
     streamed = None
     if config.max_missed_mass is not None:
-        best, tokens, chosen, streamed = enlarge(view, queries, members, best, tokens, chosen, always, sinks)
+        best, tokens, chosen, streamed = enlarge(view, queries, members, best, tokens, chosen)
 
     size = config.page_tokens
     known = chosen.clamp(min=0)
@@ -159,7 +147,7 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     attended = attend_parts(exact, tail, sinks, view.finite and cold.finite)
     missed = None
     if bound:
-        missed = missed_bound(view, queries, tokens, mask, always, sinks)
+        missed = missed_bound(view, queries, best, mask)
     selected = torch.where(chosen < 0, -1, page * size + offset)
     retrieval = Retrieval(best, selected, streamed)
     return Result(attended, retrieval, missed, *_rows_read(view, retrieval))

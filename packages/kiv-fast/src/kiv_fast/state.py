@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,9 @@ from .validate import Shape
 
 if TYPE_CHECKING:
     from .pool import FastPool
+
+TILE_TOKENS = 8192
+"""Tokens that attention takes at once."""
 
 SETTLE_TOKENS = 64
 """A call of more tokens than this returns, once it is over, the memory that they took in the hot window."""
@@ -125,20 +129,35 @@ class State:
         """First hot position with so many cold pages."""
         return self.config.sink_tokens + pages * self.config.page_tokens
 
-    def tiles(self, row: int, pages: int, stop: int) -> list[Tile]:
-        """Sinks and, from the page `pages` on, everything before position `stop`."""
-        out: list[Tile] = []
+    def tiles(self, row: int, pages: int, stop: int) -> Iterator[Tile]:
+        """Sinks and, from the page `pages` on, everything before position `stop`.
+
+        The tiles depend on positions alone, not on where the tokens are by now: repeated calls give the same bits.
+        """
         sinks = min(self.recent.sink_count, stop)
         if sinks:
             key, value = self.recent.sinks(row)
-            out.append(Tile(key[:, :sinks], value[:, :sinks], 0, self.row_valid(row, 0, sinks)))
-        if pages < self.pages:
-            out.append(self.cold_tile(row, pages, self.pages))
-        start = self.hot_start(self.pages)
-        if stop > start:
-            key, value = self.recent.hot(row, 0, stop - start)
-            out.append(Tile(key, value, start, self.row_valid(row, start, stop)))
-        return out
+            yield Tile(key[:, :sinks], value[:, :sinks], 0, self.row_valid(row, 0, sinks))
+        step = max(1, TILE_TOKENS // self.config.page_tokens) * self.config.page_tokens
+        for start in range(self.hot_start(pages), stop, step):
+            yield self._tile(row, start, min(start + step, stop))
+
+    def _tile(self, row: int, start: int, stop: int) -> Tile:
+        """Tokens ``[start, stop)`` from the beginning of a page on, wherever they are."""
+        border = self.hot_start(self.pages)
+        if start >= border:
+            key, value = self.recent.hot(row, start - border, stop - border)
+            return Tile(key, value, start, self.row_valid(row, start, stop))
+        size = self.config.page_tokens
+        first = (start - self.config.sink_tokens) // size
+        last = min(self.pages, first - (start - stop) // size)
+        cold = self.cold_tile(row, first, last)
+        # A copy, since the arena may use the memory of a tile again for the next one.
+        key, value = cold.key[:, : stop - start].clone(), cold.value[:, : stop - start].clone()
+        if stop > border:
+            hot = self.recent.hot(row, 0, stop - border)
+            key, value = torch.cat([key, hot[0]], dim=1), torch.cat([value, hot[1]], dim=1)
+        return Tile(key, value, start, self.row_valid(row, start, stop))
 
     def cold_tile(self, row: int, first: int, stop: int) -> Tile:
         """The pages ``[first, stop)`` of a sequence."""
@@ -155,7 +174,7 @@ class State:
         back: tuple[torch.Tensor, torch.Tensor] | None = None
         if pages < self.pages and length > self.hot_start(pages):
             last = -(-(min(length, start) - self.hot_start(pages)) // self.config.page_tokens) + pages
-            tiles = [self.cold_tile(row, pages, last) for row in range(self.shape.batch)]
+            tiles = [self._tile(row, self.hot_start(pages), self.hot_start(last)) for row in range(self.shape.batch)]
             back = torch.stack([tile.key for tile in tiles]), torch.stack([tile.value for tile in tiles])
         self.recent.crop(min(length, self.config.sink_tokens, self.recent.sink_count), max(0, length - start))
         if back is not None:

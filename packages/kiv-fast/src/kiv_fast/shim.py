@@ -1,0 +1,75 @@
+"""Every system call of the disk tier, in one place, so that tests can make each of them fail."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+
+READAHEAD_RANDOM = getattr(os, "POSIX_FADV_RANDOM", None)
+READAHEAD_NEEDED = getattr(os, "POSIX_FADV_WILLNEED", None)
+
+
+class FileIO:
+    """Scratch files without a name, and positional reads and writes. Methods raise OSError, or return short counts."""
+
+    def create(self, folder: str) -> int:
+        """A file descriptor of a new, empty file in `folder` that nobody else can open."""
+        flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
+        unnamed = getattr(os, "O_TMPFILE", 0)
+        if unnamed:
+            try:
+                return os.open(folder, flags | unnamed, 0o600)
+            except OSError as error:
+                if not os.path.isdir(folder):
+                    raise
+                del error  # a file system without unnamed files: one with a name, removed at once
+        handle, path = tempfile.mkstemp(prefix="kiv-", dir=folder)  # mode 0600
+        os.unlink(path)
+        return handle
+
+    def allocate(self, handle: int, nbytes: int) -> None:
+        """Reserve disk space, so that a full disk shows here and not in a later write."""
+        os.posix_fallocate(handle, 0, nbytes)
+
+    def write(self, handle: int, buffer: memoryview, offset: int) -> int:
+        """Write at `offset`; returns how many bytes were written."""
+        return os.pwrite(handle, buffer, offset)
+
+    def read(self, handle: int, buffers: Sequence[memoryview], offset: int) -> int:
+        """Read from `offset` into `buffers`; returns how many bytes were read."""
+        return os.preadv(handle, buffers, offset)
+
+    def expect_random(self, handle: int) -> None:
+        """Tell the system not to read ahead."""
+        if READAHEAD_RANDOM is not None:
+            os.posix_fadvise(handle, 0, 0, READAHEAD_RANDOM)
+
+    def will_need(self, handle: int, offset: int, nbytes: int) -> None:
+        """Tell the system to begin reading."""
+        if READAHEAD_NEEDED is not None:
+            os.posix_fadvise(handle, offset, nbytes, READAHEAD_NEEDED)
+
+    def close(self, handle: int) -> None:
+        """Close the file; its space is free again."""
+        os.close(handle)
+
+
+def write_all(io: FileIO, handle: int, buffer: memoryview, offset: int) -> None:
+    """Write all of `buffer`, however short the counts; a count of nothing is an error."""
+    done = 0
+    while done < len(buffer):
+        count = io.write(handle, buffer[done:], offset + done)
+        if count <= 0:
+            raise OSError(5, f"wrote {done} of {len(buffer)} bytes")
+        done += count
+
+
+def read_all(io: FileIO, handle: int, buffer: memoryview, offset: int) -> None:
+    """Fill `buffer`, however short the counts; the end of the file is an error."""
+    done = 0
+    while done < len(buffer):
+        count = io.read(handle, [buffer[done:]], offset + done)
+        if count <= 0:
+            raise OSError(5, f"read {done} of {len(buffer)} bytes")
+        done += count

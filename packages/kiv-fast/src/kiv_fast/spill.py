@@ -1,0 +1,221 @@
+"""Segments of cold pages on disk: scratch files in the safetensors format, without a name.
+
+A segment is allocated whole before it is used. Its header is written first, padded so that the data begins at a page of the file
+system; it is a valid safetensors file at any time. A page has a place in the segment once it was written whole, and not before.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+import tempfile
+import warnings
+from dataclasses import dataclass, field
+
+import platformdirs
+import torch
+from kiv_reference.errors import KIVBudgetError, KIVError, KIVUsageError, refuse
+
+from .ledger import Counters, Ledger
+from .shim import FileIO, read_all, write_all
+from .validate import Shape
+
+ALIGN = 4096
+FIRST_BYTES = 1 << 20
+MOST_BYTES = 128 << 20
+"""Segments double in size from the first to this."""
+
+DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class KIVSpillError(KIVError, OSError):
+    """The disk tier could not read or write; what the store holds is unchanged."""
+
+
+def header(shape: Shape, page_tokens: int, pages: int) -> bytes:
+    """The head of a segment, data aligned to 4096 bytes."""
+    key = [pages, shape.heads, page_tokens, shape.key_width]
+    value = [pages, shape.heads, page_tokens, shape.value_width]
+    key_bytes, value_bytes = (n * shape.dtype.itemsize for n in (_product(key), _product(value)))
+    kind = DTYPES[shape.dtype]
+    text = json.dumps(
+        {
+            "key": {"dtype": kind, "shape": key, "data_offsets": [0, key_bytes]},
+            "value": {"dtype": kind, "shape": value, "data_offsets": [key_bytes, key_bytes + value_bytes]},
+        }
+    ).encode()
+    padded = -(-(8 + len(text)) // ALIGN) * ALIGN - 8
+    return struct.pack("<Q", padded) + text.ljust(padded, b" ")
+
+
+def _product(numbers: list[int]) -> int:
+    total = 1
+    for number in numbers:
+        total *= number
+    return total
+
+
+def folder_for(configured: str | os.PathLike[str] | None) -> str:
+    """The folder for segments: the configured one, else one for temporary files that is not kept in memory."""
+    if configured is not None:
+        place = os.fspath(configured)
+        if not os.path.isdir(place):
+            raise refuse(KIVUsageError, "spill_dir must be an existing folder", repr(place), "Create it first.")
+        if in_memory(place):
+            rule = "spill_dir must be on a disk, not in memory"
+            raise refuse(KIVUsageError, rule, repr(place), "Choose a folder on a disk.")
+        return place
+    place = tempfile.gettempdir()
+    if not in_memory(place):
+        return place
+    cache = platformdirs.user_cache_path("kiv", ensure_exists=True)
+    warnings.warn(f"{place} is kept in memory; cold pages spill to {cache} instead.", RuntimeWarning, stacklevel=2)
+    return os.fspath(cache)
+
+
+def in_memory(place: str) -> bool:
+    """Whether a folder is on a file system that is kept in memory."""
+    try:
+        with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
+            fields = [line.split() for line in mounts]
+    except OSError:  # not Linux: nothing is known, and nothing is refused
+        return False
+    real = os.path.realpath(place)
+    under = [f for f in fields if len(f) > 2 and os.path.commonpath([real, f[1]]) == f[1]]
+    return bool(under) and max(under, key=lambda f: len(f[1]))[2] in ("tmpfs", "ramfs")
+
+
+@dataclass
+class Segment:
+    """One file."""
+
+    handle: int
+    pages: int
+    start: int  # of the data
+    nbytes: int  # of the whole file
+    free: list[int] = field(default_factory=list[int])
+
+
+class Segments:
+    """The pages of one arena on disk.
+
+    Parameters
+    ----------
+    shape, page_tokens : of the pages
+    folder : where the files go
+    io : FileIO
+    """
+
+    def __init__(
+        self, shape: Shape, page_tokens: int, folder: str, io: FileIO, ledger: Ledger, counters: Counters
+    ) -> None:
+        self._shape, self._page_tokens, self._folder = shape, page_tokens, folder
+        self._io, self._ledger, self._counters = io, ledger, counters
+        self._key_bytes = shape.heads * page_tokens * shape.key_width * shape.dtype.itemsize
+        self._value_bytes = shape.heads * page_tokens * shape.value_width * shape.dtype.itemsize
+        self._segments: list[Segment] = []
+        self._places: dict[int, tuple[Segment, int]] = {}
+
+    def __contains__(self, page: int) -> bool:
+        return page in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def free(self) -> int:
+        """Pages that fit without another file."""
+        return sum(len(segment.free) for segment in self._segments)
+
+    def ensure(self, pages: int) -> None:
+        """Have room for so many more pages, or refuse (SPEC 10.2)."""
+        while (missing := pages - self.free) > 0:
+            self._add(missing)
+
+    def _add(self, missing: int) -> None:
+        page = self._key_bytes + self._value_bytes
+        held = sum(segment.nbytes for segment in self._segments)
+        wanted = max(missing, min(max(held, FIRST_BYTES), MOST_BYTES) // page)
+        wanted = max(min(wanted, MOST_BYTES // page), 1)
+        room = self._ledger.room(2)
+        if room is not None:
+            wanted = max(min(wanted, (room - 2 * ALIGN) // page), min(missing, wanted))
+        head = header(self._shape, self._page_tokens, wanted)
+        nbytes = len(head) + wanted * page
+        self._ledger.take(disk=nbytes)
+        handle = -1
+        try:
+            handle = self._io.create(self._folder)
+            self._io.allocate(handle, nbytes)
+            write_all(self._io, handle, memoryview(head), 0)
+            self._io.expect_random(handle)
+        except OSError as error:
+            self._ledger.give(disk=nbytes)
+            if handle >= 0:
+                self._io.close(handle)
+            raise self._failed(error, "make a segment", 0, nbytes) from error
+        self._segments.append(Segment(handle, wanted, len(head), nbytes, list(range(wanted - 1, -1, -1))))
+
+    def _failed(self, error: OSError, what: str, offset: int, nbytes: int) -> KIVError:
+        where = f"{error.strerror or error} on bytes {offset} to {offset + nbytes} of a scratch file in {self._folder}"
+        if error.errno in FULL:
+            rule = f"the disk tier must have room to {what} (SPEC 10.2)"
+            return refuse(KIVBudgetError, rule, where, "Free disk space, or set spill_dir to a larger disk.")
+        rule = f"the disk tier must be able to {what} (SPEC 10.1)"
+        return refuse(KIVSpillError, rule, where, "Check the disk, or set spill_dir to another one.")
+
+    def write(self, page: int, key: memoryview, value: memoryview) -> None:
+        """Write one page; it has a place only once both parts are written whole."""
+        segment = next(segment for segment in self._segments if segment.free)
+        number = segment.free[-1]
+        offsets = self._offsets(segment, number)
+        for part, offset in zip((key, value), offsets, strict=True):
+            try:
+                write_all(self._io, segment.handle, part, offset)
+            except OSError as error:
+                raise self._failed(error, "write a page", offset, len(part)) from error
+        segment.free.pop()
+        self._places[page] = (segment, number)
+        self._counters.disk_bytes_written += len(key) + len(value)
+
+    def _offsets(self, segment: Segment, number: int) -> tuple[int, int]:
+        return (
+            segment.start + number * self._key_bytes,
+            segment.start + segment.pages * self._key_bytes + number * self._value_bytes,
+        )
+
+    def place(self, page: int, value: bool) -> tuple[int, int]:
+        """File and offset of a page's keys or values."""
+        segment, number = self._places[page]
+        return segment.handle, self._offsets(segment, number)[value]
+
+    def read(self, runs: list[tuple[int, int, memoryview]]) -> None:
+        """Fill buffers from (file, offset)."""
+        if len(runs) > 1:
+            for handle, offset, buffer in runs:
+                self._io.will_need(handle, offset, len(buffer))
+        for handle, offset, buffer in runs:
+            try:
+                read_all(self._io, handle, buffer, offset)
+            except OSError as error:
+                raise self._failed(error, "read a page", offset, len(buffer)) from error
+            self._counters.disk_bytes_read += len(buffer)
+
+    def drop(self, page: int) -> None:
+        """Forget a page; an empty segment is closed."""
+        segment, number = self._places.pop(page)
+        segment.free.append(number)
+
+    def trim(self) -> None:
+        """Close the segments that hold nothing."""
+        for segment in [s for s in self._segments if len(s.free) == s.pages]:
+            self._segments.remove(segment)
+            self._io.close(segment.handle)
+            self._ledger.give(disk=segment.nbytes)
+
+    def __del__(self) -> None:
+        for segment in getattr(self, "_segments", []):
+            self._io.close(segment.handle)
