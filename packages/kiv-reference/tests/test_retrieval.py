@@ -44,6 +44,12 @@ def test_spans_merge_pages_by_their_counts():
     assert spans.value.flatten().tolist() == [20.0, 50.0]
 
 
+def test_spans_of_float64_are_merged_in_float64():
+    mean = torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64)
+    spans = summarise_spans(torch.tensor([1, 1, 1]), mean, mean, torch.tensor([0, 1, 2]), span_pages=3)
+    assert spans.mean.item() == pytest.approx(1 / 3, rel=1e-15)
+
+
 KEYS = [[0.0], [0.0], [1.0], [2.0], [4.0], [1.0], [0.0], [0.0]]
 VALUES = [[0.0], [0.0], [1.0], [2.0], [3.0], [4.0], [0.0], [0.0]]
 

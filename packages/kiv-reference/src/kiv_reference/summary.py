@@ -70,7 +70,7 @@ def summarise_spans(
     values: list[torch.Tensor] = []
     for span in torch.unique(pages // span_pages):
         members = pages[pages // span_pages == span]
-        weight = (count[members] / count[members].sum()).to(mean.dtype)  # [k]
+        weight = count[members].to(mean.dtype) / count[members].sum()  # [k]
         counts.append(count[members].sum())
         means.append((weight[:, None] * mean[members]).sum(dim=0))
         values.append((weight[:, None] * value[members]).sum(dim=0))
