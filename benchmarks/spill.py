@@ -56,7 +56,7 @@ def serve(connection: Connection, options: argparse.Namespace, ram_bytes: int | 
             taken = seconds(lambda token=token, logits=logits: logits.append(subject.step(token)))
             digest.update(logits[0].view(torch.uint8).numpy().tobytes())
             connection.send((taken, digest.hexdigest()))
-    connection.send((process_bytes(), subject.cache.memory(), subject.cache.tokens()))
+    connection.send((process_bytes(), subject.cache.memory()))
     subject.close()
 
 
@@ -102,14 +102,13 @@ def measure(options: argparse.Namespace, result: Result) -> None:
     table = result.table(
         f"{short(options.context)} tokens, Gemma 3 270M bfloat16",
         *("", "step, ms (median)", "slowest step, ms", "fill, s", "process before, MB", "process, MB"),
-        *("of it anonymous, MB", "peak, MB", "device, MB", "RAM, MB", "disk, MB", "tokens on disk (first layer)"),
+        *("of it anonymous, MB", "peak, MB", "device, MB", "RAM, MB", "disk, MB"),
     )
     for name in ends:
-        process, memory, tokens = last[name]
+        process, memory = last[name]
         table.add(
             *(name, median_ms(taken[name]), 1e3 * max(taken[name]), filled[name][0]),
             *(part / 1e6 for part in (bare[name].rss, process.rss, process.anonymous, process.peak, *memory)),
-            tokens.cold_disk,
         )
     ratio = median_ms(taken["spilled"]) / median_ms(taken["all in RAM"])
     allowed = ram_bytes + bare["spilled"].rss
