@@ -161,13 +161,42 @@ def _fits(
     inside = [n for n, i in enumerate(positions) if i in whole]
     if not 0 <= room <= len(inside):
         return False
-    # Which tokens of the whole pages were selected as well does not show: the best of them, most favourably.
-    chosen = sorted(inside, key=lambda n: -scores[n])[:room] + [positions.index(i) for i in beside]
-    if violation(scores, errors, chosen) is not None:
-        return False
-    selected = [positions[n] for n in chosen]
-    least, most = (_whole(hb, given.candidates, selected, enlarged) for enlarged in (False, True))
-    return least is not None and least <= k and (most is None or k <= most)
+    others = [positions.index(i) for i in beside]
+    readings = [chosen + others for chosen in _readings(hb, given.candidates, inside, positions, scores, errors, room)]
+    admissible = [chosen for chosen in readings if violation(scores, errors, chosen) is None]
+    for enlarged in (False, True):
+        found = [_whole(hb, given.candidates, [positions[n] for n in chosen], enlarged) for chosen in admissible]
+        if enlarged and not any(most is None or k <= most for most in found):
+            return False
+        if not enlarged and not any(least is not None and least <= k for least in found):
+            return False
+    return True
+
+
+def _readings(
+    hb: HeadBlock,
+    candidates: list[int],
+    inside: list[int],
+    positions: list[int],
+    scores: list[float],
+    errors: list[float],
+    room: int,
+) -> list[list[int]]:
+    """Which `room` tokens of the whole pages were selected as well: it does not show, and ties leave it open.
+
+    The best by score; and where rounding may decide, those of the pages taken first, and those of the pages taken last:
+    the extremes of what the missed bound can have been before these pages were taken.
+    """
+    by_score = sorted(inside, key=lambda n: -scores[n])
+    if room == 0 or room == len(inside):
+        return [by_score[:room]]
+    last_in, first_out = by_score[room - 1], by_score[room]
+    sure = {n for n in by_score[:room] if scores[n] - errors[n] > scores[first_out] + errors[first_out]}
+    open_ = [n for n in inside if n not in sure and scores[n] + errors[n] >= scores[last_in] - errors[last_in]]
+    page = {i: rank for rank, j in enumerate(candidates) for i in hb.head.pages[j].positions}
+    early = sorted(open_, key=lambda n: page[positions[n]])
+    free = room - len(sure)
+    return [by_score[:room], [*sure, *early[:free]], [*sure, *early[::-1][:free]]]
 
 
 def check_streamed(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision, precision: Precision) -> None:
