@@ -14,7 +14,7 @@ import nox
 
 ROOT = Path(__file__).parent
 PACKAGES = tuple(f"packages/kiv-{name}" for name in ("reference", "fast", "hf"))
-CONSTRAINTS = ("-c", "constraints.txt")
+CONSTRAINTS = ("-c", "constraints.txt", "--no-compile")  # Python compiles what it imports; pip compiles all of torch
 GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
 ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
 
