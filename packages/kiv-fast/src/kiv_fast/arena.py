@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Protocol
 
 import torch
@@ -119,7 +120,7 @@ class RamArena:
     def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Whole pages; a view where one head's pages lie side by side."""
         heads, first, n = self._shape.heads, ids[0], len(ids)
-        if ids[-1] - first == n - 1 and all(b == a + 1 for a, b in zip(ids, ids[1:], strict=False)):
+        if ids[-1] - first == n - 1 and all(b == a + 1 for a, b in itertools.pairwise(ids)):
             key, value = self._key.tensor[first : first + n], self._value.tensor[first : first + n]
         else:
             at = torch.tensor(ids)

@@ -15,10 +15,11 @@ from .layout import IdPool, Row
 from .ledger import Counters, Ledger
 from .scan import Scanner
 from .scratch import Scratch
+from .transfer import transfer_to
 from .validate import Shape
 
 CHAPTER_PAGES = 1024
-"""Pages of a chapter: enough to make one integer product worth its call, few enough that packing does not show in a step."""
+"""Pages of a chapter: enough to make an integer product worth its call, too few for packing to show in a step."""
 
 STAGGER_PAGES = 64
 """Stores of a pool pack their chapters at different pages, within this many."""
@@ -87,6 +88,7 @@ class Cold:
         self.scanner = Scanner(shape, config.spread_weight, CHAPTER_PAGES)
         self._quick = Scanner.available(shape) and not config.exact
         self._ledger = ledger
+        self.transfer = transfer_to(shape.device)
         self._pages, self._spans, self._chapters = IdPool(), IdPool(), IdPool()
         self._delay = ordinal % STAGGER_PAGES
         self._heads = torch.arange(shape.heads, device=shape.device)[:, None]
@@ -96,7 +98,8 @@ class Cold:
     def promise(self, pages: int) -> TierBytes:
         """Book room for so many pages more, or refuse before anything happens (SPEC 10.2); returns what was booked."""
         held = self._device_bytes
-        self._book(held + self._bytes(pages, pages // self.config.span_pages + 1, pages // CHAPTER_PAGES) if pages else held)
+        more = self._bytes(pages, pages // self.config.span_pages + 1, pages // CHAPTER_PAGES) if pages else 0
+        self._book(held + more)
         try:
             promised = self.arena.promise(pages)
         except BaseException:

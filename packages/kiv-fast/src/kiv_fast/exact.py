@@ -61,7 +61,7 @@ def attend_exactly(queries: Queries, tiles: Iterator[Tile], value_width: int, fi
 
 
 def _fused(merge: Merge, query: torch.Tensor, scale: float, first: int, tile: Tile) -> None:
-    """A tile through torch's fused attention, in the dtype of computation; `first` is the position of the first query."""
+    """A tile through torch's fused attention; `first` is the position of the first query."""
     count = query.shape[2]
     key, value = tile.key.to(query.dtype), tile.value.to(query.dtype)
     past = min(max(first - tile.first, 0), key.shape[1])
@@ -92,7 +92,7 @@ def _flash(
         key, value = key[:, : end - begin], value[:, : end - begin]
     # The fused operation wants one width; zeros change neither a product nor a sum.
     wide = max(query.shape[3], width)
-    query, key, value = (torch.nn.functional.pad(t, (0, wide - t.shape[-1])) if t.shape[-1] < wide else t for t in (query, key, value))
+    query, key, value = (_widened(t, wide) for t in (query, key, value))
     if causal:
         spread = (t[:, None].expand(-1, groups, -1, -1) for t in (key, value))
         output, mass = _attention(query, *spread, 0.0, True, scale=scale)
@@ -101,6 +101,11 @@ def _flash(
         output, mass = _attention(query.flatten(1, 2)[:, None], key[:, None], value[:, None], scale=scale)
         output, mass = output.view(*query.shape[:3], wide), mass.view(query.shape[:3])
     merge.add(output[..., :width], mass, begin, end)
+
+
+def _widened(tensor: torch.Tensor, width: int) -> torch.Tensor:
+    missing = width - tensor.shape[-1]
+    return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
 
 
 _attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -112,7 +117,8 @@ def _plain(merge: Merge, queries: Queries, tile: Tile, finite: bool) -> None:
     heads, groups, count, _ = queries.query.shape
     for begin in range(0, count, QUERY_CHUNK):
         end = min(begin + QUERY_CHUNK, count)
-        part = Queries(queries.query[:, :, begin:end], queries.positions[begin:end], queries.scale, queries.softcap, None)
+        mine = slice(begin, end)
+        part = Queries(queries.query[:, :, mine], queries.positions[mine], queries.scale, queries.softcap, None)
         logits = part.hide(part.logits(key), tile.first, tile.valid)  # [H, G * n, K]
         most = logits.amax(dim=2, keepdim=True).clamp_(min=LEAST)
         weights = torch.exp(logits - most)
@@ -121,4 +127,3 @@ def _plain(merge: Merge, queries: Queries, tile: Tile, finite: bool) -> None:
         output = output / total.clamp(min=torch.finfo(total.dtype).tiny)
         mass = (torch.log(total) + most)[:, :, 0]
         merge.add(output.view(heads, groups, end - begin, -1), mass.view(heads, groups, -1), begin, end)
-

@@ -18,7 +18,9 @@ RESERVE_BYTES = 1 << 34
 FIRST_RECORDS = 64
 """Capacity of a table that must grow by doubling."""
 
-_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0) if hasattr(mmap, "MAP_PRIVATE") else 0
+_FLAGS = 0
+if hasattr(mmap, "MAP_PRIVATE"):
+    _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
 
 
 def reserve(count: int, dtype: torch.dtype) -> tuple[torch.Tensor, mmap.mmap] | None:

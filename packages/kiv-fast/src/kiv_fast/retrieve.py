@@ -67,11 +67,11 @@ class Candidates(NamedTuple):
 
 
 def read_candidates(view: View, queries: Queries, pages: torch.Tensor) -> Candidates:
-    """Read the keys of candidate pages, int64 ``[H, C]`` in any order with -1 anywhere, and score their tokens (SPEC 4.5)."""
+    """Read and score the tokens of candidate pages, int64 ``[H, C]`` in any order with -1 anywhere (SPEC 4.5)."""
     cold, size = view.cold, view.cold.config.page_tokens
     pages = pages.sort(dim=1).values
     known = pages.clamp(min=0)
-    keys = cold.arena.keys(cold.page_ids(view.row, known)).to(queries.query.device)
+    keys = cold.transfer.upload(cold.arena.keys(cold.page_ids(view.row, known).cpu()))
     cold.counters.key_bytes_gathered += keys.numel() * keys.element_size()
     wide = cold.scratch.convert("candidates", keys, queries.query.dtype)
     raw = (queries.members @ wide.transpose(1, 2)).mul_(queries.scale)
@@ -114,9 +114,7 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
         return Result(attended, Retrieval(none, none, None), missed, 0, 0)
 
     members = page_query(queries.members, queries.scale, config.spread_weight)
-    best = candidates(
-        cold, view.row, members, view.pages, min(config.candidate_pages, view.filled), config.group
-    )
+    best = candidates(cold, view.row, members, view.pages, min(config.candidate_pages, view.filled), config.group)
     tokens = read_candidates(view, queries, best)
     chosen = choose_tokens(view, tokens)
     streamed = None
@@ -128,9 +126,9 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     ragged = bool((chosen < 0).any()) if view.cold_valid is not None or streamed is not None else False
     page = tokens.pages.gather(1, known // size).clamp(min=0)
     offset = known % size
-    rows = cold.arena.values(cold.page_ids(view.row, page), offset)
+    rows = cold.transfer.upload(cold.arena.values(cold.page_ids(view.row, page).cpu(), offset.cpu()))
     cold.counters.value_bytes_gathered += rows.numel() * rows.element_size()
-    values = cold.scratch.convert("selected", rows.to(queries.query.device), queries.query.dtype)
+    values = cold.scratch.convert("selected", rows, queries.query.dtype)
     logits = queries.cap(tokens.raw)
     own = logits.gather(2, known[:, None].expand(-1, logits.shape[1], -1))
     if ragged:

@@ -1,15 +1,16 @@
 """A quick look at all pages: chapters of quantised summaries, and the bound on the error of a score from them.
 
-The score of a page is an inner product, ``u . x`` with ``u = [q, alpha |q|]`` and ``x = [mean, spread]``. A chapter holds
-x of consecutive pages as 8-bit integers, with a centre and a step for each channel, packed for an integer matrix
-product. What it returns differs from the true score by at most a bound that it also returns, so a search may discard a page whose score plus bound is
-too low, and compute the few others exactly: the selection is that of a full scan.
+The score of a page is an inner product, ``u . x`` with ``u = [q, alpha |q|]`` and ``x = [mean, spread]``. A chapter
+holds x of consecutive pages as 8-bit integers, with a centre and a step for each channel, packed for an integer matrix
+product. What it returns differs from the true score by at most a bound that it also returns, so a search may discard a
+page whose score plus bound is too low, and compute the few others exactly: the selection is that of a full scan.
 
-Where torch has no packed integer product (its x86 engines have one), there are no chapters and every page is scored exactly.
+Where torch has no packed integer product (its x86 engines have one), every page is scored exactly.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -63,7 +64,9 @@ class Scanner:
     def available(shape: Shape) -> bool:
         """Whether chapters can be built for such a store."""
         engine: str = torch.backends.quantized.engine
-        return shape.device.type == "cpu" and shape.compute == torch.float32 and engine in ("x86", "fbgemm", "onednn")
+        usable = shape.device.type == "cpu" and shape.compute == torch.float32 and engine in ("x86", "fbgemm", "onednn")
+        product = getattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32", None)
+        return usable and product is not None and hasattr(torch, "quantize_per_channel")
 
     def put(self, chapter: int, summaries: torch.Tensor) -> None:
         """Quantise the summaries ``[chapter_pages, H, 2 D]`` of a chapter."""
@@ -79,12 +82,14 @@ class Scanner:
         # 1e-4 steps of room for the rounding of the quotient itself.
         self._residual.tensor[chapter] = (scaled - levels).norm(dim=2).amax(dim=0) + 1e-4 * summaries.shape[2] ** 0.5
         self._length.tensor[chapter] = levels.norm(dim=2).amax(dim=0)
-        self._packed[chapter] = [
-            torch.ops.quantized.linear_prepack(
-                torch.quantize_per_channel(levels[:, head].contiguous(), self._ones, self._zeros, 0, torch.qint8), None
-            )
-            for head in range(summaries.shape[1])
-        ]
+        self._packed[chapter] = [self._pack(levels[:, head].contiguous()) for head in range(summaries.shape[1])]
+
+    def _pack(self, levels: torch.Tensor) -> Any:
+        with warnings.catch_warnings():
+            # Torch means to drop quantised tensors, the only way to its packed product; `available` will notice.
+            warnings.simplefilter("ignore", UserWarning)
+            tensor = torch.quantize_per_channel(levels, self._ones, self._zeros, 0, torch.qint8)
+        return torch.ops.quantized.linear_prepack(tensor, None)
 
     def free(self, chapters: list[int]) -> None:
         """Forget chapters that nobody holds."""
@@ -92,7 +97,7 @@ class Scanner:
             del self._packed[chapter]
 
     def scores(self, members: torch.Tensor, chapters: list[int]) -> Approximate:
-        """Approximate page scores of ``members [H, M, 2 D]``, the queries u times the scale, in the order of `chapters`."""
+        """Approximate page scores of ``members [H, M, 2 D]``, from `page_query`, in the order of `chapters`."""
         heads, count, width = members.shape
         if chapters[-1] - chapters[0] == len(chapters) - 1:
             at: Any = slice(chapters[0], chapters[-1] + 1)
@@ -110,8 +115,9 @@ class Scanner:
         flat = parts.view(len(chapters), heads, 2 * count, width)
         out = torch.stack(
             [
-                torch.stack([product(flat[c, h], 1.0, ZERO_POINT, pack) for h, pack in enumerate(self._packed[chapter])])
+                product(flat[c, head], 1.0, ZERO_POINT, pack)
                 for c, chapter in enumerate(chapters)
+                for head, pack in enumerate(self._packed[chapter])
             ]
         ).view(len(chapters), heads, 2, count, self.chapter_pages)
         offset = (members * centre[:, :, None]).sum(dim=3, keepdim=True)  # [c, H, M, 1]

@@ -14,8 +14,8 @@ from .validate import Shape
 class Scratch:
     """Named flat buffers, shared by all stores of a pool, growing to the largest use.
 
-    What a name gave is overwritten by the next use of that name: nothing here outlives a block. The bytes are booked, by
-    `plan`, before they are used.
+    What a name gave is overwritten by the next use of that name: nothing here outlives a block. The bytes are booked,
+    by `plan`, before they are used.
     """
 
     def __init__(self, ledger: Ledger) -> None:

@@ -1,7 +1,8 @@
 """Segments of cold pages on disk: scratch files in the safetensors format, without a name.
 
-A segment is allocated whole before it is used. Its header is written first, padded so that the data begins at a page of the file
-system; it is a valid safetensors file at any time. A page has a place in the segment once it was written whole, and not before.
+A segment is allocated whole before it is used. Its header is written first, padded so that the data begins at a page
+of the file system; it is a valid safetensors file at any time. A page has a place in the segment once it was written
+whole, and not before.
 """
 
 from __future__ import annotations

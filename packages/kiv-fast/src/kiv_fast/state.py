@@ -29,14 +29,10 @@ SETTLE_TOKENS = 64
 class State:
     """The tokens of one store. Rows share pages; recent tokens are each state's own."""
 
-    def __init__(
-        self, shape: Shape, config: KIVConfig, pool: FastPool, ordinal: int, cold: Cold | None = None
-    ) -> None:
+    def __init__(self, shape: Shape, config: KIVConfig, pool: FastPool, ordinal: int, cold: Cold | None = None) -> None:
         self.shape, self.config = shape, config
         self._pool, self._ordinal = pool, ordinal
-        self.cold = cold or Cold(
-            shape, config, pool.arena(shape), pool.scratch, pool.ledger, pool.counters, ordinal
-        )
+        self.cold = cold or Cold(shape, config, pool.arena(shape), pool.scratch, pool.ledger, pool.counters, ordinal)
         self.rows = [ColdRow(Row(), shape.device) for _ in range(shape.batch)]
         self.recent = Recent(shape, config)
         self.length = 0
@@ -93,7 +89,7 @@ class State:
             self._valid[:, : self.length] = old[:, : self.length]
 
     def evict(self, pages: int) -> None:
-        """Move pages out of the hot window until `pages` of each row are cold (SPEC 2.3); fewer is no reason to return any."""
+        """Move pages out of the hot window until `pages` of each row are cold (SPEC 2.3). None ever comes back here."""
         n = pages - self.pages
         if n > 0:
             size, start = self.config.page_tokens, self.config.sink_tokens + self.pages * self.config.page_tokens
@@ -165,7 +161,7 @@ class State:
         key, value = cold.arena.tile(self.rows[row].table.pages[first:stop])
         cold.counters.streamed_bytes += (key.numel() + value.numel()) * key.element_size()
         valid = self.row_valid(row, start, self.hot_start(stop)) if self.rows[row].table.padded else None
-        return Tile(key.to(self.shape.device), value.to(self.shape.device), start, valid)
+        return Tile(cold.transfer.upload(key), cold.transfer.upload(value), start, valid)
 
     def crop(self, length: int) -> None:
         """Keep the first `length` tokens (SPEC 9.2): pages that are hot again come back."""

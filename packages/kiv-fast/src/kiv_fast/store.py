@@ -9,7 +9,7 @@ from kiv_reference.errors import KIVUsageError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
 
 from .call import answer
-from .partition import Block, blocks
+from .partition import blocks
 from .state import State
 from .trace import BlockTrace, report
 from .validate import all_finite, check_append, check_finite, check_modifiers, check_query, check_rows

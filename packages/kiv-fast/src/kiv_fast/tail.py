@@ -79,9 +79,7 @@ def _rest(
     return Part(logits, (flat @ value).view(heads, -1, value_width))
 
 
-def page_tail(
-    cold: Cold, row: ColdRow, logits: torch.Tensor, candidates: torch.Tensor, selected: torch.Tensor
-) -> Part:
+def page_tail(cold: Cold, row: ColdRow, logits: torch.Tensor, candidates: torch.Tensor, selected: torch.Tensor) -> Part:
     """One pseudo-token for each candidate page with tokens that were not selected (SPEC 5.2).
 
     Parameters

@@ -1,8 +1,8 @@
 """Cold pages in RAM as far as `ram_bytes` goes, and beyond it on disk.
 
-RAM holds two kinds of things: *resident* pages, keys and values, that are nowhere else; and copies of *keys* of pages on disk, the cache, by
-(page, head). Residents leave for the disk least recently used first; their keys stay on as cache while there is room.
-Values of pages on disk are read row by row, straight from the file.
+RAM holds two kinds of things: *resident* pages, keys and values, that are nowhere else; and copies of *keys* of pages
+on disk, the cache, by (page, head). Residents leave for the disk least recently used first; their keys stay on as cache
+while there is room. Values of pages on disk are read row by row, straight from the file.
 """
 
 from __future__ import annotations

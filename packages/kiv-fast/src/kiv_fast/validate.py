@@ -32,9 +32,7 @@ class Shape(NamedTuple):
         return self.heads * (self.key_width + self.value_width) * self.dtype.itemsize
 
 
-def check_append(
-    key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, fixed: Shape | None
-) -> Shape:
+def check_append(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, fixed: Shape | None) -> Shape:
     """Check shapes, dtypes and devices; returns the shape of the store."""
     if key.ndim != 4 or value.ndim != 4 or key.shape[:3] != value.shape[:3] or 0 in key.shape or 0 in value.shape:
         got = f"key {list(key.shape)}, value {list(value.shape)}"

@@ -1,0 +1,116 @@
+"""From host to device: what leaves the host through a staging slot may be overwritten only once its copy is over.
+
+On a CPU there is nothing to move. On another device, rows gathered on the host go through two pinned slots in turn, so
+that the next gather overlaps the last copy. Streams and events are behind `Streams`, so that tests can run copies late.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Protocol
+
+import torch
+
+
+class Event(Protocol):
+    """A point in a stream of work."""
+
+    def wait(self) -> None:
+        """Block the host until the work before it is done."""
+        ...
+
+
+class Streams(Protocol):
+    """The parts of a device's runtime that a transfer needs."""
+
+    def pinned(self, count: int, dtype: torch.dtype) -> torch.Tensor:
+        """Host memory for `count` numbers, pinned if the system allows."""
+        ...
+
+    def copy(self, host: torch.Tensor) -> torch.Tensor:
+        """Begin to copy to the device."""
+        ...
+
+    def record(self) -> Event:
+        """The point after all copies begun so far."""
+        ...
+
+
+class Transfer(Protocol):
+    """Moves gathered rows to where the arithmetic is."""
+
+    def upload(self, host: torch.Tensor) -> torch.Tensor:
+        """`host` on the device; the caller may overwrite `host` as soon as this returns."""
+        ...
+
+
+class NullTransfer:
+    """For stores on the CPU: the rows are where they are needed, until the next gather."""
+
+    def upload(self, host: torch.Tensor) -> torch.Tensor:
+        """Return `host` itself."""
+        return host
+
+
+class StagedTransfer:
+    """Two slots in turn; a slot is filled again only after its last copy is over."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._slots: list[tuple[torch.Tensor, Event] | None] = [None, None]
+        self._turn = 0
+
+    def upload(self, host: torch.Tensor) -> torch.Tensor:
+        """Copy through the next slot."""
+        turn, self._turn = self._turn, 1 - self._turn
+        held = self._slots[turn]
+        buffer = None
+        if held is not None:
+            buffer, event = held
+            event.wait()
+        count = host.numel()
+        if buffer is None or buffer.dtype != host.dtype or buffer.numel() < count:
+            buffer = self._streams.pinned(1 << max(0, count - 1).bit_length(), host.dtype)
+        slot = buffer[:count].view(host.shape)
+        slot.copy_(host)
+        out = self._streams.copy(slot)
+        self._slots[turn] = (buffer, self._streams.record())
+        return out
+
+
+class CudaStreams:
+    """The streams of a CUDA device. Written from the documentation; not run by this project's tests."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def pinned(self, count: int, dtype: torch.dtype) -> torch.Tensor:
+        """Pinned memory, or ordinary memory with a warning."""
+        try:
+            return torch.empty(count, dtype=dtype, pin_memory=True)
+        except RuntimeError as error:
+            warnings.warn(f"host memory was not pinned ({error}): copies will be slow", RuntimeWarning, stacklevel=2)
+            return torch.empty(count, dtype=dtype)
+
+    def copy(self, host: torch.Tensor) -> torch.Tensor:
+        """Asynchronous on the current stream, where the arithmetic that follows waits for it."""
+        return host.to(self._device, non_blocking=True)
+
+    def record(self) -> Event:
+        """An event on the current stream."""
+        event: Any = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._device))
+        return _CudaEvent(event)
+
+
+class _CudaEvent:
+    def __init__(self, event: Any) -> None:
+        self._event = event
+
+    def wait(self) -> None:
+        self._event.synchronize()
+
+
+def transfer_to(device: torch.device) -> Transfer:
+    """The way from the host to `device`."""
+    return StagedTransfer(CudaStreams(device)) if device.type == "cuda" else NullTransfer()

@@ -1,0 +1,95 @@
+"""Where bytes live never changes a result (SPEC 10.1), and every byte comes back."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fast_helpers import SCALE, draw, feed
+from kiv_fast import FastPool
+from kiv_reference.errors import KIVBudgetError
+
+CHUNKS = [90, 1, 1, 30, 1, 1, 1, 1, 50, *[1] * 24]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("prefill", ["exact", "retrieve"])
+def test_every_budget_gives_the_same_bits(config, prefill, dtype, tmp_path):
+    config = replace(config, prefill=prefill, query_block_tokens=8, exact_suffix_tokens=4)
+    data = draw(0, sum(CHUNKS), dtype=dtype)
+    pool = FastPool(config)
+    whole = pool.layer_store()
+    expected = feed(whole, data, CHUNKS)
+    ram = pool.memory().ram
+    for share in (0, 1000, ram // 5, ram // 2, 2 * ram):
+        small = FastPool(replace(config, ram_bytes=share, spill_dir=tmp_path))
+        store = small.layer_store()
+        assert torch.equal(feed(store, data, CHUNKS), expected)
+        held, parts = small.memory(), store.tokens()
+        assert held.ram <= share
+        assert (parts.cold_disk > 0) == (share < ram)
+        assert parts.cold_ram + parts.cold_disk == ram // (2 * 2 * 16 * dtype.itemsize)
+        store.reset()
+        assert small.memory() == (0, 0, 0)
+    assert list(tmp_path.iterdir()) == [], "scratch files have no name"
+
+
+def test_the_cache_is_used_and_bounded(config, tmp_path):
+    pool = FastPool(replace(config, ram_bytes=12_000, spill_dir=tmp_path))
+    store = pool.layer_store()
+    feed(store, draw(1, 400), [300, *[1] * 100])
+    counters = pool.counters
+    assert counters.cache_hits > 0
+    assert counters.cache_misses > 0
+    assert counters.cache_evictions > 0
+    assert counters.disk_bytes_read > 0
+    assert 0 < pool.memory().ram <= 12_000
+    assert store.tokens().cold_disk > 0
+
+
+def test_forks_and_rows_share_pages(config):
+    pool = FastPool(config)
+    store = pool.layer_store()
+    feed(store, draw(2, 200), [200])
+    before = pool.memory().ram
+    store.repeat_interleave(3)
+    fork = store.fork()
+    store.reorder(torch.tensor([2, 0, 0]))
+    assert pool.memory().ram == before
+    assert fork.memory().ram == 3 * before
+    store.reset()
+    assert pool.memory().ram == before
+    fork.reset()
+    assert pool.memory() == (0, 0, 0)
+
+
+def test_a_store_that_is_dropped_gives_its_bytes_back(config):
+    pool = FastPool(config)
+    store = pool.layer_store()
+    feed(store, draw(2, 100), [100])
+    del store
+    assert pool.memory() == (0, 0, 0)
+
+
+def test_budgets_hold_for_all_layers_together(config, tmp_path):
+    data = draw(4, 120)
+    alone = FastPool(config)
+    store = alone.layer_store()
+    feed(store, data, [120])
+    need = alone.memory()
+    pool = FastPool(replace(config, ram_bytes=need.ram, disk_bytes=0, spill_dir=tmp_path))
+    first, second = pool.layer_store(), pool.layer_store()
+    expected = feed(first, data, [120])
+    held = pool.memory()
+    with pytest.raises(KIVBudgetError, match="disk_bytes=0"):
+        second.append(*data[:2])
+    assert pool.memory() == held
+    assert second.length == 0
+    assert torch.equal(first.attend(data[2], scale=SCALE), expected)
+
+
+@pytest.mark.parametrize("device", [0, 5_000])
+def test_the_device_budget_is_hard(config, device):
+    pool = FastPool(replace(config, device_bytes=device))
+    with pytest.raises(KIVBudgetError, match="device_bytes"):
+        pool.layer_store().append(*draw(0, 400)[:2])
+    assert pool.memory() == (0, 0, 0)

@@ -1,0 +1,55 @@
+import pytest
+import torch
+from fast_helpers import SCALE, draw, feed
+from kiv_fast import FastPool, cold
+from kiv_fast.scan import Scanner
+from kiv_fast.select import page_query, top, top_set
+from kiv_fast.validate import Shape
+
+HEADS, WIDTH, PAGES = 2, 24, 64
+SHAPE = Shape(1, HEADS, WIDTH, WIDTH, torch.float32, torch.device("cpu"))
+
+needs_chapters = pytest.mark.skipif(not Scanner.available(SHAPE), reason="torch has no packed integer product here")
+
+
+@needs_chapters
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e12])
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_score_is_further_off_than_its_bound(size, offset, seed):
+    generator = torch.Generator().manual_seed(seed)
+    channels = torch.randn(2 * WIDTH, generator=generator).exp()
+    scanner = Scanner(SHAPE, 0.5, PAGES)
+    shape = PAGES, HEADS, 2 * WIDTH
+    chapters = [(torch.randn(shape, generator=generator) + offset) * channels * size for _ in range(3)]
+    for number, summaries in enumerate(chapters):
+        scanner.put(number, summaries)
+    members = page_query(torch.randn(HEADS, 4, WIDTH, generator=generator), SCALE, 0.5)
+    scores, error = scanner.scores(members, [0, 1, 2])
+    true = members.double() @ torch.cat(chapters).permute(1, 2, 0).double()
+    off = (scores - true).abs().amax(dim=2)
+    assert bool((off <= error).all())
+    assert bool((error < 0.2 * true.std(dim=2)).all()), "a bound that is never useful"
+
+
+@needs_chapters
+@pytest.mark.parametrize("group", ["exp_sum", "max"])
+def test_pruning_never_changes_what_is_retrieved(config, group, monkeypatch):
+    from dataclasses import replace
+
+    config = replace(config, group=group)
+    data = draw(3, 900)
+    chunks = [860] + [1] * 40
+    plain, quick = FastPool(config), FastPool(config)
+    expected = feed(plain.layer_store(), data, chunks)
+    monkeypatch.setattr(cold, "CHAPTER_PAGES", 32)
+    assert torch.equal(feed(quick.layer_store(), data, chunks), expected)
+    assert plain.counters.pages_pruned == 0
+    assert quick.counters.pages_pruned > 1000
+
+
+def test_ties_go_to_the_lower_index():
+    scores = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0]])
+    assert top(scores, 2).tolist() == [[1, 2]]
+    assert top_set(scores, 2).tolist() == [[1, 2]]
+    assert top(scores, 5).tolist() == [[1, 2, 4, 3, 0]]

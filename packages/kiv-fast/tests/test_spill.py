@@ -1,0 +1,50 @@
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from kiv_fast import FastPool
+from kiv_fast.ledger import Counters, Ledger
+from kiv_fast.shim import FileIO
+from kiv_fast.spill import Segments, folder_for, in_memory
+from kiv_fast.validate import Shape
+from kiv_reference import KIVConfig
+from kiv_reference.errors import KIVUsageError
+from safetensors.torch import load
+
+
+def test_a_segment_is_a_safetensors_file_at_page_boundaries(tmp_path):
+    shape = Shape(1, 2, 8, 4, torch.bfloat16, torch.device("cpu"))
+    ledger = Ledger(KIVConfig())
+    segments = Segments(shape, 16, str(tmp_path), FileIO(), ledger, Counters())
+    segments.ensure(3)
+    key = torch.arange(2 * 16 * 8, dtype=torch.float32).to(torch.bfloat16)
+    value = torch.arange(2 * 16 * 4, dtype=torch.float32).to(torch.bfloat16)
+    segments.write(7, *(memoryview(bytearray(t.view(torch.uint8).numpy().tobytes())) for t in (key, value)))
+    handle, offset = segments.place(7, value=False)
+    assert offset % 4096 == 0
+    size = os.fstat(handle).st_size
+    assert size == ledger.used.disk
+    tensors = load(os.pread(handle, size, 0))
+    assert torch.equal(tensors["key"][0].flatten(), key)
+    assert torch.equal(tensors["value"][0].flatten(), value)
+    assert os.fstat(handle).st_nlink == 0
+    assert os.fstat(handle).st_mode & 0o777 == 0o600
+    segments.drop(7)
+    segments.trim()
+    assert ledger.used.disk == 0
+
+
+def test_a_folder_that_is_missing_or_in_memory_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(KIVUsageError, match="existing folder"):
+        folder_for(tmp_path / "none")
+    assert not in_memory(str(tmp_path)) or in_memory(str(tmp_path.parent))
+    monkeypatch.setattr("kiv_fast.spill.in_memory", lambda place: True)
+    with pytest.raises(KIVUsageError, match="in memory"):
+        folder_for(tmp_path)
+
+
+def test_a_pool_without_a_ram_budget_needs_no_folder(config, tmp_path):
+    store = FastPool(replace(config, spill_dir=tmp_path / "none")).layer_store()
+    store.append(torch.zeros(1, 1, 100, 4), torch.zeros(1, 1, 100, 4))
+    assert store.tokens().cold_disk == 0
