@@ -19,11 +19,11 @@ from .units import format_bytes
 
 
 class _Speed(ProgressColumn):
-    """Tokens a second."""
+    """Tokens a second, since the beginning: a text may be read in one chunk, which has no speed of its own."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("? tokens/s" if speed is None else f"{speed:,.0f} tokens/s", style="progress.data.speed")
+        seconds = task.finished_time or task.elapsed or 0
+        return Text(f"{task.completed / max(seconds, 1e-9):,.0f} tokens/s", style="progress.data.speed")
 
 
 class AnswerStreamer(TextStreamer):
