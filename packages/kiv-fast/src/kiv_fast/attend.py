@@ -48,7 +48,7 @@ class Queries:
         return self.cap((self.members @ key.transpose(1, 2)).mul_(self.scale))
 
     def hide(self, logits: torch.Tensor, first: int, valid: torch.Tensor | None) -> torch.Tensor:
-        """Put minus infinity where a query may not look, in ``[H, M, K]`` for keys from `first` on, `valid` bool [K]."""
+        """Put minus infinity where a query may not look: ``[H, M, K]``, keys from `first` on, `valid` bool [K]."""
         last = first + logits.shape[2] - 1
         if self.positions.numel() and last > int(self.positions[0]):
             at = torch.arange(first, last + 1, device=logits.device)

@@ -18,9 +18,8 @@ RESERVE_BYTES = 1 << 34
 FIRST_RECORDS = 64
 """Capacity of a table that must grow by doubling."""
 
-_FLAGS = 0
-if hasattr(mmap, "MAP_PRIVATE"):
-    _FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+_NAMES = ("MAP_PRIVATE", "MAP_ANONYMOUS", "MAP_NORESERVE")
+_FLAGS = sum(getattr(mmap, name, 0) for name in _NAMES)
 
 
 def reserve(count: int, dtype: torch.dtype) -> tuple[torch.Tensor, mmap.mmap] | None:

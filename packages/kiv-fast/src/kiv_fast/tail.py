@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from .attend import Part, Queries
-from .cold import Cold, ColdRow
+from .cold import Cold, ColdRow, Spans
+
+
+class Touched(NamedTuple):
+    """Spans whose summary does not serve as it is: those with candidates, and a last one that is not full."""
+
+    spans: torch.Tensor  # int64 [H, A], ascending
+    first: torch.Tensor  # bool [H, A], False where an entry repeats the one before it, or stands for nothing
 
 
 def span_tail(
@@ -13,8 +22,9 @@ def span_tail(
 ) -> list[Part]:
     """One pseudo-token for each span that has pages beside the candidates (SPEC 5.3).
 
-    Spans without a candidate have a summary of their own. The others, and a last one that is not full, are merged here
-    from the pages that remain.
+    Spans without a candidate have a summary of their own. Of the others, those of which at least half remains are the
+    summary less the candidates; the rest are merged anew from the pages that remain, since a small difference of large
+    sums is not exact.
 
     Parameters
     ----------
@@ -22,44 +32,102 @@ def span_tail(
         N, the pages of the partition.
     candidates : int64 [H, C]
         Candidate pages; -1 fills up rows.
+    finite : bool
+        Whether every mean value is finite, so that differences of them are.
     """
     size, heads = cold.config.span_pages, candidates.shape[0]
     full = pages // size
-    touched = torch.where(candidates < 0, -1, torch.div(candidates, size, rounding_mode="floor"))
+    ordered = candidates.sort(dim=1).values
+    numbers = torch.where(ordered < 0, -1, torch.div(ordered, size, rounding_mode="floor"))
     if pages % size:
-        touched = torch.cat([touched, touched.new_full((heads, 1), full)], dim=1)
-    parts: list[Part] = []
-    if full:
-        spans = cold.spans(row, full)
-        logits = queries.logits(spans.key) + spans.log_count
-        # One column more than there are spans takes what stands for no span.
-        skip = torch.zeros(heads, full + 2, dtype=torch.bool, device=logits.device)
-        skip.scatter_(1, touched.clamp(min=-1) % (full + 2), True)
-        parts.append(Part(logits.masked_fill_(skip[:, None, :full], -torch.inf), spans.value))
-    if touched.shape[1]:
-        parts.append(_rest(cold, row, queries, pages, candidates, touched, finite))
+        numbers = torch.cat([numbers, numbers.new_full((heads, 1), full)], dim=1)
+    if not numbers.shape[1]:
+        return [_whole(queries, cold.spans(row, full), None)] if full else []
+    first = numbers >= 0
+    first[:, 1:] &= numbers[:, 1:] != numbers[:, :-1]
+    touched = Touched(numbers, first)
+    if not full:
+        return [_merged(cold, row, queries, pages, candidates, touched, finite)]
+    spans = cold.spans(row, full)
+    parts = [_whole(queries, spans, touched)]
+    if finite and not row.table.padded and size > 1:
+        part, touched = _less(cold, row, queries, spans, ordered, touched)
+        parts.append(part)
+    if touched.spans.shape[1]:
+        parts.append(_merged(cold, row, queries, pages, candidates, touched, finite))
     return parts
 
 
-def _rest(
+def _whole(queries: Queries, spans: Spans, touched: Touched | None) -> Part:
+    """The spans as they are, without the touched ones."""
+    logits = queries.logits(spans.key) + spans.log_count
+    if touched is not None:
+        heads, _, full = logits.shape
+        # Two columns more than there are spans take a span that is not full and what stands for none.
+        skip = torch.zeros(heads, full + 2, dtype=torch.bool, device=logits.device)
+        skip.scatter_(1, touched.spans % (full + 2), True)
+        logits.masked_fill_(skip[:, None, :full], -torch.inf)
+    return Part(logits, spans.value)
+
+
+def _less(
+    cold: Cold, row: ColdRow, queries: Queries, spans: Spans, ordered: torch.Tensor, touched: Touched
+) -> tuple[Part, Touched]:
+    """Touched spans as their summary less their candidates, and those for which that would not be exact.
+
+    Every page is full here: a span of n pages less c of them has mean ``(n mean - sum of the c means) / (n - c)``.
+    """
+    size, heads = cold.config.span_pages, ordered.shape[0]
+    full = spans.key.shape[1]
+    # Which touched span an entry belongs to, counted from the first: entries of the same span are side by side.
+    slot = (torch.cumsum(touched.first, dim=1) - 1).clamp_(min=0)
+    group = slot[:, : ordered.shape[1]]
+    known = ordered.clamp(min=0)
+    units = cold.units(row, known).view(-1)
+    held = (ordered >= 0).to(cold.shape.compute)
+    taken = torch.zeros(touched.spans.shape, dtype=held.dtype, device=held.device).scatter_add_(1, group, held)
+    count = taken.gather(1, slot)
+    served = touched.first & (touched.spans < full) & (2 * count <= size)
+    left = (size - count).clamp(min=1)
+    at = touched.spans.clamp(0, full - 1)
+    means: list[torch.Tensor] = []
+    for table, summary, stride in ((cold.index.keys, spans.key, 2), (cold.index.values, spans.value, 1)):
+        part = summary.shape[2]
+        rows = table.tensor.view(-1, part).index_select(0, stride * units).view(heads, -1, part) * held[:, :, None]
+        sums = torch.zeros(heads, touched.spans.shape[1], part, dtype=rows.dtype, device=rows.device)
+        sums.scatter_add_(1, group[:, :, None].expand(-1, -1, part), rows)
+        own = summary.gather(1, at[:, :, None].expand(-1, -1, part))
+        taken_sum = sums.gather(1, slot[:, :, None].expand(-1, -1, part))
+        means.append((own * size - taken_sum) / left[:, :, None])
+    logits = queries.logits(means[0]) + torch.log(left * cold.config.page_tokens)[:, None]
+    part = Part(logits.masked_fill_(~served[:, None], -torch.inf), means[1])
+    return part, _remaining(touched, served)
+
+
+def _remaining(touched: Touched, served: torch.Tensor) -> Touched:
+    """The touched spans that were not served, side by side."""
+    first = touched.first & ~served
+    width = int(first.sum(dim=1).max())
+    order = first.to(torch.uint8).topk(width, dim=1).indices.sort(dim=1).values
+    return Touched(touched.spans.gather(1, order), first.gather(1, order))
+
+
+def _merged(
     cold: Cold,
     row: ColdRow,
     queries: Queries,
     pages: int,
     candidates: torch.Tensor,
-    touched: torch.Tensor,
+    touched: Touched,
     finite: bool,
 ) -> Part:
-    """Pseudo-tokens of the spans in `touched`, int64 ``[H, A]`` with repetitions and -1, from their other pages."""
-    size, heads = cold.config.span_pages, touched.shape[0]
-    touched = touched.sort(dim=1).values
-    fresh = touched >= 0
-    fresh[:, 1:] &= touched[:, 1:] != touched[:, :-1]
-    steps = torch.arange(size, device=touched.device)
-    numbers = touched[:, :, None] * size + steps  # [H, A, size]
-    taken = torch.zeros(heads, pages + 1, dtype=torch.bool, device=touched.device)
+    """Pseudo-tokens of touched spans, merged from their pages beside the candidates."""
+    size, heads = cold.config.span_pages, candidates.shape[0]
+    steps = torch.arange(size, device=candidates.device)
+    numbers = touched.spans[:, :, None] * size + steps  # [H, A, size]
+    taken = torch.zeros(heads, pages + 1, dtype=torch.bool, device=candidates.device)
     taken.scatter_(1, torch.where(candidates < 0, pages, candidates), True)
-    inside = (numbers >= 0) & (numbers < pages) & fresh[:, :, None]
+    inside = (numbers >= 0) & (numbers < pages) & touched.first[:, :, None]
     numbers = numbers.clamp(0, pages - 1).flatten(1)
     counts = row.counts(0, pages)[numbers] if row.table.padded else torch.full_like(numbers, cold.config.page_tokens)
     weights = counts.masked_fill(taken.gather(1, numbers) | ~inside.flatten(1), 0).to(cold.shape.compute)
