@@ -17,6 +17,9 @@ from .units import format_bytes
 COMPUTE_BYTES = 4
 """Scores are computed in float32 (SPEC 1.2)."""
 
+SUMMARY_VECTORS = 3
+"""Mean key, spread and mean value of a page (SPEC 3.1), in the precision of scores; the count comes on top."""
+
 TILE_TOKENS = 256
 """Queries whose scores over the whole text exist at once while a prompt is read."""
 
@@ -34,7 +37,7 @@ class Estimate:
     weights : int
         The model.
     near, cold : int
-        Keys and values of sinks, hot tokens and sliding layers; of cold pages.
+        Keys and values of sinks, hot tokens and sliding layers, and the summaries of pages; keys and values of pages.
     work : int
         What a chunk of the prompt needs while it is computed.
     """
@@ -70,9 +73,12 @@ def estimate(
     full_layers = len(KIVCache(model_config).kiv_layers())
 
     row_bytes = 2 * kv_heads * width * dtype.itemsize
-    cold_tokens = config.cold_pages(tokens) * config.page_tokens
+    pages = config.cold_pages(tokens)
+    cold_tokens = pages * config.page_tokens
+    summaries = COMPUTE_BYTES * pages * kv_heads * (SUMMARY_VECTORS * width + 1)
     window = min(tokens, getattr(text, "sliding_window", None) or tokens)
     near = row_bytes * (full_layers * (tokens - cold_tokens) + (layers - full_layers) * window)
+    near += summaries * full_layers
 
     chunk = min(tokens, chunk_tokens)
     scores = 3 * COMPUTE_BYTES * (heads // kv_heads) * min(chunk, TILE_TOKENS) * tokens
