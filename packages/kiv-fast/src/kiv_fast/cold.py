@@ -197,6 +197,15 @@ class Cold:
         """``id * H + head`` of pages int64 ``[H, K]``, each head its own."""
         return self.page_ids(row, pages) * self.shape.heads + self._heads
 
+    def span_units(self, row: ColdRow, spans: torch.Tensor) -> torch.Tensor:
+        """``id * H + head`` of complete spans int64 ``[H, K]``, each head its own."""
+        table = row.table
+        if table.whole_spans:
+            ids = spans + table.spans[0]
+        else:
+            ids = torch.tensor(table.spans, dtype=torch.int64, device=spans.device)[spans]
+        return ids * self.shape.heads + self._heads
+
     def page_ids(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
         """Ids of pages, int64 of any shape."""
         table = row.table

@@ -79,26 +79,21 @@ def _less(
     """
     size, heads = cold.config.span_pages, ordered.shape[0]
     full = spans.key.shape[1]
-    # Which touched span an entry belongs to, counted from the first: entries of the same span are side by side.
-    slot = (torch.cumsum(touched.first, dim=1) - 1).clamp_(min=0)
-    group = slot[:, : ordered.shape[1]]
-    known = ordered.clamp(min=0)
-    units = cold.units(row, known).view(-1)
-    held = (ordered >= 0).to(cold.shape.compute)
-    taken = torch.zeros(touched.spans.shape, dtype=held.dtype, device=held.device).scatter_add_(1, group, held)
-    count = taken.gather(1, slot)
+    own = torch.where(ordered < 0, -1, torch.div(ordered, size, rounding_mode="floor"))
+    inside = (touched.spans[:, :, None] == own[:, None]) & (own >= 0)[:, None]  # [H, A, C]
+    mix = inside.to(cold.shape.compute)
+    count = mix.sum(dim=2)
     served = touched.first & (touched.spans < full) & (2 * count <= size)
     left = (size - count).clamp(min=1)
-    at = touched.spans.clamp(0, full - 1)
+    pages = cold.units(row, ordered.clamp(min=0)).view(-1)
+    whole = cold.span_units(row, touched.spans.clamp(0, full - 1)).view(-1)
+    index = cold.index
     means: list[torch.Tensor] = []
-    for table, summary, stride in ((cold.index.keys, spans.key, 2), (cold.index.values, spans.value, 1)):
-        part = summary.shape[2]
-        rows = table.tensor.view(-1, part).index_select(0, stride * units).view(heads, -1, part) * held[:, :, None]
-        sums = torch.zeros(heads, touched.spans.shape[1], part, dtype=rows.dtype, device=rows.device)
-        sums.scatter_add_(1, group[:, :, None].expand(-1, -1, part), rows)
-        own = summary.gather(1, at[:, :, None].expand(-1, -1, part))
-        taken_sum = sums.gather(1, slot[:, :, None].expand(-1, -1, part))
-        means.append((own * size - taken_sum) / left[:, :, None])
+    for table, summary, stride in ((index.keys, index.span_keys, 2), (index.values, index.span_values, 1)):
+        width = summary.tensor.shape[2]
+        taken = table.tensor.view(-1, width).index_select(0, stride * pages).view(heads, -1, width)
+        sums = summary.tensor.view(-1, width).index_select(0, whole).view(heads, -1, width).mul_(size)
+        means.append(torch.baddbmm(sums, mix, taken, alpha=-1).div_(left[:, :, None]))
     logits = queries.logits(means[0]) + torch.log(left * cold.config.page_tokens)[:, None]
     part = Part(logits.masked_fill_(~served[:, None], -torch.inf), means[1])
     return part, _remaining(touched, served)
