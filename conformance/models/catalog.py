@@ -50,14 +50,16 @@ def tiny_config(model_type: str) -> Any:
     return config.decoder if model_type in ("musicgen", "musicgen_melody") else config
 
 
-def tiny_model(model_type: str, attention: str, *, dtype: torch.dtype = torch.float32, seed: int = 5) -> Any:
+def tiny_model(model_type: str, attention: str | None, *, dtype: torch.dtype = torch.float32, seed: int = 5) -> Any:
     """Return a random model in evaluation mode; equal arguments give equal weights.
 
     Parameters
     ----------
-    attention : str
+    attention : str or None
         What a user passes as ``attn_implementation``.
     """
     torch.manual_seed(seed)
-    model = model_class(model_type)._from_config(tiny_config(model_type), attn_implementation=attention)
-    return model.eval().to(dtype)
+    config = tiny_config(model_type)
+    # The default multiplies matrices of experts in one kernel, which has no float64.
+    kwargs = {"attn_implementation": attention, "experts_implementation": "eager"}
+    return model_class(model_type)._from_config(config, **kwargs).eval().to(dtype)

@@ -20,7 +20,7 @@ _FEW_EXPERTS = {"num_experts_per_tok": 2, "num_experts_per_token": 2}
 _HYBRID = ["linear_attention", "hybrid"] * 2
 _CONVOLUTIONS = ["conv", "full_attention"] * 2
 _INDEXER = {
-    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 256,
+    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
     "indexer_compress_ratio": 4,
 }  # fmt: skip
 _COMPASS = {
@@ -29,16 +29,15 @@ _COMPASS = {
 }
 
 _WHOLE: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3", "youtu", "mistral4"),
-        _LATENT,
-    ),
+    **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"), _LATENT),
+    **dict.fromkeys(("glm_moe_dsa", "minicpm3", "youtu", "mistral4"), _LATENT),
     "deepseek_v2": {**_LATENT, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "bailing_hybrid": {**_LATENT, **_FEW_EXPERTS, "num_experts": 4, "num_expert_group": 1, "n_group": 1},
     "kimi_linear": {**_LATENT, **_FEW_EXPERTS, "num_expert_group": 1},
     "longcat_flash": {
         "num_key_value_heads": 4, "num_layers": 2, "num_hidden_layers": 4, "head_dim": 8, "qk_head_dim": 24,
     },
+    "big_bird": {"attention_type": "original_full"},  # the only one with a cache
     "bamba": {"attn_layer_indices": [1, 3], "layers_block_type": DELETE},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "layer_types": DELETE, "use_mamba_kernels": False},
@@ -93,6 +92,7 @@ _TEXT_PART: dict[str, dict[str, Any]] = {
     "cohere_compass": _COMPASS,
     "qwen4_exp": _INDEXER,
     "dots3_note": {"num_key_value_heads": 4},
+    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
 }
 
 _OTHER_PARTS: dict[str, Corrections] = {

@@ -73,15 +73,15 @@ _BY_VALUE: tuple[tuple[int, str], ...] = (
     (
         8,
         "qk_rope_head_dim rotary_dim mamba_n_heads mamba_num_heads mamba_chunk_size mamba_dt_rank time_step_rank "
-        "chunk_size adapter_rank block_size index_block_size laurel_rank d_rel hc_lowrank upsample_groups "
-        "make_ngram_vocab_size_divisible_by",
+        "chunk_size adapter_rank block_size laurel_rank d_rel hc_lowrank upsample_groups "
+        "make_ngram_vocab_size_divisible_by index_topk",
     ),
     (EXPERTS, "num_experts num_local_experts n_routed_experts moe_num_experts num_filters prompt_length prompt_types"),
     (
         2,
         "num_experts_per_tok num_experts_per_token moe_topk moe_top_k moe_k top_k_experts expert_top_k zero_expert_num "
         "o_groups index_n_heads n_groups mamba_expand altup_num_inputs max_window_layers num_layers_per_stack "
-        "num_codebooks depth num_blocks type_vocab_size num_kv_shared_layers",
+        "num_codebooks depth num_blocks type_vocab_size num_kv_shared_layers index_topk_blocks",
     ),
     (
         1,
@@ -94,17 +94,17 @@ _BY_VALUE: tuple[tuple[int, str], ...] = (
     (
         POSITIONS,
         "max_position_embeddings n_positions n_ctx max_seq_len max_target_positions model_max_length context_length "
-        "original_max_position_embeddings index_topk",
+        "original_max_position_embeddings",
     ),
     (
         64,
-        "max_source_positions rel_extent index_topk_blocks encoder_hash_byte_group_vocab local_attention_window_len "
+        "max_source_positions rel_extent encoder_hash_byte_group_vocab local_attention_window_len "
         "ngram_vocab_size_base vision_output_dim",
     ),
     (128, "mamba_d_ssm position_bias_max_distance"),
     (2048, "keep_window_size"),
     (LAYERS - 1, "moe_layer_end_index"),
-    (4, "segment_types split_ngram_parts centroid_intermediate_top_k"),
+    (4, "index_block_size segment_types split_ngram_parts centroid_intermediate_top_k"),
 )
 
 SIZES = {name: value for value, names in _BY_VALUE for name in names.split()}

@@ -85,7 +85,7 @@ def feed(model, ids, cache, lengths, **kwargs) -> torch.Tensor:
     return torch.cat(logits, dim=1)
 
 
-def _pair(config_class, model_class, attention="sdpa", **settings) -> TinyModel:
+def pair(config_class, model_class, attention="sdpa", **settings) -> TinyModel:
     sizes = {
         "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
@@ -105,19 +105,19 @@ def _pair(config_class, model_class, attention="sdpa", **settings) -> TinyModel:
 
 
 TINY_MODELS = {
-    "llama": lambda: _pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=2),
-    "qwen3": lambda: _pair(Qwen3Config, Qwen3ForCausalLM, num_hidden_layers=2),
-    "gemma3": lambda: _pair(
+    "llama": lambda: pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=2),
+    "qwen3": lambda: pair(Qwen3Config, Qwen3ForCausalLM, num_hidden_layers=2),
+    "gemma3": lambda: pair(
         Gemma3TextConfig, Gemma3ForCausalLM, num_hidden_layers=3, sliding_window=12,
         layer_types=["sliding_attention", "full_attention", "full_attention"], query_pre_attn_scalar=8,
         num_key_value_heads=1,
     ),
-    "gemma2": lambda: _pair(
+    "gemma2": lambda: pair(
         Gemma2Config, Gemma2ForCausalLM, attention="eager", num_hidden_layers=2, sliding_window=12,
         attn_logit_softcapping=2.0,
         layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=8,
     ),
-    "gpt_oss": lambda: _pair(
+    "gpt_oss": lambda: pair(
         GptOssConfig, GptOssForCausalLM, attention="eager", num_hidden_layers=2, sliding_window=12, num_local_experts=2,
         num_experts_per_tok=1, layer_types=["sliding_attention", "full_attention"],
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},

@@ -14,7 +14,8 @@ from kiv_reference.errors import KIVError  # noqa: E402
 
 from .attention import register_attention  # noqa: E402
 from .cache import KIVCache  # noqa: E402
+from .routing import use_kiv  # noqa: E402
 
 register_attention()
 
-__all__ = ["KIVCache", "KIVConfig", "KIVError"]
+__all__ = ["KIVCache", "KIVConfig", "KIVError", "use_kiv"]

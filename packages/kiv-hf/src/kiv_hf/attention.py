@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from .handshake import NAME, active_handshake, foreign_tensors
 from .masks import kiv_mask
-from .resolve import resolve
+from .resolve import resolve, resolve_adapted
 from .stock import stock_attention
 from .validity import new_validity
 
@@ -69,23 +69,38 @@ def kiv_attention(
             type(kwargs["cache"]),
             'Use attn_implementation="sdpa" for it.',
         )
-    layer = resolve(key, value)
+    layer, adapted = resolve(key, value), None
     if layer is None:
-        _refuse_foreign(module, key, value)
-        return stock_attention(module, query, key, value, attention_mask, **kwargs)
+        found = resolve_adapted(module, key, value)
+        if found is None:
+            _refuse_foreign(module, key, value)
+            return stock_attention(module, query, key, value, attention_mask, **kwargs)
+        layer, adapted = found
     tokens = layer.staged_tokens
     _check_arguments(module, kwargs)
+    if adapted is not None and _sink_logits(kwargs) is not None:
+        raise refuse(
+            KIVUnsupportedError,
+            "Learned sinks belong to query heads as the model orders them",
+            f"sinks in {type(module).__name__}, which changes its keys after the cache update",
+            "Use DynamicCache with this model.",
+        )
     _check_query(module, query, tokens)
     valid = new_validity(module, layer, query, attention_mask, kwargs.get("is_causal"))
     if tokens:
-        layer.take_staged(module, valid)
+        layer.take_staged(module, valid, None if adapted is None else adapted.states)
+    width = query.shape[-1]
+    if adapted is not None:
+        query = adapted.query(query)
     scaling: float | None = kwargs.get("scaling")
     output = layer.store.attend(
         query,
-        scale=query.shape[-1] ** -0.5 if scaling is None else float(scaling),
+        scale=width**-0.5 if scaling is None else float(scaling),
         softcap=kwargs.get("softcap"),
         sink_logits=_sink_logits(kwargs),
     )
+    if adapted is not None:
+        output = adapted.output(output)
     return output.transpose(1, 2).contiguous(), None
 
 

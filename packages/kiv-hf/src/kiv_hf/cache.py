@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from kiv_reference.config import KIVConfig
@@ -18,6 +18,7 @@ from .handshake import Handshake, MaskLength
 from .hybrid import KIVHybridLayer
 from .impls import DEFAULT_IMPL, resolve_impl
 from .layer import KIVLayer, KIVLayerMixin
+from .layer_choice import stock_layers
 
 
 @dataclass
@@ -64,7 +65,8 @@ class KIVCache(DynamicCache):
         super().__init__(config=config)
         self._shared = _SharedPool(resolve_impl(impl)(KIVConfig() if kiv_config is None else kiv_config))
         self._handshake = Handshake(config, self)
-        self.layers = [self._kiv_layer(layer) for layer in self.layers]
+        stock = stock_layers(config)
+        self.layers = [layer if i in stock else self._kiv_layer(layer) for i, layer in enumerate(self.layers)]
         if self.layer_class_to_replicate is not None:
             self.layer_class_to_replicate = self._new_layer
 
@@ -114,7 +116,7 @@ class KIVCache(DynamicCache):
         self._handshake.require_settled("crop")
         # Stock layers first: they refuse where they did not record the past, and then nothing has changed.
         for layer in sorted(self.layers, key=lambda layer: type(layer) is KIVLayer):
-            layer.crop(tokens_to_remove)
+            cast(DynamicLayer, layer).crop(tokens_to_remove)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Make sequence i of every layer a copy of the former ``beam_idx[i]`` (SPEC 9.3)."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
+    from .adapters import Staged
     from .cache import KIVCache
     from .layer import KIVLayerMixin
 
@@ -25,8 +26,8 @@ NAME = "kiv"
 """Under this name the attention and the mask function are registered with transformers."""
 
 USE_KIV = (
-    f'Call model.set_attn_implementation("{NAME}") or load the model with attn_implementation="{NAME}"; '
-    "a model that cannot switch needs a DynamicCache."
+    f'Call kiv_hf.use_kiv(model), or model.set_attn_implementation("{NAME}") where the model takes it; '
+    "a model that takes neither needs a DynamicCache."
 )
 START_OVER = "Call cache.reset() and feed the text again, or use a new cache."
 
@@ -69,10 +70,14 @@ class Handshake:
 
     Attributes
     ----------
+    keys_are_measured : bool
+        The model asks each layer how many elements its keys have, to know if it is empty: it gets NaN to count.
     plain : PlainMask or None
         The last plain causal mask that was promised.
     staged : KIVLayerMixin or None
         The layer whose new tokens no attention call has taken yet.
+    adapted : (KIVLayerMixin, Staged) or None
+        The layer that last took adapted tokens, and those tokens: its module may attend to them again.
     closed : bool
         The cache was closed.
     """
@@ -80,9 +85,11 @@ class Handshake:
     def __init__(self, config: PreTrainedConfig, cache: KIVCache) -> None:
         self._config = config.get_text_config(decoder=True)
         self._cache = weakref.ref(cache)
+        self.keys_are_measured = self._config.model_type == "mllama_text_model"
         self._mask_owed = False
         self.plain: PlainMask | None = None
         self.staged: KIVLayerMixin | None = None
+        self.adapted: tuple[KIVLayerMixin, Staged] | None = None
         self.closed = False
 
     def mask_asked(self, length: int) -> MaskLength:
@@ -132,6 +139,7 @@ class Handshake:
                 USE_KIV,
             )
         self._mask_owed = False
+        self.adapted = None
         self.activate()
 
     def require_routing(self) -> None:
@@ -178,6 +186,7 @@ class Handshake:
     def forget(self) -> None:
         """Forget what was promised: a layer's tokens changed, so an old mask may not serve a new forward pass."""
         self.plain = None
+        self.adapted = None
         self._mask_owed = False
 
 

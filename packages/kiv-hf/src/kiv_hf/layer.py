@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from kiv_reference.contract import LayerStore
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError, refuse
 from transformers.cache_utils import DynamicLayer
 
+from .adapters import Adapter, Staged
 from .handshake import Handshake
 from .resolve import register
 from .states import check_states, placeholder
-
-
-class Staged(NamedTuple):
-    """New tokens that wait for their attention call: key [B, H, n, D] and value [B, H, n, DV]."""
-
-    key: torch.Tensor
-    value: torch.Tensor
 
 
 class KIVLayerMixin:
@@ -28,6 +22,11 @@ class KIVLayerMixin:
     `update` only *stages* the new tokens. The attention call that gets the returned tensors hands them to the store,
     together with their validity, which no one knows before. So a token enters the store only with proof that
     the attention that will read it is KIV's.
+
+    Attributes
+    ----------
+    adapter : Adapter or None
+        How the model changes keys and values after the update, found in the first attention call.
     """
 
     is_sliding = False
@@ -40,6 +39,7 @@ class KIVLayerMixin:
     def _attach(self, store: LayerStore, handshake: Handshake) -> None:
         self.store = store
         self.handshake = handshake
+        self.adapter: Adapter | None = None
         self._staged: Staged | None = None
         self._returned: weakref.ref[torch.Tensor] | None = None
         self._module: weakref.ref[torch.nn.Module] | None = None
@@ -49,6 +49,8 @@ class KIVLayerMixin:
     @property
     def keys(self) -> torch.Tensor | None:
         """None while the layer is empty; a KIV layer has no tensor of all keys."""
+        if self.handshake.keys_are_measured and self._staged is None and self.store.length > 0:
+            return torch.full((1, 1, 1, 1), float("nan")).expand(1, 1, self.store.length, 1)
         return self._no_tensor("keys")
 
     @keys.setter
@@ -103,6 +105,8 @@ class KIVLayerMixin:
         key [B, H, T + n, D], value [B, H, T + n, DV]
             The tokens themselves if the layer was empty, else placeholders of the logical length, all NaN
             and without memory of their own: the attention named "kiv" knows them by identity, any other gives NaN.
+            In a model that changes them before attention (`adapter`) always the new tokens alone, [B, H, n, ...], so
+            that nothing is computed for the others.
 
         Raises
         ------
@@ -118,9 +122,9 @@ class KIVLayerMixin:
         if not self.is_initialized:
             # Named, because the hybrid layer's initialisation serves its linear part too.
             KIVLayerMixin.lazy_initialization(self, key_states, value_states)
-        empty = self.store.length == 0
-        key = key_states[...] if empty else placeholder(key_states, total)
-        value = value_states[...] if empty else placeholder(value_states, total)
+        real = self.store.length == 0 or self.adapter is not None
+        key = key_states[...] if real else placeholder(key_states, total)
+        value = value_states[...] if real else placeholder(value_states, total)
         self._staged = Staged(key_states, value_states)
         self._returned = weakref.ref(key)
         self.handshake.staged = self
@@ -136,7 +140,12 @@ class KIVLayerMixin:
         """Whether `key` is the tensor that the last update returned."""
         return self._returned is not None and self._returned() is key
 
-    def take_staged(self, module: torch.nn.Module, valid: torch.Tensor | None) -> None:
+    @property
+    def staged(self) -> Staged | None:
+        """Tokens of the last update that no attention call has taken yet."""
+        return self._staged
+
+    def take_staged(self, module: torch.nn.Module, valid: torch.Tensor | None, states: Staged | None = None) -> None:
         """Append the staged tokens to the store.
 
         Parameters
@@ -145,6 +154,8 @@ class KIVLayerMixin:
             The attention module that attends to them.
         valid : bool [B, n], optional
             False where a token is padding (SPEC 2.4). Default: all are valid.
+        states : Staged, optional
+            What to append in their place: an adapter's form of them.
 
         Raises
         ------
@@ -160,7 +171,8 @@ class KIVLayerMixin:
                 "Use one KIVCache for each model, or call cache.reset() in between.",
             )
         self._module = weakref.ref(module)
-        self.store.append(self._staged.key, self._staged.value, valid)
+        states = self._staged if states is None else states
+        self.store.append(states.key, states.value, valid)
         self._staged = None
         self.handshake.staged = None
 
@@ -218,6 +230,7 @@ class KIVLayerMixin:
             self.handshake.staged = None
         self._changed()
         self._module = None
+        self.adapter = None
         self.is_initialized = False
 
     def offload(self) -> None:
@@ -241,7 +254,7 @@ class KIVLayer(KIVLayerMixin, DynamicLayer):  # pyright: ignore[reportIncompatib
     def fork(self, handshake: Handshake) -> KIVLayer:
         """Return an independent layer with equal state, for the cache of `handshake` (SPEC 9.4)."""
         twin = KIVLayer(self.store.fork(), handshake)
-        twin._module = self._module
+        twin._module, twin.adapter = self._module, self.adapter
         if self.is_initialized:
             twin.dtype, twin.device, twin.is_initialized = self.dtype, self.device, True
         return twin

@@ -12,6 +12,12 @@ from transformers.masking_utils import causal_mask_function
 from .handshake import MaskLength, PlainMask, other_cache_active
 from .stock import stock_mask
 
+ADDS_TO_MASK = frozenset({"falcon"})
+"""Models that ask for the tensor of a causal mask only to add ALiBi to it, which their patch does in another way."""
+
+NEEDS_MASK = frozenset({"mpt"})
+"""Models whose code fails on a mask of None."""
+
 
 @torch.compiler.disable
 def kiv_mask(
@@ -47,22 +53,34 @@ def kiv_mask(
     handshake.activate()
     if not kv_length.of_kiv_layer:
         return stock_mask(**arguments, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
-    plain = (
-        mask_function is causal_mask_function
-        and local_size is None
-        and allow_is_causal_skip
+    model_type = getattr(config, "model_type", None)
+    square = (
+        local_size is None
         and not isinstance(q_offset, torch.Tensor)
         and kv_offset == 0
         and kv_length == q_offset + q_length
     )
+    causal = mask_function is causal_mask_function
+    # Who wants the tensor of a causal mask will use it in a way of its own.
+    plain = square and causal and (allow_is_causal_skip or model_type in ADDS_TO_MASK)
     if not plain:
-        handshake.mask_answered(None)
         # Nothing is skipped: None would tell a KIV layer that the mask is the plain one.
-        kwargs["allow_is_bidirectional_skip"] = False
-        return stock_mask(**arguments, allow_is_causal_skip=False, **kwargs)
+        kwargs.update(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
+        mask = stock_mask(**arguments, **kwargs)
+        # An overlay that changes nothing, as that of images in a text without any, leaves the mask plain.
+        arguments["mask_function"] = causal_mask_function
+        if causal or not square or not _equal(mask, stock_mask(**arguments, **kwargs)):
+            handshake.mask_answered(None)
+            return mask
     padding = _padding(attention_mask, int(kv_length))
+    if padding is None and model_type in NEEDS_MASK:
+        padding = torch.ones(1, 1, dtype=torch.bool, device=kwargs.get("device")).expand(batch_size, int(kv_length))
     handshake.mask_answered(PlainMask(int(kv_length), q_length, padding is not None))
     return padding
+
+
+def _equal(mask: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return mask is not None and other is not None and torch.equal(mask, other)
 
 
 def _padding(attention_mask: torch.Tensor | None, total: int) -> torch.Tensor | None:

@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from .handshake import active_handshake
+from .selection import with_selection
 
 _EAGER_ONLY = ("softcap", "s_aux", "sinks")
 """Arguments that sdpa cannot honour, whatever the model says of itself."""
@@ -57,7 +58,9 @@ def stock_attention(
     output [B, TQ, HQ, DV], None
     """
     mask = _spell_out(module, query, key, attention_mask, kwargs.get("is_causal"))
-    model_is_eager = eager_only(type(getattr(module, "config", None)))
+    mask = with_selection(module, query, key, mask, kwargs.pop("indices", None), kwargs.pop("block_indices", None))
+    eager = _eager_function(module)
+    model_is_eager = eager is not None and eager_only(type(getattr(module, "config", None)))
     if not model_is_eager and all(kwargs.get(name) is None for name in _EAGER_ONLY):
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
     if not model_is_eager and mask is None and query.shape[2] > 1 and _causal(module, kwargs.get("is_causal")):
@@ -65,7 +68,14 @@ def stock_attention(
     if mask is not None and mask.dtype == torch.bool:
         lowest = torch.finfo(query.dtype).min
         mask = torch.where(mask, torch.zeros((), dtype=query.dtype, device=mask.device), lowest)
-    output, _ = _eager_function(module)(module, query, key, value, mask, **kwargs)
+    if eager is None:
+        raise refuse(
+            KIVUnsupportedError,
+            "A layer with softcap or sinks that is not KIV's needs the model's eager_attention_forward",
+            f"none beside {type(module).__name__}",
+            'Use attn_implementation="eager" and a DynamicCache with this model.',
+        )
+    output, _ = eager(module, query, key, value, mask, **kwargs)
     return output, None
 
 
@@ -108,15 +118,10 @@ def _causal_mask(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     return (position <= position[total - queries :, None])[None, None]
 
 
-def _eager_function(module: torch.nn.Module) -> Callable[..., Any]:
-    """Return the eager attention of the file that defines the module's class, or a base class of it."""
+def _eager_function(module: torch.nn.Module) -> Callable[..., Any] | None:
+    """Return the eager attention of the file that defines the module's class, or a base class of it, if any."""
     for base in type(module).__mro__:
         function = getattr(sys.modules.get(base.__module__), "eager_attention_forward", None)
         if function is not None:
             return function
-    raise refuse(
-        KIVUnsupportedError,
-        "A layer with softcap or sinks that is not KIV's needs the model's eager_attention_forward",
-        f"none beside {type(module).__name__}",
-        'Use attn_implementation="eager" and a DynamicCache with this model.',
-    )
+    return None

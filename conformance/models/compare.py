@@ -1,0 +1,177 @@
+"""One model type: its stock cache against KIV, and how far two right answers may lie apart (SPEC 4.8, 11.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from kiv_hf import KIVCache, KIVConfig, KIVError
+from kiv_hf.routing import use_kiv
+
+from .catalog import tiny_model
+from .feeds import PIECES, TOKENS, cache_argument, feed, padded, stock_cache, text
+from .kinds import Recorder
+
+_PAGES: dict[str, Any] = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4, "span_pages": 3}
+EXACT = KIVConfig(retrieve_tokens=None, **_PAGES)
+# One token of the cold ones and nothing for the rest, in prefill too: surely not what full attention gives.
+STARVED = KIVConfig(
+    retrieve_tokens=1, candidate_pages=1, prefill="retrieve", query_block_tokens=4, exact_suffix_tokens=0,
+    tail="none", **_PAGES
+)  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """What was found for one model type.
+
+    Attributes
+    ----------
+    verdict : str
+        "supported": KIV layers, and the numbers of the stock cache. "delegated": the same numbers, but the model has
+        no layer of full attention. "refused": an error that names the way out. "no cache": transformers itself
+        cannot run the model with a DynamicCache. "wrong": other numbers, or an error that is not KIV's.
+    kinds : list of str
+        Kinds of attention that the model uses.
+    reason : str
+        Text of the error, or what differs.
+    ratio : float
+        Largest distance from the stock logits, in units of the bound; at most 1 if the numbers are equal.
+    kiv_layers, cold_tokens : int
+        Number of KIV layers, and cold positions of the first one after a text of `TOKENS` tokens.
+    """
+
+    model_type: str
+    verdict: str = "wrong"
+    kinds: list[str] = field(default_factory=list)
+    reason: str = ""
+    ratio: float = 0.0
+    kiv_layers: int = 0
+    cold_tokens: int = 0
+    control: float = 0.0
+
+
+class _Batch(NamedTuple):
+    ids: torch.Tensor
+    mask: torch.Tensor
+    logits: torch.Tensor
+
+
+def compare(model_type: str) -> Outcome:
+    """Compare KIV with the stock cache on a tiny model of `model_type`."""
+    outcome = Outcome(model_type)
+    try:
+        stock = tiny_model(model_type, None)
+        if cache_argument(stock) is None:
+            raise TypeError(f"{type(stock).__name__}.forward has no argument for a cache")
+        ids = text(stock)
+        expected = _stock_answers(stock, ids)
+        bound = 2 * _noise(model_type, ids, expected)
+        batch = _padded(stock, ids)
+    except Exception as error:  # whatever keeps the stock cache from working is the row's reason
+        outcome.verdict, outcome.reason = "no cache", _first_line(error)
+        return outcome
+    recorder = Recorder()
+    with recorder:
+        try:
+            kiv = use_kiv(tiny_model(model_type, None))
+            _compare_all(outcome, kiv, ids, expected, bound, batch)
+        except KIVError as error:
+            outcome.verdict, outcome.reason = "refused", _first_line(error)
+        except Exception as error:  # a refusal of another kind is a defect, and its row says so
+            outcome.verdict, outcome.reason = "wrong", f"{type(error).__name__}: {_first_line(error)}"
+    outcome.kinds = recorder.kinds(stock)
+    return outcome
+
+
+def _compare_all(
+    outcome: Outcome,
+    kiv: Any,
+    ids: torch.Tensor,
+    expected: dict[str, torch.Tensor],
+    bound: float,
+    batch: _Batch | None,
+) -> None:
+    for name, logits in expected.items():
+        cache = KIVCache(kiv.config, EXACT)
+        _judge(outcome, name, feed(kiv, ids, cache, PIECES[name]), logits, bound)
+    layers = cache.kiv_layers()
+    used = [i for i, layer in layers.items() if layer.get_seq_length() > 0]
+    outcome.kiv_layers = len(used)
+    outcome.cold_tokens = cache.tokens(used[0]).cold_ram if used else 0
+    if used and "chunks" in expected:
+        starved = feed(kiv, ids, KIVCache(kiv.config, STARVED), PIECES["chunks"])
+        outcome.control = _distance(starved, expected["chunks"]) / bound
+    if batch is not None:
+        got = feed(kiv, batch.ids, KIVCache(kiv.config, EXACT), PIECES["chunks"], batch.mask)
+        # What a padding query answers is nobody's business, and differs between transformers' own implementations.
+        valid = batch.mask.bool()
+        _judge(outcome, "padded chunks", got[valid], batch.logits[valid], bound)
+    if outcome.ratio > 1:
+        outcome.verdict = "wrong"
+    elif not used:
+        outcome.verdict = "delegated"
+    elif outcome.cold_tokens <= TOKENS // 2 or outcome.control <= 1:
+        outcome.reason = (
+            f"{outcome.cold_tokens} cold tokens, control {outcome.control:.1f}: the comparison shows nothing"
+        )
+    else:
+        outcome.verdict = "supported"
+
+
+def _stock_answers(stock: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the stock cache's logits for every way to feed the text that it can do: in one shot at least."""
+    answers = {"one shot": feed(stock, ids, stock_cache(stock), PIECES["one shot"])}
+    for name in ("chunks", "token by token"):
+        try:
+            answers[name] = feed(stock, ids, stock_cache(stock), PIECES[name])
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            continue
+    return answers
+
+
+def _padded(stock: Any, ids: torch.Tensor) -> _Batch | None:
+    """Return a left-padded batch with the stock cache's answer; None where the stock cache cannot do it in pieces."""
+    # With a mask and no image, GIT widens the mask by the tokens of an image that is not there.
+    if ids.shape[0] > 1 or stock.config.model_type == "git":
+        return None
+    batch, mask = padded(ids)
+    try:
+        return _Batch(batch, mask, feed(stock, batch, stock_cache(stock), PIECES["chunks"], mask))
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return None
+
+
+def _noise(model_type: str, ids: torch.Tensor, expected: dict[str, torch.Tensor]) -> float:
+    """How far right answers in float32 lie from the answer in float64, at most.
+
+    A model that cannot run in float64 is measured against itself: the same text in one shot.
+    """
+    eager = tiny_model(model_type, "eager")
+    farthest = 0.0
+    for name in sorted(set(expected) - {"token by token"}):
+        other = feed(eager, ids, stock_cache(eager), PIECES[name])
+        try:
+            double = tiny_model(model_type, None, dtype=torch.float64)
+            truth = feed(double, ids, stock_cache(double), PIECES[name])
+        except RuntimeError:
+            truth = expected["one shot"]
+        farthest = max(farthest, _distance(expected[name], truth), _distance(other, truth))
+    return max(farthest, torch.finfo(torch.float32).eps * float(expected["one shot"].abs().max()))
+
+
+def _judge(outcome: Outcome, name: str, got: torch.Tensor, right: torch.Tensor, bound: float) -> None:
+    ratio = _distance(got, right) / bound
+    if not ratio <= 1 and not outcome.reason:
+        outcome.reason = f"{name}: {ratio:.3g} times the bound {bound:.2g}"
+    outcome.ratio = max(outcome.ratio, ratio)
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    distance = float((a.double() - b.double()).abs().max())
+    return distance if distance == distance else float("inf")
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:400]

@@ -1,0 +1,77 @@
+"""Feeding a text to a model in pieces, and the caches and inputs that odd models want."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+TOKENS = 40
+FIRST_WORD, LAST_WORD = 3, 90  # between the special tokens of the tiny configurations
+PADDING = (0, 13)  # of the sequences of the padded batch
+
+PIECES = {
+    "one shot": [TOKENS],
+    "chunks": [17, 1, 2, 13, 7],
+    "token by token": [1] * TOKENS,
+}
+"""Ways to feed the text: lengths of the pieces."""
+
+
+def text(model: Any, rows: int = 1) -> torch.Tensor:
+    """Return token ids [rows, TOKENS]; models of several codebooks get a row for each."""
+    decoder = model.config.get_text_config(decoder=True)
+    if model.config.model_type.startswith("musicgen"):
+        rows *= decoder.num_codebooks
+    generator = torch.Generator().manual_seed(7)
+    return torch.randint(FIRST_WORD, LAST_WORD, (rows, TOKENS), generator=generator)
+
+
+def cache_argument(model: Any) -> str | None:
+    """Return the name of the argument of `forward` that takes a cache, None if there is none."""
+    parameters = inspect.signature(model.forward).parameters
+    return next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
+
+
+def stock_cache(model: Any) -> DynamicCache:
+    """Return the cache that `generate` would make for the model."""
+    return DynamicCache(config=model.config)
+
+
+def feed(
+    model: Any, ids: torch.Tensor, cache: Any, lengths: list[int], mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the logits [B, T, vocabulary] of `ids`, fed in pieces of `lengths`.
+
+    Parameters
+    ----------
+    mask : int64 [B, T], optional
+        0 where a token is padding.
+    """
+    argument = cache_argument(model)
+    logits: list[torch.Tensor] = []
+    start = 0
+    for piece in ids.split(lengths, dim=1):
+        end = start + piece.shape[1]
+        inputs: dict[str, Any] = {"input_ids": piece, "use_cache": True, argument: cache}
+        if mask is not None:
+            inputs["attention_mask"] = mask[:, :end]
+            positions = (mask[:, :end].cumsum(1) - 1).clamp(min=0)[:, start:]
+            if "position_ids" in inspect.signature(model.forward).parameters:
+                inputs["position_ids"] = positions
+        logits.append(model(**inputs).logits)
+        start = end
+    return torch.cat(logits, dim=1)
+
+
+def padded(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a left-padded batch of two made from `ids` [1, T], and its mask."""
+    batch = ids[:1].repeat(len(PADDING), 1)
+    mask = torch.ones_like(batch)
+    for row, count in enumerate(PADDING):
+        batch[row] = batch[row].roll(count)
+        batch[row, :count] = 0
+        mask[row, :count] = 0
+    return batch, mask

@@ -1,0 +1,25 @@
+"""GPTNeoXJapaneseAttention: its method `_attn` gets exactly what the cache returned."""
+
+from __future__ import annotations
+
+import torch
+from transformers.models.gpt_neox_japanese.modeling_gpt_neox_japanese import GPTNeoXJapaneseAttention
+
+from .common import attend
+
+
+class KIVGPTNeoXJapaneseAttention(GPTNeoXJapaneseAttention):
+    """`GPTNeoXJapaneseAttention` whose scores and sums are KIV's."""
+
+    def _attn(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, None]:
+        output = attend(self, query, key, value, attention_mask, 1.0 / self.norm_factor)
+        return output.transpose(1, 2), None
+
+
+CLASSES = {GPTNeoXJapaneseAttention: KIVGPTNeoXJapaneseAttention}

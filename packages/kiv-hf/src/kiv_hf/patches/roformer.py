@@ -1,0 +1,35 @@
+"""RoFormerSelfAttention: its self-attention is KIV's, its cross-attention its own."""
+
+# Arguments of the base class that have no effect here stay in **kwargs.
+# pyright: reportIncompatibleMethodOverride=false
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.models.roformer.modeling_roformer import RoFormerSelfAttention
+
+from .common import additive
+from .projections import bert_self_attention
+
+
+class KIVRoFormerSelfAttention(RoFormerSelfAttention):
+    """`RoFormerSelfAttention` whose self-attention is KIV's."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        sinusoidal_pos: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Attend to the text itself, or, as the class does, to the states of an encoder."""
+        if encoder_hidden_states is None:
+            return bert_self_attention(self, hidden_states, past_key_values, attention_mask, sinusoidal_pos)
+        mask = additive(attention_mask, hidden_states)
+        return super().forward(hidden_states, mask, sinusoidal_pos, encoder_hidden_states, past_key_values, **kwargs)
+
+
+CLASSES = {RoFormerSelfAttention: KIVRoFormerSelfAttention}
