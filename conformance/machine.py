@@ -99,6 +99,21 @@ class StoreMachine(RuleBasedStateMachine):
         driver = self.pick(pick)
         driver.crop(round(driver.oracle.length * part))
 
+    @rule(pick=PICK, back=st.integers(1, 20), kind=st.integers(0, 9), seed=st.integers(0, 999))
+    def regret(self, pick: int, back: int, kind: int, seed: int) -> None:
+        """Crop, and write other tokens in place of those cropped; then one query."""
+        driver = self.pick(pick)
+        length = driver.oracle.length
+        if length < 2:
+            return
+        driver.crop(max(0, length - back))
+        kinds = EXACT_KINDS if self.exact else FLOAT_KINDS
+        tokens = Recipe(kinds[kind % len(kinds)], seed).make(self.shape_of(driver), min(back, length) + 1)
+        last = tokens.key.shape[2] - 1
+        driver.append(tokens.slice(0, last))
+        driver.append(tokens.slice(last, last + 1))
+        driver.attend(tokens.query[:, :, last:], 0.5)
+
     @rule(pick=PICK, seed=st.integers(0, 99))
     def reorder(self, pick: int, seed: int) -> None:
         """Copy sequences over each other, as beams do."""

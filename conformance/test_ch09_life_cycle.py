@@ -14,7 +14,7 @@ from kiv_reference.errors import KIVShapeError, KIVUsageError
 from .data import Recipe, Shape
 from .driver import Driver, drive, same_bits
 from .expect import refused
-from .strategies import Scenario, decode_only, recipes, scenarios, shapes
+from .strategies import Scenario, configs, decode_only, recipes, scenarios, shapes
 from .target import Target
 
 B, H, D, DV = 2, 2, 4, 3
@@ -115,6 +115,26 @@ class Test_9_2_Crop:
         tokens = extra.make(scenario.shape, n)
         driver.append(tokens)
         driver.attend(tokens.query, scenario.scale)
+
+    @given(
+        scenario=scenarios(config=configs(hot_tokens=st.integers(0, 4), candidate_pages=st.integers(1, 3))),
+        part=st.floats(0, 1),
+        extra=recipes(),
+        steps=st.integers(1, 2),
+    )
+    def test_other_tokens_in_place_of_the_cropped(
+        self, target: Target, scenario: Scenario, part: float, extra: Recipe, steps: int
+    ) -> None:
+        driver = drive(target, scenario)
+        length = driver.oracle.length
+        driver.crop(round(length * part))
+        tokens = extra.make(scenario.shape, length + steps - driver.oracle.length)
+        n = tokens.key.shape[2]
+        if n > steps:
+            driver.append(tokens.slice(0, n - steps))
+        for at in range(n - steps, n):
+            driver.append(tokens.slice(at, at + 1))
+            driver.attend(tokens.query[:, :, at : at + 1], scenario.scale)
 
     @given(scenario=scenarios(), part=st.floats(0, 1))
     def test_a_crop_holds_no_more_than_its_tokens(self, target: Target, scenario: Scenario, part: float) -> None:

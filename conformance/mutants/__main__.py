@@ -25,7 +25,7 @@ def kill_table(mutants: list[Mutant]) -> dict[str, Death | None]:
     print(f"{'mutant':52} {'killed by':58} {'SPEC':5} {'s':>5}  assertion")
     for one in mutants:
         with one.applied():
-            death = deaths[one.name] = first_failure(reference())
+            death = deaths[one.name] = first_failure(reference(), one.look)
         if death is None:
             print(f"{one.name:52} SURVIVED", flush=True)
         else:
@@ -51,7 +51,7 @@ def assertion_table(deaths: dict[str, Death | None], mutants: list[Mutant]) -> i
         with without(assertion):
             for one in killed:
                 with one.applied():
-                    if first_failure(reference()) is None:
+                    if first_failure(reference(), one.look) is None:
                         alive = one.name
                         break
         needed += alive is not None

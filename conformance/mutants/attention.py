@@ -121,12 +121,12 @@ def _(original: Any) -> Any:
     return lambda self, positions: original(self, positions).to(torch.bfloat16).to(original(self, positions).dtype)
 
 
-@mutant("values that are not finite are absorbed", (HeadView, "values"))
+@mutant("values that are not finite are absorbed", (HeadView, "values"), look="2.5")
 def _(original: Any) -> Any:
     return lambda self, positions: original(self, positions).nan_to_num(0.0, 0.0, 0.0)
 
 
-@mutant("values of unselected tokens are read", (block, "attend_tokens"))
+@mutant("values of unselected tokens are read", (block, "attend_tokens"), look="4.7")
 def _(original: Any) -> Any:
     def changed(query: Any, at: Any, view: HeadView, *rest: Any) -> Attended:
         attended = original(query, at, view, *rest)
@@ -158,7 +158,7 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("spans as means of page means", (tail, "summarise_spans"))
+@mutant("spans as means of page means", (tail, "summarise_spans"), look="3.2")
 def _(original: Any) -> Any:
     def changed(count: torch.Tensor, *arguments: Any) -> Any:
         return dataclasses.replace(

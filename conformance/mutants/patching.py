@@ -16,10 +16,12 @@ class Mutant:
     ----------
     name : what is wrong, in a few words
     patches : (owner, attribute, from the original to its replacement)
+    look : clause whose tests run first, to save time; all others follow
     """
 
     name: str
     patches: tuple[tuple[Any, str, Callable[[Any], Any]], ...]
+    look: str = ""
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -35,11 +37,13 @@ class Mutant:
 MUTANTS: list[Mutant] = []
 
 
-def mutant(name: str, *places: tuple[Any, str]) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
+def mutant(
+    name: str, *places: tuple[Any, str], look: str = ""
+) -> Callable[[Callable[[Any], Any]], Callable[[Any], Any]]:
     """Register a change of the functions at `places`: ``change(original)`` gives the faulty one."""
 
     def register(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        MUTANTS.append(Mutant(name, tuple((owner, attribute, change) for owner, attribute in places)))
+        MUTANTS.append(Mutant(name, tuple((owner, attribute, change) for owner, attribute in places), look))
         return change
 
     return register

@@ -92,12 +92,12 @@ def _(original: Any) -> Any:
     return lambda scores, group: original(scores[:1], group)
 
 
-@mutant("scale twice in the page score", (select, "page_scores"))
+@mutant("scale twice in the page score", (select, "page_scores"), look="4.2")
 def _(original: Any) -> Any:
     return lambda members, mean, spread, scale, weight: original(members, mean, spread, scale * scale, weight)
 
 
-@mutant("no scale in the token score", (block, "select_tokens"))
+@mutant("no scale in the token score", (block, "select_tokens"), look="4.3")
 def _(original: Any) -> Any:
     return lambda view, members, candidates, scale, config: original(view, members, candidates, 1.0, config)
 
@@ -148,7 +148,7 @@ def _(original: Any) -> Any:
     return lambda self, page: torch.arange(*self.partition.page(page))
 
 
-@mutant("scores in float16", (select, "page_scores"))
+@mutant("scores in float16", (select, "page_scores"), look="4.2")
 def _(original: Any) -> Any:
     return lambda *arguments: original(*arguments).to(torch.float16).to(arguments[0].dtype)
 
@@ -158,7 +158,7 @@ def _(original: Any) -> Any:
     return lambda self, positions: original(self, positions).to(torch.float16).to(summary.compute_dtype(self.key.dtype))
 
 
-@mutant("softcap in ranking", (block, "retrieve"))
+@mutant("softcap in ranking", (block, "retrieve"), look="4.6")
 def _(original: Any) -> Any:
     def changed(query: Any, at: Any, view: Any, m: Any, config: KIVConfig) -> Any:
         group_scores = select.group_scores
@@ -190,7 +190,7 @@ def _(original: Any) -> Any:
     return 1
 
 
-@mutant("never streams before 40 C pages", (block, "STREAM_FACTOR"))
+@mutant("never streams before 40 C pages", (block, "STREAM_FACTOR"), look="6.3")
 def _(original: Any) -> Any:
     return 40
 

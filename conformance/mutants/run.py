@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import time
@@ -37,18 +38,31 @@ def tests() -> list[tuple[str, Callable[[Target], None]]]:
         module = importlib.import_module(f"conformance.{stem}")
         for name, thing in vars(module).items():
             if inspect.isclass(thing) and thing.__module__ == module.__name__ and name.startswith("Test"):
-                for method in vars(thing):
-                    if method.startswith("test_") and not getattr(vars(thing)[method], "pytestmark", None):
-                        found.append((f"{stem}::{name}::{method}", getattr(thing(), method)))
+                for method in (m for m in vars(thing) if m.startswith("test_")):
+                    found += _expand(f"{stem}::{name}::{method}", getattr(thing(), method))
             elif name.startswith("test_") and callable(thing):
-                found.append((f"{stem}::{name}", thing))
-    return [(name, test) for name, test in found if list(inspect.signature(test).parameters) == ["target"]]
+                found += _expand(f"{stem}::{name}", thing)
+    return found
 
 
-def first_failure(target: Target) -> Death | None:
-    """The first test that fails, or None."""
+def _expand(name: str, test: Callable[..., None]) -> Iterator[tuple[str, Callable[[Target], None]]]:
+    """The test for each of its parameters; nothing if it needs no target."""
+    cases: list[dict[str, Any]] = [{}]
+    for mark in getattr(test, "pytestmark", []):
+        names = [n.strip() for n in mark.args[0].split(",")] if isinstance(mark.args[0], str) else list(mark.args[0])
+        values = [v if len(names) > 1 else (v,) for v in mark.args[1]]
+        cases = [{**case, **dict(zip(names, v, strict=True))} for case in cases for v in values]
+    if "target" in inspect.signature(test).parameters:
+        for case in cases:
+            label = f"[{'-'.join(map(str, case.values()))}]" if case else ""
+            yield name + label, functools.partial(test, **case)
+
+
+def first_failure(target: Target, look: str = "") -> Death | None:
+    """The first test that fails, or None; those of the clause `look` run first."""
     start = time.perf_counter()
-    for name, test in tests():
+    first = f"Test_{look.replace('.', '_')}_"
+    for name, test in sorted(tests(), key=lambda pair: not look or first not in pair[0]):
         try:
             test(target)
         except Mismatch as error:

@@ -49,12 +49,12 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("validity of the first sequence for all", (Tokens, "view"))
+@mutant("validity of the first sequence for all", (Tokens, "view"), look="2.4")
 def _(original: Any) -> Any:
     return lambda self, *rest: dataclasses.replace(original(self, *rest), valid=self.valid[0])
 
 
-@mutant("stale summaries after a crop", (Tokens, "crop"))
+@mutant("stale summaries after a crop", (Tokens, "crop"), look="9.2")
 def _(original: Any) -> Any:
     def changed(self: Tokens, length: int, part: Any) -> None:
         kept = self.mean, self.spread, self.value_mean
@@ -65,12 +65,12 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("crop keeps one token too many", (Tokens, "crop"))
+@mutant("crop keeps one token too many", (Tokens, "crop"), look="9.2")
 def _(original: Any) -> Any:
     return lambda self, length, part: original(self, min(length + 1, self.length), part)
 
 
-@mutant("crop forgets validity", (Tokens, "crop"))
+@mutant("crop forgets validity", (Tokens, "crop"), look="9.2")
 def _(original: Any) -> Any:
     def changed(self: Tokens, length: int, part: Any) -> None:
         original(self, length, part)
@@ -79,7 +79,7 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("attend is allowed after a crop", (ReferenceStore, "crop"))
+@mutant("attend is allowed after a crop", (ReferenceStore, "crop"), look="9.1")
 def _(original: Any) -> Any:
     def changed(self: ReferenceStore, length: int) -> None:
         pending = self._pending
@@ -107,12 +107,12 @@ def _forgets(*names: str) -> Callable[[Any], Any]:
     return change
 
 
-mutant("reorder forgets summaries", (Tokens, "select"))(_forgets("mean", "spread", "value_mean"))
-mutant("reorder forgets validity", (Tokens, "select"))(_forgets("valid"))
-mutant("reorder forgets values", (Tokens, "select"))(_forgets("value"))
+mutant("reorder forgets summaries", (Tokens, "select"), look="9.3")(_forgets("mean", "spread", "value_mean"))
+mutant("reorder forgets validity", (Tokens, "select"), look="9.3")(_forgets("valid"))
+mutant("reorder forgets values", (Tokens, "select"), look="9.3")(_forgets("value"))
 
 
-@mutant("repeat tiles instead of repeating in place", (ReferenceStore, "repeat_interleave"))
+@mutant("repeat tiles instead of repeating in place", (ReferenceStore, "repeat_interleave"), look="9.3")
 def _(original: Any) -> Any:
     def changed(self: ReferenceStore, repeats: int) -> None:
         if repeats < 1 or self._tokens is None:
@@ -123,7 +123,7 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("a fork shares the hot buffer", (Rows, "clone"))
+@mutant("a fork shares the hot buffer", (Rows, "clone"), look="9.4")
 def _(original: Any) -> Any:
     def changed(self: Rows) -> Rows:
         copy = original(self)
@@ -133,7 +133,7 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("the caller's tensor is kept, not copied", (Rows, "append"))
+@mutant("the caller's tensor is kept, not copied", (Rows, "append"), look="9.1")
 def _(original: Any) -> Any:
     def changed(self: Rows, rows: torch.Tensor) -> None:
         if self._length == 0:
@@ -144,7 +144,7 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("reset keeps the report", (ReferenceStore, "reset"))
+@mutant("reset keeps the report", (ReferenceStore, "reset"), look="9.5")
 def _(original: Any) -> Any:
     def changed(self: ReferenceStore) -> None:
         report = self._report
@@ -154,7 +154,7 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("reset keeps the tokens of the pool", (ReferenceStore, "memory"))
+@mutant("reset keeps the tokens of the pool", (ReferenceStore, "memory"), look="9.5")
 def _(original: Any) -> Any:
     def changed(self: ReferenceStore) -> TierBytes:
         self._high = max(getattr(self, "_high", TierBytes(0, 0, 0)), original(self))
@@ -163,12 +163,12 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("keys that are not finite are accepted", (validate, "check_finite"))
+@mutant("keys that are not finite are accepted", (validate, "check_finite"), look="2.5")
 def _(original: Any) -> Any:
     return lambda what, finite: None
 
 
-@mutant("a refused append has half happened", (ReferenceStore, "append"))
+@mutant("a refused append has half happened", (ReferenceStore, "append"), look="10.4")
 def _(original: Any) -> Any:
     def changed(self: ReferenceStore, *arguments: Any, **named: Any) -> None:
         try:
@@ -180,7 +180,7 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("negative rows count from the end", (validate, "check_rows"), (ReferenceStore, "_select"))
+@mutant("negative rows count from the end", (validate, "check_rows"), (ReferenceStore, "_select"), look="9.3")
 def _(original: Any) -> Any:
     if original is validate.check_rows:
         return original
@@ -192,12 +192,12 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("budgets are not checked", (ReferencePool, "check_room"))
+@mutant("budgets are not checked", (ReferencePool, "check_room"), look="10.2")
 def _(original: Any) -> Any:
     return lambda self, store, needed: None
 
 
-@mutant("placement changes retrieval", (block, "retrieve"))
+@mutant("placement changes retrieval", (block, "retrieve"), look="10.1")
 def _(original: Any) -> Any:
     def changed(query: Any, at: Any, view: Any, m: Any, config: KIVConfig) -> Any:
         return original(query, at, view, m, config if config.ram_bytes is None else more(config, candidate_pages=1))
@@ -205,7 +205,7 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("a closed pool goes on", (ReferencePool, "check_open"))
+@mutant("a closed pool goes on", (ReferencePool, "check_open"), look="10.4")
 def _(original: Any) -> Any:
     return lambda self: None
 
