@@ -29,7 +29,7 @@ MODELS = {
     "falcon, rotary, two KV heads": ("falcon", {**_NAMES_C, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon, ALiBi": ("falcon", {**_NAMES_C, "alibi": True, "multi_query": False, "parallel_attn": False}),
     "falcon, ALiBi, one KV head": ("falcon", {**_NAMES_C, "alibi": True, "multi_query": True}),
-    "mpt": ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 256, "initializer_range": 0.2}),
+    "mpt": ("mpt", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128, "initializer_range": 0.2}),
     "gptj": ("gptj", {**_NAMES_A, "rotary_dim": 4}),
     "codegen": ("codegen", {**_NAMES_A, "rotary_dim": 4}),
     "gpt_neo": ("gpt_neo", {
@@ -111,8 +111,9 @@ def test_generate_in_a_left_padded_batch(name):
     ids, mask = IDS.expand(2, -1).clone(), torch.ones(2, TEXT_TOKENS, dtype=torch.long)
     ids[1, 30:] = IDS[0, : TEXT_TOKENS - 30]
     ids[1, :30] = mask[1, :30] = 0
-    settings = {"attention_mask": mask, "max_new_tokens": 6, "num_beams": 2, "do_sample": False}
-    expected = model.generate(ids, **settings)  # with the cache that it makes itself
+    # MPT's configuration switches caches off.
+    settings = {"attention_mask": mask, "max_new_tokens": 6, "num_beams": 2, "do_sample": False, "use_cache": True}
+    expected = model.generate(ids, past_key_values=DynamicCache(config=model.config), **settings)
     use_kiv(model)
     got = model.generate(ids, past_key_values=KIVCache(model.config, EXACT), **settings)
     assert torch.equal(got, expected)
