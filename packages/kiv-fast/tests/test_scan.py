@@ -43,6 +43,7 @@ def test_pruning_never_changes_what_is_retrieved(config, group, monkeypatch):
     plain, quick = FastPool(config), FastPool(config)
     expected = feed(plain.layer_store(), data, chunks)
     monkeypatch.setattr(cold, "CHAPTER_PAGES", 32)
+    monkeypatch.setattr(cold, "QUICK_BYTES", 0)
     assert torch.equal(feed(quick.layer_store(), data, chunks), expected)
     assert plain.counters.pages_pruned == 0
     assert quick.counters.pages_pruned > 1000

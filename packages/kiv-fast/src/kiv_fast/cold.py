@@ -27,6 +27,9 @@ STAGGER_PAGES = 64
 QUICK_MEMBERS = 16
 """Above so many queries at once a float product over all pages is the faster look."""
 
+QUICK_BYTES = 4 << 20
+"""With fewer bytes of summaries, too, it costs less to look at all of them exactly."""
+
 SUMMARY_CHUNK = 256
 """Pages summarised at once in a long call."""
 
@@ -215,7 +218,9 @@ class Cold:
 
     def usable_chapters(self, row: ColdRow, pages: int, members: int) -> list[int]:
         """The chapters to scan for so many queries over the first `pages` pages."""
-        return row.table.chapters[: pages // CHAPTER_PAGES] if members <= QUICK_MEMBERS else []
+        if members > QUICK_MEMBERS or pages * self.index.keys.record_bytes < QUICK_BYTES:
+            return []
+        return row.table.chapters[: pages // CHAPTER_PAGES]
 
     def spans(self, row: ColdRow, full: int) -> Spans:
         """The first `full` spans of a row, all complete (SPEC 3.2)."""

@@ -54,11 +54,12 @@ class Scanner:
         self._centre = Table((heads, width), torch.float32, shape.device)
         self._residual = Table((heads,), torch.float32, shape.device)
         self._length = Table((heads,), torch.float32, shape.device)
+        self._reach = Table((heads,), torch.float32, shape.device)
         self._zeros = torch.zeros(chapter_pages, dtype=torch.int64)
         self._ones = torch.ones(chapter_pages, dtype=torch.float64)
         # The packed integers, a scale, a zero point and a sum for each page, and the tables above.
         page = width + 16
-        self.chapter_bytes = heads * (chapter_pages * page + 8 * width + 8)
+        self.chapter_bytes = heads * (chapter_pages * page + 8 * width + 12)
 
     @staticmethod
     def available(shape: Shape) -> bool:
@@ -75,12 +76,13 @@ class Scanner:
         step = ((high - low) / (2 * LEVELS)).clamp(min=torch.finfo(torch.float32).tiny)
         scaled = (summaries - centre) / step
         levels = scaled.round().clamp_(-LEVELS, LEVELS)
-        for table in (self._step, self._centre, self._residual, self._length):
+        for table in (self._step, self._centre, self._residual, self._length, self._reach):
             table.ensure(chapter + 1)
         self._step.tensor[chapter] = step
         self._centre.tensor[chapter] = centre
         # 1e-4 steps of room for the rounding of the quotient itself.
         self._residual.tensor[chapter] = (scaled - levels).norm(dim=2).amax(dim=0) + 1e-4 * summaries.shape[2] ** 0.5
+        self._reach.tensor[chapter] = centre.norm(dim=1)
         self._length.tensor[chapter] = levels.norm(dim=2).amax(dim=0)
         self._packed[chapter] = [self._pack(levels[:, head].contiguous()) for head in range(summaries.shape[1])]
 
@@ -122,12 +124,12 @@ class Scanner:
         ).view(len(chapters), heads, 2, count, self.chapter_pages)
         offset = (members * centre[:, :, None]).sum(dim=3, keepdim=True)  # [c, H, M, 1]
         scores = torch.add(out[:, :, 0], out[:, :, 1], alpha=0.5 / QUERY_LEVELS).mul_(unit).add_(offset)
-        left = (exact - high - low * (0.5 / QUERY_LEVELS)).norm(dim=3) * unit[..., 0]
         size = scaled.norm(dim=3)
         length = self._length.tensor[at][:, :, None]
-        error = size * self._residual.tensor[at][:, :, None] + left * length
+        # Each channel of the two parts together is within half a step of the second.
+        left = unit[..., 0] * (0.51 * 0.5 / QUERY_LEVELS * width**0.5)
         # Rounding of a float32 inner product of 2 D terms, here and where the score is computed exactly.
         ulp = (width + 16) * 2.0**-23
-        magnitude = (members.abs() * centre[:, :, None].abs()).sum(dim=3) + size * length
-        error = (error + ulp * magnitude).amax(dim=0)  # [H, M]
-        return Approximate(scores.permute(1, 2, 0, 3).reshape(heads, count, -1), error)
+        magnitude = members.norm(dim=2) * self._reach.tensor[at][:, :, None] + size * length
+        error = size * self._residual.tensor[at][:, :, None] + left * length + ulp * magnitude
+        return Approximate(scores.permute(1, 2, 0, 3).reshape(heads, count, -1), error.amax(dim=0))
