@@ -113,6 +113,17 @@ def test_a_fork_lives_its_own_life(config):
     assert torch.equal(feed(store, data, [1] * 10), feed(alone, data, [1] * 10))
 
 
+def test_inference_mode_may_come_and_go(config):
+    data, more = tokens(40), tokens(41, seed=2)
+    plain = ReferencePool(config).layer_store()
+    feed(plain, data, [40])
+    store = ReferencePool(config).layer_store()
+    with torch.inference_mode():
+        feed(store, data, [40])
+        store.select(torch.arange(B))
+    assert torch.equal(feed(store, more, [1]), feed(plain, more, [1]))
+
+
 def test_attend_needs_the_tokens_just_appended(config):
     key, value, query = tokens(8)
     store = ReferencePool(config).layer_store()

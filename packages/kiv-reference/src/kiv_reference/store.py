@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 
@@ -15,6 +16,18 @@ from .validate import check_append, check_modifiers, check_query, check_rows
 
 if TYPE_CHECKING:
     from .pool import ReferencePool
+
+P = ParamSpec("P")
+Out = TypeVar("Out")
+
+
+def plain_tensors(method: Callable[P, Out]) -> Callable[P, Out]:
+    """Run `method` outside inference mode and without gradients.
+
+    What it stores are then plain tensors: those of inference mode cannot be written to outside of it, and a caller may
+    read a prompt inside and go on outside.
+    """
+    return torch.inference_mode(False)(torch.no_grad()(method))
 
 
 class ReferenceStore:
@@ -46,6 +59,7 @@ class ReferenceStore:
             raise refuse(KIVUsageError, "a report needs an attend before it (SPEC 9.6)", "none", "Call attend first.")
         return self._report
 
+    @plain_tensors
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
         """Add tokens (`LayerStore.append`)."""
         self._pool.check_open()
@@ -60,6 +74,7 @@ class ReferenceStore:
         tokens.append(key, value, valid)
         self._pending = key.shape[2]
 
+    @plain_tensors
     def attend(
         self,
         query: torch.Tensor,
@@ -94,6 +109,7 @@ class ReferenceStore:
         self._report = AttendReport(tuple(reports))
         return torch.cat(outputs, dim=2).to(query.dtype)
 
+    @plain_tensors
     def crop(self, length: int) -> None:
         """Keep the first tokens (`LayerStore.crop`)."""
         self._pool.check_open()
@@ -121,6 +137,7 @@ class ReferenceStore:
             batch = self._tokens.valid.shape[0]
             self._select(torch.arange(batch, device=self._tokens.valid.device).repeat_interleave(repeats), False)
 
+    @plain_tensors
     def _select(self, rows: torch.Tensor, same_size: bool) -> None:
         self._pool.check_open()
         tokens = self._tokens
@@ -132,6 +149,7 @@ class ReferenceStore:
         self._pool.check_room(self, tier_bytes(self._config, *like, self.length, self.length))
         tokens.select(rows.to(tokens.valid.device))
 
+    @plain_tensors
     def fork(self) -> ReferenceStore:
         """An independent copy (`LayerStore.fork`)."""
         self._pool.check_open()
