@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import PackageNotFoundError, version
 
-import kiv_reference
 import pytest
 import torch
 from hypothesis import settings
@@ -18,6 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """``--impl`` and ``--profile``."""
     group = parser.getgroup("kiv", "conformance of an implementation of KIV")
     group.addoption("--impl", default="reference", help="reference, fast or module:factory")
+    group.addoption("--device", default="cpu", help="where the tensors of the tests are: cpu or cuda")
     default = os.environ.get("HYPOTHESIS_PROFILE", "dev")
     group.addoption("--profile", default=default, choices=profiles.NAMES, help="how long to search")
 
@@ -30,18 +31,26 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Who is tested, with what."""
-    name, profile = config.getoption("--impl"), config.getoption("--profile")
-    module = load(name).factory.__module__
-    seed = "derandomised" if settings.default.derandomize else config.getoption("--hypothesis-seed", None)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
+    name, profile, device = (config.getoption(f"--{option}") for option in ("impl", "profile", "device"))
+    module = load(name).factory.__module__.partition(".")[0]
+    seed = "derandomised" if settings.default.derandomize else config.getoption("--hypothesis-seed", None) or "random"
+    where = torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine()
+    versions = ", ".join(f"{package} {_version(package)}" for package in sorted({module, "kiv_reference", "torch"}))
     return [
-        f"kiv: target {name} ({module}), profile {profile} ({settings.default.max_examples} examples), seed {seed}",
-        f"kiv: kiv_reference {getattr(kiv_reference, '__version__', 'unversioned')}, torch {torch.__version__}, "
-        f"python {platform.python_version()}, tests on cpu, machine {device}",
+        f"kiv: target {name} ({module}), device {device} ({where}), profile {profile}"
+        f" ({settings.default.max_examples} examples), seed {seed}",
+        f"kiv: {versions}, python {platform.python_version()}",
     ]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package.replace("_", "-"))
+    except PackageNotFoundError:
+        return "without a version"
 
 
 @pytest.fixture(scope="session")
 def target(request: pytest.FixtureRequest) -> Target:
     """The implementation under test."""
-    return load(request.config.getoption("--impl"))
+    return load(request.config.getoption("--impl"), request.config.getoption("--device"))

@@ -51,6 +51,7 @@ class Driver:
 
     def _call(self, method: str, **arguments: Any) -> Any:
         """Call the target; an error that it should not raise is a failure of its own."""
+        arguments = self.target.place(arguments)
         self.journal.note(self.name, method, **arguments)
         try:
             return getattr(self.store, method)(**arguments)
@@ -83,6 +84,8 @@ class Driver:
         bound: bool = True,
     ) -> torch.Tensor:
         """Attend, and check the answer."""
+        placed = self.target.place({"query": query, "sink_logits": sink_logits})
+        query, sink_logits = placed["query"], placed["sink_logits"]
         arguments = {"scale": scale, "softcap": softcap, "sink_logits": sink_logits, "bound": bound}
         output = self._call("attend", query=query, **arguments)
         self.journal.outputs.append(output.clone())

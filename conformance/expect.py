@@ -24,7 +24,7 @@ def refused(driver: Driver, error: type[KIVError], clause: str, method: str, **a
     before = driver.store.length, driver.store.tokens(), driver.store.memory(), driver.pool.memory()
     scene = driver.scene
     try:
-        getattr(driver.store, method)(**arguments)
+        getattr(driver.store, method)(**driver.target.place(arguments))
     except error as raised:
         message = str(raised)
     except Exception as raised:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from kiv_reference import KIVConfig, StorePool
 
 KNOWN = {"reference": "kiv_reference:ReferencePool", "fast": "kiv_fast:FastPool"}
@@ -19,6 +20,7 @@ class Target:
     Attributes
     ----------
     name : as it was asked for on the command line
+    device : where the tensors of the tests are
     factory : makes a pool from a configuration (`kiv_reference.contract.PoolFactory`)
     change_budgets : optional, ``(pool, config) -> None``, moves a live pool to the budgets of `config`
     save_and_reopen : optional, ``(pool, stores) -> (pool, stores)``, by way of a saved cache
@@ -28,9 +30,17 @@ class Target:
     factory: Callable[[KIVConfig], StorePool]
     change_budgets: Callable[[StorePool, KIVConfig], None] | None = None
     save_and_reopen: Callable[[StorePool, list[Any]], tuple[StorePool, list[Any]]] | None = None
+    device: str = "cpu"
+
+    def place(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of a call, floating and bool tensors on the device."""
+        return {
+            name: value.to(self.device) if isinstance(value, torch.Tensor) and value.dtype != torch.int64 else value
+            for name, value in arguments.items()
+        }
 
 
-def load(name: str) -> Target:
+def load(name: str, device: str = "cpu") -> Target:
     """The implementation called `name`: "reference", "fast" or "module:factory".
 
     A factory with attributes `change_budgets` or `save_and_reopen` has these rules of the state machine switched on.

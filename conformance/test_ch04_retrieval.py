@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import event, given
 from hypothesis import strategies as st
+from hypothesis import target as steer
 
 from .data import EXACT_KINDS
 from .driver import Driver, drive, same_bits
@@ -96,6 +97,7 @@ class Test_4_4_Candidates:
         block = driver.store.report.blocks[-1]
         more = block.cold_pages > scenario.config.candidate_pages
         event(f"more pages than candidates: {more}")
+        steer(float(block.cold_pages), label="cold pages")
 
     @given(scenario=scenarios(config=configs(hot_tokens=st.integers(0, 2), **FREE), calls=decode_only()))
     def test_admissibly(self, target: Target, scenario: Scenario) -> None:

@@ -68,6 +68,14 @@ class Test_9_1_AppendAttend:
         arguments = {"key": torch.zeros(B, H, 1, D), "value": torch.zeros(B, H, 1, DV), "valid": torch.ones(B, 1)}
         refused(used(target), KIVShapeError, "9.1", "append", **arguments)
 
+    def test_inference_mode_may_come_and_go(self, target: Target) -> None:
+        with torch.inference_mode():
+            driver = used(target)
+            driver.select(torch.arange(B))
+        tokens = Recipe("gaussian", 6).make(Shape(B, H, 2, D, DV), 9)
+        driver.append(tokens.slice(0, 9))
+        driver.attend(tokens.query, 0.5)
+
     @pytest.mark.parametrize("shape", [(B + 1, 4, 1, D), (B, 3, 1, D), (B, 4, 1, D + 1), (B, 4, D), (B, 0, 1, D)])
     def test_shapes_of_attend(self, target: Target, shape: tuple[int, ...]) -> None:
         refused(used(target), KIVShapeError, "9.1", "attend", query=torch.zeros(shape), scale=0.5)

@@ -1,0 +1,105 @@
+"""The suite itself: it can fail, and a failure tells all that is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+
+import pytest
+
+from .data import Recipe, Shape
+from .driver import drive
+from .failure import Mismatch
+from .mutants import attention, retrieval, run, state
+from .mutants.patching import MUTANTS, Mutant
+from .mutants.run import reference, without
+from .strategies import KIVConfig, Scenario
+
+LONG = Scenario(
+    KIVConfig(hot_tokens=4, sink_tokens=2, page_tokens=4, span_pages=2, candidate_pages=3, retrieve_tokens=5),
+    Shape(batch=2, heads=2, groups=2, width=8, value_width=3),
+    Recipe("gaussian", 7),
+    ((60, False), (1, True)),
+)
+
+
+def named(name: str) -> Mutant:
+    """The mutant of that name."""
+    return next(m for m in MUTANTS if m.name == name)
+
+
+def failure_of(name: str) -> Mismatch:
+    """What the suite says of a mutant."""
+    with named(name).applied(), pytest.raises(Mismatch) as raised:
+        drive(reference(), LONG)
+    return raised.value
+
+
+def test_there_are_enough_mutants_and_each_undoes_itself() -> None:
+    """At least 25 faults, of all chapters; what they replace is put back."""
+    assert len({m.name for m in MUTANTS}) == len(MUTANTS) >= 25
+    assert {module.__name__.rpartition(".")[2] for module in (attention, retrieval, state)} == {
+        "attention",
+        "retrieval",
+        "state",
+    }
+    for one in MUTANTS:
+        before = [owner.__dict__[attribute] for owner, attribute, _ in one.patches]
+        with one.applied():
+            changed = [owner.__dict__[attribute] for owner, attribute, _ in one.patches]
+        after = [owner.__dict__[attribute] for owner, attribute, _ in one.patches]
+        assert after == before, one.name
+        assert changed != before, one.name
+
+
+def test_the_kill_run_uses_the_tests_of_the_suite() -> None:
+    """Nearly every test of the chapters takes part."""
+    assert len(run.tests()) > 80
+
+
+@pytest.mark.parametrize(
+    ("name", "clause"),
+    [
+        ("R - 1 tokens selected", "4.6"),
+        ("C - 1 candidate pages", "4.4"),
+        ("smallest tokens instead of largest", "4.6"),
+        ("tail counted twice", "6.1"),
+        ("wrong KV head", "4.4"),
+        ("a page evicted too early", "2.2"),
+        ("report: value bytes of whole candidate pages", "9.6"),
+    ],
+)
+def test_a_fault_is_named_by_its_clause(name: str, clause: str) -> None:
+    """The clause that a failure names is one that the fault breaks."""
+    assert failure_of(name).clause == clause
+
+
+def test_a_failure_can_be_read_and_repeated() -> None:
+    """Clause, implementation, tiers, place, scores and margin, operations, and a snippet that runs when pasted."""
+    text = str(failure_of("smallest tokens instead of largest"))
+    parts = [
+        r"^SPEC 4\.6: ",
+        r"implementation: reference",
+        r"first difference: layer 0, block 0, sequence 0, kv_head 0",
+        r"n th best score: ",
+        r"rejected: \d+ with score ",
+        r"beyond the margin by: ",
+        r"tier layout: TierTokens\(sinks=2, ",
+        r"operations:\n +a\.append\(key=float32\[2, 2, 60, 8\], ",
+        r"to reproduce:\n",
+    ]
+    for part in parts:
+        assert re.search(part, text), part
+    snippet = "\n".join(line[2:] for line in text.partition("to reproduce:\n")[2].splitlines())
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(snippet, "snippet", "exec"), {})
+    assert "AttendReport" in printed.getvalue()
+
+
+def test_without_an_assertion_its_mutant_lives() -> None:
+    """Deleting one assertion from `checks` lets a mutant live; with it, the mutant dies."""
+    name = "report: value bytes of whole candidate pages"
+    assert failure_of(name).clause == "9.6"
+    with named(name).applied(), without("wrong bytes of cold keys and values"):
+        drive(reference(), LONG)
