@@ -71,7 +71,7 @@ class Test_9_1_AppendAttend:
     def test_inference_mode_may_come_and_go(self, target: Target) -> None:
         with torch.inference_mode():
             driver = used(target)
-            driver.select(torch.arange(B))
+            driver.select(list(range(B)))
         tokens = Recipe("gaussian", 6).make(Shape(B, H, 2, D, DV), 9)
         driver.append(tokens.slice(0, 9))
         driver.attend(tokens.query, 0.5)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 from kiv_reference.errors import KIVUsageError, refuse
@@ -16,6 +17,15 @@ from .validate import all_finite, check_append, check_finite, check_modifiers, c
 
 if TYPE_CHECKING:
     from .pool import FastPool
+
+
+P = ParamSpec("P")
+Out = TypeVar("Out")
+
+
+def plain_tensors(method: Callable[P, Out]) -> Callable[P, Out]:
+    """Run `method` outside inference mode and without gradients: a store may be filled inside and go on outside."""
+    return torch.inference_mode(False)(torch.no_grad()(method))
 
 
 class FastStore:
@@ -58,6 +68,7 @@ class FastStore:
             self._report = report(self._traces, self._traced_shape, self._config.sink_tokens)
         return self._report
 
+    @plain_tensors
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
         """Add tokens (`LayerStore.append`)."""
         self._pool.check_open()
@@ -83,6 +94,7 @@ class FastStore:
         state.append(key, value, valid, finite)
         self._state, self._pending = state, key.shape[2]
 
+    @plain_tensors
     def attend(
         self,
         query: torch.Tensor,
@@ -135,6 +147,7 @@ class FastStore:
         own = None if sinks is None else sinks[row].to(grouped.dtype).unflatten(0, (state.shape.heads, -1))
         answer(state, trace, row, grouped, own, scale, softcap, bound, output)
 
+    @plain_tensors
     def crop(self, length: int) -> None:
         """Keep the first tokens (`LayerStore.crop`)."""
         self._pool.check_open()
@@ -162,6 +175,7 @@ class FastStore:
         if self._state is not None:
             self._replace([row for row in range(self._state.shape.batch) for _ in range(repeats)])
 
+    @plain_tensors
     def _select(self, rows: torch.Tensor, same_size: bool) -> None:
         self._pool.check_open()
         if self._state is not None:
@@ -173,6 +187,7 @@ class FastStore:
         self._state.release()
         self._state = chosen
 
+    @plain_tensors
     def fork(self) -> FastStore:
         """An independent store that shares the pages (`LayerStore.fork`)."""
         self._pool.check_open()
