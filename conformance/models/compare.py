@@ -31,7 +31,8 @@ class Outcome:
     verdict : str
         "supported": KIV layers, and the numbers of the stock cache. "delegated": the same numbers, but the model has
         no layer of full attention. "refused": an error that names the way out. "no cache": transformers itself
-        cannot run the model with a DynamicCache. "wrong": other numbers, or an error that is not KIV's.
+        cannot run the model with a DynamicCache. "not tried": no tiny model could be built. "wrong": other numbers,
+        or an error that is not KIV's.
     kinds : list of str
         Kinds of attention that the model uses.
     reason : str
@@ -63,6 +64,10 @@ def compare(model_type: str) -> Outcome:
     outcome = Outcome(model_type)
     try:
         stock = tiny_model(model_type, None)
+    except Exception as error:  # whatever keeps a tiny model from being built is the row's reason
+        outcome.verdict, outcome.reason = "not tried", _first_line(error)
+        return outcome
+    try:
         if cache_argument(stock) is None:
             raise TypeError(f"{type(stock).__name__}.forward has no argument for a cache")
         ids = text(stock)

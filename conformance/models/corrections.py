@@ -87,15 +87,26 @@ _TEXT_PART: dict[str, dict[str, Any]] = {
     "idefics2": {"sliding_window": None},
     "step3p7": {"sliding_window": 12},
     "unlimited_ocr": {"num_key_value_heads": 4},
-    "glm5_next": {"num_key_value_heads": 4, "qk_rope_head_dim": 0, "qk_head_dim": DELETE, "head_dim": DELETE},
     "hunyuan_vl": {"head_dim": 16},
     "cohere_compass": _COMPASS,
     "qwen4_exp": _INDEXER,
     "dots3_note": {"num_key_value_heads": 4},
-    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "deepseek_ocr2": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
+    "ernie4_5_vl_moe": {"rope_parameters": _MROPE},
+    "exaone4_5": {"model_type": "exaone4_5_text"},
+    "glm5_next": {
+        "num_key_value_heads": 4,
+        "qk_rope_head_dim": 0,
+        "qk_head_dim": DELETE,
+        "head_dim": DELETE,
+        "index_topk": 16,
+    },
 }
 
 _OTHER_PARTS: dict[str, Corrections] = {
+    "chameleon": {"": {"vocabulary_map": {"<image>": 100, "IMGIMGA": 101}}},
+    "granite4_vision": {"": {"deepstack_layer_map": []}},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": 64}},
     "dbrx": {
         "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 64},

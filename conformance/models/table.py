@@ -1,0 +1,87 @@
+"""The table of model types, `docs/models.md`, and the results behind it, `docs/models.json`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+from .compare import Outcome
+from .feeds import TOKENS
+from .reasons import reason_for
+
+_MEANING = {
+    "supported": "full-attention layers are KIV's, and every logit equals the stock cache's to rounding",
+    "delegated": "nothing to retrieve: no layer of plain full attention; the cache works and equals the stock cache",
+    "refused": "an error before any number, with the way out",
+    "no cache": "transformers itself does not run this class with a DynamicCache",
+    "not tried": "no tiny model could be built here",
+    "wrong": "a defect",
+}
+
+
+def load(path: Path) -> dict[str, Outcome]:
+    """Return the results that `store` wrote, by model type; empty if there are none."""
+    if not path.exists():
+        return {}
+    return {name: Outcome(**fields) for name, fields in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def store(path: Path, outcomes: dict[str, Outcome]) -> None:
+    """Write results for `load`."""
+    data = {name: asdict(outcomes[name]) for name in sorted(outcomes)}
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+@dataclass
+class Section:
+    """A part of the table: a heading, a sentence, and what was found."""
+
+    title: str
+    about: str
+    outcomes: list[Outcome]
+
+
+def render(sections: Iterable[Section]) -> str:
+    """Return the text of `docs/models.md`."""
+    parts = [
+        "# Model types",
+        "",
+        "Made by `python -m conformance.models`; do not edit. For each type a tiny random model is fed a text of "
+        f"{TOKENS} tokens in one shot, in chunks, token by token, and as a left-padded batch, with a hot window of 8, "
+        "under exact budget. The logits must lie within twice the largest distance of the model's own float32 answers "
+        "(sdpa and eager) from its float64 answer; `distance` is the largest one found, in units of that bound. "
+        "`control` is the same distance with nearly every cold token left out on purpose, which must be above 1.",
+        "",
+        f"transformers {transformers.__version__}, torch {torch.__version__}, CPU, one thread.",
+        "",
+    ]
+    for section in sections:
+        parts += _section(section)
+    return "\n".join(parts)
+
+
+def _section(section: Section) -> list[str]:
+    counts = Counter(outcome.verdict for outcome in section.outcomes)
+    lines = [f"## {section.title}", "", section.about, "", "| result | types | meaning |", "|---|---:|---|"]
+    lines += [f"| {name} | {counts[name]} | {_MEANING[name]} |" for name in _MEANING if counts[name] or name == "wrong"]
+    lines += [f"| all | {len(section.outcomes)} | |", ""]
+    lines += ["| type | result | attention | KIV layers | distance | control |", "|---|---|---|---:|---:|---:|"]
+    for outcome in section.outcomes:
+        compared = outcome.verdict in ("supported", "delegated")
+        distance = f"{outcome.ratio:.2f}" if compared else ""
+        control = f"{outcome.control:.0e}" if outcome.verdict == "supported" else ""
+        kinds = ", ".join(outcome.kinds)
+        layers = outcome.kiv_layers or ""
+        lines.append(f"| {outcome.model_type} | {outcome.verdict} | {kinds} | {layers} | {distance} | {control} |")
+    lines += ["", f"### Not supported: {section.title[0].lower()}{section.title[1:]}", ""]
+    for outcome in section.outcomes:
+        if outcome.verdict in ("refused", "no cache", "not tried", "wrong"):
+            lines += [f"- **{outcome.model_type}** ({outcome.verdict}): {reason_for(outcome)}"]
+            lines += [f"  Error: `{outcome.reason.replace('`', '')}`"]
+    return [*lines, ""]
