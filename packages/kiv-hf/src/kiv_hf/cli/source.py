@@ -14,7 +14,7 @@ from kiv_reference.errors import KIVError, KIVUnsupportedError, KIVUsageError, r
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from ..cache import KIVCache
-from ..handshake import NAME
+from ..routing import use_kiv
 from .gguf import convert, converted
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -96,7 +96,7 @@ def load_tokenizer(source: Source) -> Any:
 
 
 def load_model(source: Source, dtype: str, device: str) -> Any:
-    """Load the model under the attention implementation "kiv", in evaluation mode.
+    """Load the model with its attention routed through KIV, in evaluation mode.
 
     Parameters
     ----------
@@ -108,15 +108,15 @@ def load_model(source: Source, dtype: str, device: str) -> Any:
     Raises
     ------
     KIVUnsupportedError
-        The model cannot be loaded, or refuses the attention implementation.
+        The model cannot be loaded, or its attention cannot be routed.
     """
     kind: Any = "auto" if dtype == "auto" else DTYPES[dtype]
     if source.gguf is not None:
         kind = torch.bfloat16 if dtype == "auto" else kind
         with _explained(source):
             source = Source(source.name, str(convert(source.gguf, kind)))
-    model = _load(source, AutoModelForCausalLM.from_pretrained, dtype=kind, attn_implementation=NAME)
-    return model.to(device).eval()
+    model = _load(source, AutoModelForCausalLM.from_pretrained, dtype=kind)
+    return use_kiv(model.to(device).eval())
 
 
 def _load(source: Source, loader: Callable[..., Any], **keywords: Any) -> Any:
