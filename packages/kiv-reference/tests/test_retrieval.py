@@ -100,6 +100,14 @@ def test_learned_sinks_join_the_denominator(tiny, store_of):
     assert output.item() == pytest.approx(0.5)
 
 
+def test_huge_logits_still_average(tiny, store_of):
+    # Four equal logits of 1e17, where adding the log of their number is lost in float32.
+    store = store_of(tiny, [[1e9]] * 4, [[1.0], [2.0], [3.0], [6.0]])
+    output = store.attend(torch.tensor([[[[1e8]]]]), scale=1.0)
+    assert output.item() == pytest.approx(3.0)
+    assert store.report.blocks[0].exact_mass.item() == pytest.approx(1.0)
+
+
 def test_padding_is_never_seen(tiny, store_of):
     keys, values = torch.tensor(KEYS), torch.tensor(VALUES)
     keys[3], values[3] = torch.nan, torch.nan

@@ -43,11 +43,11 @@ class Pseudo(NamedTuple):
 
 
 class Attended(NamedTuple):
-    """Output and log-masses of G query heads and TQ queries."""
+    """Output and mass shares of G query heads and TQ queries."""
 
     output: torch.Tensor  # [G, TQ, DV]
-    exact: torch.Tensor  # [G, TQ], log E of SPEC 6.1
-    estimated: torch.Tensor  # [G, TQ], log A of SPEC 6.1
+    exact: torch.Tensor  # [G, TQ], share of the mass (SPEC 6.1)
+    estimated: torch.Tensor  # [G, TQ], share of the mass (SPEC 6.1)
 
 
 def weigh(weights: torch.Tensor, values: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
@@ -78,19 +78,22 @@ def attend_tokens(
     positions : int64 [K], valid positions
     """
     seen = positions[None, :] <= query_positions[:, None]  # [TQ, K]
-    logits = modifiers.logits(query, view.keys(positions)).masked_fill(~seen, -torch.inf)
-    exact = torch.logsumexp(logits, dim=2)
+    logits = [modifiers.logits(query, view.keys(positions)).masked_fill(~seen, -torch.inf)]
     if modifiers.sink_logits is not None:
-        exact = torch.logaddexp(exact, modifiers.sink_logits)
-    estimated = torch.full_like(exact, -torch.inf) if tail is None else torch.logsumexp(tail.logits, dim=2)
-    total = torch.logaddexp(exact, estimated)[:, :, None]
-    # Where nothing is attended the total is -inf and every weight 0.
-    weights = torch.where(total == -torch.inf, 0.0, torch.exp(logits - total))
-    output = weigh(weights, view.values(positions), seen)
+        logits.append(modifiers.sink_logits[:, :, None])
+    held = sum(part.shape[2] for part in logits)
     if tail is not None:
-        weights = torch.where(tail.logits == -torch.inf, 0.0, torch.exp(tail.logits - total))
-        output = output + weights @ tail.values
-    return Attended(output, exact, estimated)
+        logits.append(tail.logits)
+    # One softmax over everything: merging parts by their log-sum-exp loses the log where logits are huge.
+    joined = torch.cat(logits, dim=2)
+    weights = torch.softmax(joined, dim=2).masked_fill(joined == -torch.inf, 0.0)
+    output = weigh(weights[:, :, : positions.numel()], view.values(positions), seen)
+    if tail is not None:
+        output = output + weights[:, :, held:] @ tail.values
+    exact, estimated = weights[:, :, :held].sum(dim=2), weights[:, :, held:].sum(dim=2)
+    # Their sum is 1 but for rounding, or 0 where nothing is attended.
+    total = (exact + estimated).masked_fill(exact + estimated == 0, 1.0)
+    return Attended(output, exact / total, estimated / total)
 
 
 def attend_exactly(

@@ -60,17 +60,14 @@ class BlockCall:
         return HeadResult(attended, retrieval, mass if self.bound else None, 0, 0)
 
     def _spread(self, result: HeadResult, mine: torch.Tensor, queries: int) -> HeadResult:
-        """Put the results of the valid queries in their places among all `queries`; turn log-masses into shares."""
+        """Put the results of the valid queries in their places among all `queries`."""
 
         def place(part: torch.Tensor) -> torch.Tensor:
             whole = part.new_zeros(part.shape[0], queries, *part.shape[2:])
             whole[:, mine] = part
             return whole
 
-        output, exact, estimated = result.attended
-        total = torch.logaddexp(exact, estimated)
-        shares = [torch.where(total == -torch.inf, 0.0, torch.exp(part - total)) for part in (exact, estimated)]
-        attended = Attended(place(output), place(shares[0]), place(shares[1]))
+        attended = Attended(*(place(part) for part in result.attended))
         missed = None if result.missed_bound is None else place(result.missed_bound)
         return result._replace(attended=attended, missed_bound=missed)
 
