@@ -41,6 +41,7 @@ def main(names: list[str]) -> int:
     sections = [
         Section(title, about, [outcomes[name] for name in types() if name in outcomes])
         for title, about, types in _SECTIONS
+        if any(name in outcomes for name in types())
     ]
     (DOCS / "models.md").write_text(render(sections), encoding="utf-8")
     return int(any(outcome.verdict == "wrong" for outcome in outcomes.values()))

@@ -17,6 +17,7 @@ _REASONS = {
     "gemma4_unified_assistant": "it owns no keys or values: it proposes tokens from those of another model's cache.",
     "minimax": "transformers refuses any cache but its own class for it.",
     "openai-gpt": "its forward takes no cache.",
+    "prophetnet": "its forward takes a cache for one token at a time only, so no text can be fed.",
     "reformer": "its forward takes no Cache object: it hashes buckets of its own.",
     "rwkv": "it is recurrent: it has a state and no keys.",
     "xlm": "its forward takes no cache.",
