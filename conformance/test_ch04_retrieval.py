@@ -63,7 +63,13 @@ class Test_4_2_PageScore:
 
     @given(
         scenario=scenarios(
-            config=configs(spread_weight=st.floats(0, 1), candidate_pages=st.integers(1, 3), **FREE),
+            config=configs(
+                spread_weight=st.floats(0, 1),
+                candidate_pages=st.integers(2, 9),
+                hot_tokens=0,
+                page_tokens=st.integers(1, 3),
+                **FREE,
+            ),
             kinds=("needle", "pages", "spiky", "gaussian"),
             calls=decode_only(),
         )
@@ -80,6 +86,18 @@ class Test_4_3_GroupScore:
     def test_groups(self, target: Target, group: str, data: st.DataObject) -> None:
         config = configs(group=group, candidate_pages=st.integers(1, 3), **FREE)
         drive(target, data.draw(scenarios(config=config, shape=shapes(groups=st.integers(2, 4), width=8))))
+
+    @given(
+        scenario=scenarios(
+            config=configs(group="exp_sum", candidate_pages=st.integers(2, 9), hot_tokens=0, page_tokens=2, **FREE),
+            shape=shapes(groups=st.integers(2, 4), width=8),
+            kinds=("gaussian", "spiky", "pages"),
+            calls=decode_only(),
+            scale=st.sampled_from([0.125, 0.25, 2.0]),
+        )
+    )
+    def test_many_pages_for_heads_that_disagree(self, target: Target, scenario: Scenario) -> None:
+        drive(target, scenario)
 
 
 class Test_4_4_Candidates:

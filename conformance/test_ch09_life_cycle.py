@@ -96,6 +96,24 @@ class Test_9_1_AppendAttend:
         driver = Driver(target, TINY)
         refused(driver, KIVUsageError, "9.1", "attend", query=torch.zeros(B, 4, 1, D), scale=0.5)
 
+    @given(scenario=scenarios(), inside=st.lists(st.booleans(), min_size=8, max_size=8))
+    def test_inference_mode_may_alternate(self, target: Target, scenario: Scenario, inside: list[bool]) -> None:
+        driver, tokens, start = Driver(target, scenario.config, scenario.exact_population), scenario.tokens, 0
+        for turn, (n, attends) in enumerate(scenario.chunks):
+            with torch.inference_mode(inside[2 * turn % 8]):
+                chunk = tokens.slice(start, start + n)
+                driver.append(chunk)
+            start += n
+            if attends:
+                with torch.inference_mode(inside[(2 * turn + 1) % 8]):
+                    driver.attend(chunk.query, scenario.scale, scenario.softcap, scenario.sink_logits(n))
+        with torch.inference_mode(inside[6]):
+            driver.crop(start // 2)
+        with torch.inference_mode(inside[7]):
+            chunk = tokens.slice(start // 2, start)
+            driver.append(chunk)
+            driver.attend(chunk.query, scenario.scale)
+
     @given(scenario=scenarios())
     def test_the_caller_may_change_its_tensors_afterwards(self, target: Target, scenario: Scenario) -> None:
         driver, tokens = Driver(target, scenario.config), scenario.tokens

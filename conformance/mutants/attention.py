@@ -15,6 +15,7 @@ from kiv_reference.view import HeadView
 
 from .patching import mutant
 
+_TOKENS = block.attend_tokens
 BOTH = ((block, "attend_tokens"), (block, "attend_exactly"))
 
 
@@ -131,6 +132,19 @@ def _(original: Any) -> Any:
     def changed(query: Any, at: Any, view: HeadView, *rest: Any) -> Attended:
         attended = original(query, at, view, *rest)
         return attended._replace(output=attended.output + 0 * view.values(view.cold_positions()).sum(dim=0))
+
+    return changed
+
+
+@mutant("the log of the number of huge logits is lost", (block, "attend_tokens"), (block, "attend_exactly"), look="5.1")
+def _(original: Any) -> Any:
+    def changed(query: Any, at: torch.Tensor, view: HeadView, *rest: Any) -> Attended:
+        attended = original(query, at, view, *rest)
+        logits = rest[-1 if original is not _TOKENS else 1].logits(query, view.keys(view.positions(0, int(at[-1]) + 1)))
+        top = logits.amax(dim=2)
+        # exp(top + log n) / exp(top): 1 where the addition loses log n, n where it does not.
+        factor = torch.exp((top + 1.0) - top) / torch.exp(torch.ones_like(top))
+        return attended._replace(output=attended.output / factor[..., None])
 
     return changed
 
