@@ -21,7 +21,7 @@ HUGE_EQUAL_LOGITS = Scenario(
     ((27, False), (1, True)),
     scale=0.0625,
 )
-"""Found here: merging the log-sum-exp of huge logits lost the log of their number, and weights added up to more than 1."""
+"""Found here: merging by log-sum-exp lost the log of the number of huge logits; weights added up to more than 1."""
 
 
 class Test_5_1_LogitsAndOutput:

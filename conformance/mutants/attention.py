@@ -15,7 +15,6 @@ from kiv_reference.view import HeadView
 
 from .patching import mutant
 
-_TOKENS = block.attend_tokens
 BOTH = ((block, "attend_tokens"), (block, "attend_exactly"))
 
 
@@ -136,15 +135,22 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("the log of the number of huge logits is lost", (block, "attend_tokens"), (block, "attend_exactly"), look="5.1")
+@mutant("parts merged by log-sum-exp, losing log n", (block, "attend_tokens"), look="5.1")
 def _(original: Any) -> Any:
-    def changed(query: Any, at: torch.Tensor, view: HeadView, *rest: Any) -> Attended:
-        attended = original(query, at, view, *rest)
-        logits = rest[-1 if original is not _TOKENS else 1].logits(query, view.keys(view.positions(0, int(at[-1]) + 1)))
-        top = logits.amax(dim=2)
-        # exp(top + log n) / exp(top): 1 where the addition loses log n, n where it does not.
-        factor = torch.exp((top + 1.0) - top) / torch.exp(torch.ones_like(top))
-        return attended._replace(output=attended.output / factor[..., None])
+    def changed(query: Any, at: torch.Tensor, view: HeadView, positions: Any, m: Modifiers, pseudo: Any = None) -> Any:
+        attended = original(query, at, view, positions, m, pseudo)
+        seen = positions[None, :] <= at[:, None]
+        logits = m.logits(query, view.keys(positions)).masked_fill(~seen, -torch.inf)
+        parts = [torch.logsumexp(logits, dim=2)]
+        if m.sink_logits is not None:
+            parts.append(m.sink_logits)
+        if pseudo is not None:
+            parts.append(torch.logsumexp(pseudo.logits, dim=2))
+        merged = torch.logsumexp(torch.stack(parts), dim=0)[..., None]
+        output = torch.exp(logits - merged) @ view.values(positions)
+        if pseudo is not None:
+            output = output + torch.exp(pseudo.logits - merged) @ pseudo.values
+        return attended._replace(output=output) if bool(torch.isfinite(output).all()) else attended
 
     return changed
 

@@ -251,6 +251,7 @@ _reports(
 _reports(
     "report: bound always given",
     lambda r, _: {"missed_bound": r.exact_mass * 0 if r.missed_bound is None else r.missed_bound},
+    look="6.2",
 )
 _reports("report: candidates in order of position", lambda r, _: {"candidate_pages": _ascending(r.candidate_pages)})
 _reports("report: selection in descending order", lambda r, _: {"selected_positions": r.selected_positions.flip(2)})
