@@ -137,7 +137,7 @@ def scenarios(
     drawn_shape = draw(shape if shape is not None else shapes())
     if kinds is None:
         kinds = EXACT_KINDS if exact_population else FLOAT_KINDS
-    first = draw(lengths(drawn_config, most, pages=max(6, 2 * drawn_config.candidate_pages))) - 1
+    first = draw(lengths(drawn_config, most)) - 1
     attended_first = first > 1 and first <= 24 and draw(st.booleans())
     chunks = [(first, attended_first)] if first else []
     if calls is None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import event, example, given
+from hypothesis import event, given
 from hypothesis import strategies as st
-from kiv_reference import KIVConfig
 
-from .data import Recipe, Shape
 from .driver import drive
 from .strategies import Scenario, blocks_only, configs, decode_only, scenarios, shapes
 from .target import Target
@@ -14,23 +12,8 @@ from .target import Target
 COLD = {"hot_tokens": st.integers(0, 3), "sink_tokens": st.integers(0, 2), "max_missed_mass": None}
 
 
-HUGE_EQUAL_LOGITS = Scenario(
-    KIVConfig(hot_tokens=8, sink_tokens=0, page_tokens=4, candidate_pages=1, retrieve_tokens=1, max_missed_mass=0.5),
-    Shape(value_width=3),
-    Recipe("huge_few", 0),
-    ((27, False), (1, True)),
-    scale=0.0625,
-)
-"""Found here: merging by log-sum-exp lost the log of the number of huge logits; weights added up to more than 1."""
-
-
 class Test_5_1_LogitsAndOutput:
     """The output is the softmax-weighted mean of the values of sinks, selection and hot up to the query's position."""
-
-    @given(scenario=scenarios(kinds=("huge_few", "huge", "few"), shape=shapes(width=4)))
-    @example(scenario=HUGE_EQUAL_LOGITS)
-    def test_equal_and_huge_logits(self, target: Target, scenario: Scenario) -> None:
-        drive(target, scenario)
 
     @given(scenario=scenarios(config=configs(tail="none", max_missed_mass=None)))
     def test_attended_tokens(self, target: Target, scenario: Scenario) -> None:

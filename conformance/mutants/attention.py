@@ -135,26 +135,6 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("parts merged by log-sum-exp, losing log n", (block, "attend_tokens"), look="5.1")
-def _(original: Any) -> Any:
-    def changed(query: Any, at: torch.Tensor, view: HeadView, positions: Any, m: Modifiers, pseudo: Any = None) -> Any:
-        attended = original(query, at, view, positions, m, pseudo)
-        seen = positions[None, :] <= at[:, None]
-        logits = m.logits(query, view.keys(positions)).masked_fill(~seen, -torch.inf)
-        parts = [torch.logsumexp(logits, dim=2)]
-        if m.sink_logits is not None:
-            parts.append(m.sink_logits)
-        if pseudo is not None:
-            parts.append(torch.logsumexp(pseudo.logits, dim=2))
-        merged = torch.logsumexp(torch.stack(parts), dim=0)[..., None]
-        output = torch.exp(logits - merged) @ view.values(positions)
-        if pseudo is not None:
-            output = output + torch.exp(pseudo.logits - merged) @ pseudo.values
-        return attended._replace(output=output) if bool(torch.isfinite(output).all()) else attended
-
-    return changed
-
-
 @mutant("no tail", (block, "tail"))
 def _(original: Any) -> Any:
     return lambda *arguments: None
