@@ -69,7 +69,8 @@ def main() -> int:
     start = time.perf_counter()
     chosen = [m for m in MUTANTS if not options.only or options.only in m.name]
     control = first_failure(reference()) if not options.only else None
-    print("the unchanged reference", "lives" if control is None else f"FAILS: {control}", flush=True)
+    if not options.only:
+        print("the unchanged reference", "lives" if control is None else f"FAILS: {control}", flush=True)
     deaths = kill_table(chosen)
     survivors = [name for name, death in deaths.items() if death is None]
     print(f"\n{len(deaths) - len(survivors)} of {len(deaths)} mutants killed in {time.perf_counter() - start:.0f} s")

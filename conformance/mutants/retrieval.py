@@ -92,7 +92,7 @@ def _(original: Any) -> Any:
     return lambda scores, group: original(scores[:1], group)
 
 
-@mutant("scale twice in the page score", (select, "page_scores"), look="4.2")
+@mutant("scale twice in the page score", (select, "page_scores"), look="2.3")
 def _(original: Any) -> Any:
     return lambda members, mean, spread, scale, weight: original(members, mean, spread, scale * scale, weight)
 

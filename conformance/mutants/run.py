@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ..failure import Mismatch, Scene
 from ..target import Target, load
 
@@ -68,7 +70,7 @@ def first_failure(target: Target, look: str = "") -> Death | None:
         except Mismatch as error:
             text = str(error).splitlines()[0]
             return Death(name, error.clause, time.perf_counter() - start, text.partition(": ")[2])
-        except Exception as error:
+        except (Exception, pytest.fail.Exception) as error:
             what = f"{type(error).__name__}: {error}".splitlines()[0]
             return Death(name, "", time.perf_counter() - start, what)
     return None

@@ -219,7 +219,7 @@ def _(original: Any) -> Any:
     return changed
 
 
-def _reports(name: str, change: Callable[[BlockReport, BlockCall], dict[str, Any]]) -> None:
+def _reports(name: str, change: Callable[[BlockReport, BlockCall], dict[str, Any]], look: str = "") -> None:
     """A block report that says something else than was done."""
 
     def lie(original: Any) -> Any:
@@ -229,7 +229,7 @@ def _reports(name: str, change: Callable[[BlockReport, BlockCall], dict[str, Any
 
         return changed
 
-    mutant(name, (call.BlockCall, "_report"))(lie)
+    mutant(name, (call.BlockCall, "_report"), look=look)(lie)
 
 
 _reports(
@@ -251,6 +251,7 @@ _reports(
 _reports(
     "report: bound always given",
     lambda r, _: {"missed_bound": r.exact_mass * 0 if r.missed_bound is None else r.missed_bound},
+    look="6.2",
 )
 _reports("report: candidates in order of position", lambda r, _: {"candidate_pages": _ascending(r.candidate_pages)})
 _reports("report: selection in descending order", lambda r, _: {"selected_positions": r.selected_positions.flip(2)})
@@ -272,4 +273,6 @@ def _ascending(pages: torch.Tensor) -> torch.Tensor:
 
 def _filled(positions: torch.Tensor) -> torch.Tensor:
     """No -1 but in rows that hold nothing else."""
+    if positions.shape[2] == 0:
+        return positions
     return torch.where(positions < 0, positions.amax(dim=2, keepdim=True).expand_as(positions), positions)
