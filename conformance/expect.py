@@ -61,10 +61,11 @@ def same_retrieval(driver: Driver, other: Driver, clause: str) -> None:
 
 
 def budgets_to_try(driver: Driver) -> list[KIVConfig]:
-    """Configurations that differ in budgets only: ample, RAM halved and gone, a device with little to spare."""
+    """Configurations that differ in budgets only: ample, less and less RAM, a device with little to spare."""
     device, ram, _ = driver.pool.memory()
     ample = {"device_bytes": 4 * device + 4096, "ram_bytes": 4 * ram + 4096}
-    tight = [{}, {"ram_bytes": ram // 2}, {"ram_bytes": 0}, {"device_bytes": device + 4096, "ram_bytes": ram // 3}]
+    tight: list[dict[str, int]] = [{"ram_bytes": share} for share in (ram - ram // 8, ram // 2, 0)]
+    tight += [{}, {"device_bytes": device + 4096, "ram_bytes": ram - ram // 5}]
     return [dataclasses.replace(driver.config, **{**ample, **budgets}) for budgets in tight]
 
 

@@ -14,6 +14,11 @@ def draw(seed, length, batch=1, heads=2, groups=2, width=16, value_width=16, dty
     return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
 
 
+def summary_bytes(store):
+    """RAM that the page summaries of a store take: they never leave it."""
+    return sum(store.state.cold.row_bytes(row).ram for row in store.state.rows)
+
+
 def feed(store, data, chunks):
     """Append and attend chunk by chunk; all outputs."""
     outputs, start = [], 0

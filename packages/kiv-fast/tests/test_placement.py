@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fast_helpers import SCALE, draw, feed
+from fast_helpers import SCALE, draw, feed, summary_bytes
 from kiv_fast import FastPool
 from kiv_reference.errors import KIVBudgetError
 
@@ -19,30 +19,38 @@ def test_every_budget_gives_the_same_bits(config, prefill, dtype, tmp_path):
     pool = FastPool(config)
     whole = pool.layer_store()
     expected = feed(whole, data, CHUNKS)
-    ram = pool.memory().ram
-    for share in (0, 1000, ram // 5, ram // 2, 2 * ram):
+    ram, least = pool.memory().ram, summary_bytes(whole)
+    pages = ram - least
+    for share in (least, least + 1000, least + pages // 5, least + pages // 2, 2 * ram):
         small = FastPool(replace(config, ram_bytes=share, spill_dir=tmp_path))
         store = small.layer_store()
         assert torch.equal(feed(store, data, CHUNKS), expected)
         held, parts = small.memory(), store.tokens()
         assert held.ram <= share
         assert (parts.cold_disk > 0) == (share < ram)
-        assert parts.cold_ram + parts.cold_disk == ram // (2 * 2 * 16 * dtype.itemsize)
+        assert parts.cold_ram + parts.cold_disk == pages // (2 * 2 * 16 * dtype.itemsize)
         store.reset()
         assert small.memory() == (0, 0, 0)
     assert list(tmp_path.iterdir()) == [], "scratch files have no name"
+    refusing = FastPool(replace(config, ram_bytes=least - 1, spill_dir=tmp_path)).layer_store()
+    with pytest.raises(KIVBudgetError, match=f"ram_bytes={least - 1}"):
+        feed(refusing, data, CHUNKS)
 
 
 def test_the_cache_is_used_and_bounded(config, tmp_path):
-    pool = FastPool(replace(config, ram_bytes=12_000, spill_dir=tmp_path))
+    data, chunks = draw(1, 400), [300, *[1] * 100]
+    whole = FastPool(config).layer_store()
+    feed(whole, data, chunks)
+    room = summary_bytes(whole) + 12_000
+    pool = FastPool(replace(config, ram_bytes=room, spill_dir=tmp_path))
     store = pool.layer_store()
-    feed(store, draw(1, 400), [300, *[1] * 100])
+    feed(store, data, chunks)
     counters = pool.counters
     assert counters.cache_hits > 0
     assert counters.cache_misses > 0
     assert counters.cache_evictions > 0
     assert counters.disk_bytes_read > 0
-    assert 0 < pool.memory().ram <= 12_000
+    assert room - 12_000 < pool.memory().ram <= room
     assert store.tokens().cold_disk > 0
 
 
@@ -76,7 +84,8 @@ def test_budgets_hold_for_all_layers_together(config, tmp_path):
     store = alone.layer_store()
     feed(store, data, [120])
     need = alone.memory()
-    pool = FastPool(replace(config, ram_bytes=need.ram, disk_bytes=0, spill_dir=tmp_path))
+    ram = need.ram + summary_bytes(store)
+    pool = FastPool(replace(config, ram_bytes=ram, disk_bytes=0, spill_dir=tmp_path))
     first, second = pool.layer_store(), pool.layer_store()
     expected = feed(first, data, [120])
     held = pool.memory()

@@ -2,6 +2,7 @@ import pytest
 import torch
 from fast_helpers import SCALE, draw, feed
 from kiv_fast import FastPool, cold
+from kiv_fast.product import WidenedProduct, product_for
 from kiv_fast.scan import Scanner
 from kiv_fast.select import page_query, top, top_set
 from kiv_fast.validate import Shape
@@ -9,17 +10,18 @@ from kiv_fast.validate import Shape
 HEADS, WIDTH, PAGES = 2, 24, 64
 SHAPE = Shape(1, HEADS, WIDTH, WIDTH, torch.float32, torch.device("cpu"))
 
-needs_chapters = pytest.mark.skipif(not Scanner.available(SHAPE), reason="torch has no packed integer product here")
+PACKED = product_for(SHAPE.device)
+PRODUCTS = {"widened": WidenedProduct()} | ({} if PACKED is None else {"packed": PACKED})
 
 
-@needs_chapters
+@pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("size", [1e-20, 1.0, 1e12])
 @pytest.mark.parametrize("offset", [0.0, 50.0])
 @pytest.mark.parametrize("seed", range(5))
-def test_no_score_is_further_off_than_its_bound(size, offset, seed):
+def test_no_score_is_further_off_than_its_bound(product, size, offset, seed):
     generator = torch.Generator().manual_seed(seed)
     channels = torch.randn(2 * WIDTH, generator=generator).exp()
-    scanner = Scanner(SHAPE, 0.5, PAGES)
+    scanner = Scanner(SHAPE, PAGES, PRODUCTS[product])
     shape = PAGES, HEADS, 2 * WIDTH
     chapters = [(torch.randn(shape, generator=generator) + offset) * channels * size for _ in range(3)]
     for number, summaries in enumerate(chapters):
@@ -32,9 +34,9 @@ def test_no_score_is_further_off_than_its_bound(size, offset, seed):
     assert bool((error < 0.2 * true.std(dim=2)).all()), "a bound that is never useful"
 
 
-@needs_chapters
+@pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("group", ["exp_sum", "max"])
-def test_pruning_never_changes_what_is_retrieved(config, group, monkeypatch):
+def test_pruning_never_changes_what_is_retrieved(config, group, product, monkeypatch):
     from dataclasses import replace
 
     config = replace(config, group=group)
@@ -44,6 +46,7 @@ def test_pruning_never_changes_what_is_retrieved(config, group, monkeypatch):
     expected = feed(plain.layer_store(), data, chunks)
     monkeypatch.setattr(cold, "CHAPTER_PAGES", 32)
     monkeypatch.setattr(cold, "QUICK_BYTES", 0)
+    monkeypatch.setattr(cold, "product_for", lambda device: PRODUCTS[product])
     assert torch.equal(feed(quick.layer_store(), data, chunks), expected)
     assert plain.counters.pages_pruned == 0
     assert quick.counters.pages_pruned > 1000

@@ -26,6 +26,10 @@ class Arena(Protocol):
         """Book room for so many pages more, or refuse (SPEC 10.2). Replaces the last promise."""
         ...
 
+    def give_way(self, nbytes: int) -> None:
+        """Move what can live elsewhere until so much RAM is free for what cannot, as far as possible."""
+        ...
+
     def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor) -> None:
         """Store pages ``[n, H, P, D]`` and ``[n, H, P, DV]``; all of them or, on an error, none."""
         ...
@@ -76,6 +80,9 @@ class RamArena:
         self._ledger.take(ram=(pages - self._promised) * self.page_bytes)
         self._promised = pages
         return TierBytes(0, pages * self.page_bytes, 0)
+
+    def give_way(self, nbytes: int) -> None:
+        """Nothing here can live elsewhere."""
 
     def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor) -> None:
         """Copy pages in."""

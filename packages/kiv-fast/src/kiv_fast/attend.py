@@ -98,16 +98,18 @@ def always_parts(queries: Queries, tiles: list[Tile], scratch: Scratch) -> list[
 def weigh(weights: torch.Tensor, values: torch.Tensor, logits: torch.Tensor, finite: bool) -> torch.Tensor:
     """Sum ``weights [H, M, K]`` times ``values [H, K, DV]``.
 
-    Where a value may be infinite or NaN, what a query does not see is left out rather than multiplied by 0 (SPEC 2.5).
+    Where a value may be infinite or NaN, what a query does not see is left out rather than multiplied by 0 (SPEC 2.5):
+    the finite numbers go through the same product as ever, so that the others change no bit of what does not see them.
     """
     if finite:
         return weights @ values
-    seen = logits > -torch.inf
-    rows = [
-        torch.stack([w[s] @ values[head][s] for w, s in zip(weights[head], seen[head], strict=True)])
-        for head in range(weights.shape[0])
-    ]
-    return torch.stack(rows)
+    good = torch.isfinite(values)
+    output = weights @ values.masked_fill(~good, 0)
+    for token in (~good).any(dim=2).any(dim=0).nonzero()[:, 0].tolist():
+        odd = values[:, token].masked_fill(good[:, token], 0)[:, None]  # [H, 1, DV]
+        seen = logits[:, :, token, None] > -torch.inf
+        output += torch.where(seen, weights[:, :, token, None] * odd, 0)
+    return output
 
 
 def attend_parts(exact: list[Part], tail: list[Part], sink_logits: torch.Tensor | None, finite: bool) -> Attended:

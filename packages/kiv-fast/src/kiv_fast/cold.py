@@ -13,6 +13,7 @@ from .host import Table
 from .index import Index, summarise
 from .layout import IdPool, Row
 from .ledger import Counters, Ledger
+from .product import product_for
 from .scan import Scanner
 from .scratch import Scratch
 from .transfer import transfer_to
@@ -25,13 +26,18 @@ STAGGER_PAGES = 64
 """Stores of a pool pack their chapters at different pages, within this many."""
 
 QUICK_MEMBERS = 16
-"""Above so many queries at once a float product over all pages is the faster look."""
+"""On a CPU, above so many queries at once a float product over all pages is the faster look."""
 
 QUICK_BYTES = 4 << 20
 """With fewer bytes of summaries, too, it costs less to look at all of them exactly."""
 
 SUMMARY_CHUNK = 256
 """Pages summarised at once in a long call."""
+
+TABLE_BYTES = 16
+"""Of a page in the table of a row: two integers."""
+
+NOTHING = TierBytes(0, 0, 0)
 
 
 class ColdRow:
@@ -88,27 +94,33 @@ class Cold:
         self.shape, self.config, self.counters = shape, config, counters
         self.arena, self.scratch = arena, scratch
         self.index = Index(shape, config)
-        self.scanner = Scanner(shape, config.spread_weight, CHAPTER_PAGES)
-        self._quick = Scanner.available(shape) and not config.exact
+        product = product_for(shape.device)
+        self.scanner = None
+        if product is not None and shape.compute == torch.float32 and not config.exact:
+            self.scanner = Scanner(shape, CHAPTER_PAGES, product)
         self._ledger = ledger
         self.transfer = transfer_to(shape.device)
         self._pages, self._spans, self._chapters = IdPool(), IdPool(), IdPool()
         self._delay = ordinal % STAGGER_PAGES
         self._heads = torch.arange(shape.heads, device=shape.device)[:, None]
-        self._booked = 0
+        self._booked = NOTHING
+        self._pending = False  # whether a promise is booked that has not ended
         self.finite = True  # whether every mean value is finite
 
     def promise(self, pages: int) -> TierBytes:
         """Book room for so many pages more, or refuse before anything happens (SPEC 10.2); returns what was booked."""
-        held = self._device_bytes
-        more = self._bytes(pages, pages // self.config.span_pages + 1, pages // CHAPTER_PAGES) if pages else 0
-        self._book(held + more)
+        held = self._held
+        more = self._bytes(pages, pages // self.config.span_pages + 1, pages // CHAPTER_PAGES) if pages else NOTHING
+        self.arena.promise(0)
+        self.arena.give_way(held.ram + more.ram - self._booked.ram)
+        self._book(TierBytes(held.device + more.device, held.ram + more.ram, 0))
         try:
             promised = self.arena.promise(pages)
         except BaseException:
             self._book(held)
             raise
-        return TierBytes(self._booked - held, promised.ram, promised.disk)
+        self._pending = pages > 0
+        return TierBytes(more.device, more.ram + promised.ram, promised.disk)
 
     def add(self, row: ColdRow, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None) -> None:
         """Add pages to a row: ``key [n, H, P, D]``, ``value [n, H, P, DV]``, ``valid`` bool ``[n, P]`` or None."""
@@ -137,16 +149,17 @@ class Cold:
             span = self._spans.take(1)[0]
             self.index.put_span(span, table, len(table.spans) * span_pages)
             table.add_span(span)
-        while self._quick and (len(table.chapters) + 1) * CHAPTER_PAGES + self._delay <= len(table.pages):
+        while self.scanner is not None and (len(table.chapters) + 1) * CHAPTER_PAGES + self._delay <= len(table.pages):
             first = len(table.chapters) * CHAPTER_PAGES
             chapter = self._chapters.take(1)[0]
-            self.scanner.put(chapter, self.summaries(row, first, first + CHAPTER_PAGES))
+            self.scanner.put(chapter, self.transfer.upload(self.summaries(row, first, first + CHAPTER_PAGES)))
             table.chapters.append(chapter)
 
     def settle(self) -> None:
         """End a promise: book what is held and no more."""
         self.arena.promise(0)
-        self._book(self._device_bytes)
+        self._pending = False
+        self._book(self._held)
 
     def share(self, row: ColdRow) -> ColdRow:
         """A second row with the same pages."""
@@ -162,39 +175,55 @@ class Cold:
         gone = table.cut(pages, self.config.span_pages, CHAPTER_PAGES, self.config.page_tokens)
         self.arena.free(self._pages.drop(gone.pages))
         self._spans.drop(gone.spans)
-        self.scanner.free(self._chapters.drop(gone.chapters))
-        self._book(self._device_bytes)
+        unused = self._chapters.drop(gone.chapters)
+        if self.scanner is not None:
+            self.scanner.free(unused)
+        if not self._pending:
+            self._book(self._held)
 
     def close(self) -> None:
         """Give all budgets back."""
         self.arena.close()
-        self._ledger.give(device=self._booked)
-        self._booked = 0
+        self._book(NOTHING)
 
-    def _bytes(self, pages: int, spans: int, chapters: int) -> int:
+    def _bytes(self, pages: int, spans: int, chapters: int) -> TierBytes:
         index = self.index
-        per_page = index.page_bytes + 16  # two integers in a row's table
-        return pages * per_page + spans * index.span_bytes + chapters * self.scanner.chapter_bytes
+        chapter = 0 if self.scanner is None else self.scanner.chapter_bytes
+        device = pages * TABLE_BYTES + spans * index.span_bytes + chapters * chapter
+        return TierBytes(device, pages * index.page_bytes, 0)
 
     @property
-    def _device_bytes(self) -> int:
+    def _held(self) -> TierBytes:
         return self._bytes(self._pages.used, self._spans.used, self._chapters.used)
 
-    def row_bytes(self, row: ColdRow) -> int:
-        """Device bytes of what a row refers to."""
+    def row_bytes(self, row: ColdRow) -> TierBytes:
+        """Bytes of what a row refers to, without the pages themselves."""
         return self._bytes(len(row.table.pages), len(row.table.spans), len(row.table.chapters))
 
-    def _book(self, device: int) -> None:
-        self._ledger.take(device=device - self._booked)
-        self._booked = device
+    def device_parts(self) -> dict[str, int]:
+        """Device bytes by what they are for."""
+        chapter = 0 if self.scanner is None else self.scanner.chapter_bytes
+        return {
+            "page index": self._chapters.used * chapter,
+            "span summaries": self._spans.used * self.index.span_bytes,
+            "page tables": self._pages.used * TABLE_BYTES,
+        }
+
+    def _book(self, held: TierBytes) -> None:
+        self._ledger.take(device=held.device - self._booked.device, ram=held.ram - self._booked.ram)
+        self._booked = held
 
     def summaries(self, row: ColdRow, first: int, stop: int) -> torch.Tensor:
-        """Mean and spread ``[stop - first, H, 2 D]`` of pages of a row; a view if their ids are consecutive."""
+        """Mean and spread ``[stop - first, H, 2 D]`` of pages of a row, in RAM; a view if their ids are consecutive."""
         tensor = self.index.keys.tensor
         if stop <= row.table.whole and first < stop:
             at = row.table.pages[first]
             return tensor[at : at + stop - first]
-        return tensor.index_select(0, row.ids(first, stop))
+        return tensor.index_select(0, row.ids(first, stop).to(tensor.device))
+
+    def gather(self, table: Table, units: torch.Tensor, width: int) -> torch.Tensor:
+        """Rows int64 ``[K]`` of a table in RAM seen as ``[-1, width]``, on the device: ``[K, width]``."""
+        return self.transfer.upload(table.tensor.view(-1, width).index_select(0, units.to(table.tensor.device)))
 
     def units(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
         """``id * H + head`` of pages int64 ``[H, K]``, each head its own."""
@@ -218,7 +247,8 @@ class Cold:
 
     def usable_chapters(self, row: ColdRow, pages: int, members: int) -> list[int]:
         """The chapters to scan for so many queries over the first `pages` pages."""
-        if members > QUICK_MEMBERS or pages * self.index.keys.record_bytes < QUICK_BYTES:
+        on_cpu = self.shape.device.type == "cpu"
+        if (on_cpu and members > QUICK_MEMBERS) or pages * self.index.keys.record_bytes < QUICK_BYTES:
             return []
         return row.table.chapters[: pages // CHAPTER_PAGES]
 

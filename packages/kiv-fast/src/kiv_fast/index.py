@@ -1,4 +1,8 @@
-"""What is known of cold pages without reading them: the summaries of pages and of spans (SPEC 3)."""
+"""What is known of cold pages without reading them: the summaries of pages and of spans (SPEC 3).
+
+Summaries of spans are all used in every step and live on the device. Those of pages are looked at through the integers
+of `scan`; only the few that decide are read as they are, from RAM.
+"""
 
 from __future__ import annotations
 
@@ -45,22 +49,22 @@ class Index:
 
     def __init__(self, shape: Shape, config: KIVConfig) -> None:
         heads, width, value_width = shape.heads, shape.key_width, shape.value_width
-        dtype, device = shape.compute, shape.device
+        dtype, device, host = shape.compute, shape.device, torch.device("cpu")
         self._span_pages = config.span_pages
-        self.keys = Table((heads, 2 * width), dtype, device)
-        self.values = Table((heads, value_width), dtype, device)
+        self.keys = Table((heads, 2 * width), dtype, host)
+        self.values = Table((heads, value_width), dtype, host)
         self.span_keys = Table((heads, width), dtype, device)
         self.span_values = Table((heads, value_width), dtype, device)
         self.span_counts = Table((), dtype, device)
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page's summary."""
+        """Bytes of one page's summary, in RAM."""
         return self.keys.record_bytes + self.values.record_bytes
 
     @property
     def span_bytes(self) -> int:
-        """Bytes of one span's summary."""
+        """Bytes of one span's summary, on the device."""
         return self.span_keys.record_bytes + self.span_values.record_bytes + self.span_counts.record_bytes
 
     def put(self, pages: list[int], summary: Summary) -> None:
@@ -70,7 +74,7 @@ class Index:
             if pages[-1] - pages[0] == len(pages) - 1:
                 table.tensor[pages[0] : pages[-1] + 1] = rows
             else:
-                table.tensor[pages] = rows
+                table.tensor[pages] = rows.to(table.tensor.device)
 
     def put_span(self, span: int, row: Row, first: int) -> None:
         """Store the summary of a complete span: `span_pages` pages of `row` from `first` on (SPEC 3.2)."""

@@ -63,6 +63,17 @@ class FastPool:
         """Bytes held in each tier (SPEC 10.3)."""
         return self.ledger.used
 
+    def device_breakdown(self) -> dict[str, int]:
+        """Device bytes by what they are for; together, `memory().device`."""
+        states = [store.state for store in self._stores if store.state is not None]
+        parts = {"sinks, hot tokens, validity": sum(state.near_bytes for state in states)}
+        for cold in {id(state.cold): state.cold for state in states}.values():
+            for name, count in cold.device_parts().items():
+                parts[name] = parts.get(name, 0) + count
+        parts["step buffers"] = self.scratch.nbytes
+        parts["promised to calls in progress"] = self.ledger.used.device - sum(parts.values())
+        return parts
+
     def close(self) -> None:
         """Free everything; using the pool afterwards is an error."""
         for store in list(self._stores):

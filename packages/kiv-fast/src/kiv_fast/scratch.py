@@ -23,6 +23,11 @@ class Scratch:
         self._buffers: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
         self._planned = 0
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes booked."""
+        return self._planned
+
     def plan(self, nbytes: int) -> None:
         """Book room for a store whose steps need so much (SPEC 10.2)."""
         if nbytes > self._planned:

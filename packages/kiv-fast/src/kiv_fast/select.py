@@ -65,15 +65,14 @@ def exact_scores(cold: Cold, row: ColdRow, members: torch.Tensor, pages: torch.T
     heads, count = pages.shape
     cold.counters.pages_scored += heads * count
     width = members.shape[2]
-    units = cold.units(row, pages).view(-1)
-    picked = cold.index.keys.tensor.view(-1, width).index_select(0, units).view(heads, count, width)
+    picked = cold.gather(cold.index.keys, cold.units(row, pages).view(-1), width).view(heads, count, width)
     return members @ picked.transpose(1, 2)
 
 
 def all_scores(cold: Cold, row: ColdRow, members: torch.Tensor, first: int, stop: int) -> torch.Tensor:
     """Scores ``[H, M, stop - first]`` of the pages ``[first, stop)``; minus infinity where a page is empty."""
     cold.counters.pages_scored += members.shape[0] * (stop - first)
-    scores = members @ cold.summaries(row, first, stop).permute(1, 2, 0)
+    scores = members @ cold.transfer.upload(cold.summaries(row, first, stop)).permute(1, 2, 0)
     if row.table.empty:
         scores.masked_fill_(row.empty(first, stop), -torch.inf)
     return scores
@@ -98,7 +97,7 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
         At most the number of pages that have a valid token.
     """
     chapters = cold.usable_chapters(row, pages, members.shape[1])
-    if not chapters or n == pages:
+    if cold.scanner is None or not chapters or n == pages:
         return rank(cold, row, members, pages, n, group)
     quick, error = cold.scanner.scores(members, chapters)
     seen = quick.shape[2]

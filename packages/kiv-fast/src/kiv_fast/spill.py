@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import platformdirs
 import torch
-from kiv_reference.errors import KIVBudgetError, KIVError, KIVUsageError, refuse
+from kiv_reference.errors import KIVBudgetError, KIVError, KIVStorageError, KIVUsageError, refuse
 
 from .ledger import Counters, Ledger
 from .shim import FileIO, read_all, write_all
@@ -30,10 +30,6 @@ MOST_BYTES = 128 << 20
 
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class KIVSpillError(KIVError, OSError):
-    """The disk tier could not read or write; what the store holds is unchanged."""
 
 
 def header(shape: Shape, page_tokens: int, pages: int) -> bytes:
@@ -166,7 +162,7 @@ class Segments:
             rule = f"the disk tier must have room to {what} (SPEC 10.2)"
             return refuse(KIVBudgetError, rule, where, "Free disk space, or set spill_dir to a larger disk.")
         rule = f"the disk tier must be able to {what} (SPEC 10.1)"
-        return refuse(KIVSpillError, rule, where, "Check the disk, or set spill_dir to another one.")
+        return refuse(KIVStorageError, rule, where, "Check the disk, or set spill_dir to another one.")
 
     def write(self, page: int, key: memoryview, value: memoryview) -> None:
         """Write one page; it has a place only once both parts are written whole."""

@@ -211,11 +211,18 @@ class State:
     def memory(self) -> TierBytes:
         """Bytes by tier, with what is booked for the call that is not over."""
         promised = self._promised
-        device = self._booked + promised.device + sum(self.cold.row_bytes(row) for row in self.rows)
+        tables = [self.cold.row_bytes(row) for row in self.rows]
+        device = self._booked + promised.device + sum(table.device for table in tables)
         cold = sum(len(row.table.pages) for row in self.rows)
         disk = sum(self.cold.arena.pages_on_disk(row.table.pages) for row in self.rows)
         size = self.cold.arena.page_bytes
-        return TierBytes(device, (cold - disk) * size + promised.ram, disk * size + promised.disk)
+        ram = (cold - disk) * size + promised.ram + sum(table.ram for table in tables)
+        return TierBytes(device, ram, disk * size + promised.disk)
+
+    @property
+    def near_bytes(self) -> int:
+        """Device bytes of sinks, hot tokens and validity."""
+        return self._booked
 
     def tokens(self) -> TierTokens:
         """Positions by part."""

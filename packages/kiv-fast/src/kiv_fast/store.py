@@ -47,6 +47,11 @@ class FastStore:
         self._report: AttendReport | None = None
 
     @property
+    def state(self) -> State | None:
+        """What the store holds, None before the first append."""
+        return self._state
+
+    @property
     def length(self) -> int:
         """T (`LayerStore.length`)."""
         return 0 if self._state is None else self._state.length

@@ -91,7 +91,7 @@ def _less(
     means: list[torch.Tensor] = []
     for table, summary, stride in ((index.keys, index.span_keys, 2), (index.values, index.span_values, 1)):
         width = summary.tensor.shape[2]
-        taken = table.tensor.view(-1, width).index_select(0, stride * pages).view(heads, -1, width)
+        taken = cold.gather(table, stride * pages, width).view(heads, -1, width)
         sums = summary.tensor.view(-1, width).index_select(0, whole).view(heads, -1, width).mul_(size)
         means.append(torch.baddbmm(sums, mix, taken, alpha=-1).div_(left[:, :, None]))
     logits = queries.logits(means[0]) + torch.log(left * cold.config.page_tokens)[:, None]
@@ -132,8 +132,8 @@ def _merged(
 
     units = cold.units(row, numbers).view(-1)
     width, value_width = cold.shape.key_width, cold.shape.value_width
-    mean = cold.index.keys.tensor.view(-1, width).index_select(0, 2 * units).view(-1, size, width)
-    value = cold.index.values.tensor.view(-1, value_width).index_select(0, units).view(-1, size, value_width)
+    mean = cold.gather(cold.index.keys, 2 * units, width).view(-1, size, width)
+    value = cold.gather(cold.index.values, units, value_width).view(-1, size, value_width)
     flat = weights.view(-1, 1, size)
     if not finite:
         value = value.masked_fill(flat.transpose(1, 2) == 0, 0)
@@ -158,5 +158,5 @@ def page_tail(cold: Cold, row: ColdRow, logits: torch.Tensor, candidates: torch.
     left = logits.masked_fill(selected[:, None], -torch.inf).view(heads, members, candidates.shape[1], size)
     value_width = cold.shape.value_width
     units = cold.units(row, candidates.clamp(min=0)).view(-1)
-    values = cold.index.values.tensor.view(-1, value_width).index_select(0, units).view(*candidates.shape, value_width)
+    values = cold.gather(cold.index.values, units, value_width).view(*candidates.shape, value_width)
     return Part(torch.logsumexp(left, dim=3), values)

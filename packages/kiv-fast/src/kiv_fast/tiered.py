@@ -12,10 +12,11 @@ from collections import OrderedDict
 import torch
 from kiv_reference.report import TierBytes
 
-from .host import Table, reserve
+from .host import Table
 from .layout import IdPool
 from .ledger import Counters, Ledger
 from .spill import Segments
+from .staging import Staging, joined
 from .validate import Shape
 
 CACHE_SHARE = 4
@@ -23,25 +24,6 @@ CACHE_SHARE = 4
 
 CONVERT_PAGES = 8
 """Residents that one step may move to disk to make room for the cache."""
-
-
-class Staging:
-    """Host memory that a file can be read into and a tensor made of."""
-
-    def __init__(self, dtype: torch.dtype, width: int) -> None:
-        self._dtype, self._width = dtype, width
-        self._count = 0
-        self.rows(1)
-
-    def rows(self, count: int) -> tuple[torch.Tensor, memoryview]:
-        """`count` rows ``[count, width]`` and their bytes."""
-        if count > self._count:
-            reserved = reserve(count * self._width, self._dtype)
-            assert reserved is not None, "the disk tier needs anonymous mappings"
-            self._flat, mapping = reserved
-            self._bytes, self._count = memoryview(mapping), count
-        size = count * self._width
-        return self._flat[:size].view(count, self._width), self._bytes[: size * self._dtype.itemsize]
 
 
 class TieredArena:
@@ -92,6 +74,17 @@ class TieredArena:
         self._ledger.take(ram=fit * self.page_bytes)
         self._promised = fit
         return TierBytes(0, fit * self.page_bytes, (pages - fit) * self.page_bytes)
+
+    def give_way(self, nbytes: int) -> None:
+        """Copies of keys go first, then residents to disk."""
+        while (room := self._ledger.room(1)) is not None and room < nbytes:
+            if self._cached:
+                self._uncache(next(iter(self._cached)))
+            elif self._resident:
+                self._segments.ensure(1)
+                self._spill(next(iter(self._resident)))
+            else:
+                return
 
     def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor) -> None:
         """Store pages; the least recently used go to disk, written whole before anything is forgotten."""
@@ -208,7 +201,7 @@ class TieredArena:
             page, head = divmod(units[at], heads)
             handle, offset = self._segments.place(page, value=False)
             where.append((handle, offset + head * size, at * size))
-        self._segments.read(_joined(where, size, buffer))
+        self._segments.read(joined(where, size, buffer))
         if cache:
             self._touch(units, missing, rows)
         return rows
@@ -271,7 +264,7 @@ class TieredArena:
                 handle, start = self._segments.place(page, value=True)
                 where.append((handle, start + token * row_bytes, at * row_bytes))
         torch.index_select(self._value.tensor.view(-1, width), 0, torch.tensor(picks), out=rows)
-        self._segments.read(_joined(where, row_bytes, buffer))
+        self._segments.read(joined(where, row_bytes, buffer))
         return rows.view(heads, count, width)
 
     def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -291,7 +284,7 @@ class TieredArena:
                     where.append((handle, start + head * unit, (head * len(ids) + number) * unit))
         flat = self._value.tensor.view(-1, size * self._shape.value_width)
         torch.index_select(flat, 0, torch.tensor(picks), out=rows)
-        self._segments.read(_joined(where, unit, buffer))
+        self._segments.read(joined(where, unit, buffer))
         return key.view(heads, -1, self._shape.key_width), rows.view(heads, -1, self._shape.value_width)
 
     def pages_on_disk(self, ids: list[int]) -> int:
@@ -301,16 +294,3 @@ class TieredArena:
     def close(self) -> None:
         """Give the promise back; pages go with their holders."""
         self.promise(0)
-
-
-def _joined(where: list[tuple[int, int, int]], size: int, buffer: memoryview) -> list[tuple[int, int, memoryview]]:
-    """Reads of `size` bytes, (file, offset, place in `buffer`), joined where both sides go on."""
-    runs: list[list[int]] = []
-    for handle, offset, place in where:
-        if runs:
-            last = runs[-1]
-            if last[0] == handle and last[1] + last[3] == offset and last[2] + last[3] == place:
-                last[3] += size
-                continue
-        runs.append([handle, offset, place, size])
-    return [(handle, offset, buffer[place : place + n]) for handle, offset, place, n in runs]

@@ -27,6 +27,10 @@ class KIVBudgetError(KIVError, MemoryError):
     """What was asked for does not fit into a byte budget (SPEC 10.2)."""
 
 
+class KIVStorageError(KIVError, OSError):
+    """The disk tier could not read or write; what the store holds is unchanged (SPEC 10.1)."""
+
+
 class KIVUnsupportedError(KIVError, NotImplementedError):
     """The model or the implementation does something that KIV does not support."""
 
