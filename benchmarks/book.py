@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> Result:
     made = parser("book", __doc__)
     made.add_argument("--tokens", type=int, help="read only the beginning of the text")
     made.add_argument("--decode", type=int, default=64, help="tokens to decode")
-    made.add_argument("--chunk", type=int, default=4096, help="tokens of a chunk")
+    made.add_argument("--chunk", type=int, default=1024, help="tokens of a chunk")
     made.add_argument("--ram-mib", type=int, help="ram_bytes in MiB (default: no limit)")
     made.add_argument("--spill-dir", help="folder of the disk tier (default: the system's)")
     made.add_argument("--from-log", type=Path, help="run nothing: make the result of this log")

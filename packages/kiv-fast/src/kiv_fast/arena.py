@@ -94,7 +94,7 @@ class RamArena:
             if ids[-1] - ids[0] == n - 1:
                 table.tensor[ids[0] : ids[-1] + 1] = rows
             else:
-                table.tensor[ids] = rows.to(table.tensor.device)
+                table.tensor[ids] = rows.to(table.tensor)
         self._promised -= n
         self._held += n
 

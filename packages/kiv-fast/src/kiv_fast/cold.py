@@ -19,8 +19,9 @@ from .scratch import Scratch
 from .transfer import transfer_to
 from .validate import Shape
 
-CHAPTER_PAGES = 1024
-"""Pages of a chapter: enough to make an integer product worth its call, too few for packing to show in a step."""
+CHAPTER_PAGES = 4096
+"""Pages of a chapter: so many that the calls of a scan cost little beside the bytes it reads; the pages that are not in
+one yet are scored as they are."""
 
 STAGGER_PAGES = 64
 """Stores of a pool pack their chapters at different pages, within this many."""

@@ -47,7 +47,8 @@ class PackedProduct:
     def __call__(self, parts: torch.Tensor, packed: list[Any]) -> torch.Tensor:
         """A product a head."""
         product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        return torch.stack([product(part, 1.0, ZERO_POINT, head) for part, head in zip(parts, packed, strict=True)])
+        heads = [product(part, 1.0, ZERO_POINT, head) for part, head in zip(parts, packed, strict=True)]
+        return heads[0][None] if len(heads) == 1 else torch.stack(heads)
 
 
 class WidenedProduct:

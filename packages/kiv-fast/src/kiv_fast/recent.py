@@ -42,21 +42,21 @@ class Recent:
     def _buffers(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         s = self._shape
         return (
-            torch.empty(s.batch, s.heads, tokens, s.key_width, dtype=s.dtype, device=s.device),
-            torch.empty(s.batch, s.heads, tokens, s.value_width, dtype=s.dtype, device=s.device),
+            torch.empty(s.batch, s.heads, tokens, s.key_width, dtype=s.recent, device=s.device),
+            torch.empty(s.batch, s.heads, tokens, s.value_width, dtype=s.recent, device=s.device),
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
         slots = self._sinks[0].shape[2] + self._hot[0].shape[2]
-        return slots * self._shape.batch * self._shape.token_bytes
+        return slots * self._shape.batch * self._shape.recent_bytes
 
     def bytes_with(self, tokens: int) -> int:
         """Bytes of the buffers once they hold so many more tokens."""
         hot = self.hot_count + max(0, tokens - (self._config.sink_tokens - self.sink_count))
         slots = self._config.sink_tokens + max(capacity(self._config, hot), self._hot[0].shape[2])
-        return slots * self._shape.batch * self._shape.token_bytes
+        return slots * self._shape.batch * self._shape.recent_bytes
 
     def sinks(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values ``[H, S', D]`` of the sinks of one sequence."""

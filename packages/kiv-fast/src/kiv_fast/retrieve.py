@@ -141,7 +141,8 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     tail: list[Part] = []
     if config.tail == "mean":
         tail = [page_tail(cold, view.row, logits, tokens.pages, mask)]
-        tail += span_tail(cold, view.row, queries, view.pages, best, cold.finite)
+        if best.shape[1] < view.filled or streamed is not None:  # else no page is left for a span
+            tail += span_tail(cold, view.row, queries, view.pages, best, cold.finite)
     attended = attend_parts(exact, tail, sinks, view.finite and cold.finite)
     missed = None
     if bound:

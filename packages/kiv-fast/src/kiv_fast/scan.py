@@ -93,10 +93,12 @@ class Scanner:
         torch.round(exact, out=high)
         torch.round((exact - high) * (2 * QUERY_LEVELS), out=low)
         flat = parts.view(len(chapters), heads, 2 * count, width)
-        out = torch.stack([self._product(flat[c], self._packed[chapter]) for c, chapter in enumerate(chapters)])
-        out = out.view(len(chapters), heads, 2, count, self.chapter_pages)
+        scores = torch.empty(heads, count, len(chapters), self.chapter_pages, device=members.device)
+        for c, chapter in enumerate(chapters):
+            out = self._product(flat[c], self._packed[chapter])
+            torch.add(out[:, :count], out[:, count:], alpha=0.5 / QUERY_LEVELS, out=scores[:, :, c])
         offset = (members * centre[:, :, None]).sum(dim=3, keepdim=True)  # [c, H, M, 1]
-        scores = torch.add(out[:, :, 0], out[:, :, 1], alpha=0.5 / QUERY_LEVELS).mul_(unit).add_(offset)
+        scores.mul_(unit.permute(1, 2, 0, 3)).add_(offset.permute(1, 2, 0, 3))
         size = scaled.norm(dim=3)
         length = self._length.tensor[at][:, :, None]
         # Each channel of the two parts together is within half a step of the second.
@@ -105,4 +107,4 @@ class Scanner:
         ulp = (width + 16) * 2.0**-23
         magnitude = members.norm(dim=2) * self._reach.tensor[at][:, :, None] + size * length
         error = size * self._residual.tensor[at][:, :, None] + left * length + ulp * magnitude
-        return Approximate(scores.permute(1, 2, 0, 3).reshape(heads, count, -1), error.amax(dim=0))
+        return Approximate(scores.flatten(2), error.amax(dim=0))

@@ -64,8 +64,10 @@ def step_bytes(shape: Shape, config: KIVConfig) -> int:
     recent = config.sink_tokens + config.hot_tokens + config.page_tokens
     chosen = config.retrieve_tokens or 0
     tokens = config.candidate_pages * config.page_tokens
-    wide = 0 if shape.dtype == shape.compute else shape.compute.itemsize
-    narrow = shape.dtype.itemsize
+    narrow, wide = shape.dtype.itemsize, shape.compute.itemsize
     key, value = shape.key_width, shape.value_width
-    floats = recent * (key + value) + chosen * value + tokens * key
-    return shape.heads * (floats * wide + (chosen * value + tokens * key) * narrow)
+    gathered = chosen * value + tokens * key
+    floats = 0 if shape.dtype == shape.compute else gathered
+    if shape.recent != shape.compute:
+        floats += recent * (key + value)
+    return shape.heads * (floats * wide + gathered * narrow)

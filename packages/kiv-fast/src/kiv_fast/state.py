@@ -149,7 +149,7 @@ class State:
         last = min(self.pages, first - (start - stop) // size)
         cold = self.cold_tile(row, first, last)
         # A copy, since the arena may use the memory of a tile again for the next one.
-        key, value = cold.key[:, : stop - start].clone(), cold.value[:, : stop - start].clone()
+        key, value = (part[:, : stop - start].to(self.shape.recent, copy=True) for part in (cold.key, cold.value))
         if stop > border:
             hot = self.recent.hot(row, 0, stop - border)
             key, value = torch.cat([key, hot[0]], dim=1), torch.cat([value, hot[1]], dim=1)

@@ -7,7 +7,7 @@ from importlib import import_module
 from kiv_reference.contract import PoolFactory
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError, refuse
 
-DEFAULT_IMPL = "reference"
+DEFAULT_IMPL = "fast"
 """The implementation of a `KIVCache` that names none."""
 
 IMPLEMENTATIONS = {
