@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 from .catalog import causal_types, multimodal_types
-from .compare import Outcome
+from .outcome import Outcome
 from .sweep import sweep
 from .table import Section, load, render, store
 

@@ -1,17 +1,22 @@
-"""One model type: its stock cache against KIV, and how far two right answers may lie apart (SPEC 4.8, 11.3)."""
+"""One model type: its stock cache against KIV, and how far two right answers may lie apart (SPEC 4.8, 11.3).
+
+Then the fast implementation against the reference, where KIV has layers.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from kiv_hf import KIVCache, KIVConfig, KIVError
+from kiv_hf.compare import KIVDivergenceError
 from kiv_hf.routing import use_kiv
 
 from .catalog import tiny_model
+from .fast import compare_fast
 from .feeds import PIECES, TOKENS, cache_argument, feed, padded, stock_cache, text
 from .kinds import Recorder
+from .outcome import Outcome
 
 _PAGES: dict[str, Any] = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4, "span_pages": 3}
 EXACT = KIVConfig(retrieve_tokens=None, **_PAGES)
@@ -20,37 +25,6 @@ STARVED = KIVConfig(
     retrieve_tokens=1, candidate_pages=1, prefill="retrieve", query_block_tokens=4, exact_suffix_tokens=0,
     tail="none", **_PAGES
 )  # fmt: skip
-
-
-@dataclass
-class Outcome:
-    """What was found for one model type.
-
-    Attributes
-    ----------
-    verdict : str
-        "supported": KIV layers, and the numbers of the stock cache. "delegated": the same numbers, but the model has
-        no layer of full attention. "refused": an error that names the way out. "no cache": transformers itself
-        cannot run the model with a DynamicCache. "not tried": no tiny model could be built. "wrong": other numbers,
-        or an error that is not KIV's.
-    kinds : list of str
-        Kinds of attention that the model uses.
-    reason : str
-        Text of the error, or what differs.
-    ratio : float
-        Largest distance from the stock logits, in units of the bound; at most 1 if the numbers are equal.
-    kiv_layers, cold_tokens : int
-        Number of KIV layers, and cold positions of the first one after a text of `TOKENS` tokens.
-    """
-
-    model_type: str
-    verdict: str = "wrong"
-    kinds: list[str] = field(default_factory=list)
-    reason: str = ""
-    ratio: float = 0.0
-    kiv_layers: int = 0
-    cold_tokens: int = 0
-    control: float = 0.0
 
 
 class _Batch(NamedTuple):
@@ -82,6 +56,10 @@ def compare(model_type: str) -> Outcome:
         try:
             kiv = use_kiv(tiny_model(model_type, None))
             _compare_all(outcome, kiv, ids, expected, bound, batch)
+            if outcome.verdict == "supported":
+                _compare_fast(outcome, kiv, ids, list(expected), batch)
+        except KIVDivergenceError as error:
+            outcome.verdict, outcome.reason = "wrong", f"fast against reference: {_first_line(error)}"
         except KIVError as error:
             outcome.verdict, outcome.reason = "refused", _first_line(error)
         except Exception as error:  # a refusal of another kind is a defect, and its row says so
@@ -123,6 +101,12 @@ def _compare_all(
         )
     else:
         outcome.verdict = "supported"
+
+
+def _compare_fast(outcome: Outcome, kiv: Any, ids: torch.Tensor, feeds: list[str], batch: _Batch | None) -> None:
+    outcome.fast = compare_fast(kiv, ids, feeds, None if batch is None else (batch.ids, batch.mask))
+    if outcome.fast == 0:
+        outcome.verdict, outcome.reason = "wrong", "fast against reference: no selection was a choice"
 
 
 def _stock_answers(stock: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:

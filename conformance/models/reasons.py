@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .compare import Outcome
+from .outcome import Outcome
 
 _REASONS = {
     "cpmant": "its prompt tokens attend in both directions, and every logit carries a learned bias of the distance.",
