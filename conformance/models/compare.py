@@ -12,7 +12,7 @@ from kiv_hf import KIVCache, KIVConfig, KIVError
 from kiv_hf.compare import KIVDivergenceError
 from kiv_hf.routing import use_kiv
 
-from .catalog import tiny_model
+from .catalog import model_class, text_part, tiny_model
 from .fast import compare_fast
 from .feeds import PIECES, TOKENS, cache_argument, feed, padded, stock_cache, text
 from .kinds import Recorder
@@ -26,6 +26,8 @@ STARVED = KIVConfig(
     tail="none", **_PAGES
 )  # fmt: skip
 
+_NEVER = -1e30
+
 
 class _Batch(NamedTuple):
     ids: torch.Tensor
@@ -35,15 +37,17 @@ class _Batch(NamedTuple):
 
 def compare(model_type: str) -> Outcome:
     """Compare KIV with the stock cache on a tiny model of `model_type`."""
-    outcome = Outcome(model_type)
+    outcome = Outcome(model_type, part=text_part(model_type))
+    cls = model_class(model_type)
+    if cache_argument(cls) is None:
+        outcome.verdict, outcome.reason = "no cache", f"{cls.__name__}.forward has no argument for a cache"
+        return outcome
     try:
         stock = tiny_model(model_type, None)
     except Exception as error:  # whatever keeps a tiny model from being built is the row's reason
         outcome.verdict, outcome.reason = "not tried", _first_line(error)
         return outcome
     try:
-        if cache_argument(stock) is None:
-            raise TypeError(f"{type(stock).__name__}.forward has no argument for a cache")
         ids = text(stock)
         expected = _stock_answers(stock, ids)
         bound = 2 * _noise(model_type, ids, expected)
@@ -123,7 +127,7 @@ def _stock_answers(stock: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
 def _padded(stock: Any, ids: torch.Tensor) -> _Batch | None:
     """Return a left-padded batch with the stock cache's answer; None where the stock cache cannot do it in pieces."""
     # With a mask and no image, GIT widens the mask by the tokens of an image that is not there.
-    if ids.shape[0] > 1 or stock.config.model_type == "git":
+    if ids.shape[0] > 1 or ids.ndim > 2 or stock.config.model_type == "git":
         return None
     batch, mask = padded(ids)
     try:
@@ -147,7 +151,7 @@ def _noise(model_type: str, ids: torch.Tensor, expected: dict[str, torch.Tensor]
         except RuntimeError:
             truth = expected["one shot"]
         farthest = max(farthest, _distance(expected[name], truth), _distance(other, truth))
-    return max(farthest, torch.finfo(torch.float32).eps * float(expected["one shot"].abs().max()))
+    return max(farthest, torch.finfo(torch.float32).eps * float(_told(expected["one shot"]).abs().max()))
 
 
 def _judge(outcome: Outcome, name: str, got: torch.Tensor, right: torch.Tensor, bound: float) -> None:
@@ -158,8 +162,13 @@ def _judge(outcome: Outcome, name: str, got: torch.Tensor, right: torch.Tensor, 
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    distance = float((a.double() - b.double()).abs().max())
+    distance = float((_told(a) - _told(b)).abs().max())
     return distance if distance == distance else float("inf")
+
+
+def _told(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits in float64, 0 where one stands for "never": that is the least number of whatever dtype it had."""
+    return logits.double().masked_fill(logits < _NEVER, 0.0)
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ _LAYER_KINDS = {
     "sliding_attention": "sliding window",
     "hybrid_sliding": "sliding window",
     "chunked_attention": "chunked",
+    "reference_sliding_attention": "sliding window and references",
     "linear_attention": "linear",
     "mamba": "linear",
     "conv": "convolution",

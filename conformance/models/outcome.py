@@ -16,6 +16,8 @@ class Outcome:
         no layer of full attention. "refused": an error that names the way out. "no cache": transformers itself
         cannot run the model with a DynamicCache. "not tried": no tiny model could be built. "wrong": other numbers,
         or an error that is not KIV's.
+    part : str
+        Class that stands for the type and why, if only a part of the model takes text alone.
     kinds : list of str
         Kinds of attention that the model uses.
     reason : str
@@ -39,3 +41,4 @@ class Outcome:
     cold_tokens: int = 0
     control: float = 0.0
     fast: int = 0
+    part: str = ""
