@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.udop.modeling_udop import BaseModelOutputWithAttentionMask
 
 TOKENS = 40
@@ -30,8 +29,8 @@ def beside_text(model: Any, start: int, end: int, rows: int) -> dict[str, Any]:
     """Return the arguments of `forward` that go with the text tokens of positions [start, end)."""
     if is_encoder_decoder(model):
         states = _random(model, rows, _STATES, _width(model))
-        outputs = BaseModelOutputWithAttentionMask if model.config.model_type == "udop" else BaseModelOutput
-        return {"encoder_outputs": outputs(last_hidden_state=states)}
+        # Some read a mask from the encoder's answer, and this class has a place for one.
+        return {"encoder_outputs": BaseModelOutputWithAttentionMask(last_hidden_state=states)}
     config = model.config
     if config.model_type == "idefics":
         image = _random(model, rows, 1, _STATES, config.vision_config.embed_dim)

@@ -59,6 +59,16 @@ OTHER_PARTS: dict[str, dict[str, dict[str, Any]]] = {
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
     "nemo_speechlm": {"audio_config.diarization_config.head_config": {"audio_hidden_size": 64}},
     "qwen2_5_omni": {"thinker_config.text_config": {"rope_parameters": MROPE}},
+    "dia": {
+        "decoder_config": {
+            "cross_hidden_size": 64,
+            "cross_head_dim": 16,
+            "cross_num_attention_heads": 4,
+            "cross_num_key_value_heads": 4,
+        }
+    },
+    "moonshine_streaming": {"": {"num_key_value_heads": 4}},
+    "musicflamingo": {"audio_config": {"model_type": "audioflamingo3_encoder"}},
     "vision-encoder-decoder": {"decoder": {"is_decoder": True, "add_cross_attention": True}},
     "speech-encoder-decoder": {"decoder": {"is_decoder": True, "add_cross_attention": True}},
     "kyutai_speech_to_text": {"": {"sliding_window": 64}},

@@ -21,6 +21,10 @@ PIECES = {
 """Ways to feed the text: lengths of the pieces."""
 
 
+# Classes whose forward hands a cache to the decoder by way of **kwargs.
+_BY_KEYWORD = ("EvollaForProteinText2Text", "VibeVoiceForConditionalGeneration")
+
+
 def text(model: Any, rows: int = 1) -> torch.Tensor:
     """Return token ids [rows, TOKENS]; models of several codebooks get a row, or a last dimension, for each."""
     decoder = model.config.get_text_config(decoder=True)
@@ -30,13 +34,15 @@ def text(model: Any, rows: int = 1) -> torch.Tensor:
     shape = (rows, TOKENS)
     if model.config.model_type == "kyutai_speech_to_text":  # the text, and the sound's tokens beside it
         shape += (decoder.num_codebooks + 1,)
+    if model.config.model_type == "dia":
+        shape += (decoder.num_channels,)
     return torch.randint(FIRST_WORD, LAST_WORD, shape, generator=generator)
 
 
 def cache_argument(model_class: type) -> str | None:
     """Return the name of the argument of `forward` that takes a cache, None if there is none."""
-    if model_class.__name__ == "EvollaForProteinText2Text":
-        return "past_key_values"  # which goes to its decoder by way of **kwargs
+    if model_class.__name__ in _BY_KEYWORD:
+        return "past_key_values"
     parameters = inspect.signature(model_class.forward).parameters
     return next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
 

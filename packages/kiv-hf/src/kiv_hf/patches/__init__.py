@@ -25,6 +25,7 @@ MODULES = {
     "transformers.models.mvp.modeling_mvp": "mvp",
     "transformers.models.rembert.modeling_rembert": "rembert",
     "transformers.models.roformer.modeling_roformer": "roformer",
+    "transformers.models.speecht5.modeling_speecht5": "speecht5",
     "transformers.models.trocr.modeling_trocr": "trocr",
     "transformers.models.xglm.modeling_xglm": "xglm",
 }
