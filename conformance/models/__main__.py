@@ -21,7 +21,8 @@ _SECTIONS = (
     ("Causal language models", "Every type of transformers' causal-LM mapping.", causal_types),
     (
         "Text side of multimodal models",
-        "Types of transformers' multimodal and image-text-to-text mappings, fed with text alone.",
+        "Types of transformers' image-text-to-text, multimodal and speech mappings that are not above, fed with text "
+        "alone. A decoder that attends across to an encoder gets random states of 6 tokens from it.",
         multimodal_types,
     ),
 )

@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from kiv_fast import FastPool
 from kiv_hf import KIVCache, KIVConfig, KIVError
 from kiv_hf.compare import KIVDivergenceError
 from kiv_hf.routing import use_kiv
+from kiv_reference.contract import PoolFactory
 
 from .catalog import model_class, text_part, tiny_model
 from .fast import compare_fast
@@ -35,8 +37,8 @@ class _Batch(NamedTuple):
     logits: torch.Tensor
 
 
-def compare(model_type: str) -> Outcome:
-    """Compare KIV with the stock cache on a tiny model of `model_type`."""
+def compare(model_type: str, candidate: PoolFactory = FastPool) -> Outcome:
+    """Compare KIV with the stock cache, and `candidate` with the reference, on a tiny model of `model_type`."""
     outcome = Outcome(model_type, part=text_part(model_type))
     cls = model_class(model_type)
     if cache_argument(cls) is None:
@@ -61,7 +63,7 @@ def compare(model_type: str) -> Outcome:
             kiv = use_kiv(tiny_model(model_type, None))
             _compare_all(outcome, kiv, ids, expected, bound, batch)
             if outcome.verdict == "supported":
-                _compare_fast(outcome, kiv, ids, list(expected), batch)
+                _compare_fast(outcome, kiv, ids, list(expected), batch, candidate)
         except KIVDivergenceError as error:
             outcome.verdict, outcome.reason = "wrong", f"fast against reference: {_first_line(error)}"
         except KIVError as error:
@@ -107,8 +109,11 @@ def _compare_all(
         outcome.verdict = "supported"
 
 
-def _compare_fast(outcome: Outcome, kiv: Any, ids: torch.Tensor, feeds: list[str], batch: _Batch | None) -> None:
-    outcome.fast = compare_fast(kiv, ids, feeds, None if batch is None else (batch.ids, batch.mask))
+def _compare_fast(
+    outcome: Outcome, kiv: Any, ids: torch.Tensor, feeds: list[str], batch: _Batch | None, candidate: PoolFactory
+) -> None:
+    padded_ids = None if batch is None else (batch.ids, batch.mask)
+    outcome.fast = compare_fast(kiv, ids, feeds, padded_ids, candidate)
     if outcome.fast == 0:
         outcome.verdict, outcome.reason = "wrong", "fast against reference: no selection was a choice"
 

@@ -90,6 +90,10 @@ def _section(section: Section) -> list[str]:
         kinds = ", ".join(outcome.kinds)
         cells = [outcome.model_type, outcome.verdict, kinds, outcome.kiv_layers or "", distance, control]
         lines.append(f"| {' | '.join(map(str, cells))} | {outcome.fast or ''} |")
+    parts = [outcome for outcome in section.outcomes if outcome.part]
+    if parts:
+        lines += ["", f"### Only a part was fed: {section.title[0].lower()}{section.title[1:]}", ""]
+        lines += [f"- **{outcome.model_type}**: {outcome.part}." for outcome in parts]
     lines += ["", f"### Not supported: {section.title[0].lower()}{section.title[1:]}", ""]
     for outcome in section.outcomes:
         if outcome.verdict in ("refused", "no cache", "not tried", "wrong"):

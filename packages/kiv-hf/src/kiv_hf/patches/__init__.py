@@ -13,6 +13,7 @@ import torch
 
 MODULES = {
     "transformers.models.big_bird.modeling_big_bird": "big_bird",
+    "transformers.models.blip.modeling_blip_text": "blip_text",
     "transformers.models.bloom.modeling_bloom": "bloom",
     "transformers.models.codegen.modeling_codegen": "codegen",
     "transformers.models.falcon.modeling_falcon": "falcon",
