@@ -22,7 +22,8 @@ _SECTIONS = (
     (
         "Text side of multimodal models",
         "Types of transformers' image-text-to-text, multimodal and speech mappings that are not above, fed with text "
-        "alone. A decoder that attends across to an encoder gets random states of 6 tokens from it.",
+        "alone. Where a model demands an image or a sound beside the text, or attends across to an encoder, it gets "
+        "random states instead of that.",
         multimodal_types,
     ),
 )

@@ -69,6 +69,7 @@ OTHER_PARTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "moonshine_streaming": {"": {"num_key_value_heads": 4}},
     "musicflamingo": {"audio_config": {"model_type": "audioflamingo3_encoder"}},
+    "qwen2_vl": {"vision_config": {"embed_dim": 64}},
     "vision-encoder-decoder": {"decoder": {"is_decoder": True, "add_cross_attention": True}},
     "speech-encoder-decoder": {"decoder": {"is_decoder": True, "add_cross_attention": True}},
     "kyutai_speech_to_text": {"": {"sliding_window": 64}},

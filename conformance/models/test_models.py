@@ -34,7 +34,7 @@ SUPPORTED = {
     "mpt": "ALiBi",
     "falcon": "bypasses the interface",
     "gpt_neo": "bypasses the interface, local layers",
-    "qwen2_vl": "with images: positions in three dimensions",
+    "glm_ocr": "with images: positions in three dimensions",
     "blip": "with images: the text part",
     "vision-encoder-decoder": "with images: encoder-decoder",
 }
