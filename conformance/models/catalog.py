@@ -20,8 +20,6 @@ _MULTIMODAL: _ClassNames = {
     **getattr(modeling_auto, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", {}),
     **modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 }
-
-
 # Models of sound and text; the first mapping has text-to-text models too.
 _SPEECH: _ClassNames = {
     **{
@@ -33,7 +31,7 @@ _SPEECH: _ClassNames = {
 _ALL: _ClassNames = {**_SPEECH, **_MULTIMODAL, **_CAUSAL}
 # Types of which only a part takes text alone: module and class of that part, and why it stands for the whole.
 _TEXT_PARTS: dict[str, tuple[str, str, str]] = {
-    "blip": ("blip.modeling_blip_text", "BlipTextLMHeadModel", "the whole gives the text part no cache"),
+    "blip": ("blip.modeling_blip_text", "BlipTextLMHeadModel", "the whole takes no cache"),
     "blip-2": ("opt", "OPTForCausalLM", "the whole takes a cache in generate only"),
     "fast_vlm": ("qwen2", "Qwen2ForCausalLM", "the vision tower needs the package timm"),
     "gemma3n": ("gemma3n", "Gemma3nForCausalLM", "the vision tower needs the package timm"),

@@ -20,7 +20,6 @@ PIECES = {
 }
 """Ways to feed the text: lengths of the pieces."""
 
-
 # Classes whose forward hands a cache to the decoder by way of **kwargs.
 _BY_KEYWORD = ("EvollaForProteinText2Text", "VibeVoiceForConditionalGeneration")
 
