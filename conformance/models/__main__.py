@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 from .catalog import causal_types, multimodal_types
-from .compare import Outcome
+from .outcome import Outcome
 from .sweep import sweep
 from .table import Section, load, render, store
 
@@ -21,7 +21,9 @@ _SECTIONS = (
     ("Causal language models", "Every type of transformers' causal-LM mapping.", causal_types),
     (
         "Text side of multimodal models",
-        "Types of transformers' multimodal and image-text-to-text mappings, fed with text alone.",
+        "Types of transformers' image-text-to-text, multimodal and speech mappings that are not above, fed with text "
+        "alone. Where a model demands an image or a sound beside the text, or attends across to an encoder, it gets "
+        "random states instead of that.",
         multimodal_types,
     ),
 )

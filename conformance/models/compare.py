@@ -1,17 +1,24 @@
-"""One model type: its stock cache against KIV, and how far two right answers may lie apart (SPEC 4.8, 11.3)."""
+"""One model type: its stock cache against KIV, and how far two right answers may lie apart (SPEC 4.8, 11.3).
+
+Then the fast implementation against the reference, where KIV has layers.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from kiv_fast import FastPool
 from kiv_hf import KIVCache, KIVConfig, KIVError
+from kiv_hf.compare import KIVDivergenceError
 from kiv_hf.routing import use_kiv
+from kiv_reference.contract import PoolFactory
 
-from .catalog import tiny_model
+from .catalog import model_class, text_part, tiny_model
+from .fast import compare_fast
 from .feeds import PIECES, TOKENS, cache_argument, feed, padded, stock_cache, text
 from .kinds import Recorder
+from .outcome import Outcome
 
 _PAGES: dict[str, Any] = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4, "span_pages": 3}
 EXACT = KIVConfig(retrieve_tokens=None, **_PAGES)
@@ -21,36 +28,7 @@ STARVED = KIVConfig(
     tail="none", **_PAGES
 )  # fmt: skip
 
-
-@dataclass
-class Outcome:
-    """What was found for one model type.
-
-    Attributes
-    ----------
-    verdict : str
-        "supported": KIV layers, and the numbers of the stock cache. "delegated": the same numbers, but the model has
-        no layer of full attention. "refused": an error that names the way out. "no cache": transformers itself
-        cannot run the model with a DynamicCache. "not tried": no tiny model could be built. "wrong": other numbers,
-        or an error that is not KIV's.
-    kinds : list of str
-        Kinds of attention that the model uses.
-    reason : str
-        Text of the error, or what differs.
-    ratio : float
-        Largest distance from the stock logits, in units of the bound; at most 1 if the numbers are equal.
-    kiv_layers, cold_tokens : int
-        Number of KIV layers, and cold positions of the first one after a text of `TOKENS` tokens.
-    """
-
-    model_type: str
-    verdict: str = "wrong"
-    kinds: list[str] = field(default_factory=list)
-    reason: str = ""
-    ratio: float = 0.0
-    kiv_layers: int = 0
-    cold_tokens: int = 0
-    control: float = 0.0
+_NEVER = -1e30
 
 
 class _Batch(NamedTuple):
@@ -59,17 +37,19 @@ class _Batch(NamedTuple):
     logits: torch.Tensor
 
 
-def compare(model_type: str) -> Outcome:
-    """Compare KIV with the stock cache on a tiny model of `model_type`."""
-    outcome = Outcome(model_type)
+def compare(model_type: str, candidate: PoolFactory = FastPool) -> Outcome:
+    """Compare KIV with the stock cache, and `candidate` with the reference, on a tiny model of `model_type`."""
+    outcome = Outcome(model_type, part=text_part(model_type))
+    cls = model_class(model_type)
+    if cache_argument(cls) is None:
+        outcome.verdict, outcome.reason = "no cache", f"{cls.__name__}.forward has no argument for a cache"
+        return outcome
     try:
         stock = tiny_model(model_type, None)
     except Exception as error:  # whatever keeps a tiny model from being built is the row's reason
         outcome.verdict, outcome.reason = "not tried", _first_line(error)
         return outcome
     try:
-        if cache_argument(stock) is None:
-            raise TypeError(f"{type(stock).__name__}.forward has no argument for a cache")
         ids = text(stock)
         expected = _stock_answers(stock, ids)
         bound = 2 * _noise(model_type, ids, expected)
@@ -82,6 +62,10 @@ def compare(model_type: str) -> Outcome:
         try:
             kiv = use_kiv(tiny_model(model_type, None))
             _compare_all(outcome, kiv, ids, expected, bound, batch)
+            if outcome.verdict == "supported":
+                _compare_fast(outcome, kiv, ids, list(expected), batch, candidate)
+        except KIVDivergenceError as error:
+            outcome.verdict, outcome.reason = "wrong", f"fast against reference: {_first_line(error)}"
         except KIVError as error:
             outcome.verdict, outcome.reason = "refused", _first_line(error)
         except Exception as error:  # a refusal of another kind is a defect, and its row says so
@@ -125,6 +109,15 @@ def _compare_all(
         outcome.verdict = "supported"
 
 
+def _compare_fast(
+    outcome: Outcome, kiv: Any, ids: torch.Tensor, feeds: list[str], batch: _Batch | None, candidate: PoolFactory
+) -> None:
+    padded_ids = None if batch is None else (batch.ids, batch.mask)
+    outcome.fast = compare_fast(kiv, ids, feeds, padded_ids, candidate)
+    if outcome.fast == 0:
+        outcome.verdict, outcome.reason = "wrong", "fast against reference: no selection was a choice"
+
+
 def _stock_answers(stock: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return the stock cache's logits for every way to feed the text that it can do: in one shot at least."""
     answers = {"one shot": feed(stock, ids, stock_cache(stock), PIECES["one shot"])}
@@ -139,7 +132,7 @@ def _stock_answers(stock: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
 def _padded(stock: Any, ids: torch.Tensor) -> _Batch | None:
     """Return a left-padded batch with the stock cache's answer; None where the stock cache cannot do it in pieces."""
     # With a mask and no image, GIT widens the mask by the tokens of an image that is not there.
-    if ids.shape[0] > 1 or stock.config.model_type == "git":
+    if ids.shape[0] > 1 or ids.ndim > 2 or stock.config.model_type == "git":
         return None
     batch, mask = padded(ids)
     try:
@@ -163,7 +156,7 @@ def _noise(model_type: str, ids: torch.Tensor, expected: dict[str, torch.Tensor]
         except RuntimeError:
             truth = expected["one shot"]
         farthest = max(farthest, _distance(expected[name], truth), _distance(other, truth))
-    return max(farthest, torch.finfo(torch.float32).eps * float(expected["one shot"].abs().max()))
+    return max(farthest, torch.finfo(torch.float32).eps * float(_told(expected["one shot"]).abs().max()))
 
 
 def _judge(outcome: Outcome, name: str, got: torch.Tensor, right: torch.Tensor, bound: float) -> None:
@@ -174,8 +167,13 @@ def _judge(outcome: Outcome, name: str, got: torch.Tensor, right: torch.Tensor, 
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    distance = float((a.double() - b.double()).abs().max())
+    distance = float((_told(a) - _told(b)).abs().max())
     return distance if distance == distance else float("inf")
+
+
+def _told(logits: torch.Tensor) -> torch.Tensor:
+    """Return logits in float64, 0 where one stands for "never": that is the least number of whatever dtype it had."""
+    return logits.double().masked_fill(logits < _NEVER, 0.0)
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-TOKENS = 40
+from .beside import TOKENS, beside_text, cross_cache, is_encoder_decoder
+
 FIRST_WORD, LAST_WORD = 3, 90  # between the special tokens of the tiny configurations
 PADDING = (0, 13)  # of the sequences of the padded batch
 
@@ -19,19 +20,29 @@ PIECES = {
 }
 """Ways to feed the text: lengths of the pieces."""
 
+# Classes whose forward hands a cache to the decoder by way of **kwargs.
+_BY_KEYWORD = ("EvollaForProteinText2Text", "VibeVoiceForConditionalGeneration")
+
 
 def text(model: Any, rows: int = 1) -> torch.Tensor:
-    """Return token ids [rows, TOKENS]; models of several codebooks get a row for each."""
+    """Return token ids [rows, TOKENS]; models of several codebooks get a row, or a last dimension, for each."""
     decoder = model.config.get_text_config(decoder=True)
     if model.config.model_type.startswith("musicgen"):
         rows *= decoder.num_codebooks
     generator = torch.Generator().manual_seed(7)
-    return torch.randint(FIRST_WORD, LAST_WORD, (rows, TOKENS), generator=generator)
+    shape = (rows, TOKENS)
+    if model.config.model_type == "kyutai_speech_to_text":  # the text, and the sound's tokens beside it
+        shape += (decoder.num_codebooks + 1,)
+    if model.config.model_type == "dia":
+        shape += (decoder.num_channels,)
+    return torch.randint(FIRST_WORD, LAST_WORD, shape, generator=generator)
 
 
-def cache_argument(model: Any) -> str | None:
+def cache_argument(model_class: type) -> str | None:
     """Return the name of the argument of `forward` that takes a cache, None if there is none."""
-    parameters = inspect.signature(model.forward).parameters
+    if model_class.__name__ in _BY_KEYWORD:
+        return "past_key_values"
+    parameters = inspect.signature(model_class.forward).parameters
     return next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
 
 
@@ -50,14 +61,19 @@ def feed(
     mask : int64 [B, T], optional
         0 where a token is padding.
     """
-    argument = cache_argument(model)
+    argument = cache_argument(type(model))
+    crossed = is_encoder_decoder(model)
+    if crossed:
+        cache = cross_cache(cache)
+    words, mask_name = ("decoder_input_ids", "decoder_attention_mask") if crossed else ("input_ids", "attention_mask")
     logits: list[torch.Tensor] = []
     start = 0
     for piece in ids.split(lengths, dim=1):
         end = start + piece.shape[1]
-        inputs: dict[str, Any] = {"input_ids": piece, "use_cache": True, argument: cache}
+        inputs: dict[str, Any] = {words: piece, "use_cache": True, argument: cache}
+        inputs |= beside_text(model, start, end, piece.shape[0])
         if mask is not None:
-            inputs["attention_mask"] = mask[:, :end]
+            inputs[mask_name] = mask[:, :end]
             positions = (mask[:, :end].cumsum(1) - 1).clamp(min=0)[:, start:]
             if "position_ids" in inspect.signature(model.forward).parameters:
                 inputs["position_ids"] = positions

@@ -10,6 +10,7 @@ _LAYER_KINDS = {
     "sliding_attention": "sliding window",
     "hybrid_sliding": "sliding window",
     "chunked_attention": "chunked",
+    "reference_sliding_attention": "sliding window and references",
     "linear_attention": "linear",
     "mamba": "linear",
     "conv": "convolution",
@@ -51,6 +52,8 @@ class Recorder:
         """Return the kinds that were seen, and those that the configuration of `model` names."""
         config = model.config.get_text_config(decoder=True)
         named = {_LAYER_KINDS[kind] for kind in getattr(config, "layer_types", None) or [] if kind in _LAYER_KINDS}
+        if not hasattr(config, "layer_types") and getattr(config, "sliding_window", None):
+            named.add("sliding window")
         if "MLA" in self.seen:
             self.seen -= {"MHA", "GQA", "MQA"}
         if getattr(config, "num_kv_shared_layers", 0):

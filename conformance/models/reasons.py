@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from .compare import Outcome
+from .outcome import Outcome
 
+_BIAS = "every logit carries a learned bias of the distance, which depends on the query."
+_T5_BIAS = "every logit carries a learned bias of the distance between query and key."
+_OWN_CACHE = "its forward takes no Cache object"
 _REASONS = {
-    "cpmant": "its prompt tokens attend in both directions, and every logit carries a learned bias of the distance.",
-    "doge": "it drops keys by a gate that it computes from the values of all tokens: every value is read each step.",
-    "inkling_text": "every logit carries a learned bias that depends on the query and on the distance to the key.",
-    "inkling2_text": "every logit carries a learned bias that depends on the query and on the distance to the key.",
-    "inkling2": "every logit carries a learned bias that depends on the query and on the distance to the key.",
-    "inkling_mm_model": "every logit carries a learned bias that depends on the query and on the distance to the key.",
     "blt": "DynamicCache cannot be made from its configuration: the class has no number of layers.",
-    "gemma3n": "its vision tower needs the package timm; the text part is the row gemma3n_text.",
+    "cpmant": "its prompt tokens attend in both directions, and every logit carries a learned bias of the distance.",
+    "diffusion_gemma": "it denoises a block of tokens that attend in both directions, to cached keys that it reads.",
+    "doge": "it drops keys by a gate that it computes from the values of all tokens: every value is read each step.",
     "gemma4_assistant": "it owns no keys or values: it proposes tokens from those of another model's cache.",
     "gemma4_unified_assistant": "it owns no keys or values: it proposes tokens from those of another model's cache.",
+    "inkling_text": _BIAS,
+    "inkling2_text": _BIAS,
+    "inkling2": _BIAS,
+    "inkling_mm_model": _BIAS,
+    "kosmos-2": "it makes its causal mask itself, as a tensor that may mean anything.",
     "minimax": "transformers refuses any cache but its own class for it.",
     "openai-gpt": "its forward takes no cache.",
+    "paligemma": "its prompt attends in both directions.",
+    "pi0": "it makes the moves of a robot, not text, and its prompt attends in both directions.",
+    "pix2struct": _T5_BIAS,
+    "pop2piano": _T5_BIAS,
     "prophetnet": "its forward takes a cache for one token at a time only, so no text can be fed.",
-    "reformer": "its forward takes no Cache object: it hashes buckets of its own.",
+    "reformer": f"{_OWN_CACHE}: it hashes buckets of its own.",
     "rwkv": "it is recurrent: it has a state and no keys.",
+    "t5gemma2": "one attention call covers the keys of the cache and those of the encoder, joined after the update.",
+    "udop": _T5_BIAS,
     "xlm": "its forward takes no cache.",
-    "xlnet": "its forward takes no Cache object.",
+    "xlnet": f"{_OWN_CACHE}.",
     "xlstm": "it is recurrent: it has a state and no keys.",
 }
 

@@ -9,7 +9,8 @@ from multiprocessing.connection import Connection
 import torch
 import transformers
 
-from .compare import Outcome, compare
+from .compare import compare
+from .outcome import Outcome
 
 LIMIT_S = 120
 """Longest time for one model type; a tiny model takes seconds."""

@@ -11,12 +11,14 @@ from pathlib import Path
 import torch
 import transformers
 
-from .compare import Outcome
+from .fast import SMALL
 from .feeds import TOKENS
+from .outcome import Outcome
 from .reasons import reason_for
 
 _MEANING = {
-    "supported": "full-attention layers are KIV's, and every logit equals the stock cache's to rounding",
+    "supported": "full-attention layers are KIV's, every logit equals the stock cache's to rounding, and fast equals "
+    "the reference",
     "delegated": "nothing to retrieve: no layer of plain full attention; the cache works and equals the stock cache",
     "refused": "an error before any number, with the way out",
     "no cache": "transformers itself does not run this class with a DynamicCache",
@@ -58,6 +60,12 @@ def render(sections: Iterable[Section]) -> str:
         "(sdpa and eager) from its float64 answer; `distance` is the largest one found, in units of that bound. "
         "`control` is the same distance with nearly every cold token left out on purpose, which must be above 1.",
         "",
+        f"Then the fast implementation and the reference answer every attention call side by side, fed the same ways "
+        f"under a budget of {SMALL.retrieve_tokens} tokens from {SMALL.candidate_pages} pages of {SMALL.page_tokens}: "
+        "selections must be admissible, and outputs equal to rounding after the hand-over of the selection (SPEC 11.2, "
+        "11.3). `fast` is the number of selections that were compared: one for each query block, sequence and KV head "
+        "that had more cold tokens than the budget.",
+        "",
         f"transformers {transformers.__version__}, torch {torch.__version__}, CPU, one thread.",
         "",
     ]
@@ -71,14 +79,21 @@ def _section(section: Section) -> list[str]:
     lines = [f"## {section.title}", "", section.about, "", "| result | types | meaning |", "|---|---:|---|"]
     lines += [f"| {name} | {counts[name]} | {_MEANING[name]} |" for name in _MEANING if counts[name] or name == "wrong"]
     lines += [f"| all | {len(section.outcomes)} | |", ""]
-    lines += ["| type | result | attention | KIV layers | distance | control |", "|---|---|---|---:|---:|---:|"]
+    lines += [
+        "| type | result | attention | KIV layers | distance | control | fast |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
     for outcome in section.outcomes:
         compared = outcome.verdict in ("supported", "delegated")
         distance = f"{outcome.ratio:.2f}" if compared else ""
         control = f"{outcome.control:.0e}" if outcome.verdict == "supported" else ""
         kinds = ", ".join(outcome.kinds)
-        layers = outcome.kiv_layers or ""
-        lines.append(f"| {outcome.model_type} | {outcome.verdict} | {kinds} | {layers} | {distance} | {control} |")
+        cells = [outcome.model_type, outcome.verdict, kinds, outcome.kiv_layers or "", distance, control]
+        lines.append(f"| {' | '.join(map(str, cells))} | {outcome.fast or ''} |")
+    parts = [outcome for outcome in section.outcomes if outcome.part]
+    if parts:
+        lines += ["", f"### Only a part was fed: {section.title[0].lower()}{section.title[1:]}", ""]
+        lines += [f"- **{outcome.model_type}**: {outcome.part}." for outcome in parts]
     lines += ["", f"### Not supported: {section.title[0].lower()}{section.title[1:]}", ""]
     for outcome in section.outcomes:
         if outcome.verdict in ("refused", "no cache", "not tried", "wrong"):

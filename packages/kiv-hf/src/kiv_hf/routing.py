@@ -35,5 +35,9 @@ def use_kiv(model: PreTrainedModel) -> PreTrainedModel:
         model.set_attn_implementation(NAME)
     finally:
         logging.set_verbosity(level)
-    model.config.get_text_config(decoder=True)._attn_implementation = NAME
+    decoder = model.config.get_text_config(decoder=True)
+    decoder._attn_implementation = NAME
+    if not any(module.config is decoder for module in model.modules() if isinstance(module, PreTrainedModel)):
+        # Of encoder and decoder fields side by side transformers made a copy, which no module reads.
+        model.config._attn_implementation = NAME
     return model

@@ -31,12 +31,15 @@ def stock_mask(config: Any, **arguments: Any) -> torch.Tensor | None:
 @cache
 def eager_only(config_class: type) -> bool:
     """Whether the models of `config_class` do not support sdpa, so that transformers runs them with eager attention."""
-    module = sys.modules.get(config_class.__module__.replace(".configuration_", ".modeling_"))
+    # A package may have several modeling files, as BLIP has one for its text.
+    files = config_class.__module__.rpartition(".")[0] + ".modeling_"
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith(files)]
     models = [
         value
+        for module in modules
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, PreTrainedModel) and value.config_class is config_class
-    ] if module is not None else []  # fmt: skip
+    ]
     return bool(models) and not any(model._supports_sdpa for model in models)
 
 

@@ -13,6 +13,7 @@ import torch
 
 MODULES = {
     "transformers.models.big_bird.modeling_big_bird": "big_bird",
+    "transformers.models.blip.modeling_blip_text": "blip_text",
     "transformers.models.bloom.modeling_bloom": "bloom",
     "transformers.models.codegen.modeling_codegen": "codegen",
     "transformers.models.falcon.modeling_falcon": "falcon",
@@ -25,6 +26,7 @@ MODULES = {
     "transformers.models.mvp.modeling_mvp": "mvp",
     "transformers.models.rembert.modeling_rembert": "rembert",
     "transformers.models.roformer.modeling_roformer": "roformer",
+    "transformers.models.speecht5.modeling_speecht5": "speecht5",
     "transformers.models.trocr.modeling_trocr": "trocr",
     "transformers.models.xglm.modeling_xglm": "xglm",
 }
