@@ -13,7 +13,8 @@ PARTS = {
     "attention": "attention_level",
     "improvements": "improvements",
     "model": "model_level",
-    "tasks": "task_level",
+    "tasks": "task_tables",
+    "rivals": "rivals",
 }
 """Name of a part -> its module, which has ``run(options) -> Result`` and ``draw(result)``."""
 

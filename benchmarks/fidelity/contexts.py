@@ -2,112 +2,77 @@
 
 Prompts are prefilled exactly, as KIV's default does. So the keys and values of a context are alike for every system,
 and one prefill with full attention serves all: a `KIVCache` is filled with them. All that comes later, the question
-included, goes through the cache under test a token at a time.
+included, goes through KIV and the window a token at a time. Other rivals attend all tokens whatever comes at once.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack
 
 import torch
-from kiv_hf import KIVCache, KIVConfig
-from transformers import DynamicCache, PreTrainedModel, QuantizedCache
+from kiv_hf import KIVCache
+from transformers import Cache, DynamicCache, PreTrainedModel, QuantizedCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from benchmarks.models import load_model, twin
-from benchmarks.original import OriginalPool
+
+from .continuation import Continuation, fork_stock
+from .systems import SINK_TOKENS, System
+from .window import windowed
 
 CHUNK_TOKENS = 1024
 FIRST_TOKENS = 64
 """Tokens that a KIV cache is fed through the model before it is filled: its layers must have seen the model."""
 
 
-@dataclass(frozen=True)
-class System:
-    """A cache under test.
-
-    Attributes
-    ----------
-    name : str
-    config : KIVConfig, or None
-        None is full attention, with a `DynamicCache` or a `QuantizedCache`.
-    impl : str or callable
-    backend : str, or None
-        Of transformers' `QuantizedCache`.
-    """
-
-    name: str
-    config: KIVConfig | None = None
-    impl: Any = None
-    backend: str | None = None
-
-
-HOT_TOKENS = {"gemma": 2048, "smollm2": 1024}
-"""Short name of a model -> hot window of all systems, as at the attention level."""
-
-QUICK_TOKENS = {"gemma": 2560, "smollm2": 1536}
-"""Context of a run that only shows that it runs: a little is cold."""
-
-FULL = "full attention"
-
-
-def systems(model: str, impl: str) -> list[System]:
-    """Full attention, KIV's default, and its rivals, under one hot window."""
-    hot = HOT_TOKENS[model]
-    pages = 128 if model == "gemma" else 64
-    found = [
-        System(FULL),
-        System("KIV", KIVConfig(hot_tokens=hot, candidate_pages=pages), impl),
-        System(
-            "sinks + window (and one token)",
-            KIVConfig(hot_tokens=hot, candidate_pages=1, retrieve_tokens=1, tail="none"),
-            impl,
-        ),
-    ]
-    if hot == 2048:  # the rule has fixed numbers
-        found.append(System("the original KIV's rule", KIVConfig(), OriginalPool))
-    if model == "smollm2":  # transformers' quantised cache refuses models with sliding layers
-        found.append(System("quantised cache, fp8", backend="fp8"))
-        if importlib.util.find_spec("optimum") and importlib.util.find_spec("optimum.quanto"):
-            found.append(System("quantised cache, 4 bits (quanto)", backend="quanto"))
-    return found
-
-
 class Context:
-    """A prefilled context of one model."""
+    """A prefilled context of one model.
+
+    Parameters
+    ----------
+    model : str
+        Short name.
+    ids : Tensor, int64 [1, T]
+    """
 
     def __init__(self, model: str, ids: torch.Tensor) -> None:
         self.model = load_model(model)
         self._kiv_model = twin(self.model, "kiv")
         self.ids = ids
         self._full = prefill(self.model, ids)
-        self._filled: dict[str, KIVCache] = {}
-        self._quantised: dict[str, QuantizedCache] = {}
+        self._made: dict[str, Cache] = {}
 
     def open(self, system: System) -> Continuation:
         """Continue the context with a system; the context itself stays as it is."""
-        if system.backend is not None:
-            if system.name not in self._quantised:
-                self._quantised[system.name] = quantise(self.model, system.backend, self._full)
-            return Continuation(self.model, copy.deepcopy(self._quantised[system.name]))
-        if system.config is None:
-            return Continuation(self.model, copy.deepcopy(self._full))
-        if system.name not in self._filled:
-            cache = KIVCache(self._kiv_model.config, system.config, impl=system.impl)
-            fill(self._kiv_model, cache, self.ids, self._full)
-            self._filled[system.name] = cache
-        return Continuation(self._kiv_model, self._filled[system.name].fork())
+        if system.kind == "original":  # its store cannot fork
+            return kiv_continuation(self._kiv_model, self._make(system))
+        if system.name not in self._made:
+            self._made[system.name] = self._make(system)
+        made = self._made[system.name]
+        if isinstance(made, KIVCache):
+            return kiv_continuation(self._kiv_model, made.fork())
+        return Continuation(self.model, fork_stock(made), one_by_one=system.kind == "window")
+
+    def _make(self, system: System) -> Cache:
+        if system.kind == "full":
+            return self._full
+        if system.kind == "quantised":
+            return filled_stock(QuantizedCache(system.backend, self.model.config, **dict(system.options)), self._full)
+        if system.kind == "offloaded":
+            return filled_stock(DynamicCache(config=self.model.config, offloading=True), self._full)
+        if system.kind == "window":
+            return windowed(self.model.config, self._full, SINK_TOKENS, system.hot_tokens)
+        cache = KIVCache(self._kiv_model.config, system.config, impl=system.impl)
+        fill(self._kiv_model, cache, self.ids, self._full)
+        return cache
 
     def close(self) -> None:
         """Free all caches."""
-        for cache in self._filled.values():
-            cache.close()
-        self._filled.clear()
-        self._quantised.clear()
+        for cache in self._made.values():
+            if isinstance(cache, KIVCache):
+                cache.close()
+        self._made.clear()
 
 
 @torch.no_grad()
@@ -138,41 +103,41 @@ def fill(model: PreTrainedModel, cache: KIVCache, ids: torch.Tensor, full: Dynam
 
 
 @torch.no_grad()
-def quantise(model: PreTrainedModel, backend: str, full: DynamicCache) -> QuantizedCache:
-    """Return transformers' quantised cache (4 bits where the backend lets one choose) with what `full` holds."""
-    bits = {} if backend == "fp8" else {"nbits": 4}
-    cache = QuantizedCache(backend, model.config, **bits)
-    for mine, theirs in zip(cache.layers, full.layers, strict=True):
-        mine.update(theirs.keys, theirs.values)
+def filled_stock(cache: Cache, full: DynamicCache) -> Cache:
+    """Fill one of transformers' caches, layer by layer, through its own `update`, and return it."""
+    for index, theirs in enumerate(full.layers):
+        if isinstance(theirs, DynamicSlidingWindowLayer):
+            cache.layers[index] = copy.copy(theirs)
+        else:
+            cache.update(theirs.keys, theirs.values, index)
     return cache
 
 
-class Continuation:
-    """A system that goes on from a context."""
+def kiv_continuation(model: PreTrainedModel, cache: Cache) -> Continuation:
+    """Go on with a KIV cache, a token at a time; it is closed with the continuation."""
+    assert isinstance(cache, KIVCache)
+    on_close = ExitStack()
+    on_close.callback(cache.close)
+    return Continuation(model, cache, one_by_one=True, on_close=on_close)
 
-    def __init__(self, model: PreTrainedModel, cache: Any) -> None:
-        self._model = model
-        self._cache = cache
 
-    @torch.no_grad()
-    def feed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Feed ``ids [1, n]`` and return float32 logits ``[n, V]``; a KIV cache gets them one at a time."""
-        parts = ids.split(1, dim=1) if isinstance(self._cache, KIVCache) else [ids]
-        found = [self._model(input_ids=part, past_key_values=self._cache, use_cache=True).logits[0] for part in parts]
-        return torch.cat(found).float()
+def refusals(model: str, tested: list[System]) -> dict[str, str]:
+    """Why each rival does not run here with a model, in its own words; rivals that run are not in it.
 
-    def greedy(self, logits: torch.Tensor, count: int, stop: Callable[[list[int]], bool] | None = None) -> list[int]:
-        """Decode at most `count` tokens greedily after ``logits [V]``."""
-        found: list[int] = []
-        while len(found) < count:
-            found.append(int(logits.argmax()))
-            if stop is not None and stop(found):
-                break
-            if len(found) < count:
-                logits = self.feed(torch.tensor([[found[-1]]]))[-1]
-        return found
-
-    def close(self) -> None:
-        """Free the cache."""
-        if isinstance(self._cache, KIVCache):
-            self._cache.close()
+    Tried on a context of 192 tokens and two steps. Errors of full attention, of KIV and of the original's rule are
+    raised: they are ours.
+    """
+    ids = torch.arange(1000, 1192)[None]
+    context = Context(model, ids)
+    found: dict[str, str] = {}
+    for system in tested:
+        if not system.rival:
+            continue
+        try:
+            continuation = context.open(system)
+            continuation.read(ids[:, :1])
+            continuation.read(ids[:, 1:2])
+        except Exception as error:  # whatever it is, it is reported as this rival's result
+            found[system.name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    context.close()
+    return found

@@ -1,95 +1,75 @@
-"""Model level: next-token distributions and greedy text of a whole model under KIV, beside full attention."""
+"""Model level: next-token distributions and greedy text under KIV and its rivals, beside full attention."""
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from tqdm import tqdm
 
 from benchmarks.models import MODELS
 from benchmarks.report import Result
 
+from .agreement import Agreement
 from .capture import TEXTS, haystack_tokens
-from .contexts import FULL, HOT_TOKENS, QUICK_TOKENS, Context, System, systems
+from .contexts import Context, refusals
+from .journal import Journal, open_journal
+from .plan import GREEDY_TOKENS, HOT_TOKENS, SCORED_TOKENS, context_lengths
+from .systems import FULL, systems
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CONTEXTS = {"gemma": (8192, 16384), "smollm2": (4096, 7168)}
-"""Short name of a model -> tokens of natural text in the cache."""
 
-SCORED_TOKENS = 96
-GREEDY_TOKENS = 48
-
-
-@dataclass
-class Agreement:
-    """A system against full attention, over the tokens that follow a context."""
-
-    divergence: torch.Tensor  # KL of each position, nats
-    same_first: torch.Tensor  # bool, of each position
-    loss: torch.Tensor  # of the text's next token, nats
-    first_divergence: list[int]  # greedy tokens alike before the first that differs
-
-    @staticmethod
-    def joined(parts: list[Agreement]) -> Agreement:
-        """All positions of several contexts."""
-        return Agreement(
-            torch.cat([p.divergence for p in parts]),
-            torch.cat([p.same_first for p in parts]),
-            torch.cat([p.loss for p in parts]),
-            [n for p in parts for n in p.first_divergence],
-        )
-
-
-def divergence(reference: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """KL(reference ‖ other) in nats of each row of ``[n, V]``."""
-    target = reference.log_softmax(dim=1)
-    return (target.exp() * (target - logits.log_softmax(dim=1))).sum(dim=1)
+def measure(options: argparse.Namespace) -> tuple[Journal, dict[str, dict[str, str]]]:
+    """Measure whatever the journal lacks; returns it, and for each model why rivals did not run."""
+    scored, greedy = (8, 4) if options.quick else (SCORED_TOKENS, GREEDY_TOKENS)
+    texts = list(TEXTS)[: 1 if options.quick else None]
+    journal = open_journal(options, "model")
+    missing = {model: refusals(model, systems(model, options.impl)) for model in options.models}
+    tested = {m: [s for s in systems(m, options.impl) if s.name not in missing[m]] for m in options.models}
+    places = [
+        (m, n, t) for m in options.models for n in context_lengths(m, options.quick, options.longest) for t in texts
+    ]
+    with tqdm(total=sum(len(tested[m]) for m, _, _ in places), desc="model level", unit="system") as bar:
+        for model, length, text in places:
+            keys = {system: (model, str(length), text, system.name) for system in tested[model]}
+            if journal.misses(keys.values()):
+                ids = haystack_tokens(model, text, length + scored)
+                context = Context(model, ids[:, :length])
+                agreement = Agreement(context.open(tested[model][0]), ids[:, length:], greedy)
+                for system, key in keys.items():
+                    bar.set_postfix_str(f"{model} {length:,} {system.name}")
+                    journal.measured(key, lambda s=system, a=agreement, c=context: a.record(c.open(s)))
+                    bar.update()
+                context.close()
+            else:
+                bar.update(len(keys))
+    return journal, missing
 
 
-def common_prefix(first: list[int], second: list[int]) -> int:
-    """Number of tokens before the first that differs."""
-    return next((i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b), len(first))
-
-
-def agree(context: Context, following: torch.Tensor, tested: list[System], greedy: int) -> dict[str, Agreement]:
-    """Every system, full attention first, over the text ``following [1, n]`` and greedy text after it."""
-    assert tested[0].name == FULL
-    found: dict[str, Agreement] = {}
-    reference = torch.empty(0)
-    text: list[int] = []
-    for system in tested:
-        continuation = context.open(system)
-        logits = continuation.feed(following)  # [n, V]
-        written = continuation.greedy(logits[-1], greedy)
-        continuation.close()
-        if system.name == FULL:
-            reference, text = logits, written
-        loss = torch.nn.functional.cross_entropy(logits[:-1], following[0, 1:], reduction="none")
-        same = reference.argmax(dim=1) == logits.argmax(dim=1)
-        found[system.name] = Agreement(divergence(reference, logits), same, loss, [common_prefix(text, written)])
-    return found
+def whole(journal: Journal, model: str, length: int, name: str) -> dict[str, Any] | None:
+    """One system over all texts at one context: every list joined; None if it was not measured."""
+    keys = [(model, str(length), text, name) for text in TEXTS]
+    records = [journal[key] for key in keys if key in journal]
+    if not records:
+        return None
+    joined = {part: [x for r in records for x in r[part]] for part in ("divergence", "same_first", "loss")}
+    return joined | {"alike": [r["alike"] for r in records]}
 
 
 def run(options: argparse.Namespace) -> Result:
-    """Measure both models over both texts."""
-    scored, greedy = (8, 4) if options.quick else (SCORED_TOKENS, GREEDY_TOKENS)
-    result = Result(
-        "fidelity_model",
-        "Model level: a whole model under KIV beside full attention",
-        {"texts": ", ".join(TEXTS), "scored tokens a context": scored, "greedy tokens": greedy, "impl": options.impl},
-    )
+    """Measure the models over the texts and make the tables."""
+    journal, missing = measure(options)
+    settings = {"texts": ", ".join(TEXTS), "scored tokens a context": SCORED_TOKENS, "greedy tokens": GREEDY_TOKENS}
+    settings |= {"impl": options.impl, "R": 256, "seconds of measuring": round(journal.seconds)}
+    result = Result("fidelity_model", "Model level: a whole model under KIV beside full attention", settings)
     for model in options.models:
-        contexts = [n for n in CONTEXTS[model] if n <= (options.longest or n)]
-        if options.quick:
-            contexts = [QUICK_TOKENS[model]]
-        tested = systems(model, options.impl)
         table = result.table(
-            f"{MODELS[model].title}: hot {HOT_TOKENS[model]}, R 256",
+            f"{MODELS[model].title}: hot {HOT_TOKENS[model]}",
             "context",
             "system",
             "KL, mean (nats)",
@@ -99,34 +79,40 @@ def run(options: argparse.Namespace) -> Result:
             "against full",
             "greedy tokens before the first other",
         )
-        for length in contexts:
-            parts: dict[str, list[Agreement]] = {system.name: [] for system in tested}
-            for text in list(TEXTS)[: 1 if options.quick else None]:
-                ids = haystack_tokens(model, text, length + scored)
-                context = Context(model, ids[:, :length])
-                for name, agreement in agree(context, ids[:, length:], tested, greedy).items():
-                    parts[name].append(agreement)
-                context.close()
-            whole = {name: Agreement.joined(found) for name, found in parts.items()}
-            base = float(whole[FULL].loss.mean().exp())
-            for name, found in whole.items():
-                perplexity = float(found.loss.mean().exp())
+        for length in context_lengths(model, options.quick, options.longest):
+            base = _perplexity(whole(journal, model, length, FULL))
+            series: dict[str, list[float]] = {}
+            for system in systems(model, options.impl):
+                found = whole(journal, model, length, system.name)
+                if found is None:
+                    table.add(f"{length:,}", system.name, "not run", None, None, None, None, None)
+                    continue
+                kl = torch.tensor(found["divergence"])
+                perplexity = _perplexity(found)
                 table.add(
                     f"{length:,}",
-                    name,
-                    float(found.divergence.mean()),
-                    float(found.divergence.quantile(0.9)),
-                    f"{float(found.same_first.float().mean()):.1%}",
+                    system.name,
+                    float(kl.mean()),
+                    float(kl.quantile(0.9)),
+                    f"{sum(found['same_first']) / len(kl):.1%}",
                     perplexity,
                     f"{perplexity / base - 1:+.2%}",
-                    ", ".join(str(n) for n in found.first_divergence),
+                    ", ".join(str(n) for n in found["alike"]),
                 )
-            result.series[f"{model} {length}"] = {name: found.divergence.tolist() for name, found in whole.items()}
+                series[system.name] = found["divergence"]
+            result.series[f"{model} {length}"] = series
+        result.notes += [f"{MODELS[model].title}, {name}: not run: {why}" for name, why in missing[model].items()]
     result.notes.append(
-        "The context is prefilled exactly (KIV's default), all that follows goes through the cache under test a token "
-        "at a time. Where the systems write alike, the number of greedy tokens is that of the run."
+        "The context is prefilled exactly (KIV's default), all that follows goes through the cache under test. Where a "
+        "system writes as full attention does, the number of greedy tokens is that of the run."
     )
+    journal.close()
     return result
+
+
+def _perplexity(found: dict[str, Any] | None) -> float:
+    assert found is not None
+    return math.exp(sum(found["loss"]) / len(found["loss"]))
 
 
 def draw(result: Result) -> Callable[[Figure], None]:
@@ -143,7 +129,7 @@ def draw(result: Result) -> Callable[[Figure], None]:
             axes.set_title(title, fontsize=8)
             axes.set_xlabel("KL from full attention (nats)", fontsize=7)
             axes.tick_params(labelsize=6)
+            axes.legend(fontsize=5)
         panels[0].set_ylabel("share of positions")
-        panels[0].legend(fontsize=6)
 
     return paint

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .words import CITIES, FIRST_NAMES, LAST_NAMES, THINGS
+from .words import CITIES, FIRST_NAMES, LAST_NAMES, NUMBERS, THINGS
 
 
 @dataclass(frozen=True)
@@ -69,26 +69,37 @@ NEEDLES: tuple[tuple[str, str], ...] = (
 """Ten phrasings: the beginning, which is also the question, and the rest; its first word is the answer."""
 
 
-def needle_grid(rng: random.Random, depths: Sequence[float]) -> Quiz:
-    """One needle at each depth, another phrasing at each; at most ten depths."""
+def joined(*parts: Quiz) -> Quiz:
+    """All passages and questions of several quizzes, for one document."""
+    return Quiz(tuple(p for part in parts for p in part.passages), tuple(q for part in parts for q in part.questions))
+
+
+def needle_grid(rng: random.Random, depths: Sequence[float], rotation: int = 0) -> Quiz:
+    """One needle at each of at most ten depths, another phrasing at each.
+
+    Ten rotations of one seed and ten depths are a full grid: every phrasing at every depth once.
+    """
+    order = rng.sample(NEEDLES, len(NEEDLES))
+    turned = (order[rotation:] + order[:rotation])[: len(depths)]
     passages, questions = [], []
-    for depth, (start, rest) in zip(depths, rng.sample(NEEDLES, len(depths)), strict=True):
+    for depth, (start, rest) in zip(depths, turned, strict=True):
         passages.append(Passage(depth, f"{start} {rest}."))
         questions.append(Question("needle", start, rest.split()[0], depth))
     return Quiz(tuple(passages), tuple(questions))
 
 
 def near_duplicates(rng: random.Random, keys: int, asked: int) -> Quiz:
-    """Facts that differ in one word of the key and one of the value, spread evenly."""
+    """Facts that differ in one word of the key and in the value, spread evenly: half are numbers, half are words."""
     cities, words = rng.sample(CITIES, keys), rng.sample(THINGS, keys)
+    numbers = [str(number) for number in rng.sample(range(1000, 10000), keys)]
     depths = [(i + 0.5) / keys for i in range(keys)]
-    facts = list(zip(depths, cities, words, strict=True))
-    passages = tuple(Passage(depth, f"The magic word for {city} is {word}.") for depth, city, word in facts)
-    questions = tuple(
-        Question("near-duplicate", f"The magic word for {city} is", word, depth)
-        for depth, city, word in sorted(rng.sample(facts, asked))
-    )
-    return Quiz(passages, questions)
+    passages, questions = [], []
+    for kind, values in (("number", numbers), ("word", words)):
+        facts = [(d, f"The magic {kind} for {c} is", v) for d, c, v in zip(depths, cities, values, strict=True)]
+        passages += [Passage(depth, f"{start} {value}.") for depth, start, value in facts]
+        for depth, start, value in sorted(rng.sample(facts, asked)):
+            questions.append(Question(f"near-duplicate {kind}", start, value, depth))
+    return Quiz(tuple(passages), tuple(questions))
 
 
 def several_needles(rng: random.Random, groups: int) -> Quiz:
@@ -134,18 +145,23 @@ def variable_tracking(rng: random.Random, chains: int) -> Quiz:
     return Quiz(tuple(passages), tuple(questions))
 
 
-def counting(rng: random.Random, most: int) -> Quiz:
-    """Sightings scattered over the document; asked is which of two animals was seen more often."""
-    animals = rng.sample(("zebra", "giraffe", "penguin", "kangaroo"), 2)
-    counts = (most, most // 3)
-    passages = [
-        Passage(rng.uniform(0.02, 0.9), f"A {animal} was seen at the gate.")
-        for animal, count in zip(animals, counts, strict=True)
-        for _ in range(count)
-    ]
-    first = min(passage.depth for passage in passages)
-    prompt = "Of all animals, the one that was seen at the gate most often was the"
-    return Quiz(tuple(passages), (Question("aggregation", prompt, animals[0], first),))
+def sightings(rng: random.Random, counts: tuple[int, int], places: int) -> Quiz:
+    """Two animals seen at each place, one more often: asked is which (aggregation), and how often it was (counting)."""
+    passages, questions = [], []
+    for place in rng.sample(("gate", "bridge", "harbour", "orchard", "quarry", "windmill"), places):
+        animals = rng.sample(("zebra", "giraffe", "penguin", "kangaroo", "leopard", "badger"), 2)
+        seen = [
+            Passage(rng.uniform(0.02, 0.9), f"A {animal} was seen at the {place}.")
+            for animal, count in zip(animals, counts, strict=True)
+            for _ in range(count)
+        ]
+        passages += seen
+        first = min(passage.depth for passage in seen)
+        most = f"Of all animals, the one that was seen at the {place} most often was the"
+        number = f"The number of times that a {animals[0]} was seen at the {place} is"
+        questions.append(Question("aggregation", most, animals[0], first))
+        questions.append(Question("counting", number, NUMBERS[counts[0]], first))
+    return Quiz(tuple(passages), tuple(questions))
 
 
 def document(lines: Sequence[str], quiz: Quiz) -> str:

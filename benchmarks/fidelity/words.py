@@ -30,3 +30,5 @@ LAST_NAMES = _words(
     "Anderson Baker Carter Dawson Ellis Foster Griffin Harper Irving Jensen Keller Lambert Mitchell Norton Olsen "
     "Parker Quinn Reed Sanders Turner Underwood Vaughn Walker Young Ziegler"
 )
+
+NUMBERS = _words("zero one two three four five six seven eight nine ten eleven twelve")

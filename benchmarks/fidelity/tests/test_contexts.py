@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from kiv_hf import KIVCache, KIVConfig
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+from transformers import Cache, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, QuantizedCache
 
-from benchmarks.fidelity.contexts import Continuation, fill, prefill, quantise
-from benchmarks.fidelity.model_level import common_prefix, divergence
+from benchmarks.fidelity.agreement import Agreement, common_prefix, divergence
+from benchmarks.fidelity.contexts import fill, filled_stock, kiv_continuation, prefill
+from benchmarks.fidelity.continuation import Continuation, fork_stock
+from benchmarks.fidelity.window import windowed
 from benchmarks.models import twin
 
 TOKENS = 300
@@ -37,16 +39,20 @@ def _ids() -> torch.Tensor:
     return torch.randint(0, 97, (1, TOKENS + 12), generator=torch.Generator().manual_seed(1))
 
 
+def stock(model: Gemma3ForCausalLM | LlamaForCausalLM, cache: Cache) -> Continuation:
+    return Continuation(model, cache, one_by_one=False)
+
+
 def filled(model: Gemma3ForCausalLM, ids: torch.Tensor, config: KIVConfig) -> Continuation:
     kiv_model = twin(model, "kiv")
     cache = KIVCache(kiv_model.config, config)
     fill(kiv_model, cache, ids, prefill(model, ids))
-    return Continuation(kiv_model, cache)
+    return kiv_continuation(kiv_model, cache)
 
 
 def test_in_exact_mode_it_is_full_attention(model: Gemma3ForCausalLM, ids: torch.Tensor):
     context, following = ids[:, :TOKENS], ids[:, TOKENS:]
-    full = Continuation(model, prefill(model, context)).feed(following)
+    full = stock(model, prefill(model, context)).feed(following)
     mine = filled(model, context, KIVConfig(hot_tokens=32, retrieve_tokens=None)).feed(following)
     torch.testing.assert_close(mine, full, rtol=1e-3, atol=1e-4)
 
@@ -58,9 +64,9 @@ def test_a_filled_cache_is_a_prefilled_one(model: Gemma3ForCausalLM, ids: torch.
     cache = KIVCache(kiv_model.config, config)
     with torch.no_grad():
         kiv_model(input_ids=context, past_key_values=cache)
-    expected = Continuation(kiv_model, cache).feed(following)
+    expected = kiv_continuation(kiv_model, cache).feed(following)
     torch.testing.assert_close(filled(model, context, config).feed(following), expected, rtol=1e-3, atol=1e-4)
-    exact = Continuation(model, prefill(model, context)).feed(following)
+    exact = stock(model, prefill(model, context)).feed(following)
     assert not torch.allclose(expected, exact, rtol=1e-3, atol=1e-4), "nothing was left out: the test shows nothing"
 
 
@@ -69,8 +75,8 @@ def test_a_fork_leaves_the_context_alone(model: Gemma3ForCausalLM, ids: torch.Te
     kiv_model = twin(model, "kiv")
     cache = KIVCache(kiv_model.config, KIVConfig(hot_tokens=32, candidate_pages=8))
     fill(kiv_model, cache, context, prefill(model, context))
-    first = Continuation(kiv_model, cache.fork()).feed(following)
-    again = Continuation(kiv_model, cache.fork()).feed(following)
+    first = kiv_continuation(kiv_model, cache.fork()).feed(following)
+    again = kiv_continuation(kiv_model, cache.fork()).feed(following)
     assert torch.equal(first, again)
 
 
@@ -87,15 +93,67 @@ def test_a_quantised_cache_comes_near(ids: torch.Tensor):
     llama = LlamaForCausalLM(config).eval()
     context, following = ids[:, :TOKENS], ids[:, TOKENS:]
     full = prefill(llama, context)
-    cache = quantise(llama, "fp8", full)
+    cache = filled_stock(QuantizedCache("fp8", config), full)
     assert cache.get_seq_length() == TOKENS
-    mine = Continuation(llama, cache).feed(following)
-    exact = Continuation(llama, full).feed(following)
+    mine = stock(llama, cache).feed(following)
+    exact = stock(llama, full).feed(following)
     assert 0 < (mine - exact).abs().max() < 0.1
 
 
+def test_a_stock_fork_leaves_the_context_alone(model: Gemma3ForCausalLM, ids: torch.Tensor):
+    context, following = ids[:, :TOKENS], ids[:, TOKENS:]
+    full = prefill(model, context)
+    first = stock(model, fork_stock(full)).feed(following)
+    assert full.get_seq_length() == TOKENS
+    assert torch.equal(first, stock(model, fork_stock(full)).feed(following))
+
+
+@pytest.mark.parametrize("kind", ["kiv", "stock"])
+def test_reading_is_feeding_without_the_logits_between(model: Gemma3ForCausalLM, ids: torch.Tensor, kind: str):
+    context, following = ids[:, :TOKENS], ids[:, TOKENS:]
+    config = KIVConfig(hot_tokens=32, page_tokens=8, candidate_pages=4, retrieve_tokens=8)
+    make = (
+        (lambda: filled(model, context, config)) if kind == "kiv" else (lambda: stock(model, prefill(model, context)))
+    )
+    fed, read = make(), make()
+    torch.testing.assert_close(read.read(following), fed.feed(following)[-1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(read.read(ids[:, :1]), fed.feed(ids[:, :1])[-1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_is_full_attention_over_what_it_keeps(model: Gemma3ForCausalLM, ids: torch.Tensor):
+    context, following = ids[:, :TOKENS], ids[:, TOKENS:]
+    full = prefill(model, context)
+    whole = windowed(model.config, full, 4, TOKENS + 50)
+    exact = stock(model, fork_stock(full)).feed(following)
+    mine = Continuation(model, whole, one_by_one=True).feed(following)
+    torch.testing.assert_close(mine, exact, rtol=1e-3, atol=1e-4)
+    small = windowed(model.config, full, 4, 32)
+    kept = small.layers[1].keys
+    assert torch.equal(kept, torch.cat([full.layers[1].keys[:, :, :4], full.layers[1].keys[:, :, -32:]], dim=2))
+    # KIV with nothing but its sinks and hot window, one token of 300 apart, knows the same.
+    config = KIVConfig(hot_tokens=32, page_tokens=1, candidate_pages=1, retrieve_tokens=1, tail="none")
+    near = filled(model, context, config).feed(following[:, :1])
+    alike = Continuation(model, small, one_by_one=True).feed(following[:, :1])
+    assert (near - alike).abs().max() < (exact[:1] - alike).abs().max()
+    assert small.get_seq_length() == TOKENS + 1
+    assert small.layers[1].keys.shape[2] == 36
+
+
+def test_agreement_with_oneself_is_complete(model: Gemma3ForCausalLM, ids: torch.Tensor):
+    context, following = ids[:, :TOKENS], ids[:, TOKENS:]
+    full = prefill(model, context)
+    agreement = Agreement(stock(model, fork_stock(full)), following, 6)
+    mine = agreement.record(stock(model, fork_stock(full)))
+    assert max(mine["divergence"]) < 1e-6
+    assert all(mine["same_first"])
+    assert mine["alike"] == 6
+    assert len(mine["loss"]) == following.shape[1] - 1
+    lossy = agreement.record(Continuation(model, windowed(model.config, full, 1, 8), one_by_one=True))
+    assert max(lossy["divergence"]) > 1e-6
+
+
 def test_greedy_stops_where_it_is_told(model: Gemma3ForCausalLM, ids: torch.Tensor):
-    continuation = Continuation(model, prefill(model, ids[:, :TOKENS]))
+    continuation = stock(model, prefill(model, ids[:, :TOKENS]))
     logits = continuation.feed(ids[:, TOKENS:])[-1]
     assert len(continuation.greedy(logits, 5, lambda found: len(found) == 2)) == 2
 

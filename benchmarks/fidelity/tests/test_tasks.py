@@ -10,13 +10,13 @@ from benchmarks.fidelity.tasks import (
     NEEDLES,
     Question,
     Quiz,
-    counting,
     document,
     fitted,
     near_duplicates,
     needle_grid,
     phonebook,
     several_needles,
+    sightings,
     variable_tracking,
 )
 
@@ -28,7 +28,7 @@ QUIZZES = {
     "several": lambda rng: several_needles(rng, 3),
     "phonebook": lambda rng: phonebook(rng, 120, 100, 0.3),
     "hops": lambda rng: variable_tracking(rng, 4),
-    "counting": lambda rng: counting(rng, 12),
+    "sightings": lambda rng: sightings(rng, (12, 4), 3),
 }
 
 
@@ -91,12 +91,21 @@ def test_two_hops_need_both():
         assert question.answer not in question.prompt
 
 
-def test_the_most_frequent_is_the_answer():
-    quiz = counting(random.Random(4), 12)
+def test_the_most_frequent_is_the_answer_and_its_number():
+    quiz = sightings(random.Random(4), (6, 2), 3)
     text = document(LINES, quiz)
-    others = {p.text for p in quiz.passages if quiz.questions[0].answer not in p.text}
-    assert text.count(f"A {quiz.questions[0].answer} was seen") == 12
-    assert all(text.count(other) == 4 for other in others)
+    for most, number in zip(*[iter(quiz.questions)] * 2, strict=True):
+        place = most.prompt.split("seen at the ")[1].split()[0]
+        assert text.count(f"A {most.answer} was seen at the {place}.") == 6
+        assert text.count(f"was seen at the {place}.") == 8
+        assert f"a {most.answer} was seen at the {place} is" in number.prompt
+        assert number.answer == "six"
+
+
+def test_ten_rotations_are_a_full_grid():
+    depths = [i / 10 for i in range(10)]
+    grids = [needle_grid(random.Random(0), depths, rotation) for rotation in range(10)]
+    assert len({(q.prompt, q.depth) for grid in grids for q in grid.questions}) == 100
 
 
 def test_fitted_is_the_longest_that_fits():

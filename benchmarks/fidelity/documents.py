@@ -1,0 +1,41 @@
+"""Documents of the task level as tokens, and a question's answer judged as it is written; no cache is known here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.models import kjv_text, load_tokenizer
+
+from .plan import Document
+from .tasks import Question, fitted
+
+
+def document_ids(document: Document) -> torch.Tensor:
+    """Token ids [1, about document.tokens] of natural text with the quiz planted."""
+    tokenizer = load_tokenizer(document.model)
+    lines = kjv_text()[: 6 * document.tokens].splitlines()[1:-1]
+
+    def count(text: str) -> int:
+        return len(tokenizer(text).input_ids)
+
+    return tokenizer(fitted(lines, document.quiz, document.tokens, count), return_tensors="pt").input_ids
+
+
+def prompt_ids(model: str, question: Question) -> torch.Tensor:
+    """Token ids [1, n] of a question."""
+    return load_tokenizer(model)(question.prompt, return_tensors="pt", add_special_tokens=False).input_ids
+
+
+def answered(model: str, question: Question, write: Callable[[int, Callable[[list[int]], bool]], list[int]]) -> bool:
+    """Let `write` complete a question's prompt; it gets the most tokens and when to stop early, and returns tokens."""
+    tokenizer = load_tokenizer(model)
+    wanted = question.answer.lower()
+
+    def settled(found: list[int]) -> bool:
+        text = tokenizer.decode(found).strip().lower()
+        return text.startswith(wanted) or not wanted.startswith(text)
+
+    most = len(tokenizer(" " + question.answer, add_special_tokens=False).input_ids) + 2
+    return question.right(tokenizer.decode(write(most, settled)))

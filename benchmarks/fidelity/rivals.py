@@ -1,0 +1,132 @@
+"""Rivals a user has today, on the same prompts: quality, decode time beside a `DynamicCache`, and memory.
+
+Quality is that of the model level and the task level, whose journals are read, and completed if need be. The presses of
+kvpress need another version of transformers: they are measured by a command of their own (`presses.py`), with their own
+full attention beside them, and shown here if its result is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.models import MODELS
+from benchmarks.report import Result, Table
+
+from . import model_level, rival_costs, task_level
+from .capture import TEXTS
+from .journal import open_journal
+from .plan import HOT_TOKENS, context_lengths
+from .presses import RESULT
+from .systems import FULL, systems
+from .task_level import Outcome, kept
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MB = 1e6
+COLUMNS = (
+    "system",
+    "KL, mean (nats)",
+    "top-1 agreement",
+    "retention, all tasks",
+    "decode time ÷ DynamicCache",
+    "ms a step",
+    "cache MB",
+    "transient MB a step",
+)
+
+
+def run(options: argparse.Namespace) -> Result:
+    """Measure what is missing and put everything beside each other."""
+    agreement, missing = model_level.measure(options)
+    answers, outcomes, _ = task_level.measure(options)
+    costs = open_journal(options, "rivals")
+    result = Result("fidelity_rivals", "Rivals a user has today, on the same prompts", {"seed": options.seed})
+    for model in options.models:
+        tested = [s for s in systems(model, options.impl) if s.name not in missing[model]]
+        for length in context_lengths(model, options.quick, options.longest):
+            found = costs.measured(
+                (model, str(length)),
+                lambda m=model, n=length, t=tested: rival_costs.record(m, next(iter(TEXTS)), n, t, options.quick),
+            )
+            title = f"{MODELS[model].title}: {length:,} tokens, hot {HOT_TOKENS[model]}"
+            table = result.table(title, *COLUMNS)
+            base = found["step_ms"][FULL]
+            for system in systems(model, options.impl):
+                name = system.name
+                if name not in found["step_ms"]:
+                    table.add(name, f"not run: {missing[model][name]}", *([None] * (len(COLUMNS) - 2)))
+                    continue
+                quality = model_level.whole(agreement, model, length, name)
+                assert quality is not None
+                transient = found["transient_bytes"][name]
+                table.add(
+                    name,
+                    sum(quality["divergence"]) / len(quality["divergence"]),
+                    f"{sum(quality['same_first']) / len(quality['same_first']):.1%}",
+                    _retention(outcomes, model, name),
+                    found["step_ms"][name] / base,
+                    found["step_ms"][name],
+                    found["cache_bytes"][name] / MB,
+                    None if transient is None else transient / MB,
+                )
+            result.series[f"{model} {length}"] = found
+    _presses(result, options)
+    result.settings["impl"] = options.impl
+    result.settings["seconds of measuring costs"] = round(costs.seconds)
+    result.notes += NOTES
+    for journal in (agreement, answers, costs):
+        journal.close()
+    return result
+
+
+NOTES = [
+    "Retention: right of asked, over all questions of the task level that full attention answers, at all lengths.",
+    "Decode time: median of steps in which all systems take turns in one process, each from its own copy of the "
+    "context. Nothing here has a slow link between device and memory: what that costs a cache is not shown.",
+    "cache MB: keys, values and index as stored, all tiers together. transient MB: how far the process rises above "
+    "what it held while it decodes; a dash where the OS cannot tell.",
+]
+
+
+def _retention(outcomes: list[Outcome], model: str, name: str) -> str | None:
+    share = kept([o for o in outcomes if o.model == model], name)
+    return None if share is None else f"{share[0] / share[1]:.0%} ({share[0]}/{share[1]})"
+
+
+def _presses(result: Result, options: argparse.Namespace) -> None:
+    path = options.out / f"{RESULT}.json"
+    if not path.exists():
+        result.notes.append("kvpress: not run here; `nox -s kvpress` runs its presses that can decode.")
+        return
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for table in found["tables"]:
+        result.tables.append(Table(f"kvpress: {table['title']}", table["columns"], table["rows"]))
+    result.notes.append(
+        f"kvpress: measured {found['head']['date']}, commit {found['head']['commit']}, by `nox -s kvpress`."
+    )
+
+
+def draw(result: Result) -> Callable[[Figure], None]:
+    """Return the painter: KL against the size of the cache, a panel for each model and context."""
+
+    def paint(figure: Figure) -> None:
+        shown = [table for table in result.tables if tuple(table.columns) == COLUMNS]
+        panels = figure.subplots(1, len(shown), squeeze=False)[0]
+        for axes, table in zip(panels, shown, strict=True):
+            for row in table.rows:
+                name, kl, size = row[0], row[1], row[6]
+                if name != FULL and isinstance(kl, float) and isinstance(size, float):
+                    axes.scatter(size, kl, label=name, s=24)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_title(table.title.split(", hot")[0], fontsize=7)
+            axes.set_xlabel("cache, MB", fontsize=7)
+            axes.tick_params(labelsize=6)
+            axes.legend(fontsize=5)
+        panels[0].set_ylabel("KL from full attention (nats)", fontsize=7)
+
+    return paint

@@ -1,0 +1,61 @@
+"""Bytes and refusals of rivals, and the plan of a full run."""
+
+from __future__ import annotations
+
+import torch
+from kiv_hf import KIVCache, KIVConfig
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from benchmarks.fidelity.memory import stock_bytes
+from benchmarks.fidelity.plan import ROTATIONS, documents
+from benchmarks.fidelity.rival_costs import cache_bytes
+from benchmarks.fidelity.systems import FULL, systems
+from benchmarks.models import twin
+
+CONFIG = LlamaConfig(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+
+
+def test_bytes_of_a_plain_cache_are_those_of_its_keys_and_values():
+    cache = DynamicCache(config=CONFIG)
+    for layer in range(2):
+        cache.update(torch.randn(1, 2, 50, 8), torch.randn(1, 2, 50, 8), layer)
+    assert cache_bytes(cache) == stock_bytes(cache.layers) == 2 * 2 * 2 * 50 * 8 * 4
+
+
+def test_bytes_of_a_kiv_cache_cover_all_tokens_and_its_index():
+    model = twin(LlamaForCausalLM(CONFIG).eval(), "kiv")
+    cache = KIVCache(model.config, KIVConfig(hot_tokens=32, page_tokens=8, candidate_pages=2, retrieve_tokens=4))
+    with torch.no_grad():
+        model(input_ids=torch.arange(90)[None], past_key_values=cache)
+    assert cache_bytes(cache) == sum(cache.memory()) > 2 * 2 * 2 * 90 * 8 * 4
+
+
+def test_systems_have_names_of_their_own_and_full_attention_first():
+    for model in ("gemma", "smollm2"):
+        found = systems(model, "fast")
+        assert found[0].name == FULL
+        assert len({system.name for system in found}) == len(found)
+        assert not found[0].rival
+
+
+def test_the_plan_asks_what_it_should():
+    for model, rotations in ROTATIONS.items():
+        planned = list(documents(model, 0, False, None))
+        assert {d.tokens for d in planned} == set(rotations)
+        assert len({(d.tokens, d.name) for d in planned}) == len(planned)
+        tasks = [q.task for d in planned for q in d.quiz.questions]
+        assert tasks.count("phonebook") == 100
+        assert tasks.count("needle") == 10 * sum(rotations.values())
+        assert {"near-duplicate number", "several needles", "two hops", "aggregation", "counting"} <= set(tasks)
+        assert planned == list(documents(model, 0, False, None))
+        assert planned != list(documents(model, 1, False, None))
+    beyond = [q.task for d in documents("gemma", 0, False, None) if d.tokens > 32768 for q in d.quiz.questions]
+    assert beyond
+    assert "two hops" not in beyond
