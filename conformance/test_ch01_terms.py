@@ -96,9 +96,9 @@ class Test_1_4_Defaults:
         expected = {
             "hot_tokens": 2048,
             "sink_tokens": 4,
-            "page_tokens": 32,
+            "page_tokens": 64,
             "span_pages": 16,
-            "candidate_pages": 128,
+            "candidate_pages": 64,
             "retrieve_tokens": 256,
             "spread_weight": 0.5,
             "group": "exp_sum",
