@@ -97,7 +97,7 @@ class Test_1_4_Defaults:
             "hot_tokens": 2048,
             "sink_tokens": 4,
             "page_tokens": 64,
-            "span_pages": 16,
+            "span_pages": 32,
             "candidate_pages": 64,
             "retrieve_tokens": 256,
             "spread_weight": 0.5,

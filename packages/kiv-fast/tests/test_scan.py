@@ -21,7 +21,7 @@ PRODUCTS = {"widened": WidenedProduct()} | ({} if PACKED is None else {"packed":
 def test_no_score_is_further_off_than_its_bound(product, size, offset, seed):
     generator = torch.Generator().manual_seed(seed)
     channels = torch.randn(2 * WIDTH, generator=generator).exp()
-    scanner = Scanner(SHAPE, PAGES, PRODUCTS[product])
+    scanner = Scanner(SHAPE, PRODUCTS[product])
     shape = PAGES, HEADS, 2 * WIDTH
     chapters = [(torch.randn(shape, generator=generator) + offset) * channels * size for _ in range(3)]
     for number, summaries in enumerate(chapters):
@@ -44,7 +44,8 @@ def test_pruning_never_changes_what_is_retrieved(config, group, product, monkeyp
     chunks = [860] + [1] * 40
     plain, quick = FastPool(config), FastPool(config)
     expected = feed(plain.layer_store(), data, chunks)
-    monkeypatch.setattr(cold, "CHAPTER_PAGES", 32)
+    monkeypatch.setattr(cold, "LEAST_CHAPTER_PAGES", 8)
+    monkeypatch.setattr(cold, "MOST_CHAPTER_PAGES", 32)
     monkeypatch.setattr(cold, "QUICK_BYTES", 0)
     monkeypatch.setattr(cold, "product_for", lambda device: PRODUCTS[product])
     assert torch.equal(feed(quick.layer_store(), data, chunks), expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from bisect import bisect_right
 from typing import NamedTuple
 
 import torch
@@ -11,7 +13,7 @@ from kiv_reference.report import TierBytes
 from .arena import Arena
 from .host import Table
 from .index import Index, summarise
-from .layout import IdPool, Row
+from .layout import IdPool, Row, chapter_stops, common_prefix
 from .ledger import Counters, Ledger
 from .product import product_for
 from .scan import Scanner
@@ -19,9 +21,11 @@ from .scratch import Scratch
 from .transfer import transfer_to
 from .validate import Shape
 
-CHAPTER_PAGES = 4096
-"""Pages of a chapter: so many that the calls of a scan cost little beside the bytes it reads; the pages that are not in
-one yet are scored as they are."""
+LEAST_CHAPTER_PAGES = 512
+"""Pages of the smallest chapter: fewer are scored as they are, at four times the bytes but without a call of a product."""
+
+MOST_CHAPTER_PAGES = 8192
+"""Pages of the largest chapter: a step that packs one must not take twice as long as others."""
 
 STAGGER_PAGES = 64
 """Stores of a pool pack their chapters at different pages, within this many."""
@@ -76,7 +80,7 @@ class Spans(NamedTuple):
 
     key: torch.Tensor  # [H, n, D]
     value: torch.Tensor  # [H, n, DV]
-    log_count: torch.Tensor  # [n]
+    count: torch.Tensor  # [n], in the dtype of computation
 
 
 class Cold:
@@ -98,7 +102,7 @@ class Cold:
         product = product_for(shape.device)
         self.scanner = None
         if product is not None and shape.compute == torch.float32 and not config.exact:
-            self.scanner = Scanner(shape, CHAPTER_PAGES, product)
+            self.scanner = Scanner(shape, product)
         self._ledger = ledger
         self.transfer = transfer_to(shape.device)
         self._pages, self._spans, self._chapters = IdPool(), IdPool(), IdPool()
@@ -108,10 +112,16 @@ class Cold:
         self._pending = False  # whether a promise is booked that has not ended
         self.finite = True  # whether every mean value is finite
 
-    def promise(self, pages: int) -> TierBytes:
-        """Book room for so many pages more, or refuse before anything happens (SPEC 10.2); returns what was booked."""
-        held = self._held
-        more = self._bytes(pages, pages // self.config.span_pages + 1, pages // CHAPTER_PAGES) if pages else NOTHING
+    def promise(self, rows: list[ColdRow], more_pages: int) -> TierBytes:
+        """Book room for so many pages more in each row, or refuse before anything happens (SPEC 10.2).
+
+        Returns what was booked.
+        """
+        held, pages = self._held, len(rows) * more_pages
+        more = NOTHING
+        if pages:
+            chapters = sum(self._more_chapter_bytes(row.table, more_pages) for row in rows)
+            more = self._bytes(pages, pages // self.config.span_pages + len(rows), chapters)
         self.arena.promise(0)
         self.arena.give_way(held.ram + more.ram - self._booked.ram)
         self._book(TierBytes(held.device + more.device, held.ram + more.ram, 0))
@@ -140,21 +150,57 @@ class Cold:
         first = len(row.table.pages)
         row.table.extend(ids, [size] * n if valid is None else valid.sum(dim=1).tolist(), size)
         row.append(first)
-        self._build(row)
+        self._build(row, first)
         self.counters.evicted_pages += n
 
-    def _build(self, row: ColdRow) -> None:
-        """Spans and chapters that are complete."""
+    def _build(self, row: ColdRow, first: int) -> None:
+        """Spans and chapters over the pages from `first` on."""
         table, span_pages = row.table, self.config.span_pages
-        while (len(table.spans) + 1) * span_pages <= len(table.pages):
-            span = self._spans.take(1)[0]
-            self.index.put_span(span, table, len(table.spans) * span_pages)
-            table.add_span(span)
-        while self.scanner is not None and (len(table.chapters) + 1) * CHAPTER_PAGES + self._delay <= len(table.pages):
-            first = len(table.chapters) * CHAPTER_PAGES
-            chapter = self._chapters.take(1)[0]
-            self.scanner.put(chapter, self.transfer.upload(self.summaries(row, first, first + CHAPTER_PAGES)))
-            table.chapters.append(chapter)
+        for number in range(first // span_pages, -(-len(table.pages) // span_pages)):
+            self._put_span(table, number)
+        stops = self._chapter_stops(len(table.pages))
+        if self.scanner is not None and stops != table.chapter_stops:
+            kept = common_prefix(stops, table.chapter_stops)
+            # The old ones go first: the new ones are made from the summaries, and both at once would need more room.
+            self.scanner.free(self._chapters.drop(table.chapters[kept:]))
+            del table.chapters[kept:], table.chapter_stops[kept:]
+            for stop in stops[kept:]:
+                first = table.chapter_stops[-1] if table.chapter_stops else 0
+                (chapter,) = self._chapters.take(1)
+                self.scanner.put(chapter, self.transfer.upload(self.summaries(row, first, stop)))
+                table.chapters.append(chapter)
+                table.chapter_stops.append(stop)
+
+    def _put_span(self, table: Row, number: int) -> None:
+        """Summarise a row's last span, or a new one after it; one that another row holds as well is left to that row."""
+        if number == len(table.spans):
+            table.set_span(number, self._spans.take(1)[0])
+        elif self._spans.shared(table.spans[number]):
+            self._spans.drop([table.spans[number]])
+            table.set_span(number, self._spans.take(1)[0])
+        self.index.put_span(table.spans[number], table, number * self.config.span_pages)
+
+    def _chapter_stops(self, pages: int) -> list[int]:
+        """Where the chapters of a row of so many pages end."""
+        return chapter_stops(pages - self._delay, LEAST_CHAPTER_PAGES, MOST_CHAPTER_PAGES)
+
+    def _more_chapter_bytes(self, table: Row, more_pages: int) -> int:
+        """Most bytes that a row's chapters take in addition while it gets so many pages more."""
+        if self.scanner is None:
+            return 0
+        pages = len(table.pages)
+        stops = self._chapter_stops(pages + more_pages)
+        if stops == table.chapter_stops:
+            return 0
+        kept = common_prefix(stops, table.chapter_stops)
+        start = stops[kept - 1] if kept else 0
+        going = table.chapters[kept:]
+        stays = any(self._chapters.shared(chapter) for chapter in going)  # for another row
+        freed = 0 if stays or not going else table.chapter_stops[-1] - start
+        grown = max(0, stops[-1] - start - freed) if stops else 0
+        # On the way there are at most so many chapters more than in the end, one of each size.
+        sizes = (MOST_CHAPTER_PAGES // LEAST_CHAPTER_PAGES).bit_length()
+        return grown * self.scanner.page_bytes + (len(stops) - kept + sizes) * self.scanner.table_bytes
 
     def settle(self) -> None:
         """End a promise: book what is held and no more."""
@@ -173,9 +219,11 @@ class Cold:
     def cut(self, row: ColdRow, pages: int) -> None:
         """Keep the first `pages` pages of a row."""
         table = row.table
-        gone = table.cut(pages, self.config.span_pages, CHAPTER_PAGES, self.config.page_tokens)
+        gone = table.cut(pages, self.config.span_pages, self.config.page_tokens)
         self.arena.free(self._pages.drop(gone.pages))
         self._spans.drop(gone.spans)
+        if pages % self.config.span_pages and gone.pages:
+            self._put_span(table, pages // self.config.span_pages)
         unused = self._chapters.drop(gone.chapters)
         if self.scanner is not None:
             self.scanner.free(unused)
@@ -187,25 +235,32 @@ class Cold:
         self.arena.close()
         self._book(NOTHING)
 
-    def _bytes(self, pages: int, spans: int, chapters: int) -> TierBytes:
+    def _bytes(self, pages: int, spans: int, chapter_bytes: int) -> TierBytes:
         index = self.index
-        chapter = 0 if self.scanner is None else self.scanner.chapter_bytes
-        device = pages * TABLE_BYTES + spans * index.span_bytes + chapters * chapter
+        device = pages * TABLE_BYTES + spans * index.span_bytes + chapter_bytes
         return TierBytes(device, pages * index.page_bytes, 0)
 
     @property
+    def _chapter_bytes(self) -> int:
+        return 0 if self.scanner is None else self.scanner.nbytes
+
+    @property
     def _held(self) -> TierBytes:
-        return self._bytes(self._pages.used, self._spans.used, self._chapters.used)
+        return self._bytes(self._pages.used, self._spans.used, self._chapter_bytes)
 
     def row_bytes(self, row: ColdRow) -> TierBytes:
         """Bytes of what a row refers to, without the pages themselves."""
-        return self._bytes(len(row.table.pages), len(row.table.spans), len(row.table.chapters))
+        table, chapters = row.table, 0
+        if self.scanner is not None:
+            starts = [0, *table.chapter_stops]
+            sizes = (stop - start for start, stop in itertools.pairwise(starts))
+            chapters = sum(self.scanner.chapter_bytes(size) for size in sizes)
+        return self._bytes(len(table.pages), len(table.spans), chapters)
 
     def device_parts(self) -> dict[str, int]:
         """Device bytes by what they are for."""
-        chapter = 0 if self.scanner is None else self.scanner.chapter_bytes
         return {
-            "page index": self._chapters.used * chapter,
+            "page index": self._chapter_bytes,
             "span summaries": self._spans.used * self.index.span_bytes,
             "page tables": self._pages.used * TABLE_BYTES,
         }
@@ -230,15 +285,6 @@ class Cold:
         """``id * H + head`` of pages int64 ``[H, K]``, each head its own."""
         return self.page_ids(row, pages) * self.shape.heads + self._heads
 
-    def span_units(self, row: ColdRow, spans: torch.Tensor) -> torch.Tensor:
-        """``id * H + head`` of complete spans int64 ``[H, K]``, each head its own."""
-        table = row.table
-        if table.whole_spans:
-            ids = spans + table.spans[0]
-        else:
-            ids = torch.tensor(table.spans, dtype=torch.int64, device=spans.device)[spans]
-        return ids * self.shape.heads + self._heads
-
     def page_ids(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
         """Ids of pages, int64 of any shape."""
         table = row.table
@@ -251,16 +297,22 @@ class Cold:
         on_cpu = self.shape.device.type == "cpu"
         if (on_cpu and members > QUICK_MEMBERS) or pages * self.index.keys.record_bytes < QUICK_BYTES:
             return []
-        return row.table.chapters[: pages // CHAPTER_PAGES]
+        return row.table.chapters[: bisect_right(row.table.chapter_stops, pages)]
 
-    def spans(self, row: ColdRow, full: int) -> Spans:
-        """The first `full` spans of a row, all complete (SPEC 3.2)."""
-        table, index = row.table, self.index
+    def spans(self, row: ColdRow, pages: int) -> Spans:
+        """The spans of the first `pages` pages of a row (SPEC 3.2)."""
+        table, index, size = row.table, self.index, self.config.span_pages
         tables = (index.span_keys, index.span_values, index.span_counts)
-        if full and table.whole_spans:
-            at = slice(table.spans[0], table.spans[0] + full)
-            key, value, count = (part.tensor[at] for part in tables)
+        count = pages // size if pages < len(table.pages) else len(table.spans)
+        if count and table.whole_spans:
+            at = slice(table.spans[0], table.spans[0] + count)
+            key, value, tokens = (part.tensor[at] for part in tables)
         else:
-            picked = torch.tensor(table.spans[:full], dtype=torch.int64, device=self.shape.device)
-            key, value, count = (part.tensor.index_select(0, picked) for part in tables)
-        return Spans(key.transpose(0, 1), value.transpose(0, 1), torch.log(count))
+            picked = torch.tensor(table.spans[:count], dtype=torch.int64, device=self.shape.device)
+            key, value, tokens = (part.tensor.index_select(0, picked) for part in tables)
+        if count * size < pages:  # the last span of the row has more pages than these
+            part = slice(count * size, pages)
+            last = index.merge(table.pages[part], table.counts[part])
+            key, value = (torch.cat([some, one[None]]) for some, one in zip((key, value), last, strict=False))
+            tokens = torch.cat([tokens, tokens.new_tensor([last[2]])])
+        return Spans(key.transpose(0, 1), value.transpose(0, 1), tokens)

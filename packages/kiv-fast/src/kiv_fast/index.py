@@ -51,8 +51,8 @@ class Index:
         heads, width, value_width = shape.heads, shape.key_width, shape.value_width
         dtype, device, host = shape.compute, shape.device, torch.device("cpu")
         self._span_pages = config.span_pages
-        self.keys = Table((heads, 2 * width), dtype, host)
-        self.values = Table((heads, value_width), dtype, host)
+        self.keys = Table((heads, 2 * width), dtype, host, huge=True)
+        self.values = Table((heads, value_width), dtype, host, huge=True)
         self.span_keys = Table((heads, width), dtype, device)
         self.span_values = Table((heads, value_width), dtype, device)
         self.span_counts = Table((), dtype, device)
@@ -77,7 +77,7 @@ class Index:
                 table.tensor[pages] = rows.to(table.tensor.device)
 
     def put_span(self, span: int, row: Row, first: int) -> None:
-        """Store the summary of a complete span: `span_pages` pages of `row` from `first` on (SPEC 3.2)."""
+        """Store the summary of a span: `span_pages` pages of `row` from `first` on, or as many as there are (SPEC 3.2)."""
         for table in (self.span_keys, self.span_values, self.span_counts):
             table.ensure(span + 1)
         pages = row.pages[first : first + self._span_pages]
@@ -96,4 +96,6 @@ class Index:
         weights = torch.tensor([n / max(count, 1) for _, n in keep], dtype=table.dtype, device=table.device)
         mean = table.index_select(0, ids)[:, :, : table.shape[2] // 2]  # [k, H, D]
         values = self.values.tensor.index_select(0, ids)
-        return (weights[:, None, None] * mean).sum(0), (weights[:, None, None] * values).sum(0), count
+        device = self.span_keys.tensor.device
+        key, value = ((weights[:, None, None] * part).sum(0).to(device) for part in (mean, values))
+        return key, value, count

@@ -10,8 +10,9 @@ import torch
 from .attend import Attended, Part, Queries, Tile, always_parts, attend_parts
 from .cold import Cold, ColdRow
 from .mass import enlarge, missed_bound
+from .scratch import chunk_pages
 from .select import candidates, group_scores, page_query, top_set
-from .tail import page_tail, span_tail
+from .tail import page_tail, page_values, span_tail
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,15 @@ def read_candidates(view: View, queries: Queries, pages: torch.Tensor) -> Candid
     cold, size = view.cold, view.cold.config.page_tokens
     pages = pages.sort(dim=1).values
     known = pages.clamp(min=0)
-    keys = cold.transfer.upload(cold.arena.keys(cold.page_ids(view.row, known).cpu()))
-    cold.counters.key_bytes_gathered += keys.numel() * keys.element_size()
-    wide = cold.scratch.convert("candidates", keys, queries.query.dtype)
-    raw = (queries.members @ wide.transpose(1, 2)).mul_(queries.scale)
+    ids, members = cold.page_ids(view.row, known).cpu(), queries.members
+    raw = members.new_empty(*members.shape[:2], ids.shape[1] * size)
+    step = chunk_pages(cold.shape, size)
+    for first in range(0, ids.shape[1], step):
+        keys = cold.transfer.upload(cold.arena.keys(ids[:, first : first + step]))
+        cold.counters.key_bytes_gathered += keys.numel() * keys.element_size()
+        wide = cold.scratch.convert("candidates", keys, members.dtype)
+        scores = raw[:, :, first * size : (first + step) * size]
+        torch.mul(members @ wide.transpose(1, 2), queries.scale, out=scores)
     unseen = None
     if view.cold_valid is not None:
         unseen = ~view.cold_valid.view(-1, size)[known].flatten(1)  # [H, C * P]
@@ -140,9 +146,10 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     exact = [*always, Part(own, values)]
     tail: list[Part] = []
     if config.tail == "mean":
-        tail = [page_tail(cold, view.row, logits, tokens.pages, mask)]
+        means = page_values(cold, view.row, tokens.pages)
+        tail = [page_tail(logits, mask, means, size)]
         if best.shape[1] < view.filled or streamed is not None:  # else no page is left for a span
-            tail += span_tail(cold, view.row, queries, view.pages, best, cold.finite)
+            tail += span_tail(cold, view.row, queries, view.pages, tokens.pages, means, cold.finite)
     attended = attend_parts(exact, tail, sinks, view.finite and cold.finite)
     missed = None
     if bound:

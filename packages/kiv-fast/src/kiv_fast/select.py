@@ -10,6 +10,12 @@ from kiv_reference.config import Group
 if TYPE_CHECKING:
     from .cold import Cold, ColdRow
 
+LEAST_SCORE = 1e-30
+"""Group scores below this have lost terms to underflow."""
+
+LOOK_PAGES = 3
+"""Pages looked at first, for each page that is wanted."""
+
 
 def top(scores: torch.Tensor, n: int) -> torch.Tensor:
     """Indices of the `n` best of ``[H, I]``: higher score first, then lower index (SPEC 1.3)."""
@@ -104,45 +110,40 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
     if row.table.empty:
         quick.masked_fill_(row.empty(0, seen), -torch.inf)
     rest = all_scores(cold, row, members, seen, pages)  # [H, M, pages - seen]
-    most = None
-    if group == "max":
-        rough, known = quick.amax(dim=1), rest.amax(dim=1)
-        slack = error.amax(dim=1, keepdim=True)
-        low, high = rough - slack, rough + slack
-    else:
-        most = _maxima(cold, row, members, quick, error, rest)  # [H, M, 1]
-        # exp(error) bounds the factor between a rough and an exact term; 1e-4 covers the rounding of the sums.
-        factor = torch.exp(error.amax(dim=1, keepdim=True) + 1e-4)
-        rough, known = group_scores(quick, group, most), group_scores(rest, group, most)
-        low, high = rough / factor, rough * factor
-    if row.table.empty:
-        low, high = (part.masked_fill(row.empty(0, seen), -torch.inf) for part in (low, high))
-        known = known.masked_fill(row.empty(seen, pages), -torch.inf)
-    threshold = torch.cat([low, known], dim=1).topk(n, dim=1).values[:, -1:]
-    if group == "exp_sum" and not bool((threshold > 0).all()):
-        # So many terms vanish that scores of zero decide, by the order of the pages: no bound can help.
-        return rank(cold, row, members, pages, n, group)
-    # The most that any head must look at, for all: more are merely scored exactly.
-    width = int((high >= threshold).sum(dim=1).max())
-    picked = high.topk(width, dim=1).indices.sort(dim=1).values
-    cold.counters.pages_pruned += picked.shape[0] * (seen - width)
-    fine = group_scores(exact_scores(cold, row, members, picked), group, most)
-    if row.table.empty:
-        fine.masked_fill_(high.gather(1, picked) == -torch.inf, -torch.inf)
-    numbers = torch.cat([picked, torch.arange(seen, pages, device=picked.device).expand(picked.shape[0], -1)], dim=1)
-    return numbers.gather(1, top(torch.cat([fine, known], dim=1), n))
-
-
-def _maxima(
-    cold: Cold, row: ColdRow, members: torch.Tensor, quick: torch.Tensor, error: torch.Tensor, rest: torch.Tensor
-) -> torch.Tensor:
-    """The exact maximum over all pages of each member's score, ``[H, M, 1]``."""
-    heads, count, _ = members.shape
     best = quick.amax(dim=2, keepdim=True)  # [H, M, 1]
-    width = int((quick >= best - 2 * error[:, :, None]).sum(dim=2).max())
-    picked = quick.topk(width, dim=2).indices.view(heads, -1)
-    scores = exact_scores(cold, row, members, picked).view(heads, count, count, width)
-    own = scores.diagonal(dim1=1, dim2=2).amax(dim=1)  # [H, M]
-    if rest.shape[2]:
-        own = torch.maximum(own, rest.amax(dim=2))
-    return own[:, :, None]
+    terms = torch.exp(quick - best) if group == "exp_sum" else quick
+    rough = terms.sum(dim=1) if group == "exp_sum" else terms.amax(dim=1)
+    # Whatever may be the maximum of a member, by which all terms are scaled, is looked at first and in any case.
+    rough.masked_fill_((quick >= best - 2 * error[:, :, None]).any(dim=1), torch.inf)
+    after = torch.arange(seen, pages, device=rough.device).expand(rough.shape[0], -1)
+    width = min(seen, LOOK_PAGES * n)
+    while True:
+        # The pages that look best, as they are: their scores give the threshold that others must be able to reach.
+        picked = rough.topk(width, dim=1).indices.sort(dim=1).values
+        known = torch.cat([_look(cold, row, members, picked), rest], dim=2)
+        most = known.amax(dim=2, keepdim=True)
+        scores = group_scores(known, group, most)
+        chosen = top(scores, n)
+        if width == seen:
+            break
+        threshold = scores.gather(1, chosen[:, -1:])  # [H, 1]
+        if group == "max":
+            high = (quick + error[:, :, None]).amax(dim=1)
+        else:
+            # exp(error) bounds the factor between a rough and an exact term; 1e-4 covers the rounding of the sums.
+            high = (torch.exp(best + error[:, :, None] + 1e-4 - most).transpose(1, 2) @ terms)[:, 0]
+            # A threshold that has lost terms to underflow excludes nothing.
+            high.masked_fill_((rough == torch.inf) | (threshold < LEAST_SCORE), torch.inf)
+        if not bool((high.scatter_(1, picked, -torch.inf).amax(dim=1, keepdim=True) >= threshold).any()):
+            break
+        width = min(seen, 4 * width)
+    cold.counters.pages_pruned += picked.shape[0] * (seen - width)
+    return torch.cat([picked, after], dim=1).gather(1, chosen)
+
+
+def _look(cold: Cold, row: ColdRow, members: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
+    """Exact scores ``[H, M, K]`` of pages int64 ``[H, K]``; minus infinity where a page is empty."""
+    scores = exact_scores(cold, row, members, pages)
+    if row.table.empty:
+        scores.masked_fill_((row.counts(0, len(row.table.pages))[pages] == 0)[:, None], -torch.inf)
+    return scores

@@ -58,7 +58,7 @@ class State:
     def prepare(self, tokens: int) -> None:
         """Refuse if so many tokens more do not fit, once appended and once their call is over (SPEC 10.2)."""
         more = self.config.cold_pages(self.length + tokens) - self.pages
-        self._promised = self.cold.promise(self.shape.batch * more)
+        self._promised = self.cold.promise(self.rows, more)
         try:
             self._pool.scratch.plan(step_bytes(self.shape, self.config))
             self._book(self.recent.bytes_with(tokens) + self.shape.batch * (self.length + tokens))

@@ -6,97 +6,104 @@ from typing import NamedTuple
 
 import torch
 
-from .attend import Part, Queries
+from .attend import Less, Part, Queries
 from .cold import Cold, ColdRow, Spans
 
 
 class Touched(NamedTuple):
-    """Spans whose summary does not serve as it is: those with candidates, and a last one that is not full."""
+    """Spans whose summary does not serve as it is: those with candidates."""
 
     spans: torch.Tensor  # int64 [H, A], ascending
     first: torch.Tensor  # bool [H, A], False where an entry repeats the one before it, or stands for nothing
 
 
 def span_tail(
-    cold: Cold, row: ColdRow, queries: Queries, pages: int, candidates: torch.Tensor, finite: bool
+    cold: Cold,
+    row: ColdRow,
+    queries: Queries,
+    pages: int,
+    candidates: torch.Tensor,
+    page_values: torch.Tensor,
+    finite: bool,
 ) -> list[Part]:
     """One pseudo-token for each span that has pages beside the candidates (SPEC 5.3).
 
-    Spans without a candidate have a summary of their own. Of the others, those of which at least half remains are the
-    summary less the candidates; the rest are merged anew from the pages that remain, since a small difference of large
-    sums is not exact.
+    A span of which at least half remains is its summary less its candidates; the others are merged anew from the pages
+    that remain, since a small difference of large sums is not exact.
 
     Parameters
     ----------
     pages : int
         N, the pages of the partition.
     candidates : int64 [H, C]
-        Candidate pages; -1 fills up rows.
+        Candidate pages, ascending; -1 fills up rows.
+    page_values : [H, C, DV]
+        Their mean values.
     finite : bool
         Whether every mean value is finite, so that differences of them are.
     """
-    size, heads = cold.config.span_pages, candidates.shape[0]
-    full = pages // size
-    ordered = candidates.sort(dim=1).values
-    numbers = torch.where(ordered < 0, -1, torch.div(ordered, size, rounding_mode="floor"))
-    if pages % size:
-        numbers = torch.cat([numbers, numbers.new_full((heads, 1), full)], dim=1)
-    if not numbers.shape[1]:
-        return [_whole(queries, cold.spans(row, full), None)] if full else []
+    numbers = torch.where(candidates < 0, -1, torch.div(candidates, cold.config.span_pages, rounding_mode="floor"))
     first = numbers >= 0
     first[:, 1:] &= numbers[:, 1:] != numbers[:, :-1]
     touched = Touched(numbers, first)
-    if not full:
-        return [_merged(cold, row, queries, pages, candidates, touched, finite)]
-    spans = cold.spans(row, full)
-    parts = [_whole(queries, spans, touched)]
-    if finite and not row.table.padded and size > 1:
-        part, touched = _less(cold, row, queries, spans, ordered, touched)
+    spans = cold.spans(row, pages)
+    parts: list[Part] = []
+    if finite:
+        part, touched = _differences(cold, row, queries, spans, candidates, page_values, touched)
         parts.append(part)
+    else:
+        parts.append(_untouched(queries, spans, touched))
     if touched.spans.shape[1]:
         parts.append(_merged(cold, row, queries, pages, candidates, touched, finite))
     return parts
 
 
-def _whole(queries: Queries, spans: Spans, touched: Touched | None) -> Part:
-    """The spans as they are, without the touched ones."""
-    logits = queries.logits(spans.key) + spans.log_count
-    if touched is not None:
-        heads, _, full = logits.shape
-        # Two columns more than there are spans take a span that is not full and what stands for none.
-        skip = torch.zeros(heads, full + 2, dtype=torch.bool, device=logits.device)
-        skip.scatter_(1, touched.spans % (full + 2), True)
-        logits.masked_fill_(skip[:, None, :full], -torch.inf)
-    return Part(logits, spans.value)
+def _untouched(queries: Queries, spans: Spans, touched: Touched) -> Part:
+    """The spans without a candidate."""
+    logits = queries.logits(spans.key) + torch.log(spans.count)
+    heads, _, known = logits.shape
+    # A column more than there are spans takes what stands for none.
+    skip = torch.zeros(heads, known + 1, dtype=torch.bool, device=logits.device)
+    skip.scatter_(1, touched.spans % (known + 1), True)
+    return Part(logits.masked_fill_(skip[:, None, :known], -torch.inf), spans.value)
 
 
-def _less(
-    cold: Cold, row: ColdRow, queries: Queries, spans: Spans, ordered: torch.Tensor, touched: Touched
+def _differences(
+    cold: Cold,
+    row: ColdRow,
+    queries: Queries,
+    spans: Spans,
+    candidates: torch.Tensor,
+    page_values: torch.Tensor,
+    touched: Touched,
 ) -> tuple[Part, Touched]:
-    """Touched spans as their summary less their candidates, and those for which that would not be exact.
+    """Spans as their summaries less their candidates, and the touched ones for which that would not be exact.
 
-    Every page is full here: a span of n pages less c of them has mean ``(n mean - sum of the c means) / (n - c)``.
+    A span of n tokens less pages of n_j has mean ``(n mean - sum of n_j mean_j) / (n - sum of n_j)``. Scores are linear
+    in the key, so they are subtracted, not the keys; and the values of pages are subtracted in the output (`Less`).
     """
-    size, heads = cold.config.span_pages, ordered.shape[0]
-    full = spans.key.shape[1]
-    own = torch.where(ordered < 0, -1, torch.div(ordered, size, rounding_mode="floor"))
-    inside = (touched.spans[:, :, None] == own[:, None]) & (own >= 0)[:, None]  # [H, A, C]
-    mix = inside.to(cold.shape.compute)
-    count = mix.sum(dim=2)
-    served = touched.first & (touched.spans < full) & (2 * count <= size)
-    left = (size - count).clamp(min=1)
-    pages = cold.units(row, ordered.clamp(min=0)).view(-1)
-    whole = cold.span_units(row, touched.spans.clamp(0, full - 1)).view(-1)
-    index = cold.index
-    means: list[torch.Tensor] = []
-    for table, summary, stride in ((index.keys, index.span_keys, 2), (index.values, index.span_values, 1)):
-        width = summary.tensor.shape[2]
-        taken = cold.gather(table, stride * pages, width).view(heads, -1, width)
-        sums = summary.tensor.view(-1, width).index_select(0, whole).view(heads, -1, width).mul_(size)
-        means.append(torch.baddbmm(sums, mix, taken, alpha=-1).div_(left[:, :, None]))
-    logits = queries.logits(means[0]) + torch.log(left * cold.config.page_tokens)[:, None]
-    part = Part(logits.masked_fill_(~served[:, None], -torch.inf), means[1])
-    return part, _remaining(touched, served)
+    heads, count = candidates.shape
+    known, width, page = spans.key.shape[1], cold.shape.key_width, cold.config.page_tokens
+    raw = queries.raw(spans.key)  # [H, M, known]
+    owner = touched.spans % (known + 1)  # a column more than there are spans takes what stands for none
+    units = cold.units(row, candidates.clamp(min=0)).view(-1)
+    keys = cold.gather(cold.index.keys, 2 * units, width).view(heads, count, width)
+    tokens = raw.new_full((heads, count), page)
+    if row.table.padded:
+        tokens = row.counts(0, len(row.table.pages))[candidates.clamp(min=0)].to(raw.dtype)
+    taken = raw.new_zeros(heads, known + 1).scatter_add_(1, owner, tokens)[:, :known]
+    mine = queries.raw(keys).mul_(tokens[:, None])
+    sums = raw.new_zeros(heads, raw.shape[1], known + 1)
+    sums.scatter_add_(2, owner[:, None].expand_as(mine), mine)
+    left = spans.count - taken  # [H, known]
+    served = 2 * taken <= spans.count
+    inverse = torch.where(served & (left > 0), 1 / left, 0)
+    raw.mul_(spans.count).sub_(sums[:, :, :known]).mul_(inverse[:, None])
+    logits = queries.cap(raw).add_(torch.log(torch.where(served, left, 0))[:, None])
+    owner = owner.clamp(max=known - 1)
+    share = torch.where(candidates < 0, 0, inverse.gather(1, owner) * tokens)
+    less = Less((inverse * spans.count)[:, None], owner, share[:, None], page_values)
+    return Part(logits, spans.value, less), _remaining(touched, served.gather(1, owner))
 
 
 def _remaining(touched: Touched, served: torch.Tensor) -> Touched:
@@ -142,21 +149,23 @@ def _merged(
     return Part(logits, (flat @ value).view(heads, -1, value_width))
 
 
-def page_tail(cold: Cold, row: ColdRow, logits: torch.Tensor, candidates: torch.Tensor, selected: torch.Tensor) -> Part:
+def page_values(cold: Cold, row: ColdRow, candidates: torch.Tensor) -> torch.Tensor:
+    """Mean values ``[H, C, DV]`` of candidate pages int64 ``[H, C]``; -1 fills up rows."""
+    units = cold.units(row, candidates.clamp(min=0)).view(-1)
+    width = cold.shape.value_width
+    return cold.gather(cold.index.values, units, width).view(*candidates.shape, width)
+
+
+def page_tail(logits: torch.Tensor, selected: torch.Tensor, values: torch.Tensor, page_tokens: int) -> Part:
     """One pseudo-token for each candidate page with tokens that were not selected (SPEC 5.2).
 
     Parameters
     ----------
     logits : [H, M, C * P]
         Of the candidates' tokens, minus infinity where a token is invalid.
-    candidates : int64 [H, C]
-        As the pages lie in `logits`; -1 fills up rows.
     selected : bool [H, C * P]
+    values : [H, C, DV]
+        Mean values of the pages.
     """
-    heads, members, _ = logits.shape
-    size = cold.config.page_tokens
-    left = logits.masked_fill(selected[:, None], -torch.inf).view(heads, members, candidates.shape[1], size)
-    value_width = cold.shape.value_width
-    units = cold.units(row, candidates.clamp(min=0)).view(-1)
-    values = cold.gather(cold.index.values, units, value_width).view(*candidates.shape, value_width)
+    left = logits.masked_fill(selected[:, None], -torch.inf).unflatten(2, (values.shape[1], page_tokens))
     return Part(torch.logsumexp(left, dim=3), values)
