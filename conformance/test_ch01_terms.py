@@ -128,5 +128,5 @@ class Test_1_4_Defaults:
         driver.append(tokens.slice(2700, 2701))
         driver.attend(tokens.query[:, :, 2700:], 0.125)
         block = driver.store.report.blocks[0]
-        driver.scene.require(block.cold_pages == 20, "1.4", "wrong cold pages", got=block.cold_pages)
+        driver.scene.require(block.cold_pages == 10, "1.4", "wrong cold pages", got=block.cold_pages)
         driver.scene.require(block.selected_positions.shape[2] == 256, "1.4", "wrong selection")
