@@ -46,7 +46,6 @@ def test_pruning_never_changes_what_is_retrieved(config, group, product, monkeyp
     expected = feed(plain.layer_store(), data, chunks)
     monkeypatch.setattr(cold, "LEAST_CHAPTER_PAGES", 8)
     monkeypatch.setattr(cold, "MOST_CHAPTER_PAGES", 32)
-    monkeypatch.setattr(cold, "QUICK_BYTES", 0)
     monkeypatch.setattr(cold, "product_for", lambda device: PRODUCTS[product])
     assert torch.equal(feed(quick.layer_store(), data, chunks), expected)
     assert plain.counters.pages_pruned == 0

@@ -12,10 +12,11 @@ from kiv_reference.report import TierBytes
 
 from .arena import Arena
 from .host import Table
-from .index import Index, summarise
+from .index import Index, Sizes, summarise
 from .layout import IdPool, Row, chapter_stops, common_prefix
 from .ledger import Counters, Ledger
 from .product import product_for
+from .rows import ColdRow, near_capacity
 from .scan import Scanner
 from .scratch import Scratch
 from .transfer import transfer_to
@@ -33,9 +34,6 @@ STAGGER_PAGES = 64
 QUICK_MEMBERS = 16
 """On a CPU, above so many queries at once a float product over all pages is the faster look."""
 
-QUICK_BYTES = 4 << 20
-"""With fewer bytes of summaries, too, it costs less to look at all of them exactly."""
-
 SUMMARY_CHUNK = 256
 """Pages summarised at once in a long call."""
 
@@ -43,36 +41,6 @@ TABLE_BYTES = 16
 """Of a page in the table of a row: two integers."""
 
 NOTHING = TierBytes(0, 0, 0)
-
-
-class ColdRow:
-    """The page table of one sequence, and the same as tensors on the device."""
-
-    def __init__(self, table: Row, device: torch.device) -> None:
-        self.table = table
-        self._ids = Table((), torch.int64, device)
-        self._counts = Table((), torch.int64, device)
-        self.append(0)
-
-    def append(self, first: int) -> None:
-        """Bring the tensors up to date with the pages from `first` on."""
-        pages = len(self.table.pages)
-        for tensor_table, numbers in ((self._ids, self.table.pages), (self._counts, self.table.counts)):
-            tensor_table.ensure(pages)
-            if first < pages:
-                tensor_table.tensor[first:pages] = torch.tensor(numbers[first:], dtype=torch.int64)
-
-    def ids(self, first: int, stop: int) -> torch.Tensor:
-        """Page ids int64 ``[stop - first]``."""
-        return self._ids.tensor[first:stop]
-
-    def counts(self, first: int, stop: int) -> torch.Tensor:
-        """Valid tokens of pages, int64 ``[stop - first]``."""
-        return self._counts.tensor[first:stop]
-
-    def empty(self, first: int, stop: int) -> torch.Tensor:
-        """Whether pages have no valid token, bool ``[stop - first]``."""
-        return self.counts(first, stop) == 0
 
 
 class Spans(NamedTuple):
@@ -109,8 +77,10 @@ class Cold:
         self._delay = ordinal % STAGGER_PAGES
         self._heads = torch.arange(shape.heads, device=shape.device)[:, None]
         self._booked = NOTHING
+        self._near_bytes = self._near_promised = 0
         self._pending = False  # whether a promise is booked that has not ended
         self.finite = True  # whether every mean value is finite
+        self.sizes = Sizes(shape.heads)
 
     def promise(self, rows: list[ColdRow], more_pages: int) -> TierBytes:
         """Book room for so many pages more in each row, or refuse before anything happens (SPEC 10.2).
@@ -118,16 +88,21 @@ class Cold:
         Returns what was booked.
         """
         held, pages = self._held, len(rows) * more_pages
-        more = NOTHING
+        more, self._near_promised = NOTHING, 0
         if pages:
             chapters = sum(self._more_chapter_bytes(row.table, more_pages) for row in rows)
             more = self._bytes(pages, pages // self.config.span_pages + len(rows), chapters)
+            near, room = sum(self._more_near_bytes(row, more_pages) for row in rows), self._ledger.room(0)
+            if room is None or room >= held.device + more.device + near - self._booked.device:
+                self._near_promised = near
+                more = more._replace(device=more.device + near)
         self.arena.promise(0)
         self.arena.give_way(held.ram + more.ram - self._booked.ram)
         self._book(TierBytes(held.device + more.device, held.ram + more.ram, 0))
         try:
             promised = self.arena.promise(pages)
         except BaseException:
+            self._near_promised = 0
             self._book(held)
             raise
         self._pending = pages > 0
@@ -147,6 +122,7 @@ class Cold:
             summary = summarise(key[part], value[part], None if valid is None else valid[part], self.shape.compute)
             self.index.put(ids[part], summary)
             self.finite = self.finite and bool(torch.isfinite(summary.value.sum()))
+            self.sizes.add(summary)
         first = len(row.table.pages)
         row.table.extend(ids, [size] * n if valid is None else valid.sum(dim=1).tolist(), size)
         row.append(first)
@@ -154,10 +130,15 @@ class Cold:
         self.counters.evicted_pages += n
 
     def _build(self, row: ColdRow, first: int) -> None:
-        """Spans and chapters over the pages from `first` on."""
+        """Spans, chapters, and near summaries once the pages from `first` on are new."""
         table, span_pages = row.table, self.config.span_pages
         for number in range(first // span_pages, -(-len(table.pages) // span_pages)):
             self._put_span(table, number)
+        self._build_chapters(row)
+        self._follow(row, first)
+
+    def _build_chapters(self, row: ColdRow) -> None:
+        table = row.table
         stops = self._chapter_stops(len(table.pages))
         if self.scanner is not None and stops != table.chapter_stops:
             kept = common_prefix(stops, table.chapter_stops)
@@ -170,6 +151,29 @@ class Cold:
                 self.scanner.put(chapter, self.transfer.upload(self.summaries(row, first, stop)))
                 table.chapters.append(chapter)
                 table.chapter_stops.append(stop)
+
+    def _follow(self, row: ColdRow, first: int) -> None:
+        """Keep the summaries of a row's last pages on the device, those from `first` on being new, if there is room."""
+        if self.scanner is None:
+            return
+        start, pages, before = row.far, len(row.table.pages), row.near.nbytes
+        more = near_capacity(pages - start) * self.index.keys.record_bytes - before
+        room, unpromised = self._ledger.room(0), max(0, more - self._near_promised)
+        if room is not None and room < unpromised:
+            self.drop_near(row)
+            return
+        self._near_promised -= max(0, more) - unpromised
+        self._book(self._booked._replace(device=self._booked.device + unpromised))
+        self._near_bytes += more
+        if not before or start != row.near_start:
+            first = start
+        row.follow(first, self.transfer.upload(self.summaries(row, first, pages)))
+
+    def drop_near(self, row: ColdRow) -> None:
+        """Give the room of a row's near summaries back: steps read them from RAM from now on."""
+        self._book(self._booked._replace(device=self._booked.device - row.near.nbytes))
+        self._near_bytes -= row.near.nbytes
+        row.near = row.near[:0].clone()
 
     def _put_span(self, table: Row, number: int) -> None:
         """Summarise a row's last span, or a new one after it; one that another row holds as well is left to that row."""
@@ -184,12 +188,19 @@ class Cold:
         """Where the chapters of a row of so many pages end."""
         return chapter_stops(pages - self._delay, LEAST_CHAPTER_PAGES, MOST_CHAPTER_PAGES)
 
+    def _more_near_bytes(self, row: ColdRow, more_pages: int) -> int:
+        """Most bytes that a row's near summaries take in addition while it gets so many pages more."""
+        if self.scanner is None:
+            return 0
+        # Never so many are near as make a chapter.
+        most = min(len(row.table.pages) + more_pages - row.far, LEAST_CHAPTER_PAGES + self._delay)
+        return max(0, near_capacity(most) * self.index.keys.record_bytes - row.near.nbytes)
+
     def _more_chapter_bytes(self, table: Row, more_pages: int) -> int:
         """Most bytes that a row's chapters take in addition while it gets so many pages more."""
         if self.scanner is None:
             return 0
-        pages = len(table.pages)
-        stops = self._chapter_stops(pages + more_pages)
+        stops = self._chapter_stops(len(table.pages) + more_pages)
         if stops == table.chapter_stops:
             return 0
         kept = common_prefix(stops, table.chapter_stops)
@@ -205,7 +216,7 @@ class Cold:
     def settle(self) -> None:
         """End a promise: book what is held and no more."""
         self.arena.promise(0)
-        self._pending = False
+        self._pending, self._near_promised = False, 0
         self._book(self._held)
 
     def share(self, row: ColdRow) -> ColdRow:
@@ -214,7 +225,9 @@ class Cold:
         self._pages.share(table.pages)
         self._spans.share(table.spans)
         self._chapters.share(table.chapters)
-        return ColdRow(table, self.shape.device)
+        copy = ColdRow(table, self.shape.device)
+        self._follow(copy, 0)
+        return copy
 
     def cut(self, row: ColdRow, pages: int) -> None:
         """Keep the first `pages` pages of a row."""
@@ -227,6 +240,9 @@ class Cold:
         unused = self._chapters.drop(gone.chapters)
         if self.scanner is not None:
             self.scanner.free(unused)
+        if gone.pages:
+            self._build_chapters(row)
+            self._follow(row, pages)
         if not self._pending:
             self._book(self._held)
 
@@ -235,9 +251,9 @@ class Cold:
         self.arena.close()
         self._book(NOTHING)
 
-    def _bytes(self, pages: int, spans: int, chapter_bytes: int) -> TierBytes:
+    def _bytes(self, pages: int, spans: int, extra: int) -> TierBytes:
         index = self.index
-        device = pages * TABLE_BYTES + spans * index.span_bytes + chapter_bytes
+        device = pages * TABLE_BYTES + spans * index.span_bytes + extra
         return TierBytes(device, pages * index.page_bytes, 0)
 
     @property
@@ -246,7 +262,7 @@ class Cold:
 
     @property
     def _held(self) -> TierBytes:
-        return self._bytes(self._pages.used, self._spans.used, self._chapter_bytes)
+        return self._bytes(self._pages.used, self._spans.used, self._chapter_bytes + self._near_bytes)
 
     def row_bytes(self, row: ColdRow) -> TierBytes:
         """Bytes of what a row refers to, without the pages themselves."""
@@ -255,12 +271,13 @@ class Cold:
             starts = [0, *table.chapter_stops]
             sizes = (stop - start for start, stop in itertools.pairwise(starts))
             chapters = sum(self.scanner.chapter_bytes(size) for size in sizes)
-        return self._bytes(len(table.pages), len(table.spans), chapters)
+        return self._bytes(len(table.pages), len(table.spans), chapters + row.near.nbytes)
 
     def device_parts(self) -> dict[str, int]:
         """Device bytes by what they are for."""
         return {
             "page index": self._chapter_bytes,
+            "summaries of the last pages": self._near_bytes,
             "span summaries": self._spans.used * self.index.span_bytes,
             "page tables": self._pages.used * TABLE_BYTES,
         }
@@ -277,9 +294,19 @@ class Cold:
             return tensor[at : at + stop - first]
         return tensor.index_select(0, row.ids(first, stop).to(tensor.device))
 
+    def upload_summaries(self, row: ColdRow, first: int, stop: int) -> torch.Tensor:
+        """The same on the device; the last pages' are there."""
+        if row.near_start <= first < stop <= row.near_start + row.near.shape[0]:
+            return row.near[first - row.near_start : stop - row.near_start]
+        found = self.summaries(row, first, stop)
+        self.counters.summary_bytes_read += found.nbytes
+        return self.transfer.upload(found)
+
     def gather(self, table: Table, units: torch.Tensor, width: int) -> torch.Tensor:
         """Rows int64 ``[K]`` of a table in RAM seen as ``[-1, width]``, on the device: ``[K, width]``."""
-        return self.transfer.upload(table.tensor.view(-1, width).index_select(0, units.to(table.tensor.device)))
+        found = table.tensor.view(-1, width).index_select(0, units.to(table.tensor.device))
+        self.counters.summary_bytes_read += found.nbytes
+        return self.transfer.upload(found)
 
     def units(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
         """``id * H + head`` of pages int64 ``[H, K]``, each head its own."""
@@ -294,8 +321,7 @@ class Cold:
 
     def usable_chapters(self, row: ColdRow, pages: int, members: int) -> list[int]:
         """The chapters to scan for so many queries over the first `pages` pages."""
-        on_cpu = self.shape.device.type == "cpu"
-        if (on_cpu and members > QUICK_MEMBERS) or pages * self.index.keys.record_bytes < QUICK_BYTES:
+        if self.shape.device.type == "cpu" and members > QUICK_MEMBERS:
             return []
         return row.table.chapters[: bisect_right(row.table.chapter_stops, pages)]
 

@@ -44,6 +44,26 @@ def summarise(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None
     return Summary(torch.cat([mean, spread], dim=2), value.masked_fill(~seen, 0).sum(dim=2) / count)
 
 
+class Sizes:
+    """How different in size the summaries of pages are, a head at a time: a difference of unlike numbers is not exact."""
+
+    LIMIT = 16.0
+
+    def __init__(self, heads: int) -> None:
+        self._least = torch.full((2, heads), torch.inf)
+        self._most = torch.zeros(2, heads)
+        self.alike = True
+
+    def add(self, summary: Summary) -> None:
+        """Take in new pages; zeros, as of a page without a valid token, are like nothing else."""
+        width = summary.key.shape[2] // 2
+        for number, part in enumerate((summary.key[:, :, :width], summary.value)):
+            size = part.abs().amax(dim=2).float().cpu()  # [n, H]
+            torch.minimum(self._least[number], size.amin(dim=0), out=self._least[number])
+            torch.maximum(self._most[number], size.amax(dim=0), out=self._most[number])
+        self.alike = bool((self._most <= self.LIMIT * self._least).all())
+
+
 class Index:
     """Summaries by page id and by span id."""
 

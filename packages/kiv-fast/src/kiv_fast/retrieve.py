@@ -149,7 +149,7 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
         means = page_values(cold, view.row, tokens.pages)
         tail = [page_tail(logits, mask, means, size)]
         if best.shape[1] < view.filled or streamed is not None:  # else no page is left for a span
-            tail += span_tail(cold, view.row, queries, view.pages, tokens.pages, means, cold.finite)
+            tail += span_tail(cold, view.row, queries, view.pages, tokens.pages, means)
     attended = attend_parts(exact, tail, sinks, view.finite and cold.finite)
     missed = None
     if bound:

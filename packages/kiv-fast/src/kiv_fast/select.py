@@ -78,7 +78,7 @@ def exact_scores(cold: Cold, row: ColdRow, members: torch.Tensor, pages: torch.T
 def all_scores(cold: Cold, row: ColdRow, members: torch.Tensor, first: int, stop: int) -> torch.Tensor:
     """Scores ``[H, M, stop - first]`` of the pages ``[first, stop)``; minus infinity where a page is empty."""
     cold.counters.pages_scored += members.shape[0] * (stop - first)
-    scores = members @ cold.transfer.upload(cold.summaries(row, first, stop)).permute(1, 2, 0)
+    scores = members @ cold.upload_summaries(row, first, stop).permute(1, 2, 0)
     if row.table.empty:
         scores.masked_fill_(row.empty(first, stop), -torch.inf)
     return scores
@@ -112,7 +112,7 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
     rest = all_scores(cold, row, members, seen, pages)  # [H, M, pages - seen]
     best = quick.amax(dim=2, keepdim=True)  # [H, M, 1]
     terms = torch.exp(quick - best) if group == "exp_sum" else quick
-    rough = terms.sum(dim=1) if group == "exp_sum" else terms.amax(dim=1)
+    rough = (torch.exp(error)[:, None] @ terms)[:, 0] if group == "exp_sum" else terms.amax(dim=1)  # [H, seen]
     # Whatever may be the maximum of a member, by which all terms are scaled, is looked at first and in any case.
     rough.masked_fill_((quick >= best - 2 * error[:, :, None]).any(dim=1), torch.inf)
     after = torch.arange(seen, pages, device=rough.device).expand(rough.shape[0], -1)
@@ -136,7 +136,7 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
             high.masked_fill_((rough == torch.inf) | (threshold < LEAST_SCORE), torch.inf)
         if not bool((high.scatter_(1, picked, -torch.inf).amax(dim=1, keepdim=True) >= threshold).any()):
             break
-        width = min(seen, 4 * width)
+        width = min(seen, 2 * width)
     cold.counters.pages_pruned += picked.shape[0] * (seen - width)
     return torch.cat([picked, after], dim=1).gather(1, chosen)
 

@@ -200,6 +200,11 @@ class State:
         copy._valid = None if self._valid is None else self._valid.index_select(0, at)
         return copy
 
+    def drop_near(self) -> None:
+        """Give back the device memory of summaries that RAM holds as well."""
+        for row in self.rows:
+            self.cold.drop_near(row)
+
     def release(self) -> None:
         """Give back everything."""
         for row in self.rows:

@@ -24,12 +24,11 @@ def span_tail(
     pages: int,
     candidates: torch.Tensor,
     page_values: torch.Tensor,
-    finite: bool,
 ) -> list[Part]:
     """One pseudo-token for each span that has pages beside the candidates (SPEC 5.3).
 
-    A span of which at least half remains is its summary less its candidates; the others are merged anew from the pages
-    that remain, since a small difference of large sums is not exact.
+    A span of which at least half remains is its summary less its candidates, where pages are alike in size; the others
+    are merged anew from the pages that remain, since a small difference of large sums is not exact.
 
     Parameters
     ----------
@@ -39,8 +38,6 @@ def span_tail(
         Candidate pages, ascending; -1 fills up rows.
     page_values : [H, C, DV]
         Their mean values.
-    finite : bool
-        Whether every mean value is finite, so that differences of them are.
     """
     numbers = torch.where(candidates < 0, -1, torch.div(candidates, cold.config.span_pages, rounding_mode="floor"))
     first = numbers >= 0
@@ -48,13 +45,13 @@ def span_tail(
     touched = Touched(numbers, first)
     spans = cold.spans(row, pages)
     parts: list[Part] = []
-    if finite:
+    if cold.finite and cold.sizes.alike:
         part, touched = _differences(cold, row, queries, spans, candidates, page_values, touched)
         parts.append(part)
     else:
         parts.append(_untouched(queries, spans, touched))
     if touched.spans.shape[1]:
-        parts.append(_merged(cold, row, queries, pages, candidates, touched, finite))
+        parts.append(_merged(cold, row, queries, pages, candidates, touched))
     return parts
 
 
@@ -121,7 +118,6 @@ def _merged(
     pages: int,
     candidates: torch.Tensor,
     touched: Touched,
-    finite: bool,
 ) -> Part:
     """Pseudo-tokens of touched spans, merged from their pages beside the candidates."""
     size, heads = cold.config.span_pages, candidates.shape[0]
@@ -142,7 +138,7 @@ def _merged(
     mean = cold.gather(cold.index.keys, 2 * units, width).view(-1, size, width)
     value = cold.gather(cold.index.values, units, value_width).view(-1, size, value_width)
     flat = weights.view(-1, 1, size)
-    if not finite:
+    if not cold.finite:
         value = value.masked_fill(flat.transpose(1, 2) == 0, 0)
     key = (flat @ mean).view(heads, -1, width)
     logits = queries.logits(key) + torch.log(total)[:, None]

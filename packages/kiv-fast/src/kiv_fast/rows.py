@@ -1,0 +1,74 @@
+"""The cold pages of one sequence on the device: their ids, their counts, and the summaries that no chapter holds yet."""
+
+from __future__ import annotations
+
+import torch
+
+from .host import Table
+from .layout import Row
+
+LEAST_NEAR = 16
+"""Summaries that the first buffer has room for."""
+
+
+class ColdRow:
+    """The page table of one sequence, and the same as tensors on the device.
+
+    Attributes
+    ----------
+    table : Row
+    near : [capacity, H, 2 D]
+        Summaries of the pages from `near_start` on, which the scan of chapters does not see: so that a step need not
+        fetch them from RAM.
+    near_start : int
+    """
+
+    def __init__(self, table: Row, device: torch.device) -> None:
+        self.table = table
+        self._ids = Table((), torch.int64, device)
+        self._counts = Table((), torch.int64, device)
+        self.near = torch.empty(0, 0, 0, device=device)
+        self.near_start = 0
+        self.append(0)
+
+    def append(self, first: int) -> None:
+        """Bring ids and counts up to date with the pages from `first` on."""
+        pages = len(self.table.pages)
+        for tensor_table, numbers in ((self._ids, self.table.pages), (self._counts, self.table.counts)):
+            tensor_table.ensure(pages)
+            if first < pages:
+                tensor_table.tensor[first:pages] = torch.tensor(numbers[first:], dtype=torch.int64)
+
+    @property
+    def far(self) -> int:
+        """Pages that chapters hold."""
+        return self.table.chapter_stops[-1] if self.table.chapter_stops else 0
+
+    def follow(self, first: int, summaries: torch.Tensor) -> None:
+        """Bring the near summaries up to date: ``[n, H, 2 D]`` of the pages from `first` on, `far` or where they end."""
+        start, pages = self.far, len(self.table.pages)
+        capacity = near_capacity(pages - start)
+        if (capacity, *summaries.shape[1:]) != self.near.shape:
+            grown = summaries.new_empty(capacity, *summaries.shape[1:])
+            if first > start:
+                grown[: first - start] = self.near[: first - start]
+            self.near = grown
+        self.near_start = start
+        self.near[first - start : pages - start] = summaries
+
+    def ids(self, first: int, stop: int) -> torch.Tensor:
+        """Page ids int64 ``[stop - first]``."""
+        return self._ids.tensor[first:stop]
+
+    def counts(self, first: int, stop: int) -> torch.Tensor:
+        """Valid tokens of pages, int64 ``[stop - first]``."""
+        return self._counts.tensor[first:stop]
+
+    def empty(self, first: int, stop: int) -> torch.Tensor:
+        """Whether pages have no valid token, bool ``[stop - first]``."""
+        return self.counts(first, stop) == 0
+
+
+def near_capacity(pages: int) -> int:
+    """Summaries that the buffer for so many pages has room for: it doubles."""
+    return max(LEAST_NEAR, 1 << (pages - 1).bit_length()) if pages else 0
