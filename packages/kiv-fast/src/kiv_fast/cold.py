@@ -31,9 +31,6 @@ MOST_CHAPTER_PAGES = 8192
 STAGGER_PAGES = 64
 """Stores of a pool pack their chapters at different pages, within this many."""
 
-QUICK_MEMBERS = 16
-"""On a CPU, above so many queries at once a float product over all pages is the faster look."""
-
 SUMMARY_CHUNK = 256
 """Pages summarised at once in a long call."""
 
@@ -319,10 +316,8 @@ class Cold:
             return pages + table.pages[0] if table.pages[0] else pages
         return row.ids(0, len(table.pages))[pages]
 
-    def usable_chapters(self, row: ColdRow, pages: int, members: int) -> list[int]:
-        """The chapters to scan for so many queries over the first `pages` pages."""
-        if self.shape.device.type == "cpu" and members > QUICK_MEMBERS:
-            return []
+    def usable_chapters(self, row: ColdRow, pages: int) -> list[int]:
+        """The chapters that lie within the first `pages` pages."""
         return row.table.chapters[: bisect_right(row.table.chapter_stops, pages)]
 
     def spans(self, row: ColdRow, pages: int) -> Spans:

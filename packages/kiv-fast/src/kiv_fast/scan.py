@@ -44,7 +44,6 @@ class Scanner:
         heads, width = shape.heads, 2 * shape.key_width
         self._product = product
         self._packed: dict[int, tuple[int, Any]] = {}  # pages and integers
-        self._sums: dict[int, torch.Tensor] = {}
         self.nbytes = 0  # of all chapters
         self._step = Table((heads, width), torch.float32, shape.device)
         self._centre = Table((heads, width), torch.float32, shape.device)
@@ -89,13 +88,6 @@ class Scanner:
         ulp = (width + 16) * 2.0**-23
         return torch.stack([rest + ulp * length, left, ulp * centre.norm(dim=1)], dim=1)
 
-    def _together(self, count: int) -> torch.Tensor:
-        """What adds up the two parts of `count` queries: ``[M, 2 M]``."""
-        if count not in self._sums:
-            one = torch.eye(count, device=self._step.tensor.device)
-            self._sums[count] = torch.cat([one, one * (0.5 / QUERY_LEVELS)], dim=1)
-        return self._sums[count]
-
     def free(self, chapters: list[int]) -> None:
         """Forget chapters that nobody holds."""
         for chapter in chapters:
@@ -118,14 +110,13 @@ class Scanner:
         torch.round(exact.sub_(high).mul_(2 * QUERY_LEVELS), out=low)
         flat = parts.view(len(chapters), heads, 2 * count, width)
         offset = (members * centre[:, :, None]).sum(dim=3, keepdim=True)  # [c, H, M, 1]
-        # A score is offset + unit * (high + low / (2 levels)): one small product puts the parts together.
-        both = unit * self._together(count)  # [c, H, M, 2 M]
         packed = [self._packed[chapter] for chapter in chapters]
         scores = torch.empty(heads, count, sum(pages for pages, _ in packed), device=members.device)
         start = 0
         for c, (pages, levels) in enumerate(packed):
-            out = scores[:, :, start : start + pages]
-            torch.baddbmm(offset[c], both[c], self._product(flat[c], levels), out=out)
+            out, both = scores[:, :, start : start + pages], self._product(flat[c], levels)
+            torch.add(both[:, :count], both[:, count:], alpha=0.5 / QUERY_LEVELS, out=out)
+            out.mul_(unit[c]).add_(offset[c])
             start += pages
         size, reach = scaled.norm(dim=3), members.norm(dim=2)  # [c, H, M], [H, M]
         bounds = self._bounds.tensor[at]  # [c, H, 3]

@@ -102,7 +102,7 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
     n : int
         At most the number of pages that have a valid token.
     """
-    chapters = cold.usable_chapters(row, pages, members.shape[1])
+    chapters = cold.usable_chapters(row, pages)
     if cold.scanner is None or not chapters or n == pages:
         return rank(cold, row, members, pages, n, group)
     quick, error = cold.scanner.scores(members, chapters)
