@@ -74,7 +74,7 @@ class Tile(NamedTuple):
 
 
 class Less(NamedTuple):
-    """How the value of a pseudo-token is a mean ``(n * value - sum of part * its value) / left``, all of them finite."""
+    """How the value of a pseudo-token is a difference: ``(n * value - sum of part * its value) / left``, all finite."""
 
     factor: torch.Tensor  # [H, 1, K], n / left
     owner: torch.Tensor  # int64 [H, C], which pseudo-token a part is taken from

@@ -23,7 +23,7 @@ from .transfer import transfer_to
 from .validate import Shape
 
 LEAST_CHAPTER_PAGES = 512
-"""Pages of the smallest chapter: fewer are scored as they are, at four times the bytes but without a call of a product."""
+"""Pages of the smallest chapter: fewer are scored as they are, at four times the bytes but without one call more."""
 
 MOST_CHAPTER_PAGES = 8192
 """Pages of the largest chapter: a step that packs one must not take twice as long as others."""
@@ -173,7 +173,7 @@ class Cold:
         row.near = row.near[:0].clone()
 
     def _put_span(self, table: Row, number: int) -> None:
-        """Summarise a row's last span, or a new one after it; one that another row holds as well is left to that row."""
+        """Summarise a row's last span, or a new one after it; one that another row holds too is left to that row."""
         if number == len(table.spans):
             table.set_span(number, self._spans.take(1)[0])
         elif self._spans.shared(table.spans[number]):

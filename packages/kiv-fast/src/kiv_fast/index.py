@@ -45,7 +45,7 @@ def summarise(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None
 
 
 class Sizes:
-    """How different in size the summaries of pages are, a head at a time: a difference of unlike numbers is not exact."""
+    """How different in size summaries of pages are, a head at a time: differences of unlike numbers are not exact."""
 
     LIMIT = 16.0
 
@@ -97,7 +97,7 @@ class Index:
                 table.tensor[pages] = rows.to(table.tensor.device)
 
     def put_span(self, span: int, row: Row, first: int) -> None:
-        """Store the summary of a span: `span_pages` pages of `row` from `first` on, or as many as there are (SPEC 3.2)."""
+        """Store the summary of a span: `span_pages` pages of `row` from `first` on, or those there are (SPEC 3.2)."""
         for table in (self.span_keys, self.span_values, self.span_counts):
             table.ensure(span + 1)
         pages = row.pages[first : first + self._span_pages]

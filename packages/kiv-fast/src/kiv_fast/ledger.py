@@ -23,7 +23,8 @@ class Ledger:
     def __init__(self, config: KIVConfig) -> None:
         self._limits = (config.device_bytes, config.ram_bytes, config.disk_bytes)
         self._used = [0, 0, 0]
-        self.give_way: weakref.WeakMethod[Callable[[], None]] | None = None  # frees what speed alone keeps on the device
+        # Frees what speed alone keeps on the device.
+        self.give_way: weakref.WeakMethod[Callable[[], None]] | None = None
 
     @property
     def used(self) -> TierBytes:

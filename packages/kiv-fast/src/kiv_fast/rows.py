@@ -1,4 +1,4 @@
-"""The cold pages of one sequence on the device: their ids, their counts, and the summaries that no chapter holds yet."""
+"""The cold pages of one sequence on the device: ids, counts, and the summaries that no chapter holds yet."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ColdRow:
         return self.table.chapter_stops[-1] if self.table.chapter_stops else 0
 
     def follow(self, first: int, summaries: torch.Tensor) -> None:
-        """Bring the near summaries up to date: ``[n, H, 2 D]`` of the pages from `first` on, `far` or where they end."""
+        """Bring the near summaries up to date: ``[n, H, 2 D]`` of pages from `first` on, `far` or where they end."""
         start, pages = self.far, len(self.table.pages)
         capacity = near_capacity(pages - start)
         if (capacity, *summaries.shape[1:]) != self.near.shape:

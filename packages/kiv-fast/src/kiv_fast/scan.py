@@ -2,8 +2,9 @@
 
 The score of a page is an inner product, ``u . x`` with ``u = [q, alpha |q|]`` and ``x = [mean, spread]``. A chapter
 holds x of consecutive pages as 8-bit integers, with a centre and a step for each channel, on the device. Chapters of a
-row grow as `layout.chapter_stops` says. What one returns differs from the true score by at most a bound that it also returns, so a search may discard a page whose score
-plus bound is too low, and compute the few others exactly: the selection is that of a full scan.
+row grow as `layout.chapter_stops` says. What a scan returns differs from the true score by at most a bound that it also
+returns, so a search may discard a page whose score plus bound is too low, and compute the few others exactly: the
+selection is that of a full scan.
 """
 
 from __future__ import annotations
