@@ -2,7 +2,8 @@
 
 What a step has to bring is in its report: keys of the candidate pages, values of the selected tokens (SPEC 9.6). What
 it did bring is in the pool's counters: that, and those summaries of pages that are looked at as they are. The original
-KIV's rule brings keys and values of the union, over query heads, of 32 pages of 128 tokens. All of them decode the same tokens, over real text and over random contexts (see `fill`).
+KIV's rule brings keys and values of the union, over query heads, of 32 pages of 128 tokens. All of them decode the same
+tokens, over real text and over random contexts (see `fill`).
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 
 from .attend import Attended, Part, Queries, Tile, always_parts, attend_parts
-from .cold import Cold, ColdRow
+from .cold import Cold
 from .mass import enlarge, missed_bound
+from .rows import ColdRow
 from .scratch import chunk_pages
 from .select import candidates, group_scores, page_query, top_set
 from .tail import page_tail, page_values, span_tail

@@ -58,7 +58,7 @@ class Scratch:
 
 
 CHUNK_BYTES = 1 << 20
-"""Keys of candidates are read and multiplied so many at a time, as wide as they are computed: a core's cache holds them."""
+"""Keys of candidates are read and multiplied so many at a time, in the dtype of computation: a cache holds them."""
 
 
 def chunk_pages(shape: Shape, page_tokens: int) -> int:

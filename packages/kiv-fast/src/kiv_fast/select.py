@@ -8,7 +8,8 @@ import torch
 from kiv_reference.config import Group
 
 if TYPE_CHECKING:
-    from .cold import Cold, ColdRow
+    from .cold import Cold
+    from .rows import ColdRow
 
 LEAST_SCORE = 1e-30
 """Group scores below this have lost terms to underflow."""

@@ -10,9 +10,10 @@ from kiv_reference.config import KIVConfig
 from kiv_reference.report import TierBytes, TierTokens
 
 from .attend import Tile
-from .cold import Cold, ColdRow
+from .cold import Cold
 from .layout import Row
 from .recent import Recent
+from .rows import ColdRow
 from .scratch import step_bytes
 from .validate import Shape
 
