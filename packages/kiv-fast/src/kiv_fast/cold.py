@@ -45,7 +45,7 @@ class Spans(NamedTuple):
 
     key: torch.Tensor  # [H, n, D]
     value: torch.Tensor  # [H, n, DV]
-    count: torch.Tensor  # [n], in the dtype of computation
+    tokens: torch.Tensor  # [n], how many each has, in the dtype of computation
 
 
 class Cold:
@@ -334,6 +334,6 @@ class Cold:
         if count * size < pages:  # the last span of the row has more pages than these
             part = slice(count * size, pages)
             last = index.merge(table.pages[part], table.counts[part])
-            key, value = (torch.cat([some, one[None]]) for some, one in zip((key, value), last, strict=False))
+            key, value = torch.cat([key, last[0][None]]), torch.cat([value, last[1][None]])
             tokens = torch.cat([tokens, tokens.new_tensor([last[2]])])
         return Spans(key.transpose(0, 1), value.transpose(0, 1), tokens)

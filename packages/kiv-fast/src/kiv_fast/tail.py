@@ -58,7 +58,7 @@ def span_tail(
 
 def _untouched(queries: Queries, spans: Spans, touched: Touched) -> Part:
     """The spans without a candidate."""
-    logits = queries.logits(spans.key) + torch.log(spans.count)
+    logits = queries.logits(spans.key) + torch.log(spans.tokens)
     heads, _, known = logits.shape
     # A column more than there are spans takes what stands for none.
     skip = torch.zeros(heads, known + 1, dtype=torch.bool, device=logits.device)
@@ -93,14 +93,14 @@ def _differences(
     mine = queries.raw(keys).mul_(tokens[:, None])
     sums = raw.new_zeros(heads, raw.shape[1], known + 1)
     sums.scatter_add_(2, owner[:, None].expand_as(mine), mine)
-    left = spans.count - taken  # [H, known]
-    served = 2 * taken <= spans.count
+    left = spans.tokens - taken  # [H, known]
+    served = 2 * taken <= spans.tokens
     inverse = torch.where(served & (left > 0), 1 / left, 0)
-    raw.mul_(spans.count).sub_(sums[:, :, :known]).mul_(inverse[:, None])
+    raw.mul_(spans.tokens).sub_(sums[:, :, :known]).mul_(inverse[:, None])
     logits = queries.cap(raw).add_(torch.log(torch.where(served, left, 0))[:, None])
     owner = owner.clamp(max=known - 1)
     share = torch.where(candidates < 0, 0, inverse.gather(1, owner) * tokens)
-    less = Less((inverse * spans.count)[:, None], owner, share[:, None], page_values)
+    less = Less((inverse * spans.tokens)[:, None], owner, share[:, None], page_values)
     return Part(logits, spans.value, less), _remaining(touched, served.gather(1, owner))
 
 
