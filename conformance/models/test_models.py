@@ -36,7 +36,7 @@ SUPPORTED = {
     "gpt_neo": "bypasses the interface, local layers",
     "glm_ocr": "with images: positions in three dimensions",
     "blip": "with images: the text part",
-    "vision-encoder-decoder": "with images: encoder-decoder",
+    "florence2": "with images: encoder-decoder",
 }
 """A type for each kind of attention."""
 
