@@ -135,10 +135,13 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["dev"])
 def examples(session: nox.Session) -> None:
-    """Run every script of examples/ that the README shows."""
+    """Run every script of examples/, the one for several processes with torchrun in both its ways."""
     model = local_model(session, dev_python(session))
     for script in sorted((ROOT / "examples").glob("*.py")):
         run(session, str(script), model)
+    for kind, processes in (("pipeline", 2), ("tensor", 3)):
+        torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
+        run(session, *torchrun, "examples/distributed/generate.py", kind, model)
 
 
 @nox.session(venv_backend="none", requires=["dev"])
