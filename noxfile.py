@@ -14,8 +14,10 @@ import nox
 
 ROOT = Path(__file__).parent
 PACKAGES = tuple(f"packages/kiv-{name}" for name in ("reference", "fast", "hf"))
+EDITABLE = tuple(argument for package in PACKAGES for argument in ("-e", package))
 CONSTRAINTS = ("-c", "constraints.txt", "--no-compile")  # Python compiles what it imports; pip compiles all of torch
 GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
+TRANSFORMERS = ("5.18.0", "5.19.0", "5.20.2", "5.21.1", "5.22.2", "5.23.0")  # the last of each release in the range
 ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
 
 LOCAL_MODEL = """
@@ -61,8 +63,7 @@ def dev(session: nox.Session) -> None:
         return
     stamp.unlink(missing_ok=True)
     session.install(*CONSTRAINTS, "hatchling", "editables", *GROUPS["test"], *GROUPS["types"], *GROUPS["bench"])
-    editable = [argument for package in PACKAGES for argument in ("-e", package)]
-    session.install(*CONSTRAINTS, "--no-build-isolation", *editable)
+    session.install(*CONSTRAINTS, "--no-build-isolation", *EDITABLE)
     session.install("--no-deps", *GROUPS["data"])
     stamp.write_text(fingerprint)
 
@@ -83,6 +84,21 @@ def conformance(session: nox.Session) -> None:
         chapters = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "conformance").glob("test_ch*.py"))
         others = ("conformance/test_machine.py", "conformance/test_models.py")
         run(session, "-m", "pytest", *chapters, *others, "--impl", "fast")
+
+
+@nox.session(default=False)
+@nox.parametrize("transformers", TRANSFORMERS, ids=TRANSFORMERS)
+def versions(session: nox.Session, transformers: str) -> None:
+    """Run the binding's tests and a type of each kind of attention with another transformers: -s "versions(5.18.0)"."""
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    others = Path(session.create_tmp()) / "constraints.txt"
+    others.write_text("\n".join(pin for pin in pins if not pin.startswith("transformers==")), encoding="utf-8")
+    constraints = ("-c", str(others), "--no-compile", f"transformers=={transformers}")
+    session.install(*constraints, "hatchling", "editables", "pytest", "hypothesis")
+    session.install(*constraints, "--no-build-isolation", *EDITABLE)
+    names = ("test_kinds_of_attention", "test_refusals_name_their_cause")
+    models = [f"conformance/models/test_models.py::{name}" for name in names]
+    session.run("python", "-m", "pytest", *(session.posargs or ["packages/kiv-hf", *models, "-m", "not real"]), env=ENV)
 
 
 @nox.session(venv_backend="none", requires=["dev"])
@@ -119,10 +135,13 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["dev"])
 def examples(session: nox.Session) -> None:
-    """Run every script of examples/ that the README shows."""
+    """Run every script of examples/, the one for several processes with torchrun in both its ways."""
     model = local_model(session, dev_python(session))
     for script in sorted((ROOT / "examples").glob("*.py")):
         run(session, str(script), model)
+    for kind, processes in (("pipeline", 2), ("tensor", 3)):
+        torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
+        run(session, *torchrun, "examples/distributed/generate.py", kind, model)
 
 
 @nox.session(venv_backend="none", requires=["dev"])

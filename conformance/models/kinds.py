@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kiv_hf.patches import common
 from transformers import AttentionInterface
 
 _LAYER_KINDS = {
@@ -31,13 +32,17 @@ class Recorder:
     def __enter__(self) -> None:
         self._wrapped = AttentionInterface()["kiv"]
         AttentionInterface.register("kiv", self._record)
+        common.kiv_attention = self._record  # what classes that bypass the interface call
 
     def __exit__(self, *_: object) -> None:
         AttentionInterface.register("kiv", self._wrapped)
+        common.kiv_attention = self._wrapped
 
     def _record(self, module: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         heads = key.shape[1]
         self.seen.add("MHA" if heads == query.shape[1] else "MQA" if heads == 1 else "GQA")
+        if type(module).__module__.startswith("kiv_hf.patches"):
+            self.seen.add("own code")
         if hasattr(module, "expand_kv"):
             self.seen.add("MLA")
         for name, kind in (

@@ -66,19 +66,34 @@ def render(sections: Iterable[Section]) -> str:
         "11.3). `fast` is the number of selections that were compared: one for each query block, sequence and KV head "
         "that had more cold tokens than the budget.",
         "",
+        "`own code` are classes that do not call transformers' attention interface: `kiv_hf.use_kiv` has a version of "
+        "each.",
+        "",
         f"transformers {transformers.__version__}, torch {torch.__version__}, CPU, one thread.",
         "",
     ]
+    sections = list(sections)
+    parts += _counts(sections)
     for section in sections:
         parts += _section(section)
     return "\n".join(parts)
 
 
+def _counts(sections: list[Section]) -> list[str]:
+    """Return the table on top: how many types of each section have which result."""
+    counts = [Counter(outcome.verdict for outcome in section.outcomes) for section in sections]
+    titles = [section.title[0].lower() + section.title[1:] for section in sections]
+    lines = [f"| result | {' | '.join(titles)} | all | meaning |", f"|---|{'---:|' * (len(sections) + 1)}---|"]
+    for name in _MEANING:
+        each = [count[name] for count in counts]
+        if any(each) or name == "wrong":
+            lines.append(f"| {name} | {' | '.join(map(str, each))} | {sum(each)} | {_MEANING[name]} |")
+    each = [len(section.outcomes) for section in sections]
+    return [*lines, f"| all | {' | '.join(map(str, each))} | {sum(each)} | |", ""]
+
+
 def _section(section: Section) -> list[str]:
-    counts = Counter(outcome.verdict for outcome in section.outcomes)
-    lines = [f"## {section.title}", "", section.about, "", "| result | types | meaning |", "|---|---:|---|"]
-    lines += [f"| {name} | {counts[name]} | {_MEANING[name]} |" for name in _MEANING if counts[name] or name == "wrong"]
-    lines += [f"| all | {len(section.outcomes)} | |", ""]
+    lines = [f"## {section.title}", "", section.about, ""]
     lines += [
         "| type | result | attention | KIV layers | distance | control | fast |",
         "|---|---|---|---:|---:|---:|---:|",

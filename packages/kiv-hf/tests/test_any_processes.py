@@ -8,8 +8,9 @@ from hf_models import FEEDS, TEXT_TOKENS, pair
 from ranks import RANKS, outcomes, run_ranks
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
+EVEN = {"vocab_size": 98}  # transformers 5.18 divides the vocabulary between the processes, without a remainder
 MODELS = {
-    "llama": lambda: pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=4),
+    "llama": lambda: pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=4, **EVEN),
     # The first process of a pipeline has no KIV layer in use; the second has neither of the layers that masks ask.
     "gemma3": lambda: pair(
         Gemma3TextConfig, Gemma3ForCausalLM, num_hidden_layers=4, sliding_window=12, query_pre_attn_scalar=8,
@@ -26,10 +27,13 @@ def save(tiny, folder) -> None:
 
 
 def run_both(job, name, folder):
-    """What one process finds, what each of two finds, and how far logits may lie apart."""
+    """What one process finds, what each of two finds, and how far logits may lie apart.
+
+    Two processes sum in another order than one, and either may lie as far from the stock model as rounding allows.
+    """
     tiny = MODELS[name]()
     save(tiny, folder)
-    return outcomes(tiny.kiv, tiny.ids), run_ranks(job, folder), tiny.rounding()
+    return outcomes(tiny.kiv, tiny.ids), run_ranks(job, folder), 2 * tiny.rounding()
 
 
 def assert_equal_answers(one, found, bound) -> None:
@@ -66,6 +70,6 @@ def test_tensor_parallelism(tmp_path):
 
 def test_one_kv_head_for_two_processes_is_an_error_of_transformers(tmp_path):
     """It divides the head's channels; the model's code then finds no whole head, before any cache is asked."""
-    save(pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=1, num_key_value_heads=1), tmp_path)
+    save(pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=1, num_key_value_heads=1, **EVEN), tmp_path)
     with pytest.raises(AssertionError, match=rf"shape '\[1, {FEEDS['chunks'][0]}, -1, 8\]' is invalid"):
         run_ranks("tensor", tmp_path)

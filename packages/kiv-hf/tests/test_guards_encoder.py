@@ -7,7 +7,7 @@ import torch
 from hf_models import EXACT
 from kiv_hf import KIVCache
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import BartConfig, BartForConditionalGeneration, DynamicCache, EncoderDecoderCache
 
 
 class TestEncoderDecoder:
@@ -36,3 +36,44 @@ class TestEncoderDecoder:
         bad = EncoderDecoderCache(DynamicCache(config=config), KIVCache(config, EXACT))
         with pytest.raises((KIVUsageError, KIVUnsupportedError)):
             model(input_ids=source, decoder_input_ids=target, past_key_values=bad)
+
+
+SOURCE_TOKENS = 20
+BART = {
+    "vocab_size": 50, "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "init_std": 0.3, "pad_token_id": 0,
+    "bos_token_id": 1, "decoder_start_token_id": 1, "eos_token_id": None, "forced_eos_token_id": None,
+}  # fmt: skip
+
+
+class TestOneCacheForBoth:
+    """transformers takes a cache that is not split into two and keeps the encoder's states in it too."""
+
+    @pytest.fixture
+    def model(self):
+        torch.manual_seed(0)
+        return BartForConditionalGeneration(BartConfig(**BART)).eval()
+
+    @pytest.fixture
+    def source(self):
+        return torch.randint(2, 50, (1, SOURCE_TOKENS), generator=torch.Generator().manual_seed(1))
+
+    # With as many new tokens as the source has, it is the mask that gives it away.
+    @pytest.mark.parametrize("tokens", [SOURCE_TOKENS, SOURCE_TOKENS + 1, 1])
+    def test_forward(self, model, source, tokens):
+        model.set_attn_implementation("kiv")
+        with pytest.raises((KIVUsageError, KIVUnsupportedError), match="in BartAttention"):
+            model(source, decoder_input_ids=source[:, :1].repeat(1, tokens), past_key_values=self.bare(model))
+
+    def test_generate(self, model, source):
+        settings = {"max_new_tokens": 24, "do_sample": False}
+        expected = model.generate(source, **settings)
+        model.set_attn_implementation("kiv")
+        split = EncoderDecoderCache(self.bare(model), DynamicCache(config=model.config))
+        assert torch.equal(model.generate(source, past_key_values=split, **settings), expected)
+        assert split.self_attention_cache.tokens().cold_ram > 0
+        with pytest.raises(KIVUnsupportedError, match="cross-attention"):
+            model.generate(source, past_key_values=self.bare(model), **settings)
+
+    def bare(self, model) -> KIVCache:
+        return KIVCache(model.config, EXACT)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hf_models import EXACT, FULL_BUDGET, feed
 from kiv_hf import KIVCache, KIVConfig, __all__
-from kiv_hf._transformers import check_version
 from kiv_hf.hybrid import KIVHybridLayer
 from kiv_hf.impls import DEFAULT_IMPL, resolve_impl
 from kiv_hf.layer import KIVLayer
@@ -254,12 +253,3 @@ class TestChoices:
     def test_a_model_in_place_of_its_configuration(self, llama):
         with pytest.raises(KIVUsageError, match=r"model\.config"):
             KIVCache(llama.kiv)
-
-    @pytest.mark.parametrize("version", ["4.57.1", "5.17.0", "5.24.0", "5.24.0.dev0", "6.0"])
-    def test_versions_that_were_not_tried(self, version):
-        with pytest.raises(KIVUnsupportedError, match=r"transformers >=5\.18,<5\.24"):
-            check_version(version)
-
-    @pytest.mark.parametrize("version", ["5.18.0", "5.23.0", "5.23.1.dev0", "5.19.0rc1"])
-    def test_versions_that_were(self, version):
-        check_version(version)
