@@ -9,7 +9,7 @@ import torch
 
 from .scratch import Scratch
 
-LEAST = -1e30
+LEAST = torch.finfo(torch.float32).min
 """Stands in for the logarithm of no mass, so that a difference with it is a number."""
 
 
