@@ -10,10 +10,11 @@ from kiv_reference.report import TierBytes
 
 from .arena import Arena
 from .host import Table
-from .index import Index, summarise
-from .layout import IdPool, Row
+from .index import Index, Summary, summarise
+from .layout import IdPool
 from .ledger import Counters, Ledger
 from .product import product_for
+from .rows import ColdRow
 from .scan import Scanner
 from .scratch import Scratch
 from .transfer import transfer_to
@@ -36,39 +37,9 @@ SUMMARY_CHUNK = 256
 """Pages summarised at once in a long call."""
 
 TABLE_BYTES = 16
-"""Of a page in the table of a row: two integers."""
+"""Of a page in the table of a row: two integers, in RAM."""
 
 NOTHING = TierBytes(0, 0, 0)
-
-
-class ColdRow:
-    """The page table of one sequence, and the same as tensors on the device."""
-
-    def __init__(self, table: Row, device: torch.device) -> None:
-        self.table = table
-        self._ids = Table((), torch.int64, device)
-        self._counts = Table((), torch.int64, device)
-        self.append(0)
-
-    def append(self, first: int) -> None:
-        """Bring the tensors up to date with the pages from `first` on."""
-        pages = len(self.table.pages)
-        for tensor_table, numbers in ((self._ids, self.table.pages), (self._counts, self.table.counts)):
-            tensor_table.ensure(pages)
-            if first < pages:
-                tensor_table.tensor[first:pages] = torch.tensor(numbers[first:], dtype=torch.int64)
-
-    def ids(self, first: int, stop: int) -> torch.Tensor:
-        """Page ids int64 ``[stop - first]``."""
-        return self._ids.tensor[first:stop]
-
-    def counts(self, first: int, stop: int) -> torch.Tensor:
-        """Valid tokens of pages, int64 ``[stop - first]``."""
-        return self._counts.tensor[first:stop]
-
-    def empty(self, first: int, stop: int) -> torch.Tensor:
-        """Whether pages have no valid token, bool ``[stop - first]``."""
-        return self.counts(first, stop) == 0
 
 
 class Spans(NamedTuple):
@@ -103,7 +74,6 @@ class Cold:
         self.transfer = transfer_to(shape.device)
         self._pages, self._spans, self._chapters = IdPool(), IdPool(), IdPool()
         self._delay = ordinal % STAGGER_PAGES
-        self._heads = torch.arange(shape.heads, device=shape.device)[:, None]
         self._booked = NOTHING
         self._pending = False  # whether a promise is booked that has not ended
         self.finite = True  # whether every mean value is finite
@@ -135,6 +105,7 @@ class Cold:
         for start in range(0, n, SUMMARY_CHUNK):
             part = slice(start, start + SUMMARY_CHUNK)
             summary = summarise(key[part], value[part], None if valid is None else valid[part], self.shape.compute)
+            summary = Summary(*(self.transfer.fetch(numbers) for numbers in summary))
             self.index.put(ids[part], summary)
             self.finite = self.finite and bool(torch.isfinite(summary.value.sum()))
         first = len(row.table.pages)
@@ -168,7 +139,7 @@ class Cold:
         self._pages.share(table.pages)
         self._spans.share(table.spans)
         self._chapters.share(table.chapters)
-        return ColdRow(table, self.shape.device)
+        return ColdRow(table, self.shape)
 
     def cut(self, row: ColdRow, pages: int) -> None:
         """Keep the first `pages` pages of a row."""
@@ -190,8 +161,7 @@ class Cold:
     def _bytes(self, pages: int, spans: int, chapters: int) -> TierBytes:
         index = self.index
         chapter = 0 if self.scanner is None else self.scanner.chapter_bytes
-        device = pages * TABLE_BYTES + spans * index.span_bytes + chapters * chapter
-        return TierBytes(device, pages * index.page_bytes, 0)
+        return TierBytes(spans * index.span_bytes + chapters * chapter, pages * (index.page_bytes + TABLE_BYTES), 0)
 
     @property
     def _held(self) -> TierBytes:
@@ -207,7 +177,6 @@ class Cold:
         return {
             "page index": self._chapters.used * chapter,
             "span summaries": self._spans.used * self.index.span_bytes,
-            "page tables": self._pages.used * TABLE_BYTES,
         }
 
     def _book(self, held: TierBytes) -> None:
@@ -220,31 +189,11 @@ class Cold:
         if stop <= row.table.whole and first < stop:
             at = row.table.pages[first]
             return tensor[at : at + stop - first]
-        return tensor.index_select(0, row.ids(first, stop).to(tensor.device))
+        return tensor.index_select(0, row.ids(first, stop))
 
     def gather(self, table: Table, units: torch.Tensor, width: int) -> torch.Tensor:
-        """Rows int64 ``[K]`` of a table in RAM seen as ``[-1, width]``, on the device: ``[K, width]``."""
-        return self.transfer.upload(table.tensor.view(-1, width).index_select(0, units.to(table.tensor.device)))
-
-    def units(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
-        """``id * H + head`` of pages int64 ``[H, K]``, each head its own."""
-        return self.page_ids(row, pages) * self.shape.heads + self._heads
-
-    def span_units(self, row: ColdRow, spans: torch.Tensor) -> torch.Tensor:
-        """``id * H + head`` of complete spans int64 ``[H, K]``, each head its own."""
-        table = row.table
-        if table.whole_spans:
-            ids = spans + table.spans[0]
-        else:
-            ids = torch.tensor(table.spans, dtype=torch.int64, device=spans.device)[spans]
-        return ids * self.shape.heads + self._heads
-
-    def page_ids(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
-        """Ids of pages, int64 of any shape."""
-        table = row.table
-        if table.pages and table.whole == len(table.pages):
-            return pages + table.pages[0] if table.pages[0] else pages
-        return row.ids(0, len(table.pages))[pages]
+        """Rows int64 ``[K]``, in RAM as the table is, of a table seen as ``[-1, width]``; on the device."""
+        return self.transfer.upload(table.tensor.view(-1, width).index_select(0, units))
 
     def usable_chapters(self, row: ColdRow, pages: int, members: int) -> list[int]:
         """The chapters to scan for so many queries over the first `pages` pages."""

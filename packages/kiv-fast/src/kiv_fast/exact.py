@@ -57,18 +57,12 @@ def attend_exactly(queries: Queries, tiles: Iterator[Tile], value_width: int, fi
     """
     merge = Merge(queries, value_width)
     count = queries.positions.numel()
-    first = int(queries.positions[0])
     # Fused attention serves unbroken runs of queries and of valid keys.
-    fused = (
-        finite
-        and queries.softcap is None
-        and queries.query.device.type == "cpu"
-        and int(queries.positions[-1]) - first == count - 1
-        and count > 1
-    )
+    fused = finite and queries.softcap is None and queries.query.device.type == "cpu" and count > 1
+    fused = fused and int(queries.positions[-1] - queries.positions[0]) == count - 1
     for tile in tiles:
         if fused and tile.valid is None:
-            _fused(merge, queries, first, tile)
+            _fused(merge, queries, int(queries.positions[0]), tile)
         else:
             _plain(merge, queries, tile, finite, 0, count)
     if queries.sink_logits is not None:
@@ -123,17 +117,18 @@ def _widened(tensor: torch.Tensor, width: int) -> torch.Tensor:
 _attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-def _plain(merge: Merge, queries: Queries, tile: Tile, finite: bool, first: int, stop: int) -> None:
-    """The queries ``[first, stop)`` and a tile with its logits written out.
+def _plain(merge: Merge, queries: Queries, tile: Tile, finite: bool, start: int, stop: int) -> None:
+    """The queries ``[start, stop)`` and a tile with its logits written out.
 
     For soft caps, padding, values that are not finite, single queries, huge logits.
     """
     key, value = tile.key.to(queries.query.dtype), tile.value.to(queries.query.dtype)
     heads, groups = queries.query.shape[:2]
-    for begin in range(first, stop, QUERY_CHUNK):
+    for begin in range(start, stop, QUERY_CHUNK):
         end = min(begin + QUERY_CHUNK, stop)
         mine = slice(begin, end)
-        part = Queries(queries.query[:, :, mine], queries.positions[mine], queries.scale, queries.softcap, None)
+        first = queries.first + begin
+        part = Queries(queries.query[:, :, mine], queries.positions[mine], first, queries.scale, queries.softcap, None)
         logits = part.hide(part.logits(key), tile.first, tile.valid)  # [H, G * n, K]
         most = logits.amax(dim=2, keepdim=True)
         weights = torch.exp(logits - most.clamp(min=LEAST))

@@ -46,7 +46,7 @@ def _upper(view: View, queries: Queries, head: int, pages: torch.Tensor) -> torc
     """log(n_j e^cap(b_j)) of pages int64 ``[K]``: float64 ``[M, K]``, with room for the rounding of the summaries."""
     cold = view.cold
     query = queries.query[head].flatten(0, 1)
-    units = cold.page_ids(view.row, pages) * cold.shape.heads + head
+    units = view.row.page_ids(cold.transfer.fetch(pages)) * cold.shape.heads + head
     summary = cold.gather(cold.index.keys, units, 2 * cold.shape.key_width).to(WIDE)  # [K, 2 D]
     members = page_query(query[None], queries.scale, 1.0)[0]
     # A mean of P terms loses up to P + 8 units; |k| is at most |mean| + spread in every channel.

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 
 from .attend import Attended, Part, Queries, Tile, always_parts, attend_parts
-from .cold import Cold, ColdRow
+from .cold import Cold
 from .mass import enlarge, missed_bound
+from .rows import ColdRow
 from .select import candidates, group_scores, page_query, top_set
 from .tail import page_tail, span_tail
 
@@ -45,7 +46,7 @@ class Retrieval(NamedTuple):
     """What a block retrieves, each head its own; -1 fills up rows."""
 
     candidates: torch.Tensor  # int64 [H, C], best first
-    selected: torch.Tensor  # int64 [H, R], cold positions counted from the first, ascending
+    selected: torch.Tensor  # int64 [H, R] in RAM, cold positions counted from the first, ascending
     streamed: torch.Tensor | None  # bool [H], heads to attend exactly
 
 
@@ -63,6 +64,7 @@ class Candidates(NamedTuple):
     """The candidates' tokens, pages in ascending order."""
 
     pages: torch.Tensor  # int64 [H, C], -1 fills up rows
+    host: torch.Tensor  # the same in RAM
     raw: torch.Tensor  # [H, M, C * P], scale * q . k, minus infinity where a token is invalid
 
 
@@ -70,20 +72,20 @@ def read_candidates(view: View, queries: Queries, pages: torch.Tensor) -> Candid
     """Read and score the tokens of candidate pages, int64 ``[H, C]`` in any order with -1 anywhere (SPEC 4.5)."""
     cold, size = view.cold, view.cold.config.page_tokens
     pages = pages.sort(dim=1).values
-    known = pages.clamp(min=0)
-    keys = cold.transfer.upload(cold.arena.keys(cold.page_ids(view.row, known).cpu()))
+    host = cold.transfer.fetch(pages)
+    keys = cold.transfer.upload(cold.arena.keys(view.row.page_ids(host.clamp(min=0))))
     cold.counters.key_bytes_gathered += keys.numel() * keys.element_size()
     wide = cold.scratch.convert("candidates", keys, queries.query.dtype)
     raw = (queries.members @ wide.transpose(1, 2)).mul_(queries.scale)
     unseen = None
     if view.cold_valid is not None:
-        unseen = ~view.cold_valid.view(-1, size)[known].flatten(1)  # [H, C * P]
+        unseen = ~view.cold_valid.view(-1, size)[pages.clamp(min=0)].flatten(1)  # [H, C * P]
     if view.filled < view.pages or cold.config.max_missed_mass is not None:
         gone = (pages < 0).repeat_interleave(size, dim=1)
         unseen = gone if unseen is None else unseen | gone
     if unseen is not None:
         raw.masked_fill_(unseen[:, None], -torch.inf)
-    return Candidates(pages, raw)
+    return Candidates(pages, host, raw)
 
 
 def choose_tokens(view: View, tokens: Candidates) -> torch.Tensor:
@@ -122,15 +124,17 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
         best, tokens, chosen, streamed = enlarge(view, queries, members, best, tokens, chosen)
 
     size = config.page_tokens
-    known = chosen.clamp(min=0)
-    ragged = bool((chosen < 0).any()) if view.cold_valid is not None or streamed is not None else False
-    page = tokens.pages.gather(1, known // size).clamp(min=0)
+    host = cold.transfer.fetch(chosen)
+    known = host.clamp(min=0)
+    ragged = bool((host < 0).any()) if view.cold_valid is not None or streamed is not None else False
+    page = tokens.host.gather(1, known // size).clamp(min=0)
     offset = known % size
-    rows = cold.transfer.upload(cold.arena.values(cold.page_ids(view.row, page).cpu(), offset.cpu()))
+    rows = cold.transfer.upload(cold.arena.values(view.row.page_ids(page), offset))
     cold.counters.value_bytes_gathered += rows.numel() * rows.element_size()
     values = cold.scratch.convert("selected", rows, queries.query.dtype)
     logits = queries.cap(tokens.raw)
-    own = logits.gather(2, known[:, None].expand(-1, logits.shape[1], -1))
+    at = chosen.clamp(min=0) if ragged else chosen
+    own = logits.gather(2, at[:, None].expand(-1, logits.shape[1], -1))
     if ragged:
         own = own.masked_fill((chosen < 0)[:, None], -torch.inf)
         values = values.masked_fill((chosen < 0)[:, :, None], 0)
@@ -140,27 +144,29 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     exact = [*always, Part(own, values)]
     tail: list[Part] = []
     if config.tail == "mean":
-        tail = [page_tail(cold, view.row, logits, tokens.pages, mask)]
+        tail = [page_tail(cold, view.row, logits, tokens.host, mask)]
         if best.shape[1] < view.filled or streamed is not None:  # else no page is left for a span
-            tail += span_tail(cold, view.row, queries, view.pages, best, cold.finite)
+            tail += span_tail(cold, view.row, queries, view.pages, tokens.host, cold.finite)
     attended = attend_parts(exact, tail, sinks, view.finite and cold.finite)
     missed = None
     if bound:
         missed = missed_bound(view, queries, best, mask)
-    selected = torch.where(chosen < 0, -1, page * size + offset)
+    selected = torch.where(host < 0, -1, page * size + offset)
     retrieval = Retrieval(best, selected, streamed)
-    return Result(attended, retrieval, missed, *_rows_read(view, retrieval))
+    return Result(attended, retrieval, missed, *_rows_read(view, retrieval, tokens.host))
 
 
-def _rows_read(view: View, retrieval: Retrieval) -> tuple[int, int]:
-    """Keys and values that a block had to read (SPEC 9.6): the valid tokens of candidate pages, the selected ones."""
+def _rows_read(view: View, retrieval: Retrieval, pages: torch.Tensor) -> tuple[int, int]:
+    """Keys and values that a block had to read (SPEC 9.6): the valid tokens of candidate pages, the selected ones.
+
+    The candidates are once more in `pages`, in RAM.
+    """
     if view.cold_valid is None and retrieval.streamed is None:
         return retrieval.candidates.numel() * view.cold.config.page_tokens, retrieval.selected.numel()
-    pages = retrieval.candidates
-    counts = view.row.counts(0, view.pages)[pages.clamp(min=0)].masked_fill_(pages < 0, 0).sum(dim=1)
+    counts = view.row.host_counts(0, view.pages)[pages.clamp(min=0)].masked_fill_(pages < 0, 0).sum(dim=1)
     rows = (retrieval.selected >= 0).sum(dim=1)
     if retrieval.streamed is not None:
         total = sum(view.row.table.counts[: view.pages])
-        counts = torch.where(retrieval.streamed, total, counts)
-        rows = torch.where(retrieval.streamed, total, rows)
+        streamed = view.cold.transfer.fetch(retrieval.streamed)
+        counts, rows = torch.where(streamed, total, counts), torch.where(streamed, total, rows)
     return int(counts.sum()), int(rows.sum())

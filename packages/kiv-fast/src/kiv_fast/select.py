@@ -8,7 +8,11 @@ import torch
 from kiv_reference.config import Group
 
 if TYPE_CHECKING:
-    from .cold import Cold, ColdRow
+    from .cold import Cold
+    from .rows import ColdRow
+
+GUESS = 1024
+"""On a device other than the CPU, so many pages that the bounds leave undecided reach the host in one wait."""
 
 
 def top(scores: torch.Tensor, n: int) -> torch.Tensor:
@@ -61,11 +65,11 @@ def page_query(query: torch.Tensor, scale: float, spread_weight: float) -> torch
 
 
 def exact_scores(cold: Cold, row: ColdRow, members: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
-    """Scores ``[H, M, K]`` of some pages of a row, int64 ``[H, K]``, each head its own."""
+    """Scores ``[H, M, K]`` of some pages of a row, int64 ``[H, K]`` in RAM, each head its own."""
     heads, count = pages.shape
     cold.counters.pages_scored += heads * count
     width = members.shape[2]
-    picked = cold.gather(cold.index.keys, cold.units(row, pages).view(-1), width).view(heads, count, width)
+    picked = cold.gather(cold.index.keys, row.units(pages).view(-1), width).view(heads, count, width)
     return members @ picked.transpose(1, 2)
 
 
@@ -119,18 +123,41 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
         low, high = (part.masked_fill(row.empty(0, seen), -torch.inf) for part in (low, high))
         known = known.masked_fill(row.empty(seen, pages), -torch.inf)
     threshold = torch.cat([low, known], dim=1).topk(n, dim=1).values[:, -1:]
-    if group == "exp_sum" and not bool((threshold > 0).all()):
+    sure = None if group == "max" else (threshold > 0).all()
+    near = _undecided(cold, high, high >= threshold, sure)
+    if near is None:
         # So many terms vanish that scores of zero decide, by the order of the pages: no bound can help.
         return rank(cold, row, members, pages, n, group)
-    # The most that any head must look at, for all: more are merely scored exactly.
-    width = int((high >= threshold).sum(dim=1).max())
-    picked = high.topk(width, dim=1).indices.sort(dim=1).values
-    cold.counters.pages_pruned += picked.shape[0] * (seen - width)
-    fine = group_scores(exact_scores(cold, row, members, picked), group, most)
+    near = near.sort(dim=1).values
+    cold.counters.pages_pruned += near.numel() // near.shape[1] * (seen - near.shape[1])
+    fine = group_scores(exact_scores(cold, row, members, near), group, most)
+    picked = near.to(fine.device)
     if row.table.empty:
         fine.masked_fill_(high.gather(1, picked) == -torch.inf, -torch.inf)
     numbers = torch.cat([picked, torch.arange(seen, pages, device=picked.device).expand(picked.shape[0], -1)], dim=1)
     return numbers.gather(1, top(torch.cat([fine, known], dim=1), n))
+
+
+def _undecided(cold: Cold, high: torch.Tensor, near: torch.Tensor, sure: torch.Tensor | None) -> torch.Tensor | None:
+    """The highest of ``[..., I]``, in RAM: in each row as many as are `near` in the row with the most of them.
+
+    More than a row needs are merely scored exactly. None unless `sure`, a bool that the device knows.
+    """
+    width = near.sum(dim=-1).amax()
+    if sure is not None:
+        width = torch.where(sure, width, -1)
+    if high.device.type == "cpu":
+        count = int(width)
+        return high.topk(count, dim=-1).indices if count >= 0 else None
+    # How many and which ones in one wait, if they are not too many.
+    some = high.topk(min(GUESS, high.shape[-1]), dim=-1).indices
+    told = cold.transfer.fetch(torch.cat([some.flatten(), width[None]]))
+    count = int(told[-1])
+    if count < 0:
+        return None
+    if count > some.shape[-1]:
+        return cold.transfer.fetch(high.topk(count, dim=-1).indices)
+    return told[:-1].view(some.shape)[..., :count]
 
 
 def _maxima(
@@ -139,9 +166,9 @@ def _maxima(
     """The exact maximum over all pages of each member's score, ``[H, M, 1]``."""
     heads, count, _ = members.shape
     best = quick.amax(dim=2, keepdim=True)  # [H, M, 1]
-    width = int((quick >= best - 2 * error[:, :, None]).sum(dim=2).max())
-    picked = quick.topk(width, dim=2).indices.view(heads, -1)
-    scores = exact_scores(cold, row, members, picked).view(heads, count, count, width)
+    picked = _undecided(cold, quick, quick >= best - 2 * error[:, :, None], None)
+    assert picked is not None, "nothing else decides"
+    scores = exact_scores(cold, row, members, picked.flatten(1)).view(heads, count, count, picked.shape[2])
     own = scores.diagonal(dim1=1, dim2=2).amax(dim=1)  # [H, M]
     if rest.shape[2]:
         own = torch.maximum(own, rest.amax(dim=2))

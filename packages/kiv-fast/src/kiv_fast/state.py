@@ -10,9 +10,10 @@ from kiv_reference.config import KIVConfig
 from kiv_reference.report import TierBytes, TierTokens
 
 from .attend import Tile
-from .cold import Cold, ColdRow
+from .cold import Cold
 from .layout import Row
 from .recent import Recent
+from .rows import ColdRow
 from .scratch import step_bytes
 from .validate import Shape
 
@@ -33,7 +34,7 @@ class State:
         self.shape, self.config = shape, config
         self._pool, self._ordinal = pool, ordinal
         self.cold = cold or Cold(shape, config, pool.arena(shape), pool.scratch, pool.ledger, pool.counters, ordinal)
-        self.rows = [ColdRow(Row(), shape.device) for _ in range(shape.batch)]
+        self.rows = [ColdRow(Row(), shape) for _ in range(shape.batch)]
         self.recent = Recent(shape, config)
         self.length = 0
         self.pages = 0  # cold pages of each row that have left the hot window

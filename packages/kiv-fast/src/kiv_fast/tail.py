@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 
 from .attend import Part, Queries
-from .cold import Cold, ColdRow, Spans
+from .cold import Cold, Spans
+from .rows import ColdRow
 
 
 class Touched(NamedTuple):
-    """Spans whose summary does not serve as it is: those with candidates, and a last one that is not full."""
+    """Spans whose summary does not serve as it is: those with candidates, and a last one that is not full; in RAM."""
 
     spans: torch.Tensor  # int64 [H, A], ascending
     first: torch.Tensor  # bool [H, A], False where an entry repeats the one before it, or stands for nothing
@@ -31,14 +32,13 @@ def span_tail(
     pages : int
         N, the pages of the partition.
     candidates : int64 [H, C]
-        Candidate pages; -1 fills up rows.
+        Candidate pages, ascending, in RAM, where all that follows from them is counted; -1 fills up rows.
     finite : bool
         Whether every mean value is finite, so that differences of them are.
     """
     size, heads = cold.config.span_pages, candidates.shape[0]
     full = pages // size
-    ordered = candidates.sort(dim=1).values
-    numbers = torch.where(ordered < 0, -1, torch.div(ordered, size, rounding_mode="floor"))
+    numbers = torch.where(candidates < 0, -1, torch.div(candidates, size, rounding_mode="floor"))
     if pages % size:
         numbers = torch.cat([numbers, numbers.new_full((heads, 1), full)], dim=1)
     if not numbers.shape[1]:
@@ -51,7 +51,7 @@ def span_tail(
     spans = cold.spans(row, full)
     parts = [_whole(queries, spans, touched)]
     if finite and not row.table.padded and size > 1:
-        part, touched = _less(cold, row, queries, spans, ordered, touched)
+        part, touched = _less(cold, row, queries, spans, candidates, touched)
         parts.append(part)
     if touched.spans.shape[1]:
         parts.append(_merged(cold, row, queries, pages, candidates, touched, finite))
@@ -64,9 +64,9 @@ def _whole(queries: Queries, spans: Spans, touched: Touched | None) -> Part:
     if touched is not None:
         heads, _, full = logits.shape
         # Two columns more than there are spans take a span that is not full and what stands for none.
-        skip = torch.zeros(heads, full + 2, dtype=torch.bool, device=logits.device)
+        skip = torch.zeros(heads, full + 2, dtype=torch.bool)
         skip.scatter_(1, touched.spans % (full + 2), True)
-        logits.masked_fill_(skip[:, None, :full], -torch.inf)
+        logits.masked_fill_(skip[:, None, :full].to(logits.device), -torch.inf)
     return Part(logits, spans.value)
 
 
@@ -84,10 +84,10 @@ def _less(
     mix = inside.to(cold.shape.compute)
     count = mix.sum(dim=2)
     served = touched.first & (touched.spans < full) & (2 * count <= size)
-    left = (size - count).clamp(min=1)
-    pages = cold.units(row, ordered.clamp(min=0)).view(-1)
-    whole = cold.span_units(row, touched.spans.clamp(0, full - 1)).view(-1)
-    index = cold.index
+    pages = row.units(ordered.clamp(min=0)).view(-1)
+    whole = row.span_units(touched.spans.clamp(0, full - 1)).view(-1)
+    index, device = cold.index, cold.shape.device
+    mix, whole, left = mix.to(device), whole.to(device), (size - count).clamp(min=1).to(device)
     means: list[torch.Tensor] = []
     for table, summary, stride in ((index.keys, index.span_keys, 2), (index.values, index.span_values, 1)):
         width = summary.tensor.shape[2]
@@ -95,7 +95,7 @@ def _less(
         sums = summary.tensor.view(-1, width).index_select(0, whole).view(heads, -1, width).mul_(size)
         means.append(torch.baddbmm(sums, mix, taken, alpha=-1).div_(left[:, :, None]))
     logits = queries.logits(means[0]) + torch.log(left * cold.config.page_tokens)[:, None]
-    part = Part(logits.masked_fill_(~served[:, None], -torch.inf), means[1])
+    part = Part(logits.masked_fill_(~served[:, None].to(device), -torch.inf), means[1])
     return part, _remaining(touched, served)
 
 
@@ -118,19 +118,21 @@ def _merged(
 ) -> Part:
     """Pseudo-tokens of touched spans, merged from their pages beside the candidates."""
     size, heads = cold.config.span_pages, candidates.shape[0]
-    steps = torch.arange(size, device=candidates.device)
+    steps = torch.arange(size)
     numbers = touched.spans[:, :, None] * size + steps  # [H, A, size]
-    taken = torch.zeros(heads, pages + 1, dtype=torch.bool, device=candidates.device)
+    taken = torch.zeros(heads, pages + 1, dtype=torch.bool)
     taken.scatter_(1, torch.where(candidates < 0, pages, candidates), True)
     inside = (numbers >= 0) & (numbers < pages) & touched.first[:, :, None]
     numbers = numbers.clamp(0, pages - 1).flatten(1)
-    counts = row.counts(0, pages)[numbers] if row.table.padded else torch.full_like(numbers, cold.config.page_tokens)
+    full = cold.config.page_tokens
+    counts = row.host_counts(0, pages)[numbers] if row.table.padded else torch.full_like(numbers, full)
     weights = counts.masked_fill(taken.gather(1, numbers) | ~inside.flatten(1), 0).to(cold.shape.compute)
     weights = weights.view(heads, -1, size)
     total = weights.sum(dim=2)  # [H, A]
     weights /= total.clamp(min=1)[:, :, None]
 
-    units = cold.units(row, numbers).view(-1)
+    units = row.units(numbers).view(-1)
+    weights, total = weights.to(cold.shape.device), total.to(cold.shape.device)
     width, value_width = cold.shape.key_width, cold.shape.value_width
     mean = cold.gather(cold.index.keys, 2 * units, width).view(-1, size, width)
     value = cold.gather(cold.index.values, units, value_width).view(-1, size, value_width)
@@ -150,13 +152,13 @@ def page_tail(cold: Cold, row: ColdRow, logits: torch.Tensor, candidates: torch.
     logits : [H, M, C * P]
         Of the candidates' tokens, minus infinity where a token is invalid.
     candidates : int64 [H, C]
-        As the pages lie in `logits`; -1 fills up rows.
+        As the pages lie in `logits`, in RAM; -1 fills up rows.
     selected : bool [H, C * P]
     """
     heads, members, _ = logits.shape
     size = cold.config.page_tokens
     left = logits.masked_fill(selected[:, None], -torch.inf).view(heads, members, candidates.shape[1], size)
     value_width = cold.shape.value_width
-    units = cold.units(row, candidates.clamp(min=0)).view(-1)
+    units = row.units(candidates.clamp(min=0)).view(-1)
     values = cold.gather(cold.index.values, units, value_width).view(*candidates.shape, value_width)
     return Part(torch.logsumexp(left, dim=3), values)

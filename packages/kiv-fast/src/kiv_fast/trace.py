@@ -16,7 +16,7 @@ class RowTrace:
     """One sequence of a block; None stands for nothing retrieved."""
 
     candidates: torch.Tensor | None  # int64 [H, C]
-    selected: torch.Tensor | None  # int64 [H, R], cold positions counted from the first
+    selected: torch.Tensor | None  # int64 [H, R] in RAM, cold positions counted from the first
     streamed: torch.Tensor | None  # bool [H]
     exact: torch.Tensor  # [H, G, TQ]
     estimated: torch.Tensor
@@ -38,7 +38,7 @@ class BlockTrace:
         none = torch.empty(shape.heads, 0, dtype=torch.int64, device=device)
         exact = self.block.mode == "exact"
         nowhere = torch.full((shape.heads,), exact, device=device)
-        selected = [none if row.selected is None else row.selected for row in self.rows]
+        selected = [none if row.selected is None else row.selected.to(device) for row in self.rows]
         missed = [row.missed.flatten(0, 1).float() for row in self.rows if row.missed is not None]
         return BlockReport(
             mode=self.block.mode,

@@ -23,8 +23,8 @@ class Event(Protocol):
 class Streams(Protocol):
     """The parts of a device's runtime that a transfer needs."""
 
-    def pinned(self, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """Host memory for `count` numbers, pinned if the system allows."""
+    def pinned(self, nbytes: int) -> torch.Tensor:
+        """Host memory, uint8 ``[nbytes]``, pinned if the system allows."""
         ...
 
     def copy(self, host: torch.Tensor) -> torch.Tensor:
@@ -43,6 +43,10 @@ class Transfer(Protocol):
         """`host` on the device; the caller may overwrite `host` as soon as this returns."""
         ...
 
+    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` on the host, which waits until the device has computed it."""
+        ...
+
 
 class NullTransfer:
     """For stores on the CPU: the rows are where they are needed, until the next gather."""
@@ -50,6 +54,10 @@ class NullTransfer:
     def upload(self, host: torch.Tensor) -> torch.Tensor:
         """Return `host` itself."""
         return host
+
+    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return `tensor` itself."""
+        return tensor
 
 
 class StagedTransfer:
@@ -68,14 +76,18 @@ class StagedTransfer:
         if held is not None:
             buffer, event = held
             event.wait()
-        count = host.numel()
-        if buffer is None or buffer.dtype != host.dtype or buffer.numel() < count:
-            buffer = self._streams.pinned(1 << max(0, count - 1).bit_length(), host.dtype)
-        slot = buffer[:count].view(host.shape)
+        nbytes = host.numel() * host.element_size()
+        if buffer is None or buffer.numel() < nbytes:
+            buffer = self._streams.pinned(1 << max(0, nbytes - 1).bit_length())
+        slot = buffer[:nbytes].view(host.dtype).view(host.shape)
         slot.copy_(host)
         out = self._streams.copy(slot)
         self._slots[turn] = (buffer, self._streams.record())
         return out
+
+    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Copy, and wait."""
+        return tensor.cpu()
 
 
 class CudaStreams:
@@ -84,13 +96,13 @@ class CudaStreams:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def pinned(self, count: int, dtype: torch.dtype) -> torch.Tensor:
+    def pinned(self, nbytes: int) -> torch.Tensor:
         """Pinned memory, or ordinary memory with a warning."""
         try:
-            return torch.empty(count, dtype=dtype, pin_memory=True)
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
         except RuntimeError as error:
             warnings.warn(f"host memory was not pinned ({error}): copies will be slow", RuntimeWarning, stacklevel=2)
-            return torch.empty(count, dtype=dtype)
+            return torch.empty(nbytes, dtype=torch.uint8)
 
     def copy(self, host: torch.Tensor) -> torch.Tensor:
         """Asynchronous on the current stream, where the arithmetic that follows waits for it."""
