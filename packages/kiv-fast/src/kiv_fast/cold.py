@@ -13,6 +13,7 @@ from .host import Table
 from .index import Index, Summary, summarise
 from .layout import IdPool
 from .ledger import Counters, Ledger
+from .pinning import Pinning
 from .product import product_for
 from .rows import ColdRow
 from .scan import Scanner
@@ -62,10 +63,11 @@ class Cold:
         ledger: Ledger,
         counters: Counters,
         ordinal: int,
+        pinning: Pinning,
     ) -> None:
         self.shape, self.config, self.counters = shape, config, counters
         self.arena, self.scratch = arena, scratch
-        self.index = Index(shape, config)
+        self.index = Index(shape, config, pinning)
         product = product_for(shape.device)
         self.scanner = None
         if product is not None and shape.compute == torch.float32 and not config.exact:
@@ -152,11 +154,6 @@ class Cold:
             self.scanner.free(unused)
         if not self._pending:
             self._book(self._held)
-
-    def close(self) -> None:
-        """Give all budgets back."""
-        self.arena.close()
-        self._book(NOTHING)
 
     def _bytes(self, pages: int, spans: int, chapters: int) -> TierBytes:
         index = self.index

@@ -13,6 +13,7 @@ from kiv_reference.config import KIVConfig
 
 from .host import Table
 from .layout import Row
+from .pinning import Pinning
 from .validate import Shape
 
 
@@ -47,12 +48,12 @@ def summarise(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None
 class Index:
     """Summaries by page id and by span id."""
 
-    def __init__(self, shape: Shape, config: KIVConfig) -> None:
+    def __init__(self, shape: Shape, config: KIVConfig, pinning: Pinning) -> None:
         heads, width, value_width = shape.heads, shape.key_width, shape.value_width
         dtype, device, host = shape.compute, shape.device, torch.device("cpu")
         self._span_pages = config.span_pages
-        self.keys = Table((heads, 2 * width), dtype, host)
-        self.values = Table((heads, value_width), dtype, host)
+        self.keys = Table((heads, 2 * width), dtype, host, pinning)
+        self.values = Table((heads, value_width), dtype, host, pinning)
         self.span_keys = Table((heads, width), dtype, device)
         self.span_values = Table((heads, value_width), dtype, device)
         self.span_counts = Table((), dtype, device)

@@ -33,7 +33,7 @@ class State:
     def __init__(self, shape: Shape, config: KIVConfig, pool: FastPool, ordinal: int, cold: Cold | None = None) -> None:
         self.shape, self.config = shape, config
         self._pool, self._ordinal = pool, ordinal
-        self.cold = cold or Cold(shape, config, pool.arena(shape), pool.scratch, pool.ledger, pool.counters, ordinal)
+        self.cold = cold or pool.cold(shape, ordinal)
         self.rows = [ColdRow(Row(), shape) for _ in range(shape.batch)]
         self.recent = Recent(shape, config)
         self.length = 0

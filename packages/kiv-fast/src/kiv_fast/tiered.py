@@ -292,7 +292,3 @@ class TieredArena:
     def pages_on_disk(self, ids: list[int]) -> int:
         """How many of the pages are on disk."""
         return sum(1 for page in ids if page in self._segments) if len(self._segments) else 0
-
-    def close(self) -> None:
-        """Give the promise back; pages go with their holders."""
-        self.promise(0)
