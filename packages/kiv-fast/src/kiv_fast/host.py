@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import mmap
+import platform
+import sys
 import weakref
 
 import torch
@@ -21,8 +23,11 @@ RESERVE_BYTES = 1 << 34
 FIRST_RECORDS = 64
 """Capacity of a table that must grow by doubling."""
 
-_NAMES = ("MAP_PRIVATE", "MAP_ANONYMOUS", "MAP_NORESERVE")
-_FLAGS = sum(getattr(mmap, name, 0) for name in _NAMES)
+# Not every Python has a name for the third flag. Without it the addresses count as memory, and a process with more of
+# them than memory cannot fork.
+_LINUX_NORESERVE = 0x4000 if platform.machine() in ("x86_64", "aarch64") and sys.platform == "linux" else 0
+_NAMES = {"MAP_PRIVATE": 0, "MAP_ANONYMOUS": 0, "MAP_NORESERVE": _LINUX_NORESERVE}
+_FLAGS = sum(getattr(mmap, name, value) for name, value in _NAMES.items())
 
 
 def reserve(count: int, dtype: torch.dtype) -> tuple[torch.Tensor, mmap.mmap] | None:
