@@ -151,6 +151,7 @@ def main(argv: list[str] | None = None) -> Result:
     made.add_argument("--tokens", type=int, help="read only the beginning of the text")
     made.add_argument("--decode", type=int, default=64, help="tokens to decode")
     made.add_argument("--chunk", type=int, default=1024, help="tokens of a chunk")
+    made.add_argument("--block", type=int, default=64, help="tokens that share a selection (query_block_tokens)")
     made.add_argument("--ram-mib", type=int, help="ram_bytes in MiB (default: no limit)")
     made.add_argument("--spill-dir", help="folder of the disk tier (default: the system's)")
     made.add_argument("--from-log", type=Path, help="run nothing: make the result of this log")
@@ -166,8 +167,17 @@ def main(argv: list[str] | None = None) -> Result:
     ram_bytes = None if options.ram_mib is None else options.ram_mib * 2**20
     factory = Factory("gemma", options.impl)
     ids = kjv_tokens("gemma", options.tokens)
-    retrieving = config(options, prefill="retrieve", ram_bytes=ram_bytes, spill_dir=options.spill_dir)
-    settings = {"impl": options.impl, "tokens": ids.shape[1], "chunk": options.chunk, "ram MiB": options.ram_mib}
+    # The end of every call is attended exactly (SPEC 7.4), in case it is a question: in a book it is not.
+    retrieving = config(
+        options,
+        prefill="retrieve",
+        query_block_tokens=options.block,
+        exact_suffix_tokens=0,
+        ram_bytes=ram_bytes,
+        spill_dir=options.spill_dir,
+    )
+    settings = {"impl": options.impl, "tokens": ids.shape[1], "chunk": options.chunk, "block": options.block}
+    settings |= {"exact suffix": 0, "ram MiB": options.ram_mib}
     log.add(kind="start", head=header(), settings=settings)
     subject = factory.kiv("KIV", retrieving)
     logits = prefill(subject, ids, log, options)

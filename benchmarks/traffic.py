@@ -1,8 +1,9 @@
-"""Bytes of cold keys and values that a decode step brings to the device, against what it had to bring.
+"""Bytes that a decode step brings to the device from RAM and disk, against what it had to bring.
 
 What a step has to bring is in its report: keys of the candidate pages, values of the selected tokens (SPEC 9.6). What
-it did bring is in the pool's counters. The original KIV's rule brings keys and values of the union, over query heads,
-of 32 pages of 128 tokens. All of them decode the same tokens, over real text and over random contexts (see `fill`).
+it did bring is in the pool's counters: that, and those summaries of pages that are looked at as they are. The original
+KIV's rule brings keys and values of the union, over query heads, of 32 pages of 128 tokens. All of them decode the same
+tokens, over real text and over random contexts (see `fill`).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ K = 1024
 STEPS = 32
 PREFILL_CHUNK = 1024
 LIMIT = 1.25
-COUNTED = ("key_bytes_gathered", "value_bytes_gathered", "streamed_bytes")
-"""Counters of the fast pool that are cold bytes read."""
+COUNTED = ("key_bytes_gathered", "value_bytes_gathered", "summary_bytes_read", "streamed_bytes")
+"""Counters of the fast pool that are bytes read from RAM or disk."""
 
 
 @dataclass(frozen=True)

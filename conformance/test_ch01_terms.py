@@ -96,9 +96,9 @@ class Test_1_4_Defaults:
         expected = {
             "hot_tokens": 2048,
             "sink_tokens": 4,
-            "page_tokens": 32,
-            "span_pages": 16,
-            "candidate_pages": 128,
+            "page_tokens": 64,
+            "span_pages": 32,
+            "candidate_pages": 64,
             "retrieve_tokens": 256,
             "spread_weight": 0.5,
             "group": "exp_sum",
@@ -128,5 +128,5 @@ class Test_1_4_Defaults:
         driver.append(tokens.slice(2700, 2701))
         driver.attend(tokens.query[:, :, 2700:], 0.125)
         block = driver.store.report.blocks[0]
-        driver.scene.require(block.cold_pages == 20, "1.4", "wrong cold pages", got=block.cold_pages)
+        driver.scene.require(block.cold_pages == 10, "1.4", "wrong cold pages", got=block.cold_pages)
         driver.scene.require(block.selected_positions.shape[2] == 256, "1.4", "wrong selection")

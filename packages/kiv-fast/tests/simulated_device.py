@@ -76,8 +76,11 @@ class SimulatedDevice(TorchDispatchMode):
         if there and not moving:
             here = [x for x in tensors if not isinstance(x, OnDevice) and x.dim() > 0]
             assert not here, f"{func} mixes devices"
-        leaves = target == "cpu" if name == "_to_copy" else name == "copy_" and not isinstance(args[0], OnDevice)
-        if there and (name in ASKING or leaves):
+        onto = target == DEVICE.type if name == "_to_copy" else isinstance(args[0], OnDevice) if moving else False
+        leaves = moving and bool(there) and (target == "cpu" if name == "_to_copy" else not onto)
+        # A copy to the device, too, is awaited unless told otherwise.
+        awaited = onto and len(there) < len(tensors) and not (kwargs.get("non_blocking") or True in args[2:])
+        if (there and name in ASKING) or leaves or awaited:
             self.waits.append(self._where(name))
         result = func(*tree_map(self._inner, args), **tree_map(self._inner, kwargs))
         stays = isinstance(args[0], OnDevice) if name == "copy_" else bool(there) and target is None
@@ -112,7 +115,10 @@ class SimulatedStreams:
     def copy(self, host):
         self._begun += 1
         self._flying.append((self._begun, host, host.clone()))
-        return host.to(DEVICE, copy=True)
+        return host.to(DEVICE, copy=True, non_blocking=True)
+
+    def send(self, host):
+        return host.to(DEVICE, non_blocking=True)
 
     def land(self, until):
         """The copies up to a number are over."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fast_helpers import SCALE, draw
-from kiv_fast import FastPool, cold, transfer
+from kiv_fast import FastPool, chapters, cold, transfer
 from simulated_device import DEVICE, SimulatedDevice, SimulatedStreams
 
 CHUNKS = [286, *[1] * 5]
@@ -13,8 +13,8 @@ CHUNKS = [286, *[1] * 5]
 PLAIN_STEP = ["finite_sums", "finite_sums", "fetch", "fetch"]
 """Keys and values are finite; queries are; which pages; which tokens."""
 
-CHAPTER_STEP = ["finite_sums", "finite_sums", "fetch", "fetch", "fetch", "fetch"]
-"""As before, and the pages that may hold the best score, and those that may be candidates."""
+CHAPTER_STEP = ["finite_sums", "finite_sums", "fetch", "fetch_both", "fetch"]
+"""As before, and first the pages that look best; with those that are, whether others must be looked at."""
 
 EVICTION = ["write", "write", "fetch", "fetch"]
 """Keys, values, and the two summaries of pages that leave the hot window."""
@@ -36,9 +36,9 @@ def streams(monkeypatch):
 
 
 @pytest.fixture
-def chapters(monkeypatch):
-    monkeypatch.setattr(cold, "CHAPTER_PAGES", 32)
-    monkeypatch.setattr(cold, "QUICK_BYTES", 0)
+def small_chapters(monkeypatch):
+    monkeypatch.setattr(chapters, "LEAST_CHAPTER_PAGES", 8)
+    monkeypatch.setattr(chapters, "MOST_CHAPTER_PAGES", 32)
 
 
 def feed(store, data, device, modifiers, valid=None):
@@ -69,7 +69,7 @@ CASES = {
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_a_device_answers_as_the_cpu_does(config, case, padded, streams, chapters, tmp_path):
+def test_a_device_answers_as_the_cpu_does(config, case, padded, streams, small_chapters, tmp_path):
     fields, modifiers = CASES[case]
     config = replace(config, spill_dir=tmp_path, **fields)
     data = draw(0, sum(CHUNKS), batch=2)
@@ -120,7 +120,7 @@ def test_the_waits_of_a_decode_step(config, streams):
     count_steps(waits_of_steps(config), PLAIN_STEP)
 
 
-def test_the_waits_of_a_decode_step_over_chapters(config, streams, chapters):
+def test_the_waits_of_a_decode_step_over_chapters(config, streams, small_chapters):
     count_steps(waits_of_steps(config), CHAPTER_STEP)
 
 
@@ -131,6 +131,12 @@ def test_a_wait_that_is_not_listed_shows():
         torch.ones(3, device=DEVICE).tolist()
         torch.ones(3).copy_(torch.ones(3, device=DEVICE))
         assert len(device.waits) == 4
+        torch.ones(3).to(DEVICE, non_blocking=True)
+        torch.ones(3, device=DEVICE).copy_(torch.ones(3, device=DEVICE))
+        assert len(device.waits) == 4
+        torch.ones(3).to(DEVICE)
+        torch.ones(3, device=DEVICE).copy_(torch.ones(3))
+        assert len(device.waits) == 6
         with pytest.raises(AssertionError, match="mixes devices"):
             torch.ones(3, device=DEVICE) + torch.ones(3)
 

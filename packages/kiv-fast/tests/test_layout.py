@@ -1,5 +1,5 @@
 import pytest
-from kiv_fast.layout import IdPool, Row
+from kiv_fast.layout import IdPool, Row, chapter_stops, common_prefix
 
 
 def test_ids_return_when_their_last_holder_goes():
@@ -27,11 +27,21 @@ def test_a_row_knows_its_consecutive_pages_and_its_padding():
     assert (row.whole, row.padded, row.empty) == (3, False, False)
     row.extend([9, 10], [3, 0], 4)
     assert (row.whole, row.padded, row.empty) == (3, True, True)
-    row.spans = [0, 1]
-    row.chapters = [7]
-    gone = row.cut(3, span_pages=2, chapter_pages=4, page_tokens=4)
-    assert (gone.pages, gone.spans, gone.chapters) == ([9, 10], [1], [7])
-    assert (row.pages, row.spans, row.padded, row.empty) == ([4, 5, 6], [0], False, False)
+    row.spans = [0, 1, 2]
+    row.chapters, row.chapter_stops = [7, 8], [2, 4]
+    gone = row.cut(3, span_pages=2, page_tokens=4)
+    assert (gone.pages, gone.spans, gone.chapters) == ([9, 10], [2], [8])
+    assert (row.pages, row.spans, row.padded, row.empty) == ([4, 5, 6], [0, 1], False, False)
+    assert (row.chapters, row.chapter_stops) == ([7], [2])
+
+
+def test_chapters_halve_towards_the_end():
+    assert chapter_stops(4 * 7 + 3, 1, 8) == [8, 16, 24, 28, 30, 31]
+    assert chapter_stops(31, 4, 8) == [8, 16, 24, 28]
+    assert chapter_stops(3, 4, 8) == chapter_stops(-2, 4, 8) == []
+    assert common_prefix([8, 16, 20], [8, 16, 18, 19]) == 2
+    assert common_prefix([], [8]) == 0
+    assert common_prefix([8], [8, 16]) == 1
 
 
 def test_a_copy_shares_no_list():

@@ -62,8 +62,8 @@ class RamArena:
     def __init__(self, shape: Shape, page_tokens: int, ledger: Ledger, scratch: Scratch, pinning: Pinning) -> None:
         host = torch.device("cpu")
         self._shape, self._page_tokens, self._ledger, self._scratch = shape, page_tokens, ledger, scratch
-        self._key = Table((shape.heads, page_tokens, shape.key_width), shape.dtype, host, pinning)
-        self._value = Table((shape.heads, page_tokens, shape.value_width), shape.dtype, host, pinning)
+        self._key = Table((shape.heads, page_tokens, shape.key_width), shape.dtype, host, pinning, huge=True)
+        self._value = Table((shape.heads, page_tokens, shape.value_width), shape.dtype, host, pinning, huge=True)
         self._heads = torch.arange(shape.heads)[:, None]
         self._promised = 0
 

@@ -46,9 +46,13 @@ class Queries:
             return logits
         return torch.tanh(logits / self.softcap).mul_(self.softcap).masked_fill_(logits == -torch.inf, -torch.inf)
 
+    def raw(self, key: torch.Tensor) -> torch.Tensor:
+        """Scores ``[H, M, K]`` for ``key [H, K, D]``, without a cap."""
+        return (self.members @ key.transpose(1, 2)).mul_(self.scale)
+
     def logits(self, key: torch.Tensor) -> torch.Tensor:
         """Logits ``[H, M, K]`` for ``key [H, K, D]``."""
-        return self.cap((self.members @ key.transpose(1, 2)).mul_(self.scale))
+        return self.cap(self.raw(key))
 
     def hide(self, logits: torch.Tensor, first: int, valid: torch.Tensor | None) -> torch.Tensor:
         """Put minus infinity where a query may not look: ``[H, M, K]``, keys from `first` on, `valid` bool [K]."""
@@ -72,11 +76,21 @@ class Tile(NamedTuple):
     valid: torch.Tensor | None  # bool [n]
 
 
+class Less(NamedTuple):
+    """How the value of a pseudo-token is a difference: ``(n * value - sum of part * its value) / left``, all finite."""
+
+    factor: torch.Tensor  # [H, 1, K], n / left
+    owner: torch.Tensor  # int64 [H, C], which pseudo-token a part is taken from
+    share: torch.Tensor  # [H, 1, C], part / left of its owner
+    values: torch.Tensor  # [H, C, DV]
+
+
 class Part(NamedTuple):
     """Tokens or pseudo-tokens to attend to; minus infinity where a query does not see one."""
 
     logits: torch.Tensor  # [H, M, K]
     values: torch.Tensor  # [H, K, DV]
+    less: Less | None = None
 
 
 class Attended(NamedTuple):
@@ -133,5 +147,10 @@ def attend_parts(exact: list[Part], tail: list[Part], sink_logits: torch.Tensor 
         del pieces[len(exact)]
     output = weigh(pieces[0], parts[0].values, parts[0].logits, finite)
     for piece, part in zip(pieces[1:], parts[1:], strict=True):
-        output += weigh(piece, part.values, part.logits, finite)
+        if part.less is None:
+            output += weigh(piece, part.values, part.logits, finite)
+            continue
+        less = part.less
+        taken = piece.gather(2, less.owner[:, None].expand(-1, piece.shape[1], -1)).mul_(less.share)
+        output += torch.baddbmm(piece * less.factor @ part.values, taken, less.values, alpha=-1)
     return Attended(output, weights[:, :, :held].sum(dim=2), weights[:, :, held:].sum(dim=2))

@@ -7,6 +7,7 @@ system refuses such a mapping, a table doubles.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import platform
@@ -30,14 +31,20 @@ _NAMES = {"MAP_PRIVATE": 0, "MAP_ANONYMOUS": 0, "MAP_NORESERVE": _LINUX_NORESERV
 _FLAGS = sum(getattr(mmap, name, value) for name, value in _NAMES.items())
 
 
-def reserve(count: int, dtype: torch.dtype) -> tuple[torch.Tensor, mmap.mmap] | None:
-    """`count` zeros of `dtype` that take memory only once written, and their mapping; None where that is refused."""
+def reserve(count: int, dtype: torch.dtype, huge: bool = False) -> tuple[torch.Tensor, mmap.mmap] | None:
+    """`count` zeros of `dtype` that take memory only once written, and their mapping; None where that is refused.
+
+    `huge` asks for large memory pages: gathers from a big table wait for the address tables of small ones.
+    """
     if not _FLAGS:
         return None
     try:
         mapping = mmap.mmap(-1, count * dtype.itemsize, flags=_FLAGS)
     except OSError:  # limits on address space, strict overcommit: the caller doubles instead
         return None
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            mapping.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(mapping, dtype=dtype), mapping
 
 
@@ -50,10 +57,17 @@ class Table:
     dtype, device : of all
     pinning : Pinning, optional
         What becomes of the records in use, if they are a mapping.
+    huge : bool
+        Whether to ask for large memory pages: for tables that hardly ever forget a record.
     """
 
     def __init__(
-        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, pinning: Pinning | None = None
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        pinning: Pinning | None = None,
+        huge: bool = False,
     ) -> None:
         self._shape = shape
         self.record_bytes = math.prod(shape) * dtype.itemsize
@@ -62,7 +76,7 @@ class Table:
         reserved = None
         if device.type == "cpu":
             limit = max(FIRST_RECORDS, RESERVE_BYTES // self.record_bytes)
-            reserved = reserve(limit * math.prod(shape), dtype)
+            reserved = reserve(limit * math.prod(shape), dtype, huge)
         if reserved is not None:
             flat, self._mapping = reserved
             self.tensor = flat.view(-1, *shape)

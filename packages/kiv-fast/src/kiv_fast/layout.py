@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -53,6 +54,10 @@ class IdPool:
                 heapq.heappush(self._free, i)
         return freed
 
+    def shared(self, i: int) -> bool:
+        """Whether an id has more than one holder."""
+        return self._holders[i] > 1
+
 
 @dataclass
 class Row:
@@ -65,9 +70,9 @@ class Row:
     counts : list of int
         Valid tokens of each page.
     spans : list of int
-        Span ids of the complete spans (SPEC 3.2): span s covers the pages from ``s * span_pages`` on.
-    chapters : list of int
-        Chapter ids (see `scan`): chapter c covers the pages from ``c * chapter_pages`` on.
+        Span ids (SPEC 3.2): span s covers the pages from ``s * span_pages`` on, the last one as many as there are.
+    chapters, chapter_stops : list of int
+        Chapter ids (see `scan`) and the pages at which they end: a chapter begins where the one before it ends.
     whole : int
         Leading pages with consecutive ids.
     padded : bool
@@ -82,13 +87,15 @@ class Row:
     counts: list[int] = field(default_factory=list[int])
     spans: list[int] = field(default_factory=list[int])
     chapters: list[int] = field(default_factory=list[int])
+    chapter_stops: list[int] = field(default_factory=list[int])
     whole: int = 0
     padded: bool = False
     empty: bool = False
     whole_spans: bool = True
 
-    def add_span(self, span: int) -> None:
-        """Add a complete span at the end."""
+    def set_span(self, number: int, span: int) -> None:
+        """Add a span at the end, or put another in the place of the last one."""
+        del self.spans[number:]
         self.whole_spans = self.whole_spans and (not self.spans or span == self.spans[-1] + 1)
         self.spans.append(span)
 
@@ -102,11 +109,12 @@ class Row:
             self.padded = self.padded or count < page_tokens
             self.empty = self.empty or count == 0
 
-    def cut(self, pages: int, span_pages: int, chapter_pages: int, page_tokens: int) -> Row:
+    def cut(self, pages: int, span_pages: int, page_tokens: int) -> Row:
         """Keep the first `pages` pages and what is built from them alone; returns what went, as a row."""
-        spans, chapters = pages // span_pages, pages // chapter_pages
+        spans, chapters = -(-pages // span_pages), bisect_right(self.chapter_stops, pages)
         gone = Row(self.pages[pages:], self.counts[pages:], self.spans[spans:], self.chapters[chapters:])
-        del self.pages[pages:], self.counts[pages:], self.spans[spans:], self.chapters[chapters:]
+        del self.pages[pages:], self.counts[pages:], self.spans[spans:]
+        del self.chapters[chapters:], self.chapter_stops[chapters:]
         self.whole = min(self.whole, pages)
         self.padded = any(count < page_tokens for count in self.counts) if self.padded else False
         self.empty = 0 in self.counts if self.empty else False
@@ -119,11 +127,33 @@ class Row:
             list(self.counts),
             list(self.spans),
             list(self.chapters),
+            list(self.chapter_stops),
             self.whole,
             self.padded,
             self.empty,
             self.whole_spans,
         )
+
+
+def chapter_stops(pages: int, least: int, most: int) -> list[int]:
+    """Where the chapters over `pages` pages end: all of `most` pages, then each half as large as fits, down to `least`.
+
+    So fewer than `least` pages are in no chapter, and a page moves to a larger one only log2(most / least) times.
+    """
+    stops: list[int] = []
+    at, size = 0, most
+    while size >= least:
+        while at + size <= pages:
+            at += size
+            stops.append(at)
+        size //= 2
+    return stops
+
+
+def common_prefix(one: list[int], other: list[int]) -> int:
+    """How many leading numbers two lists share."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def runs(ids: list[int]) -> list[tuple[int, int, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from kiv_reference.config import KIVConfig
@@ -14,6 +16,8 @@ REMEDIES = {
     "disk_bytes": "Raise disk_bytes or ram_bytes, or store fewer tokens.",
 }
 
+NOTHING = TierBytes(0, 0, 0)
+
 
 class Ledger:
     """Bytes taken from each tier by all stores of one pool. `take` refuses what would break a budget."""
@@ -21,6 +25,8 @@ class Ledger:
     def __init__(self, config: KIVConfig) -> None:
         self._limits = (config.device_bytes, config.ram_bytes, config.disk_bytes)
         self._used = [0, 0, 0]
+        # Frees what speed alone keeps on the device.
+        self.give_way: weakref.WeakMethod[Callable[[], None]] | None = None
 
     @property
     def used(self) -> TierBytes:
@@ -33,7 +39,10 @@ class Ledger:
         return None if limit is None else limit - self._used[tier]
 
     def check(self, device: int = 0, ram: int = 0, disk: int = 0) -> None:
-        """Refuse if so many bytes more do not fit (SPEC 10.2); changes nothing."""
+        """Refuse if so many bytes more do not fit (SPEC 10.2)."""
+        room = self.room(0)
+        if room is not None and device > max(room, 0) and self.give_way is not None and (free := self.give_way()):
+            free()
         for name, used, more, limit in zip(REMEDIES, self._used, (device, ram, disk), self._limits, strict=True):
             if limit is not None and more > 0 and used + more > limit:
                 rule = f"the cache must fit into {name}={limit} (SPEC 10.2)"
@@ -51,6 +60,33 @@ class Ledger:
             assert self._used[tier] >= 0, "bytes were returned twice"
 
 
+class Booking:
+    """What one holder has booked on the device and in RAM.
+
+    Attributes
+    ----------
+    held : TierBytes
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger, self.held = ledger, NOTHING
+
+    @property
+    def room(self) -> int | None:
+        """Bytes left on the device; None without a limit."""
+        return self._ledger.room(0)
+
+    def book(self, held: TierBytes) -> None:
+        """Book so many bytes in all, or refuse."""
+        self.take(held.device - self.held.device, held.ram - self.held.ram)
+
+    def take(self, device: int, ram: int = 0) -> None:
+        """Book so many bytes more, or refuse."""
+        self._ledger.take(device=device, ram=ram)
+        # Only now: to make room, the ledger may have had this holder give something back.
+        self.held = TierBytes(self.held.device + device, self.held.ram + ram, 0)
+
+
 @dataclass
 class Counters:
     """What the stores of a pool did so far: integers, kept off the hot path.
@@ -63,6 +99,8 @@ class Counters:
         Pages that a bound kept out of the exact scores.
     key_bytes_gathered, value_bytes_gathered : int
         Cold bytes read for retrieval, from RAM or disk.
+    summary_bytes_read : int
+        Bytes of page summaries read from RAM.
     streamed_bytes : int
         Cold bytes read for exact attention.
     evicted_pages : int
@@ -79,6 +117,7 @@ class Counters:
     pages_pruned: int = 0
     key_bytes_gathered: int = 0
     value_bytes_gathered: int = 0
+    summary_bytes_read: int = 0
     streamed_bytes: int = 0
     evicted_pages: int = 0
     disk_bytes_written: int = 0

@@ -45,6 +45,7 @@ class FastPool:
         self._made = 0
         self._closed = False
         self.ledger = Ledger(config)
+        self.ledger.give_way = weakref.WeakMethod(self._drop_near)
         self.counters = Counters()
         self.scratch = Scratch(self.ledger)
         self._pinning: dict[torch.device, Pinning] = {}
@@ -83,6 +84,12 @@ class FastPool:
         for store in list(self._stores):
             store.release()
         self._closed = True
+
+    def _drop_near(self) -> None:
+        """Free the device memory that is held for speed alone."""
+        for store in list(self._stores):
+            if store.state is not None:
+                store.state.drop_near()
 
     def check_open(self) -> None:
         """Refuse to go on after `close`."""

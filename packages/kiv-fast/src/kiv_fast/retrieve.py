@@ -11,8 +11,9 @@ from .attend import Attended, Part, Queries, Tile, always_parts, attend_parts
 from .cold import Cold
 from .mass import enlarge, missed_bound
 from .rows import ColdRow
+from .scratch import chunk_pages
 from .select import candidates, group_scores, page_query, top_set
-from .tail import page_tail, span_tail
+from .tail import page_tail, page_values, span_tail
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class View:
 class Retrieval(NamedTuple):
     """What a block retrieves, each head its own; -1 fills up rows."""
 
-    candidates: torch.Tensor  # int64 [H, C], best first
+    candidates: torch.Tensor  # int64 [H, C] in RAM, best first
     selected: torch.Tensor  # int64 [H, R] in RAM, cold positions counted from the first, ascending
     streamed: torch.Tensor | None  # bool [H], heads to attend exactly
 
@@ -63,29 +64,33 @@ class Result(NamedTuple):
 class Candidates(NamedTuple):
     """The candidates' tokens, pages in ascending order."""
 
-    pages: torch.Tensor  # int64 [H, C], -1 fills up rows
-    host: torch.Tensor  # the same in RAM
+    pages: torch.Tensor  # int64 [H, C] in RAM, -1 fills up rows
     raw: torch.Tensor  # [H, M, C * P], scale * q . k, minus infinity where a token is invalid
 
 
 def read_candidates(view: View, queries: Queries, pages: torch.Tensor) -> Candidates:
-    """Read and score the tokens of candidate pages, int64 ``[H, C]`` in any order with -1 anywhere (SPEC 4.5)."""
+    """Read and score the tokens of candidate pages, int64 ``[H, C]`` in RAM, in any order with -1 anywhere."""
     cold, size = view.cold, view.cold.config.page_tokens
     pages = pages.sort(dim=1).values
-    host = cold.transfer.fetch(pages)
-    keys = cold.transfer.upload(cold.arena.keys(view.row.page_ids(host.clamp(min=0))))
-    cold.counters.key_bytes_gathered += keys.numel() * keys.element_size()
-    wide = cold.scratch.convert("candidates", keys, queries.query.dtype)
-    raw = (queries.members @ wide.transpose(1, 2)).mul_(queries.scale)
+    known = pages.clamp(min=0)
+    ids, members = view.row.page_ids(known), queries.members
+    raw = members.new_empty(*members.shape[:2], ids.shape[1] * size)
+    step = chunk_pages(cold.shape, size)
+    for first in range(0, ids.shape[1], step):
+        keys = cold.transfer.upload(cold.arena.keys(ids[:, first : first + step]))
+        cold.counters.key_bytes_gathered += keys.numel() * keys.element_size()
+        wide = cold.scratch.convert("candidates", keys, members.dtype)
+        scores = raw[:, :, first * size : (first + step) * size]
+        torch.mul(members @ wide.transpose(1, 2), queries.scale, out=scores)
     unseen = None
     if view.cold_valid is not None:
-        unseen = ~view.cold_valid.view(-1, size)[pages.clamp(min=0)].flatten(1)  # [H, C * P]
+        unseen = ~view.cold_valid.view(-1, size)[cold.transfer.send(known)].flatten(1)  # [H, C * P]
     if view.filled < view.pages or cold.config.max_missed_mass is not None:
-        gone = (pages < 0).repeat_interleave(size, dim=1)
+        gone = cold.transfer.send(pages < 0).repeat_interleave(size, dim=1)
         unseen = gone if unseen is None else unseen | gone
     if unseen is not None:
         raw.masked_fill_(unseen[:, None], -torch.inf)
-    return Candidates(pages, host, raw)
+    return Candidates(pages, raw)
 
 
 def choose_tokens(view: View, tokens: Candidates) -> torch.Tensor:
@@ -109,7 +114,7 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     heads = queries.query.shape[0]
     always = always_parts(queries, view.always, cold.scratch)
     sinks = None if queries.sink_logits is None else queries.sink_logits.flatten(1, 2)
-    none = torch.empty(heads, 0, dtype=torch.int64, device=queries.query.device)
+    none = torch.empty(heads, 0, dtype=torch.int64)
     if view.filled == 0:
         attended = attend_parts(always, [], sinks, view.finite)
         missed = torch.zeros_like(attended.exact, dtype=torch.float32) if bound else None
@@ -119,15 +124,16 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     best = candidates(cold, view.row, members, view.pages, min(config.candidate_pages, view.filled), config.group)
     tokens = read_candidates(view, queries, best)
     chosen = choose_tokens(view, tokens)
+    host = cold.transfer.fetch(chosen)
     streamed = None
     if config.max_missed_mass is not None:
-        best, tokens, chosen, streamed = enlarge(view, queries, members, best, tokens, chosen)
+        best, tokens, host, streamed = enlarge(view, queries, members, best, tokens, host)
+        chosen = cold.transfer.send(host)
 
     size = config.page_tokens
-    host = cold.transfer.fetch(chosen)
     known = host.clamp(min=0)
     ragged = bool((host < 0).any()) if view.cold_valid is not None or streamed is not None else False
-    page = tokens.host.gather(1, known // size).clamp(min=0)
+    page = tokens.pages.gather(1, known // size).clamp(min=0)
     offset = known % size
     rows = cold.transfer.upload(cold.arena.values(view.row.page_ids(page), offset))
     cold.counters.value_bytes_gathered += rows.numel() * rows.element_size()
@@ -144,26 +150,25 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     exact = [*always, Part(own, values)]
     tail: list[Part] = []
     if config.tail == "mean":
-        tail = [page_tail(cold, view.row, logits, tokens.host, mask)]
+        means = page_values(cold, view.row, tokens.pages)
+        tail = [page_tail(logits, mask, means, size)]
         if best.shape[1] < view.filled or streamed is not None:  # else no page is left for a span
-            tail += span_tail(cold, view.row, queries, view.pages, tokens.host, cold.finite)
+            tail += span_tail(cold, view.row, queries, view.pages, tokens.pages, means)
     attended = attend_parts(exact, tail, sinks, view.finite and cold.finite)
     missed = None
     if bound:
         missed = missed_bound(view, queries, best, mask)
     selected = torch.where(host < 0, -1, page * size + offset)
     retrieval = Retrieval(best, selected, streamed)
-    return Result(attended, retrieval, missed, *_rows_read(view, retrieval, tokens.host))
+    return Result(attended, retrieval, missed, *_rows_read(view, retrieval))
 
 
-def _rows_read(view: View, retrieval: Retrieval, pages: torch.Tensor) -> tuple[int, int]:
-    """Keys and values that a block had to read (SPEC 9.6): the valid tokens of candidate pages, the selected ones.
-
-    The candidates are once more in `pages`, in RAM.
-    """
+def _rows_read(view: View, retrieval: Retrieval) -> tuple[int, int]:
+    """Keys and values that a block had to read (SPEC 9.6): the valid tokens of candidate pages, the selected ones."""
     if view.cold_valid is None and retrieval.streamed is None:
         return retrieval.candidates.numel() * view.cold.config.page_tokens, retrieval.selected.numel()
-    counts = view.row.host_counts(0, view.pages)[pages.clamp(min=0)].masked_fill_(pages < 0, 0).sum(dim=1)
+    pages = retrieval.candidates
+    counts = view.row.counts(0, view.pages)[pages.clamp(min=0)].masked_fill_(pages < 0, 0).sum(dim=1)
     rows = (retrieval.selected >= 0).sum(dim=1)
     if retrieval.streamed is not None:
         total = sum(view.row.table.counts[: view.pages])

@@ -1,6 +1,6 @@
-"""Where the pages of one sequence lie: its page table as tensors, and the places of pages and spans in tables.
+"""The cold pages of one sequence: where they lie, and on the device the summaries that no chapter holds yet.
 
-The tables are in RAM, like the pages: what is read there must be known there.
+Page tables are in RAM, like the pages: what is read there must be known there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from .host import Table
 from .layout import Row
 from .validate import Shape
 
+LEAST_NEAR = 16
+"""Summaries that the first buffer has room for."""
+
 
 class ColdRow:
     """The page table of one sequence, and the same as tensors.
@@ -19,6 +22,13 @@ class ColdRow:
     ----------
     table : Row
     shape : of the store
+
+    Attributes
+    ----------
+    near : [capacity, H, 2 D], on the device
+        Summaries of the pages from `near_start` on, which the scan of chapters does not see: so that a step need not
+        fetch them from RAM.
+    near_start : int
     """
 
     def __init__(self, table: Row, shape: Shape) -> None:
@@ -27,31 +37,53 @@ class ColdRow:
         self._heads = torch.arange(shape.heads)[:, None]
         self._ids = Table((), torch.int64, host)
         self._counts = Table((), torch.int64, host)
+        self.near = torch.empty(0, 0, 0, device=shape.device)
+        self.near_start = 0
         self.append(0)
 
     def append(self, first: int) -> None:
-        """Bring the tensors up to date with the pages from `first` on."""
+        """Bring ids and counts up to date with the pages from `first` on."""
         pages = len(self.table.pages)
         for tensor_table, numbers in ((self._ids, self.table.pages), (self._counts, self.table.counts)):
             tensor_table.ensure(pages)
             if first < pages:
                 tensor_table.tensor[first:pages] = torch.tensor(numbers[first:], dtype=torch.int64)
 
+    @property
+    def far(self) -> int:
+        """Pages that chapters hold."""
+        return self.table.chapter_stops[-1] if self.table.chapter_stops else 0
+
+    def follow(self, first: int, summaries: torch.Tensor) -> None:
+        """Bring the near summaries up to date: ``[n, H, 2 D]`` of pages from `first` on, `far` or where they end."""
+        start, pages = self.far, len(self.table.pages)
+        capacity = near_capacity(pages - start)
+        if (capacity, *summaries.shape[1:]) != self.near.shape:
+            grown = summaries.new_empty(capacity, *summaries.shape[1:])
+            if first > start:
+                grown[: first - start] = self.near[: first - start]
+            self.near = grown
+        self.near_start = start
+        self.near[first - start : pages - start] = summaries
+
     def ids(self, first: int, stop: int) -> torch.Tensor:
         """Page ids int64 ``[stop - first]``, in RAM."""
         return self._ids.tensor[first:stop]
 
-    def host_counts(self, first: int, stop: int) -> torch.Tensor:
+    def counts(self, first: int, stop: int) -> torch.Tensor:
         """Valid tokens of pages, int64 ``[stop - first]``, in RAM."""
         return self._counts.tensor[first:stop]
 
-    def counts(self, first: int, stop: int) -> torch.Tensor:
-        """Valid tokens of pages, int64 ``[stop - first]``, on the device."""
-        return self.host_counts(first, stop).to(self._device)
-
     def empty(self, first: int, stop: int) -> torch.Tensor:
         """Whether pages have no valid token, bool ``[stop - first]``, on the device."""
-        return self.counts(first, stop) == 0
+        return (self.counts(first, stop) == 0).to(self._device, non_blocking=True)
+
+    def records(self, table: Table, first: int, stop: int) -> torch.Tensor:
+        """What a table in RAM has about pages: ``[stop - first, ...]``, a view if their ids are consecutive."""
+        if stop <= self.table.whole and first < stop:
+            at = self.table.pages[first]
+            return table.tensor[at : at + stop - first]
+        return table.tensor.index_select(0, self.ids(first, stop))
 
     def page_ids(self, pages: torch.Tensor) -> torch.Tensor:
         """Ids of pages, int64 of any shape, both in RAM."""
@@ -64,8 +96,7 @@ class ColdRow:
         """``id * H + head`` of pages int64 ``[H, K]``, each head its own, both in RAM."""
         return self.page_ids(pages) * self._count + self._heads
 
-    def span_units(self, spans: torch.Tensor) -> torch.Tensor:
-        """``id * H + head`` of complete spans int64 ``[H, K]``, each head its own, both in RAM."""
-        all_ids = self.table.spans
-        ids = spans + all_ids[0] if self.table.whole_spans else torch.tensor(all_ids, dtype=torch.int64)[spans]
-        return ids * self._count + self._heads
+
+def near_capacity(pages: int) -> int:
+    """Summaries that the buffer for so many pages has room for: it doubles."""
+    return max(LEAST_NEAR, 1 << (pages - 1).bit_length()) if pages else 0

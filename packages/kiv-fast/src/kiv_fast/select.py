@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from .cold import Cold
     from .rows import ColdRow
 
-GUESS = 1024
-"""On a device other than the CPU, so many pages that the bounds leave undecided reach the host in one wait."""
+LEAST_SCORE = 1e-30
+"""Group scores below this have lost terms to underflow."""
+
+LOOK_PAGES = 3
+"""Pages looked at first, for each page that is wanted."""
 
 
 def top(scores: torch.Tensor, n: int) -> torch.Tensor:
@@ -76,22 +79,22 @@ def exact_scores(cold: Cold, row: ColdRow, members: torch.Tensor, pages: torch.T
 def all_scores(cold: Cold, row: ColdRow, members: torch.Tensor, first: int, stop: int) -> torch.Tensor:
     """Scores ``[H, M, stop - first]`` of the pages ``[first, stop)``; minus infinity where a page is empty."""
     cold.counters.pages_scored += members.shape[0] * (stop - first)
-    scores = members @ cold.transfer.upload(cold.summaries(row, first, stop)).permute(1, 2, 0)
+    scores = members @ cold.upload_summaries(row, first, stop).permute(1, 2, 0)
     if row.table.empty:
         scores.masked_fill_(row.empty(first, stop), -torch.inf)
     return scores
 
 
 def rank(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: int, group: Group) -> torch.Tensor:
-    """The `n` best of the first `pages` pages, best first, by exact scores of all: int64 ``[H, n]``."""
+    """The `n` best of the first `pages` pages, best first, by exact scores of all: int64 ``[H, n]``, in RAM."""
     scores = group_scores(all_scores(cold, row, members, 0, pages), group)
     if row.table.empty:
         scores.masked_fill_(row.empty(0, pages), -torch.inf)
-    return top(scores, n)
+    return cold.transfer.fetch(top(scores, n))
 
 
 def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: int, group: Group) -> torch.Tensor:
-    """The `n` best of the first `pages` pages, best first (SPEC 4.4): int64 ``[H, n]``.
+    """The `n` best of the first `pages` pages, best first (SPEC 4.4): int64 ``[H, n]``, in RAM.
 
     Parameters
     ----------
@@ -100,76 +103,53 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
     n : int
         At most the number of pages that have a valid token.
     """
-    chapters = cold.usable_chapters(row, pages, members.shape[1])
-    if cold.scanner is None or not chapters or n == pages:
+    scanner, chapters = cold.chapters.scanner, cold.chapters.usable(row, pages)
+    if scanner is None or not chapters or n == pages:
         return rank(cold, row, members, pages, n, group)
-    quick, error = cold.scanner.scores(members, chapters)
+    quick, error = scanner.scores(members, chapters)
     seen = quick.shape[2]
     if row.table.empty:
         quick.masked_fill_(row.empty(0, seen), -torch.inf)
     rest = all_scores(cold, row, members, seen, pages)  # [H, M, pages - seen]
-    most = None
-    if group == "max":
-        rough, known = quick.amax(dim=1), rest.amax(dim=1)
-        slack = error.amax(dim=1, keepdim=True)
-        low, high = rough - slack, rough + slack
-    else:
-        most = _maxima(cold, row, members, quick, error, rest)  # [H, M, 1]
-        # exp(error) bounds the factor between a rough and an exact term; 1e-4 covers the rounding of the sums.
-        factor = torch.exp(error.amax(dim=1, keepdim=True) + 1e-4)
-        rough, known = group_scores(quick, group, most), group_scores(rest, group, most)
-        low, high = rough / factor, rough * factor
-    if row.table.empty:
-        low, high = (part.masked_fill(row.empty(0, seen), -torch.inf) for part in (low, high))
-        known = known.masked_fill(row.empty(seen, pages), -torch.inf)
-    threshold = torch.cat([low, known], dim=1).topk(n, dim=1).values[:, -1:]
-    sure = None if group == "max" else (threshold > 0).all()
-    near = _undecided(cold, high, high >= threshold, sure)
-    if near is None:
-        # So many terms vanish that scores of zero decide, by the order of the pages: no bound can help.
-        return rank(cold, row, members, pages, n, group)
-    near = near.sort(dim=1).values
-    cold.counters.pages_pruned += near.numel() // near.shape[1] * (seen - near.shape[1])
-    fine = group_scores(exact_scores(cold, row, members, near), group, most)
-    picked = near.to(fine.device)
-    if row.table.empty:
-        fine.masked_fill_(high.gather(1, picked) == -torch.inf, -torch.inf)
-    numbers = torch.cat([picked, torch.arange(seen, pages, device=picked.device).expand(picked.shape[0], -1)], dim=1)
-    return numbers.gather(1, top(torch.cat([fine, known], dim=1), n))
-
-
-def _undecided(cold: Cold, high: torch.Tensor, near: torch.Tensor, sure: torch.Tensor | None) -> torch.Tensor | None:
-    """The highest of ``[..., I]``, in RAM: in each row as many as are `near` in the row with the most of them.
-
-    More than a row needs are merely scored exactly. None unless `sure`, a bool that the device knows.
-    """
-    width = near.sum(dim=-1).amax()
-    if sure is not None:
-        width = torch.where(sure, width, -1)
-    if high.device.type == "cpu":
-        count = int(width)
-        return high.topk(count, dim=-1).indices if count >= 0 else None
-    # How many and which ones in one wait, if they are not too many.
-    some = high.topk(min(GUESS, high.shape[-1]), dim=-1).indices
-    told = cold.transfer.fetch(torch.cat([some.flatten(), width[None]]))
-    count = int(told[-1])
-    if count < 0:
-        return None
-    if count > some.shape[-1]:
-        return cold.transfer.fetch(high.topk(count, dim=-1).indices)
-    return told[:-1].view(some.shape)[..., :count]
-
-
-def _maxima(
-    cold: Cold, row: ColdRow, members: torch.Tensor, quick: torch.Tensor, error: torch.Tensor, rest: torch.Tensor
-) -> torch.Tensor:
-    """The exact maximum over all pages of each member's score, ``[H, M, 1]``."""
-    heads, count, _ = members.shape
     best = quick.amax(dim=2, keepdim=True)  # [H, M, 1]
-    picked = _undecided(cold, quick, quick >= best - 2 * error[:, :, None], None)
-    assert picked is not None, "nothing else decides"
-    scores = exact_scores(cold, row, members, picked.flatten(1)).view(heads, count, count, picked.shape[2])
-    own = scores.diagonal(dim1=1, dim2=2).amax(dim=1)  # [H, M]
-    if rest.shape[2]:
-        own = torch.maximum(own, rest.amax(dim=2))
-    return own[:, :, None]
+    terms = torch.exp(quick - best) if group == "exp_sum" else quick
+    rough = (torch.exp(error)[:, None] @ terms)[:, 0] if group == "exp_sum" else terms.amax(dim=1)  # [H, seen]
+    # Whatever may be the maximum of a member, by which all terms are scaled, is looked at first and in any case.
+    rough.masked_fill_((quick >= best - 2 * error[:, :, None]).any(dim=1), torch.inf)
+    after = torch.arange(seen, pages).expand(rough.shape[0], -1)
+    width = min(seen, LOOK_PAGES * n)
+    while True:
+        # The pages that look best, as they are: their scores give the threshold that others must be able to reach.
+        picked = rough.topk(width, dim=1).indices.sort(dim=1).values
+        looked = cold.transfer.fetch(picked)
+        known = torch.cat([_look(cold, row, members, looked), rest], dim=2)
+        most = known.amax(dim=2, keepdim=True)
+        scores = group_scores(known, group, most)
+        chosen = top(scores, n)
+        if width == seen:
+            chosen = cold.transfer.fetch(chosen)
+            break
+        threshold = scores.gather(1, chosen[:, -1:])  # [H, 1]
+        if group == "max":
+            high = (quick + error[:, :, None]).amax(dim=1)
+        else:
+            # exp(error) bounds the factor between a rough and an exact term; 1e-4 covers the rounding of the sums.
+            high = (torch.exp(best + error[:, :, None] + 1e-4 - most).transpose(1, 2) @ terms)[:, 0]
+            # A threshold that has lost terms to underflow excludes nothing.
+            high.masked_fill_((rough == torch.inf) | (threshold < LEAST_SCORE), torch.inf)
+        missing = (high.scatter_(1, picked, -torch.inf).amax(dim=1, keepdim=True) >= threshold).any()
+        chosen, more = cold.transfer.fetch_both(chosen, missing)
+        if not more:
+            break
+        width = min(seen, 2 * width)
+    cold.counters.pages_pruned += looked.shape[0] * (seen - width)
+    return torch.cat([looked, after], dim=1).gather(1, chosen)
+
+
+def _look(cold: Cold, row: ColdRow, members: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
+    """Exact scores ``[H, M, K]`` of pages int64 ``[H, K]`` in RAM; minus infinity where a page is empty."""
+    scores = exact_scores(cold, row, members, pages)
+    if row.table.empty:
+        empty = row.counts(0, len(row.table.pages))[pages] == 0
+        scores.masked_fill_(cold.transfer.send(empty)[:, None], -torch.inf)
+    return scores

@@ -59,7 +59,7 @@ class State:
     def prepare(self, tokens: int) -> None:
         """Refuse if so many tokens more do not fit, once appended and once their call is over (SPEC 10.2)."""
         more = self.config.cold_pages(self.length + tokens) - self.pages
-        self._promised = self.cold.promise(self.shape.batch * more)
+        self._promised = self.cold.promise(self.rows, more)
         try:
             self._pool.scratch.plan(step_bytes(self.shape, self.config))
             self._book(self.recent.bytes_with(tokens) + self.shape.batch * (self.length + tokens))
@@ -200,6 +200,11 @@ class State:
         copy.length, copy.pages, copy.finite, copy._settled = self.length, self.pages, self.finite, self._settled
         copy._valid = None if self._valid is None else self._valid.index_select(0, at)
         return copy
+
+    def drop_near(self) -> None:
+        """Give back the device memory of summaries that RAM holds as well."""
+        for row in self.rows:
+            self.cold.chapters.drop_near(row)
 
     def release(self) -> None:
         """Give back everything."""

@@ -6,97 +6,104 @@ from typing import NamedTuple
 
 import torch
 
-from .attend import Part, Queries
+from .attend import Less, Part, Queries
 from .cold import Cold, Spans
 from .rows import ColdRow
 
 
 class Touched(NamedTuple):
-    """Spans whose summary does not serve as it is: those with candidates, and a last one that is not full; in RAM."""
+    """Spans whose summary does not serve as it is: those with candidates; in RAM."""
 
     spans: torch.Tensor  # int64 [H, A], ascending
     first: torch.Tensor  # bool [H, A], False where an entry repeats the one before it, or stands for nothing
 
 
 def span_tail(
-    cold: Cold, row: ColdRow, queries: Queries, pages: int, candidates: torch.Tensor, finite: bool
+    cold: Cold,
+    row: ColdRow,
+    queries: Queries,
+    pages: int,
+    candidates: torch.Tensor,
+    page_values: torch.Tensor,
 ) -> list[Part]:
     """One pseudo-token for each span that has pages beside the candidates (SPEC 5.3).
 
-    Spans without a candidate have a summary of their own. Of the others, those of which at least half remains are the
-    summary less the candidates; the rest are merged anew from the pages that remain, since a small difference of large
-    sums is not exact.
+    A span of which at least half remains is its summary less its candidates, where pages are alike in size; the others
+    are merged anew from the pages that remain, since a small difference of large sums is not exact.
 
     Parameters
     ----------
     pages : int
         N, the pages of the partition.
     candidates : int64 [H, C]
-        Candidate pages, ascending, in RAM, where all that follows from them is counted; -1 fills up rows.
-    finite : bool
-        Whether every mean value is finite, so that differences of them are.
+        Candidate pages, ascending, in RAM, where all that follows from them alone is computed; -1 fills up rows.
+    page_values : [H, C, DV]
+        Their mean values.
     """
-    size, heads = cold.config.span_pages, candidates.shape[0]
-    full = pages // size
-    numbers = torch.where(candidates < 0, -1, torch.div(candidates, size, rounding_mode="floor"))
-    if pages % size:
-        numbers = torch.cat([numbers, numbers.new_full((heads, 1), full)], dim=1)
-    if not numbers.shape[1]:
-        return [_whole(queries, cold.spans(row, full), None)] if full else []
+    numbers = torch.where(candidates < 0, -1, torch.div(candidates, cold.config.span_pages, rounding_mode="floor"))
     first = numbers >= 0
     first[:, 1:] &= numbers[:, 1:] != numbers[:, :-1]
     touched = Touched(numbers, first)
-    if not full:
-        return [_merged(cold, row, queries, pages, candidates, touched, finite)]
-    spans = cold.spans(row, full)
-    parts = [_whole(queries, spans, touched)]
-    if finite and not row.table.padded and size > 1:
-        part, touched = _less(cold, row, queries, spans, candidates, touched)
+    spans = cold.spans(row, pages)
+    parts: list[Part] = []
+    if cold.finite and cold.sizes.alike:
+        part, touched = _differences(cold, row, queries, spans, candidates, page_values, touched)
         parts.append(part)
+    else:
+        parts.append(_untouched(cold, queries, spans, touched))
     if touched.spans.shape[1]:
-        parts.append(_merged(cold, row, queries, pages, candidates, touched, finite))
+        parts.append(_merged(cold, row, queries, pages, candidates, touched))
     return parts
 
 
-def _whole(queries: Queries, spans: Spans, touched: Touched | None) -> Part:
-    """The spans as they are, without the touched ones."""
-    logits = queries.logits(spans.key) + spans.log_count
-    if touched is not None:
-        heads, _, full = logits.shape
-        # Two columns more than there are spans take a span that is not full and what stands for none.
-        skip = torch.zeros(heads, full + 2, dtype=torch.bool)
-        skip.scatter_(1, touched.spans % (full + 2), True)
-        logits.masked_fill_(skip[:, None, :full].to(logits.device), -torch.inf)
-    return Part(logits, spans.value)
+def _untouched(cold: Cold, queries: Queries, spans: Spans, touched: Touched) -> Part:
+    """The spans without a candidate."""
+    send = cold.transfer.send
+    logits = queries.logits(spans.key) + send(torch.log(spans.tokens))
+    heads, _, known = logits.shape
+    # A column more than there are spans takes what stands for none.
+    skip = torch.zeros(heads, known + 1, dtype=torch.bool)
+    skip.scatter_(1, touched.spans % (known + 1), True)
+    return Part(logits.masked_fill_(send(skip[:, None, :known]), -torch.inf), spans.value)
 
 
-def _less(
-    cold: Cold, row: ColdRow, queries: Queries, spans: Spans, ordered: torch.Tensor, touched: Touched
+def _differences(
+    cold: Cold,
+    row: ColdRow,
+    queries: Queries,
+    spans: Spans,
+    candidates: torch.Tensor,
+    page_values: torch.Tensor,
+    touched: Touched,
 ) -> tuple[Part, Touched]:
-    """Touched spans as their summary less their candidates, and those for which that would not be exact.
+    """Spans as their summaries less their candidates, and the touched ones for which that would not be exact.
 
-    Every page is full here: a span of n pages less c of them has mean ``(n mean - sum of the c means) / (n - c)``.
+    A span of n tokens less pages of n_j has mean ``(n mean - sum of n_j mean_j) / (n - sum of n_j)``. Scores are linear
+    in the key, so they are subtracted, not the keys; and the values of pages are subtracted in the output (`Less`).
     """
-    size, heads = cold.config.span_pages, ordered.shape[0]
-    full = spans.key.shape[1]
-    own = torch.where(ordered < 0, -1, torch.div(ordered, size, rounding_mode="floor"))
-    inside = (touched.spans[:, :, None] == own[:, None]) & (own >= 0)[:, None]  # [H, A, C]
-    mix = inside.to(cold.shape.compute)
-    count = mix.sum(dim=2)
-    served = touched.first & (touched.spans < full) & (2 * count <= size)
-    pages = row.units(ordered.clamp(min=0)).view(-1)
-    whole = row.span_units(touched.spans.clamp(0, full - 1)).view(-1)
-    index, device = cold.index, cold.shape.device
-    mix, whole, left = mix.to(device), whole.to(device), (size - count).clamp(min=1).to(device)
-    means: list[torch.Tensor] = []
-    for table, summary, stride in ((index.keys, index.span_keys, 2), (index.values, index.span_values, 1)):
-        width = summary.tensor.shape[2]
-        taken = cold.gather(table, stride * pages, width).view(heads, -1, width)
-        sums = summary.tensor.view(-1, width).index_select(0, whole).view(heads, -1, width).mul_(size)
-        means.append(torch.baddbmm(sums, mix, taken, alpha=-1).div_(left[:, :, None]))
-    logits = queries.logits(means[0]) + torch.log(left * cold.config.page_tokens)[:, None]
-    part = Part(logits.masked_fill_(~served[:, None].to(device), -torch.inf), means[1])
-    return part, _remaining(touched, served)
+    heads, count = candidates.shape
+    known, width, page = spans.key.shape[1], cold.shape.key_width, cold.config.page_tokens
+    send = cold.transfer.send
+    raw = queries.raw(spans.key)  # [H, M, known]
+    owner = touched.spans % (known + 1)  # a column more than there are spans takes what stands for none
+    units = row.units(candidates.clamp(min=0)).view(-1)
+    keys = cold.gather(cold.index.keys, 2 * units, width).view(heads, count, width)
+    tokens = spans.tokens.new_full((heads, count), page)
+    if row.table.padded:
+        tokens = row.counts(0, len(row.table.pages))[candidates.clamp(min=0)].to(tokens.dtype)
+    taken = tokens.new_zeros(heads, known + 1).scatter_add_(1, owner, tokens)[:, :known]
+    mine = queries.raw(keys).mul_(send(tokens)[:, None])
+    sums = raw.new_zeros(heads, raw.shape[1], known + 1)
+    sums.scatter_add_(2, send(owner)[:, None].expand_as(mine), mine)
+    left = spans.tokens - taken  # [H, known]
+    served = 2 * taken <= spans.tokens
+    inverse = torch.where(served & (left > 0), 1 / left, 0)
+    raw.mul_(send(spans.tokens)).sub_(sums[:, :, :known]).mul_(send(inverse)[:, None])
+    logits = queries.cap(raw).add_(send(torch.log(torch.where(served, left, 0)))[:, None])
+    owner = owner.clamp(max=known - 1)
+    share = torch.where(candidates < 0, 0, inverse.gather(1, owner) * tokens)
+    less = Less(send(inverse * spans.tokens)[:, None], send(owner), send(share)[:, None], page_values)
+    return Part(logits, spans.value, less), _remaining(touched, served.gather(1, owner))
 
 
 def _remaining(touched: Touched, served: torch.Tensor) -> Touched:
@@ -114,7 +121,6 @@ def _merged(
     pages: int,
     candidates: torch.Tensor,
     touched: Touched,
-    finite: bool,
 ) -> Part:
     """Pseudo-tokens of touched spans, merged from their pages beside the candidates."""
     size, heads = cold.config.span_pages, candidates.shape[0]
@@ -124,41 +130,41 @@ def _merged(
     taken.scatter_(1, torch.where(candidates < 0, pages, candidates), True)
     inside = (numbers >= 0) & (numbers < pages) & touched.first[:, :, None]
     numbers = numbers.clamp(0, pages - 1).flatten(1)
-    full = cold.config.page_tokens
-    counts = row.host_counts(0, pages)[numbers] if row.table.padded else torch.full_like(numbers, full)
+    counts = row.counts(0, pages)[numbers] if row.table.padded else torch.full_like(numbers, cold.config.page_tokens)
     weights = counts.masked_fill(taken.gather(1, numbers) | ~inside.flatten(1), 0).to(cold.shape.compute)
     weights = weights.view(heads, -1, size)
     total = weights.sum(dim=2)  # [H, A]
     weights /= total.clamp(min=1)[:, :, None]
 
-    units = row.units(numbers).view(-1)
-    weights, total = weights.to(cold.shape.device), total.to(cold.shape.device)
+    units, send = row.units(numbers).view(-1), cold.transfer.send
     width, value_width = cold.shape.key_width, cold.shape.value_width
     mean = cold.gather(cold.index.keys, 2 * units, width).view(-1, size, width)
     value = cold.gather(cold.index.values, units, value_width).view(-1, size, value_width)
-    flat = weights.view(-1, 1, size)
-    if not finite:
+    flat = send(weights).view(-1, 1, size)
+    if not cold.finite:
         value = value.masked_fill(flat.transpose(1, 2) == 0, 0)
     key = (flat @ mean).view(heads, -1, width)
-    logits = queries.logits(key) + torch.log(total)[:, None]
+    logits = queries.logits(key) + send(torch.log(total))[:, None]
     return Part(logits, (flat @ value).view(heads, -1, value_width))
 
 
-def page_tail(cold: Cold, row: ColdRow, logits: torch.Tensor, candidates: torch.Tensor, selected: torch.Tensor) -> Part:
+def page_values(cold: Cold, row: ColdRow, candidates: torch.Tensor) -> torch.Tensor:
+    """Mean values ``[H, C, DV]`` of candidate pages int64 ``[H, C]`` in RAM; -1 fills up rows."""
+    units = row.units(candidates.clamp(min=0)).view(-1)
+    width = cold.shape.value_width
+    return cold.gather(cold.index.values, units, width).view(*candidates.shape, width)
+
+
+def page_tail(logits: torch.Tensor, selected: torch.Tensor, values: torch.Tensor, page_tokens: int) -> Part:
     """One pseudo-token for each candidate page with tokens that were not selected (SPEC 5.2).
 
     Parameters
     ----------
     logits : [H, M, C * P]
         Of the candidates' tokens, minus infinity where a token is invalid.
-    candidates : int64 [H, C]
-        As the pages lie in `logits`, in RAM; -1 fills up rows.
     selected : bool [H, C * P]
+    values : [H, C, DV]
+        Mean values of the pages.
     """
-    heads, members, _ = logits.shape
-    size = cold.config.page_tokens
-    left = logits.masked_fill(selected[:, None], -torch.inf).view(heads, members, candidates.shape[1], size)
-    value_width = cold.shape.value_width
-    units = row.units(candidates.clamp(min=0)).view(-1)
-    values = cold.gather(cold.index.values, units, value_width).view(*candidates.shape, value_width)
+    left = logits.masked_fill(selected[:, None], -torch.inf).unflatten(2, (values.shape[1], page_tokens))
     return Part(torch.logsumexp(left, dim=3), values)

@@ -31,6 +31,10 @@ class Streams(Protocol):
         """Begin to copy to the device."""
         ...
 
+    def send(self, host: torch.Tensor) -> torch.Tensor:
+        """Ordinary memory on the device; the runtime has taken what it needs of it when this returns."""
+        ...
+
     def record(self) -> Event:
         """The point after all copies begun so far."""
         ...
@@ -43,8 +47,16 @@ class Transfer(Protocol):
         """`host` on the device; the caller may overwrite `host` as soon as this returns."""
         ...
 
+    def send(self, host: torch.Tensor) -> torch.Tensor:
+        """A few numbers in ordinary memory on the device, without a slot and without a wait."""
+        ...
+
     def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` on the host, which waits until the device has computed it."""
+        ...
+
+    def fetch_both(self, tensor: torch.Tensor, flag: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Integers and one truth on the host, in one wait."""
         ...
 
 
@@ -58,6 +70,14 @@ class NullTransfer:
     def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return `tensor` itself."""
         return tensor
+
+    def send(self, host: torch.Tensor) -> torch.Tensor:
+        """Return `host` itself."""
+        return host
+
+    def fetch_both(self, tensor: torch.Tensor, flag: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Return `tensor` itself, and what the flag says."""
+        return tensor, bool(flag)
 
 
 class StagedTransfer:
@@ -89,6 +109,15 @@ class StagedTransfer:
         """Copy, and wait."""
         return tensor.cpu()
 
+    def send(self, host: torch.Tensor) -> torch.Tensor:
+        """Copy."""
+        return self._streams.send(host)
+
+    def fetch_both(self, tensor: torch.Tensor, flag: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Copy both side by side."""
+        told = torch.cat([tensor.flatten(), flag.to(tensor.dtype).view(1)]).cpu()
+        return told[:-1].view(tensor.shape), bool(told[-1])
+
 
 class CudaStreams:
     """The streams of a CUDA device. Written from the documentation; not run by this project's tests."""
@@ -106,6 +135,10 @@ class CudaStreams:
 
     def copy(self, host: torch.Tensor) -> torch.Tensor:
         """Asynchronous on the current stream, where the arithmetic that follows waits for it."""
+        return host.to(self._device, non_blocking=True)
+
+    def send(self, host: torch.Tensor) -> torch.Tensor:
+        """As `copy`; from memory that is not pinned, the driver takes the numbers before it returns."""
         return host.to(self._device, non_blocking=True)
 
     def record(self) -> Event:

@@ -59,9 +59,9 @@ class KIVConfig:
 
     hot_tokens: int = 2048
     sink_tokens: int = 4
-    page_tokens: int = 32
-    span_pages: int = 16
-    candidate_pages: int = 128
+    page_tokens: int = 64
+    span_pages: int = 32
+    candidate_pages: int = 64
     retrieve_tokens: int | None = 256
     spread_weight: float = 0.5
     group: Group = "exp_sum"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from kiv_reference.config import KIVConfig
 from kiv_reference.report import AttendReport, BlockReport
 
 
@@ -30,8 +31,8 @@ class Trace:
     """
 
     watched: range = range(0)
-    page_tokens: int = 32
-    sink_tokens: int = 4
+    page_tokens: int = KIVConfig.page_tokens
+    sink_tokens: int = KIVConfig.sink_tokens
     retrievals: int = 0
     page_hits: int = 0
     token_hits: int = 0
