@@ -70,7 +70,7 @@ class Cold:
         self.chapters.settle()
         if pages:
             chapters = sum(self.chapters.more_bytes(row.table, more_pages) for row in rows)
-            more = self._bytes(pages, pages // self.config.span_pages + len(rows), chapters)
+            more = self._bytes(pages, sum(self._more_spans(row.table, more_pages) for row in rows), chapters)
             near = self.chapters.promise_near(rows, more_pages, held.device + more.device)
             more = more._replace(device=more.device + near)
         self.arena.promise(0)
@@ -114,6 +114,12 @@ class Cold:
             self._put_span(table, number)
         self.chapters.build(row)
         self.chapters.follow(row, first)
+
+    def _more_spans(self, table: Row, more_pages: int) -> int:
+        """Most spans that a row takes in addition while it gets so many pages more."""
+        pages, size = len(table.pages), self.config.span_pages
+        left = pages % size > 0 and self._spans.shared(table.spans[-1])  # whether to another row
+        return -(-(pages + more_pages) // size) - len(table.spans) + left
 
     def _put_span(self, table: Row, number: int) -> None:
         """Summarise a row's last span, or a new one after it; one that another row holds too is left to that row."""
