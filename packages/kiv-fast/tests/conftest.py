@@ -1,6 +1,11 @@
 """What the tests of the tiered implementation share."""
 
+from dataclasses import replace
+
 import pytest
+from fast_helpers import draw, feed, summary_bytes
+from faulty_disk import CHUNKS
+from kiv_fast import FastPool
 from kiv_reference import KIVConfig
 
 
@@ -10,3 +15,11 @@ def config() -> KIVConfig:
     return KIVConfig(
         hot_tokens=8, sink_tokens=2, page_tokens=4, span_pages=3, candidate_pages=5, retrieve_tokens=7, prefill="exact"
     )
+
+
+@pytest.fixture
+def small(config, tmp_path):
+    """So little RAM that most pages of `CHUNKS` live on disk."""
+    whole = FastPool(config).layer_store()
+    feed(whole, draw(5, sum(CHUNKS)), CHUNKS)
+    return replace(config, ram_bytes=summary_bytes(whole) + 2_500, spill_dir=tmp_path)

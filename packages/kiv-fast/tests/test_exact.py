@@ -1,9 +1,11 @@
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from fast_helpers import SCALE, draw, feed
-from kiv_fast import FastPool, state
+from kiv_fast import FastPool, exact, state
+from kiv_reference import ReferencePool
 
 
 @pytest.mark.parametrize("chunks", [[300], [100, 100, 100], [37, 263], [299, 1]])
@@ -48,3 +50,35 @@ def test_infinite_values_show_only_where_they_are_attended(config):
     output = store.attend(query, scale=SCALE)
     assert bool(torch.isfinite(output[:, :, :40]).all())
     assert not bool(torch.isfinite(output[:, :, 40:]).any())
+
+
+@pytest.mark.parametrize("chunks", [[40], [20, 20], [1] * 40])
+@pytest.mark.parametrize("logit", [1e3, 1e6, 1e8, 1e17, 1e36])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_equal_huge_logits_still_average_over_tiles(config, chunks, logit, sinks, monkeypatch):
+    # Logits without rounding, so that only the merge of tiles can lose the number of tokens in each.
+    monkeypatch.setattr(state, "TILE_TOKENS", 4)
+    monkeypatch.setattr(exact, "QUERY_CHUNK", 7)
+    config = replace(config, retrieve_tokens=None)
+    size = 2.0 ** round(math.log2(logit))
+    key, value, query = torch.full((1, 1, 40, 1), size), draw(4, 40, heads=1)[1], torch.ones(1, 2, 40, 1)
+    logits = torch.full((2,), size) if sinks else None
+    outputs = {}
+    for pool in (FastPool(config), ReferencePool(config)):
+        store, start = pool.layer_store(), 0
+        for n in chunks:
+            at = slice(start, start + n)
+            store.append(key[:, :, at], value[:, :, at])
+            outputs.setdefault(type(pool), []).append(store.attend(query[:, :, at], scale=1.0, sink_logits=logits))
+            start += n
+    fast, reference = (torch.cat(parts, dim=2) for parts in outputs.values())
+    # Fused attention may lose up to `LOST` of the number of tokens in a tile.
+    torch.testing.assert_close(fast, reference, rtol=0, atol=2 * exact.LOST)
+
+
+def test_ordinary_logits_stay_with_fused_attention(config, monkeypatch):
+    def plain(*arguments):
+        raise AssertionError("logits were written out")
+
+    monkeypatch.setattr(exact, "_plain", plain)
+    feed(FastPool(replace(config, retrieve_tokens=None)).layer_store(), draw(5, 300), [100, 200])

@@ -1,87 +1,14 @@
 """Faults of the disk, injected at every call: a typed error, nothing lost, and the next call works."""
 
 import errno
-from dataclasses import replace
 
 import pytest
 import torch
-from fast_helpers import SCALE, draw, feed, summary_bytes
+from fast_helpers import draw, feed
+from faulty_disk import CHUNKS, METHODS, Faulty, steady
 from kiv_fast import FastPool
 from kiv_fast.shim import FileIO
-from kiv_reference.errors import KIVBudgetError, KIVError, KIVStorageError
-
-CHUNKS = [60, *[1] * 30]
-
-
-class Faulty(FileIO):
-    """Fails the n-th call of one kind."""
-
-    def __init__(self, method=None, at=0, error=errno.EIO, short=False):
-        self.method, self.at, self.error, self.short = method, at, error, short
-        self.calls = dict.fromkeys(("create", "allocate", "write", "read"), 0)
-        self.open = set()
-
-    def _count(self, method):
-        self.calls[method] += 1
-        if self.method == method and self.calls[method] == self.at:
-            raise OSError(self.error, "injected")
-
-    def create(self, folder):
-        self._count("create")
-        handle = super().create(folder)
-        self.open.add(handle)
-        return handle
-
-    def allocate(self, handle, nbytes):
-        self._count("allocate")
-        super().allocate(handle, nbytes)
-
-    def write(self, handle, buffer, offset):
-        self._count("write")
-        return super().write(handle, buffer[: max(1, len(buffer) // 3)] if self.short else buffer, offset)
-
-    def read(self, handle, buffers, offset):
-        self._count("read")
-        if self.short:
-            buffers = [buffers[0][: max(1, len(buffers[0]) // 3)]]
-        return super().read(handle, buffers, offset)
-
-    def close(self, handle):
-        self.open.remove(handle)
-        super().close(handle)
-
-
-@pytest.fixture
-def small(config, tmp_path):
-    whole = FastPool(config).layer_store()
-    feed(whole, draw(5, sum(CHUNKS)), CHUNKS)
-    return replace(config, ram_bytes=summary_bytes(whole) + 2_500, spill_dir=tmp_path)
-
-
-def steady(store, data):
-    """Feed token by token; a call that fails is made again. Returns the outputs and the errors."""
-    outputs, errors, start = [], [], 0
-
-    def note(error):
-        errors.append(error)
-        assert len(errors) < 100, "an error that never ends"
-
-    for n in CHUNKS:
-        key, value, query = (part[:, :, start : start + n] for part in data)
-        while store.length == start:
-            try:
-                store.append(key, value)
-            except KIVError as error:
-                note(error)
-        output = None
-        while output is None:
-            try:
-                output = store.attend(query, scale=SCALE)
-            except KIVError as error:
-                note(error)
-        outputs.append(output)
-        start += n
-    return torch.cat(outputs, dim=2), errors
+from kiv_reference.errors import KIVBudgetError, KIVStorageError
 
 
 def test_short_counts_are_not_errors(small, config):
@@ -111,6 +38,37 @@ def test_every_call_may_fail_once(small, config, method):
         pool.close()
         assert not io.open, "a file stayed open"
         assert pool.memory() == (0, 0, 0)
+
+
+@pytest.mark.parametrize("error", ["EIO", "EMFILE", "ENFILE", "ENOMEM", "EACCES", "EROFS", "ENOSPC", "EDQUOT", "EFBIG"])
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "close"])
+def test_every_error_of_every_call_is_named_and_passes(small, config, method, error):
+    data, number = draw(5, sum(CHUNKS)), getattr(errno, error)
+    expected = feed(FastPool(config).layer_store(), data, CHUNKS)
+    io = Faulty(method, 1, number)
+    pool = FastPool(small, io)
+    output, errors = steady(pool.layer_store(), data)
+    (raised,) = errors
+    full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and method not in ("read", "will_need")
+    assert type(raised) is (KIVBudgetError if full else KIVStorageError)
+    assert f"of a scratch file in {small.spill_dir}" in str(raised)
+    assert raised.__cause__.errno == number
+    assert torch.equal(output, expected)
+    pool.close()
+    assert not io.open
+    assert pool.memory() == (0, 0, 0)
+
+
+def test_a_file_that_does_not_close_well_is_gone_all_the_same(small, config):
+    io = Faulty("close", 1)
+    pool = FastPool(small, io)
+    store = pool.layer_store()
+    feed(store, draw(5, sum(CHUNKS)), CHUNKS)
+    with pytest.warns(RuntimeWarning, match="not closed well.*injected"):
+        store.reset()
+    assert io.calls["close"] > 0
+    assert not io.open
+    assert pool.memory() == (0, 0, 0)
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

@@ -102,3 +102,22 @@ def test_the_device_budget_is_hard(config, device):
     with pytest.raises(KIVBudgetError, match="device_bytes"):
         pool.layer_store().append(*draw(0, 400)[:2])
     assert pool.memory() == (0, 0, 0)
+
+
+@pytest.mark.parametrize("device", range(30_000, 130_000, 17_000))
+def test_summaries_that_gave_way_are_not_counted_twice(config, device):
+    """The near summaries of a store may have to go while the same store books room."""
+    pool = FastPool(replace(config, device_bytes=device))
+    stores, (key, value, _) = [pool.layer_store(), pool.layer_store()], draw(5, 40)
+
+    def fill():
+        while True:
+            for store in stores:
+                store.append(key, value)
+
+    with pytest.raises(KIVBudgetError, match="device_bytes"):
+        fill()
+    assert pool.memory().device <= device
+    for store in stores:
+        store.reset()
+    assert pool.memory() == (0, 0, 0)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from fast_helpers import SCALE, draw, feed
-from kiv_fast import FastPool, cold
+from kiv_fast import FastPool, chapters
 from kiv_fast.product import WidenedProduct, product_for
 from kiv_fast.scan import Scanner
 from kiv_fast.select import page_query, top, top_set
@@ -23,12 +23,12 @@ def test_no_score_is_further_off_than_its_bound(product, size, offset, seed):
     channels = torch.randn(2 * WIDTH, generator=generator).exp()
     scanner = Scanner(SHAPE, PRODUCTS[product])
     shape = PAGES, HEADS, 2 * WIDTH
-    chapters = [(torch.randn(shape, generator=generator) + offset) * channels * size for _ in range(3)]
-    for number, summaries in enumerate(chapters):
+    packed = [(torch.randn(shape, generator=generator) + offset) * channels * size for _ in range(3)]
+    for number, summaries in enumerate(packed):
         scanner.put(number, summaries)
     members = page_query(torch.randn(HEADS, 4, WIDTH, generator=generator), SCALE, 0.5)
     scores, error = scanner.scores(members, [0, 1, 2])
-    true = members.double() @ torch.cat(chapters).permute(1, 2, 0).double()
+    true = members.double() @ torch.cat(packed).permute(1, 2, 0).double()
     off = (scores - true).abs().amax(dim=2)
     assert bool((off <= error).all())
     assert bool((error < 0.2 * true.std(dim=2)).all()), "a bound that is never useful"
@@ -44,9 +44,9 @@ def test_pruning_never_changes_what_is_retrieved(config, group, product, monkeyp
     chunks = [860] + [1] * 40
     plain, quick = FastPool(config), FastPool(config)
     expected = feed(plain.layer_store(), data, chunks)
-    monkeypatch.setattr(cold, "LEAST_CHAPTER_PAGES", 8)
-    monkeypatch.setattr(cold, "MOST_CHAPTER_PAGES", 32)
-    monkeypatch.setattr(cold, "product_for", lambda device: PRODUCTS[product])
+    monkeypatch.setattr(chapters, "LEAST_CHAPTER_PAGES", 8)
+    monkeypatch.setattr(chapters, "MOST_CHAPTER_PAGES", 32)
+    monkeypatch.setattr(chapters, "product_for", lambda device: PRODUCTS[product])
     assert torch.equal(feed(quick.layer_store(), data, chunks), expected)
     assert plain.counters.pages_pruned == 0
     assert quick.counters.pages_pruned > 1000

@@ -10,6 +10,7 @@ from kiv_reference.report import TierBytes
 
 from .host import Table
 from .ledger import Ledger
+from .pinning import Pinning
 from .scratch import Scratch
 from .validate import Shape
 
@@ -54,21 +55,17 @@ class Arena(Protocol):
         """How many of the pages live on disk."""
         ...
 
-    def close(self) -> None:
-        """Give everything back."""
-        ...
-
 
 class RamArena:
-    """All pages in RAM; a page's place is its id."""
+    """All pages in RAM, pinned where a device reads them; a page's place is its id."""
 
-    def __init__(self, shape: Shape, page_tokens: int, ledger: Ledger, scratch: Scratch) -> None:
+    def __init__(self, shape: Shape, page_tokens: int, ledger: Ledger, scratch: Scratch, pinning: Pinning) -> None:
         host = torch.device("cpu")
         self._shape, self._page_tokens, self._ledger, self._scratch = shape, page_tokens, ledger, scratch
-        self._key = Table((shape.heads, page_tokens, shape.key_width), shape.dtype, host, huge=True)
-        self._value = Table((shape.heads, page_tokens, shape.value_width), shape.dtype, host, huge=True)
+        self._key = Table((shape.heads, page_tokens, shape.key_width), shape.dtype, host, pinning, huge=True)
+        self._value = Table((shape.heads, page_tokens, shape.value_width), shape.dtype, host, pinning, huge=True)
         self._heads = torch.arange(shape.heads)[:, None]
-        self._held = self._promised = 0
+        self._promised = 0
 
     @property
     def page_bytes(self) -> int:
@@ -96,14 +93,12 @@ class RamArena:
             else:
                 table.tensor[ids] = rows.to(table.tensor)
         self._promised -= n
-        self._held += n
 
     def free(self, ids: list[int]) -> None:
         """Return the memory of pages."""
         for page in ids:
             self._key.forget(page)
             self._value.forget(page)
-        self._held -= len(ids)
         self._ledger.give(ram=len(ids) * self.page_bytes)
 
     def keys(self, ids: torch.Tensor) -> torch.Tensor:
@@ -140,8 +135,3 @@ class RamArena:
     def pages_on_disk(self, ids: list[int]) -> int:
         """None is."""
         return 0
-
-    def close(self) -> None:
-        """Give the budget back; the memory goes with the tables."""
-        self._ledger.give(ram=(self._held + self._promised) * self.page_bytes)
-        self._held = self._promised = 0

@@ -9,7 +9,7 @@ import torch
 
 from .scratch import Scratch
 
-LEAST = -1e30
+LEAST = torch.finfo(torch.float32).min
 """Stands in for the logarithm of no mass, so that a difference with it is a number."""
 
 
@@ -21,6 +21,8 @@ class Queries:
     ----------
     query : [H, G, TQ, D]
     positions : int64 [TQ], ascending
+    first : int
+        No query is before it: query i is at ``first + i`` or, with padding, later.
     scale : float
     softcap : float, optional
     sink_logits : [H, G, TQ], optional
@@ -28,6 +30,7 @@ class Queries:
 
     query: torch.Tensor
     positions: torch.Tensor
+    first: int
     scale: float
     softcap: float | None
     sink_logits: torch.Tensor | None
@@ -54,7 +57,7 @@ class Queries:
     def hide(self, logits: torch.Tensor, first: int, valid: torch.Tensor | None) -> torch.Tensor:
         """Put minus infinity where a query may not look: ``[H, M, K]``, keys from `first` on, `valid` bool [K]."""
         last = first + logits.shape[2] - 1
-        if self.positions.numel() and last > int(self.positions[0]):
+        if last > self.first:
             at = torch.arange(first, last + 1, device=logits.device)
             later = at[None, :] > self.positions[:, None]  # [TQ, K]
             groups = self.query.shape[1]

@@ -9,6 +9,7 @@ import torch
 from .attend import Attended, Queries, Tile, always_parts, attend_parts
 from .exact import attend_exactly
 from .mass import window_bound
+from .partition import Block
 from .retrieve import View, attend_block
 from .state import TILE_TOKENS, State
 from .trace import BlockTrace, RowTrace
@@ -42,7 +43,7 @@ def answer(
         positions = positions[valid]
         query = query[:, :, valid]
         sinks = None if sinks is None else sinks[:, :, valid]
-    queries = Queries(query, positions, scale, softcap, sinks)
+    queries = Queries(query, positions, block.start, scale, softcap, sinks)
     missed: torch.Tensor | None = None
     retrieval = None
     if positions.numel() == 0:
@@ -50,7 +51,7 @@ def answer(
         attended = Attended(query.new_zeros(heads, 0, state.shape.value_width), zeros, zeros)
         missed = zeros
     elif block.mode == "exact":
-        attended, missed = _exact(state, row, queries, block.pages)
+        attended, missed = _exact(state, row, queries, block, valid is None)
         rows = heads * sum(state.rows[row].table.counts[: block.pages])
         trace.key_rows += rows
         trace.value_rows += rows
@@ -68,7 +69,7 @@ def answer(
             trace.key_rows += result.key_rows
             trace.value_rows += result.value_rows
             if retrieval.streamed is not None and bool(retrieval.streamed.any()):
-                whole, none = _exact(state, row, queries, block.pages)
+                whole, none = _exact(state, row, queries, block, valid is None)
                 pick = retrieval.streamed[:, None]
                 attended = Attended(
                     torch.where(pick[:, :, None], whole.output, attended.output),
@@ -98,10 +99,10 @@ def answer(
     )
 
 
-def _exact(state: State, row: int, queries: Queries, pages: int) -> tuple[Attended, torch.Tensor]:
-    """Full attention, and a missed bound of zero."""
-    stop = int(queries.positions[-1]) + 1
-    output = attend_exactly(queries, _all_tiles(state, row, pages, stop), state.shape.value_width, state.finite)
+def _exact(state: State, row: int, queries: Queries, block: Block, whole: bool) -> tuple[Attended, torch.Tensor]:
+    """Full attention, and a missed bound of zero; `whole` if the queries are all of the block."""
+    stop = block.stop if whole else int(queries.positions[-1]) + 1
+    output = attend_exactly(queries, _all_tiles(state, row, block.pages, stop), state.shape.value_width, state.finite)
     zeros = output.new_zeros(output.shape[:2])
     return Attended(output, zeros + 1, zeros), zeros
 

@@ -1,9 +1,7 @@
-"""The cold pages of a store and of its forks: page tables, arena, summaries and chapters kept in step."""
+"""The cold pages of a store and of its forks: page tables, arena, summaries, spans and chapters kept in step."""
 
 from __future__ import annotations
 
-import itertools
-from bisect import bisect_right
 from typing import NamedTuple
 
 import torch
@@ -11,33 +9,22 @@ from kiv_reference.config import KIVConfig
 from kiv_reference.report import TierBytes
 
 from .arena import Arena
+from .chapters import Chapters
 from .host import Table
-from .index import Index, Sizes, summarise
-from .layout import IdPool, Row, chapter_stops, common_prefix
-from .ledger import Counters, Ledger
-from .product import product_for
-from .rows import ColdRow, near_capacity
-from .scan import Scanner
+from .index import Index, Sizes, Summary, summarise
+from .layout import IdPool, Row
+from .ledger import NOTHING, Booking, Counters, Ledger
+from .pinning import Pinning
+from .rows import ColdRow
 from .scratch import Scratch
 from .transfer import transfer_to
 from .validate import Shape
-
-LEAST_CHAPTER_PAGES = 512
-"""Pages of the smallest chapter: fewer are scored as they are, at four times the bytes but without one call more."""
-
-MOST_CHAPTER_PAGES = 8192
-"""Pages of the largest chapter: a step that packs one must not take twice as long as others."""
-
-STAGGER_PAGES = 64
-"""Stores of a pool pack their chapters at different pages, within this many."""
 
 SUMMARY_CHUNK = 256
 """Pages summarised at once in a long call."""
 
 TABLE_BYTES = 16
-"""Of a page in the table of a row: two integers."""
-
-NOTHING = TierBytes(0, 0, 0)
+"""Of a page in the table of a row: two integers, in RAM."""
 
 
 class Spans(NamedTuple):
@@ -45,7 +32,7 @@ class Spans(NamedTuple):
 
     key: torch.Tensor  # [H, n, D]
     value: torch.Tensor  # [H, n, DV]
-    tokens: torch.Tensor  # [n], how many each has, in the dtype of computation
+    tokens: torch.Tensor  # [n], how many each has, in the dtype of computation, in RAM
 
 
 class Cold:
@@ -60,21 +47,15 @@ class Cold:
         ledger: Ledger,
         counters: Counters,
         ordinal: int,
+        pinning: Pinning,
     ) -> None:
         self.shape, self.config, self.counters = shape, config, counters
         self.arena, self.scratch = arena, scratch
-        self.index = Index(shape, config)
-        product = product_for(shape.device)
-        self.scanner = None
-        if product is not None and shape.compute == torch.float32 and not config.exact:
-            self.scanner = Scanner(shape, product)
-        self._ledger = ledger
         self.transfer = transfer_to(shape.device)
-        self._pages, self._spans, self._chapters = IdPool(), IdPool(), IdPool()
-        self._delay = ordinal % STAGGER_PAGES
-        self._heads = torch.arange(shape.heads, device=shape.device)[:, None]
-        self._booked = NOTHING
-        self._near_bytes = self._near_promised = 0
+        self.index = Index(shape, config, pinning, self.transfer)
+        self._booking = Booking(ledger)
+        self.chapters = Chapters(shape, config, self.index.keys, self.transfer, self._booking, ordinal)
+        self._pages, self._spans = IdPool(), IdPool()
         self._pending = False  # whether a promise is booked that has not ended
         self.finite = True  # whether every mean value is finite
         self.sizes = Sizes(shape.heads)
@@ -85,22 +66,21 @@ class Cold:
         Returns what was booked.
         """
         held, pages = self._held, len(rows) * more_pages
-        more, self._near_promised = NOTHING, 0
+        more = NOTHING
+        self.chapters.settle()
         if pages:
-            chapters = sum(self._more_chapter_bytes(row.table, more_pages) for row in rows)
-            more = self._bytes(pages, pages // self.config.span_pages + len(rows), chapters)
-            near, room = sum(self._more_near_bytes(row, more_pages) for row in rows), self._ledger.room(0)
-            if room is None or room >= held.device + more.device + near - self._booked.device:
-                self._near_promised = near
-                more = more._replace(device=more.device + near)
+            chapters = sum(self.chapters.more_bytes(row.table, more_pages) for row in rows)
+            more = self._bytes(pages, sum(self._more_spans(row.table, more_pages) for row in rows), chapters)
+            near = self.chapters.promise_near(rows, more_pages, held.device + more.device)
+            more = more._replace(device=more.device + near)
         self.arena.promise(0)
-        self.arena.give_way(held.ram + more.ram - self._booked.ram)
-        self._book(TierBytes(held.device + more.device, held.ram + more.ram, 0))
+        self.arena.give_way(held.ram + more.ram - self._booking.held.ram)
+        self._booking.book(TierBytes(held.device + more.device, held.ram + more.ram, 0))
         try:
             promised = self.arena.promise(pages)
         except BaseException:
-            self._near_promised = 0
-            self._book(held)
+            self.chapters.settle()
+            self._booking.book(self._held)
             raise
         self._pending = pages > 0
         return TierBytes(more.device, more.ram + promised.ram, promised.disk)
@@ -117,6 +97,7 @@ class Cold:
         for start in range(0, n, SUMMARY_CHUNK):
             part = slice(start, start + SUMMARY_CHUNK)
             summary = summarise(key[part], value[part], None if valid is None else valid[part], self.shape.compute)
+            summary = Summary(*(self.transfer.fetch(numbers) for numbers in summary))
             self.index.put(ids[part], summary)
             self.finite = self.finite and bool(torch.isfinite(summary.value.sum()))
             self.sizes.add(summary)
@@ -131,46 +112,14 @@ class Cold:
         table, span_pages = row.table, self.config.span_pages
         for number in range(first // span_pages, -(-len(table.pages) // span_pages)):
             self._put_span(table, number)
-        self._build_chapters(row)
-        self._follow(row, first)
+        self.chapters.build(row)
+        self.chapters.follow(row, first)
 
-    def _build_chapters(self, row: ColdRow) -> None:
-        table = row.table
-        stops = self._chapter_stops(len(table.pages))
-        if self.scanner is not None and stops != table.chapter_stops:
-            kept = common_prefix(stops, table.chapter_stops)
-            # The old ones go first: the new ones are made from the summaries, and both at once would need more room.
-            self.scanner.free(self._chapters.drop(table.chapters[kept:]))
-            del table.chapters[kept:], table.chapter_stops[kept:]
-            for stop in stops[kept:]:
-                first = table.chapter_stops[-1] if table.chapter_stops else 0
-                (chapter,) = self._chapters.take(1)
-                self.scanner.put(chapter, self.transfer.upload(self.summaries(row, first, stop)))
-                table.chapters.append(chapter)
-                table.chapter_stops.append(stop)
-
-    def _follow(self, row: ColdRow, first: int) -> None:
-        """Keep the summaries of a row's last pages on the device, those from `first` on being new, if there is room."""
-        if self.scanner is None:
-            return
-        start, pages, before = row.far, len(row.table.pages), row.near.nbytes
-        more = near_capacity(pages - start) * self.index.keys.record_bytes - before
-        room, unpromised = self._ledger.room(0), max(0, more - self._near_promised)
-        if room is not None and room < unpromised:
-            self.drop_near(row)
-            return
-        self._near_promised -= max(0, more) - unpromised
-        self._book(self._booked._replace(device=self._booked.device + unpromised))
-        self._near_bytes += more
-        if not before or start != row.near_start:
-            first = start
-        row.follow(first, self.transfer.upload(self.summaries(row, first, pages)))
-
-    def drop_near(self, row: ColdRow) -> None:
-        """Give the room of a row's near summaries back: steps read them from RAM from now on."""
-        self._book(self._booked._replace(device=self._booked.device - row.near.nbytes))
-        self._near_bytes -= row.near.nbytes
-        row.near = row.near[:0].clone()
+    def _more_spans(self, table: Row, more_pages: int) -> int:
+        """Most spans that a row takes in addition while it gets so many pages more."""
+        pages, size = len(table.pages), self.config.span_pages
+        left = pages % size > 0 and self._spans.shared(table.spans[-1])  # whether to another row
+        return -(-(pages + more_pages) // size) - len(table.spans) + left
 
     def _put_span(self, table: Row, number: int) -> None:
         """Summarise a row's last span, or a new one after it; one that another row holds too is left to that row."""
@@ -181,49 +130,21 @@ class Cold:
             table.set_span(number, self._spans.take(1)[0])
         self.index.put_span(table.spans[number], table, number * self.config.span_pages)
 
-    def _chapter_stops(self, pages: int) -> list[int]:
-        """Where the chapters of a row of so many pages end."""
-        return chapter_stops(pages - self._delay, LEAST_CHAPTER_PAGES, MOST_CHAPTER_PAGES)
-
-    def _more_near_bytes(self, row: ColdRow, more_pages: int) -> int:
-        """Most bytes that a row's near summaries take in addition while it gets so many pages more."""
-        if self.scanner is None:
-            return 0
-        # Never so many are near as make a chapter.
-        most = min(len(row.table.pages) + more_pages - row.far, LEAST_CHAPTER_PAGES + self._delay)
-        return max(0, near_capacity(most) * self.index.keys.record_bytes - row.near.nbytes)
-
-    def _more_chapter_bytes(self, table: Row, more_pages: int) -> int:
-        """Most bytes that a row's chapters take in addition while it gets so many pages more."""
-        if self.scanner is None:
-            return 0
-        stops = self._chapter_stops(len(table.pages) + more_pages)
-        if stops == table.chapter_stops:
-            return 0
-        kept = common_prefix(stops, table.chapter_stops)
-        start = stops[kept - 1] if kept else 0
-        going = table.chapters[kept:]
-        stays = any(self._chapters.shared(chapter) for chapter in going)  # for another row
-        freed = 0 if stays or not going else table.chapter_stops[-1] - start
-        grown = max(0, stops[-1] - start - freed) if stops else 0
-        # On the way there are at most so many chapters more than in the end, one of each size.
-        sizes = (MOST_CHAPTER_PAGES // LEAST_CHAPTER_PAGES).bit_length()
-        return grown * self.scanner.page_bytes + (len(stops) - kept + sizes) * self.scanner.table_bytes
-
     def settle(self) -> None:
         """End a promise: book what is held and no more."""
         self.arena.promise(0)
-        self._pending, self._near_promised = False, 0
-        self._book(self._held)
+        self._pending = False
+        self.chapters.settle()
+        self._booking.book(self._held)
 
     def share(self, row: ColdRow) -> ColdRow:
         """A second row with the same pages."""
         table = row.table.copy()
         self._pages.share(table.pages)
         self._spans.share(table.spans)
-        self._chapters.share(table.chapters)
-        copy = ColdRow(table, self.shape.device)
-        self._follow(copy, 0)
+        self.chapters.share(table.chapters)
+        copy = ColdRow(table, self.shape)
+        self.chapters.follow(copy, 0)
         return copy
 
     def cut(self, row: ColdRow, pages: int) -> None:
@@ -234,106 +155,68 @@ class Cold:
         self._spans.drop(gone.spans)
         if pages % self.config.span_pages and gone.pages:
             self._put_span(table, pages // self.config.span_pages)
-        unused = self._chapters.drop(gone.chapters)
-        if self.scanner is not None:
-            self.scanner.free(unused)
+        self.chapters.drop(gone.chapters)
         if gone.pages:
-            self._build_chapters(row)
-            self._follow(row, pages)
+            self.chapters.build(row)
+            self.chapters.follow(row, pages)
         if not self._pending:
-            self._book(self._held)
-
-    def close(self) -> None:
-        """Give all budgets back."""
-        self.arena.close()
-        self._book(NOTHING)
+            self._booking.book(self._held)
 
     def _bytes(self, pages: int, spans: int, extra: int) -> TierBytes:
         index = self.index
-        device = pages * TABLE_BYTES + spans * index.span_bytes + extra
-        return TierBytes(device, pages * index.page_bytes, 0)
-
-    @property
-    def _chapter_bytes(self) -> int:
-        return 0 if self.scanner is None else self.scanner.nbytes
+        ram = pages * (index.page_bytes + TABLE_BYTES) + spans * index.span_counts.record_bytes
+        return TierBytes(spans * index.span_bytes + extra, ram, 0)
 
     @property
     def _held(self) -> TierBytes:
-        return self._bytes(self._pages.used, self._spans.used, self._chapter_bytes + self._near_bytes)
+        return self._bytes(self._pages.used, self._spans.used, self.chapters.nbytes + self.chapters.near_bytes)
 
     def row_bytes(self, row: ColdRow) -> TierBytes:
         """Bytes of what a row refers to, without the pages themselves."""
-        table, chapters = row.table, 0
-        if self.scanner is not None:
-            starts = [0, *table.chapter_stops]
-            sizes = (stop - start for start, stop in itertools.pairwise(starts))
-            chapters = sum(self.scanner.chapter_bytes(size) for size in sizes)
-        return self._bytes(len(table.pages), len(table.spans), chapters + row.near.nbytes)
+        return self._bytes(len(row.table.pages), len(row.table.spans), self.chapters.row_bytes(row))
 
     def device_parts(self) -> dict[str, int]:
         """Device bytes by what they are for."""
         return {
-            "page index": self._chapter_bytes,
-            "summaries of the last pages": self._near_bytes,
+            "page index": self.chapters.nbytes,
+            "summaries of the last pages": self.chapters.near_bytes,
             "span summaries": self._spans.used * self.index.span_bytes,
-            "page tables": self._pages.used * TABLE_BYTES,
         }
 
-    def _book(self, held: TierBytes) -> None:
-        self._ledger.take(device=held.device - self._booked.device, ram=held.ram - self._booked.ram)
-        self._booked = held
-
-    def summaries(self, row: ColdRow, first: int, stop: int) -> torch.Tensor:
-        """Mean and spread ``[stop - first, H, 2 D]`` of pages of a row, in RAM; a view if their ids are consecutive."""
-        tensor = self.index.keys.tensor
-        if stop <= row.table.whole and first < stop:
-            at = row.table.pages[first]
-            return tensor[at : at + stop - first]
-        return tensor.index_select(0, row.ids(first, stop).to(tensor.device))
-
     def upload_summaries(self, row: ColdRow, first: int, stop: int) -> torch.Tensor:
-        """The same on the device; the last pages' are there."""
+        """Mean and spread ``[stop - first, H, 2 D]`` of pages of a row, on the device; the last pages' are there."""
         if row.near_start <= first < stop <= row.near_start + row.near.shape[0]:
             return row.near[first - row.near_start : stop - row.near_start]
-        found = self.summaries(row, first, stop)
+        found = row.records(self.index.keys, first, stop)
         self.counters.summary_bytes_read += found.nbytes
         return self.transfer.upload(found)
 
     def gather(self, table: Table, units: torch.Tensor, width: int) -> torch.Tensor:
-        """Rows int64 ``[K]`` of a table in RAM seen as ``[-1, width]``, on the device: ``[K, width]``."""
-        found = table.tensor.view(-1, width).index_select(0, units.to(table.tensor.device))
+        """Rows int64 ``[K]``, in RAM as the table is, of a table seen as ``[-1, width]``; on the device."""
+        found = table.tensor.view(-1, width).index_select(0, units)
         self.counters.summary_bytes_read += found.nbytes
         return self.transfer.upload(found)
-
-    def units(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
-        """``id * H + head`` of pages int64 ``[H, K]``, each head its own."""
-        return self.page_ids(row, pages) * self.shape.heads + self._heads
-
-    def page_ids(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
-        """Ids of pages, int64 of any shape."""
-        table = row.table
-        if table.pages and table.whole == len(table.pages):
-            return pages + table.pages[0] if table.pages[0] else pages
-        return row.ids(0, len(table.pages))[pages]
-
-    def usable_chapters(self, row: ColdRow, pages: int) -> list[int]:
-        """The chapters that lie within the first `pages` pages."""
-        return row.table.chapters[: bisect_right(row.table.chapter_stops, pages)]
 
     def spans(self, row: ColdRow, pages: int) -> Spans:
         """The spans of the first `pages` pages of a row (SPEC 3.2)."""
         table, index, size = row.table, self.index, self.config.span_pages
-        tables = (index.span_keys, index.span_values, index.span_counts)
         count = pages // size if pages < len(table.pages) else len(table.spans)
+        key, value, tokens = index.span_keys.tensor, index.span_values.tensor, index.span_counts.tensor
         if count and table.whole_spans:
             at = slice(table.spans[0], table.spans[0] + count)
-            key, value, tokens = (part.tensor[at] for part in tables)
+            key, value, tokens = key[at], value[at], tokens[at]
         else:
-            picked = torch.tensor(table.spans[:count], dtype=torch.int64, device=self.shape.device)
-            key, value, tokens = (part.tensor.index_select(0, picked) for part in tables)
+            picked = torch.tensor(table.spans[:count], dtype=torch.int64)
+            there = self.transfer.send(picked)
+            key, value, tokens = (
+                key.index_select(0, there),
+                value.index_select(0, there),
+                tokens.index_select(0, picked),
+            )
         if count * size < pages:  # the last span of the row has more pages than these
             part = slice(count * size, pages)
-            last = index.merge(table.pages[part], table.counts[part])
-            key, value = torch.cat([key, last[0][None]]), torch.cat([value, last[1][None]])
-            tokens = torch.cat([tokens, tokens.new_tensor([last[2]])])
+            *last, more = index.merge(table.pages[part], table.counts[part])
+            last_key, last_value = (self.transfer.send(mean[None]) for mean in last)
+            key, value = torch.cat([key, last_key]), torch.cat([value, last_value])
+            tokens = torch.cat([tokens, tokens.new_tensor([more])])
         return Spans(key.transpose(0, 1), value.transpose(0, 1), tokens)

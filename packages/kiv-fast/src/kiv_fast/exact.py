@@ -11,22 +11,39 @@ from .attend import LEAST, Queries, Tile, weigh
 QUERY_CHUNK = 256
 """Queries at once where logits are written out."""
 
+LOST = 2.0**-11
+"""Where the unit of a log-sum-exp is larger than this, the fused operation's one number does not tell the sum."""
+
 
 class Merge:
-    """Running output ``[H, G, TQ, DV]`` and log-mass ``[H, G, TQ]`` of some tokens attended so far."""
+    """Running output ``[H, G, TQ, DV]`` of some tokens attended so far, and what its softmax divided by.
+
+    The divisor is kept as its largest logit and the sum relative to that, both ``[H, G, TQ]``: their log-sum-exp as one
+    number would lose the sum where logits are huge.
+    """
 
     def __init__(self, queries: Queries, value_width: int) -> None:
         shape = queries.query.shape[:3]
-        self.mass = queries.query.new_full(shape, -torch.inf)
+        self.most = queries.query.new_full(shape, -torch.inf)
+        self.total = queries.query.new_zeros(shape)
         self.output = queries.query.new_zeros(*shape, value_width)
 
-    def add(self, output: torch.Tensor, mass: torch.Tensor, first: int, stop: int) -> None:
-        """Take in more tokens for the queries ``[first, stop)``."""
-        held, sum_ = self.mass[:, :, first:stop], self.output[:, :, first:stop]
-        total = torch.logaddexp(held, mass)
-        base = total.clamp(min=LEAST)
-        sum_.mul_(torch.exp(held - base)[..., None]).addcmul_(output.to(sum_.dtype), torch.exp(mass - base)[..., None])
-        held.copy_(total)
+    def add(
+        self, output: torch.Tensor | None, most: torch.Tensor, total: torch.Tensor | float, first: int, stop: int
+    ) -> None:
+        """Take in more tokens for the queries ``[first, stop)``; their output is None if their values are zero."""
+        mine = (slice(None), slice(None), slice(first, stop))
+        held, merged = self.most[mine], self.output[mine]
+        highest = torch.maximum(held, most)
+        base = highest.clamp(min=LEAST)
+        old, new = self.total[mine] * torch.exp(held - base), total * torch.exp(most - base)
+        both = old + new
+        share = both.clamp(min=torch.finfo(both.dtype).tiny)
+        merged.mul_((old / share)[..., None])
+        if output is not None:
+            merged.addcmul_(output.to(merged.dtype), (new / share)[..., None])
+        held.copy_(highest)
+        self.total[mine] = both
 
 
 def attend_exactly(queries: Queries, tiles: Iterator[Tile], value_width: int, finite: bool) -> torch.Tensor:
@@ -40,67 +57,56 @@ def attend_exactly(queries: Queries, tiles: Iterator[Tile], value_width: int, fi
     """
     merge = Merge(queries, value_width)
     count = queries.positions.numel()
-    first = int(queries.positions[0])
     # Fused attention serves unbroken runs of queries and of valid keys.
-    fused = (
-        finite
-        and queries.softcap is None
-        and queries.query.device.type == "cpu"
-        and int(queries.positions[-1]) - first == count - 1
-        and count > 1
-    )
+    fused = finite and queries.softcap is None and queries.query.device.type == "cpu" and count > 1
+    fused = fused and int(queries.positions[-1] - queries.positions[0]) == count - 1
     for tile in tiles:
         if fused and tile.valid is None:
-            _fused(merge, queries.query, queries.scale, first, tile)
+            _fused(merge, queries, int(queries.positions[0]), tile)
         else:
-            _plain(merge, queries, tile, finite)
+            _plain(merge, queries, tile, finite, 0, count)
     if queries.sink_logits is not None:
-        share = torch.exp(merge.mass - torch.logaddexp(merge.mass, queries.sink_logits).clamp(min=LEAST))
-        merge.output *= share[..., None]
+        merge.add(None, queries.sink_logits, 1.0, 0, count)
     return merge.output.flatten(1, 2)
 
 
-def _fused(merge: Merge, query: torch.Tensor, scale: float, first: int, tile: Tile) -> None:
+def _fused(merge: Merge, queries: Queries, first: int, tile: Tile) -> None:
     """A tile through torch's fused attention; `first` is the position of the first query."""
-    count = query.shape[2]
-    key, value = tile.key.to(query.dtype), tile.value.to(query.dtype)
-    past = min(max(first - tile.first, 0), key.shape[1])
+    count, length = queries.positions.numel(), tile.key.shape[1]
+    tile = tile._replace(key=tile.key.to(queries.query.dtype), value=tile.value.to(queries.query.dtype))
+    past = min(max(first - tile.first, 0), length)
     if past:
-        _flash(merge, query, scale, key[:, :past], value[:, :past], 0, count, causal=False)
-    if past < key.shape[1]:
+        _flash(merge, queries, _narrow(tile, 0, past), 0, count, causal=False)
+    if past < length:
         # Tokens of the call itself: their own queries see them causally, later ones all of them, earlier ones none.
         begin = tile.first + past - first
-        end = min(begin + key.shape[1] - past, count)
-        _flash(merge, query, scale, key[:, past:], value[:, past:], begin, end, causal=True)
+        end = min(begin + length - past, count)
+        _flash(merge, queries, _narrow(tile, past, past + end - begin), begin, end, causal=True)
         if end < count:
-            _flash(merge, query, scale, key[:, past:], value[:, past:], end, count, causal=False)
+            _flash(merge, queries, _narrow(tile, past, length), end, count, causal=False)
 
 
-def _flash(
-    merge: Merge,
-    query: torch.Tensor,
-    scale: float,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    begin: int,
-    end: int,
-    causal: bool,
-) -> None:
-    groups, width = query.shape[1], value.shape[2]
-    query = query[:, :, begin:end]
-    if causal:
-        key, value = key[:, : end - begin], value[:, : end - begin]
+def _narrow(tile: Tile, begin: int, end: int) -> Tile:
+    return Tile(tile.key[:, begin:end], tile.value[:, begin:end], tile.first + begin, None)
+
+
+def _flash(merge: Merge, queries: Queries, tile: Tile, begin: int, end: int, causal: bool) -> None:
+    """The queries ``[begin, end)``, which see all of a tile or, if `causal`, are its own."""
+    query, groups, width = queries.query[:, :, begin:end], queries.query.shape[1], tile.value.shape[2]
     # The fused operation wants one width; zeros change neither a product nor a sum.
     wide = max(query.shape[3], width)
-    query, key, value = (_widened(t, wide) for t in (query, key, value))
+    query, key, value = (_widened(t, wide) for t in (query, tile.key, tile.value))
     if causal:
         spread = (t[:, None].expand(-1, groups, -1, -1) for t in (key, value))
-        output, mass = _attention(query, *spread, 0.0, True, scale=scale)
+        output, mass = _attention(query, *spread, 0.0, True, scale=queries.scale)
     else:
         # Without a mask all queries of a KV head are alike: one head with G times the queries is faster.
-        output, mass = _attention(query.flatten(1, 2)[:, None], key[:, None], value[:, None], scale=scale)
+        output, mass = _attention(query.flatten(1, 2)[:, None], key[:, None], value[:, None], scale=queries.scale)
         output, mass = output.view(*query.shape[:3], wide), mass.view(query.shape[:3])
-    merge.add(output[..., :width], mass, begin, end)
+    if bool(mass.abs().amax() * torch.finfo(mass.dtype).eps < LOST):
+        merge.add(output[..., :width], mass, 1.0, begin, end)
+    else:
+        _plain(merge, queries, tile, True, begin, end)
 
 
 def _widened(tensor: torch.Tensor, width: int) -> torch.Tensor:
@@ -111,19 +117,22 @@ def _widened(tensor: torch.Tensor, width: int) -> torch.Tensor:
 _attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-def _plain(merge: Merge, queries: Queries, tile: Tile, finite: bool) -> None:
-    """A tile with its logits written out: soft caps, padding, values that are not finite, single queries."""
+def _plain(merge: Merge, queries: Queries, tile: Tile, finite: bool, start: int, stop: int) -> None:
+    """The queries ``[start, stop)`` and a tile with its logits written out.
+
+    For soft caps, padding, values that are not finite, single queries, huge logits.
+    """
     key, value = tile.key.to(queries.query.dtype), tile.value.to(queries.query.dtype)
-    heads, groups, count, _ = queries.query.shape
-    for begin in range(0, count, QUERY_CHUNK):
-        end = min(begin + QUERY_CHUNK, count)
+    heads, groups = queries.query.shape[:2]
+    for begin in range(start, stop, QUERY_CHUNK):
+        end = min(begin + QUERY_CHUNK, stop)
         mine = slice(begin, end)
-        part = Queries(queries.query[:, :, mine], queries.positions[mine], queries.scale, queries.softcap, None)
+        first = queries.first + begin
+        part = Queries(queries.query[:, :, mine], queries.positions[mine], first, queries.scale, queries.softcap, None)
         logits = part.hide(part.logits(key), tile.first, tile.valid)  # [H, G * n, K]
-        most = logits.amax(dim=2, keepdim=True).clamp_(min=LEAST)
-        weights = torch.exp(logits - most)
+        most = logits.amax(dim=2, keepdim=True)
+        weights = torch.exp(logits - most.clamp(min=LEAST))
         total = weights.sum(dim=2, keepdim=True)
-        output = weigh(weights, value, logits, finite)
-        output = output / total.clamp(min=torch.finfo(total.dtype).tiny)
-        mass = (torch.log(total) + most)[:, :, 0]
-        merge.add(output.view(heads, groups, end - begin, -1), mass.view(heads, groups, -1), begin, end)
+        output = weigh(weights.div_(total.clamp(min=torch.finfo(total.dtype).tiny)), value, logits, finite)
+        shape = heads, groups, end - begin
+        merge.add(output.view(*shape, -1), most.view(shape), total.view(shape), begin, end)

@@ -10,8 +10,13 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+import platform
+import sys
+import weakref
 
 import torch
+
+from .pinning import NullPinning, Pinning, Region
 
 RESERVE_BYTES = 1 << 34
 """Addresses, not memory, reserved for one table."""
@@ -19,8 +24,11 @@ RESERVE_BYTES = 1 << 34
 FIRST_RECORDS = 64
 """Capacity of a table that must grow by doubling."""
 
-_NAMES = ("MAP_PRIVATE", "MAP_ANONYMOUS", "MAP_NORESERVE")
-_FLAGS = sum(getattr(mmap, name, 0) for name in _NAMES)
+# Not every Python has a name for the third flag. Without it the addresses count as memory, and a process with more of
+# them than memory cannot fork.
+_LINUX_NORESERVE = 0x4000 if platform.machine() in ("x86_64", "aarch64") and sys.platform == "linux" else 0
+_NAMES = {"MAP_PRIVATE": 0, "MAP_ANONYMOUS": 0, "MAP_NORESERVE": _LINUX_NORESERVE}
+_FLAGS = sum(getattr(mmap, name, value) for name, value in _NAMES.items())
 
 
 def reserve(count: int, dtype: torch.dtype, huge: bool = False) -> tuple[torch.Tensor, mmap.mmap] | None:
@@ -47,14 +55,24 @@ class Table:
     ----------
     shape : of one record
     dtype, device : of all
+    pinning : Pinning, optional
+        What becomes of the records in use, if they are a mapping.
     huge : bool
         Whether to ask for large memory pages: for tables that hardly ever forget a record.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, huge: bool = False) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        pinning: Pinning | None = None,
+        huge: bool = False,
+    ) -> None:
         self._shape = shape
         self.record_bytes = math.prod(shape) * dtype.itemsize
         self._mapping: mmap.mmap | None = None
+        self._pinning, self._region = pinning or NullPinning(), Region(0, 0)
         reserved = None
         if device.type == "cpu":
             limit = max(FIRST_RECORDS, RESERVE_BYTES // self.record_bytes)
@@ -62,6 +80,9 @@ class Table:
         if reserved is not None:
             flat, self._mapping = reserved
             self.tensor = flat.view(-1, *shape)
+            self._region = Region(flat.data_ptr(), flat.numel() * flat.element_size())
+            # Before the mapping goes: nobody else knows what is registered there.
+            weakref.finalize(self, self._pinning.release, self._region)
         else:
             self.tensor = torch.empty(0, *shape, dtype=dtype, device=device)
 
@@ -74,15 +95,19 @@ class Table:
         """Make room for so many records."""
         capacity = self.tensor.shape[0]
         if records <= capacity:
+            self._pinning.cover(self._region, records * self.record_bytes)
             return
         grown = torch.empty(
             max(records, 2 * capacity, FIRST_RECORDS), *self._shape, dtype=self.tensor.dtype, device=self.tensor.device
         )
         grown[:capacity] = self.tensor
+        self._pinning.release(self._region)
+        self._region.nbytes = 0
         self.tensor, self._mapping = grown, None
 
     def forget(self, record: int) -> None:
-        """Return the memory of a record that is no longer needed, as far as whole memory pages allow."""
-        if self._mapping is None or self.record_bytes % mmap.PAGESIZE:
+        """Return the memory of a record that is no longer needed, as far as whole memory pages and pinning allow."""
+        start = record * self.record_bytes
+        if self._mapping is None or self.record_bytes % mmap.PAGESIZE or start < self._region.pinned:
             return
-        self._mapping.madvise(mmap.MADV_DONTNEED, record * self.record_bytes, self.record_bytes)
+        self._mapping.madvise(mmap.MADV_DONTNEED, start, self.record_bytes)

@@ -1,6 +1,7 @@
 """What is known of cold pages without reading them: the summaries of pages and of spans (SPEC 3).
 
-Summaries of spans are all used in every step and live on the device. Those of pages are looked at through the integers
+Summaries of spans are all used in every step and live on the device, but for their numbers of tokens, of which the host
+makes the weights. Those of pages are looked at through the integers
 of `scan`; only the few that decide are read as they are, from RAM.
 """
 
@@ -13,6 +14,8 @@ from kiv_reference.config import KIVConfig
 
 from .host import Table
 from .layout import Row
+from .pinning import Pinning
+from .transfer import Transfer
 from .validate import Shape
 
 
@@ -55,10 +58,10 @@ class Sizes:
         self.alike = True
 
     def add(self, summary: Summary) -> None:
-        """Take in new pages; zeros, as of a page without a valid token, are like nothing else."""
+        """Take in new pages, in RAM; zeros, as of a page without a valid token, are like nothing else."""
         width = summary.key.shape[2] // 2
         for number, part in enumerate((summary.key[:, :, :width], summary.value)):
-            size = part.abs().amax(dim=2).float().cpu()  # [n, H]
+            size = part.abs().amax(dim=2).float()  # [n, H]
             torch.minimum(self._least[number], size.amin(dim=0), out=self._least[number])
             torch.maximum(self._most[number], size.amax(dim=0), out=self._most[number])
         self.alike = bool((self._most <= self.LIMIT * self._least).all())
@@ -67,15 +70,15 @@ class Sizes:
 class Index:
     """Summaries by page id and by span id."""
 
-    def __init__(self, shape: Shape, config: KIVConfig) -> None:
+    def __init__(self, shape: Shape, config: KIVConfig, pinning: Pinning, transfer: Transfer) -> None:
         heads, width, value_width = shape.heads, shape.key_width, shape.value_width
         dtype, device, host = shape.compute, shape.device, torch.device("cpu")
-        self._span_pages = config.span_pages
-        self.keys = Table((heads, 2 * width), dtype, host, huge=True)
-        self.values = Table((heads, value_width), dtype, host, huge=True)
+        self._span_pages, self._transfer = config.span_pages, transfer
+        self.keys = Table((heads, 2 * width), dtype, host, pinning, huge=True)
+        self.values = Table((heads, value_width), dtype, host, pinning, huge=True)
         self.span_keys = Table((heads, width), dtype, device)
         self.span_values = Table((heads, value_width), dtype, device)
-        self.span_counts = Table((), dtype, device)
+        self.span_counts = Table((), dtype, host)
 
     @property
     def page_bytes(self) -> int:
@@ -84,17 +87,17 @@ class Index:
 
     @property
     def span_bytes(self) -> int:
-        """Bytes of one span's summary, on the device."""
-        return self.span_keys.record_bytes + self.span_values.record_bytes + self.span_counts.record_bytes
+        """Bytes of one span's summary, on the device; its number of tokens is in RAM."""
+        return self.span_keys.record_bytes + self.span_values.record_bytes
 
     def put(self, pages: list[int], summary: Summary) -> None:
-        """Store the summaries of new pages."""
+        """Store the summaries of new pages, which are in RAM."""
         for table, rows in ((self.keys, summary.key), (self.values, summary.value)):
             table.ensure(max(pages) + 1)
             if pages[-1] - pages[0] == len(pages) - 1:
                 table.tensor[pages[0] : pages[-1] + 1] = rows
             else:
-                table.tensor[pages] = rows.to(table.tensor.device)
+                table.tensor[pages] = rows
 
     def put_span(self, span: int, row: Row, first: int) -> None:
         """Store the summary of a span: `span_pages` pages of `row` from `first` on, or those there are (SPEC 3.2)."""
@@ -103,19 +106,17 @@ class Index:
         pages = row.pages[first : first + self._span_pages]
         counts = row.counts[first : first + self._span_pages]
         key, value, count = self.merge(pages, counts)
-        self.span_keys.tensor[span] = key
-        self.span_values.tensor[span] = value
+        self.span_keys.tensor[span] = self._transfer.send(key)
+        self.span_values.tensor[span] = self._transfer.send(value)
         self.span_counts.tensor[span] = count
 
     def merge(self, pages: list[int], counts: list[int]) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Mean key ``[H, D]``, mean value ``[H, DV]`` and count over pages (SPEC 3.2); zeros if the count is 0."""
+        """Mean key ``[H, D]``, mean value ``[H, DV]``, in RAM, and count over pages (SPEC 3.2); zeros if it is 0."""
         count = sum(counts)
         table = self.keys.tensor
         keep = [(page, n) for page, n in zip(pages, counts, strict=True) if n]
-        ids = torch.tensor([page for page, _ in keep], dtype=torch.int64, device=table.device)
-        weights = torch.tensor([n / max(count, 1) for _, n in keep], dtype=table.dtype, device=table.device)
+        ids = torch.tensor([page for page, _ in keep], dtype=torch.int64)
+        weights = torch.tensor([n / max(count, 1) for _, n in keep], dtype=table.dtype)
         mean = table.index_select(0, ids)[:, :, : table.shape[2] // 2]  # [k, H, D]
         values = self.values.tensor.index_select(0, ids)
-        device = self.span_keys.tensor.device
-        key, value = ((weights[:, None, None] * part).sum(0).to(device) for part in (mean, values))
-        return key, value, count
+        return (weights[:, None, None] * mean).sum(0), (weights[:, None, None] * values).sum(0), count

@@ -16,6 +16,8 @@ REMEDIES = {
     "disk_bytes": "Raise disk_bytes or ram_bytes, or store fewer tokens.",
 }
 
+NOTHING = TierBytes(0, 0, 0)
+
 
 class Ledger:
     """Bytes taken from each tier by all stores of one pool. `take` refuses what would break a budget."""
@@ -56,6 +58,33 @@ class Ledger:
         for tier, less in enumerate((device, ram, disk)):
             self._used[tier] -= less
             assert self._used[tier] >= 0, "bytes were returned twice"
+
+
+class Booking:
+    """What one holder has booked on the device and in RAM.
+
+    Attributes
+    ----------
+    held : TierBytes
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger, self.held = ledger, NOTHING
+
+    @property
+    def room(self) -> int | None:
+        """Bytes left on the device; None without a limit."""
+        return self._ledger.room(0)
+
+    def book(self, held: TierBytes) -> None:
+        """Book so many bytes in all, or refuse."""
+        self.take(held.device - self.held.device, held.ram - self.held.ram)
+
+    def take(self, device: int, ram: int = 0) -> None:
+        """Book so many bytes more, or refuse."""
+        self._ledger.take(device=device, ram=ram)
+        # Only now: to make room, the ledger may have had this holder give something back.
+        self.held = TierBytes(self.held.device + device, self.held.ram + ram, 0)
 
 
 @dataclass

@@ -43,17 +43,17 @@ def _attended_mass(always: list[Part], own: torch.Tensor | None, queries: Querie
 
 
 def _upper(view: View, queries: Queries, head: int, pages: torch.Tensor) -> torch.Tensor:
-    """log(n_j e^cap(b_j)) of pages int64 ``[K]``: float64 ``[M, K]``, with room for the rounding of the summaries."""
+    """log(n_j e^cap(b_j)) of pages int64 ``[K]`` in RAM: float64 ``[M, K]``, with room for the summaries' rounding."""
     cold = view.cold
     query = queries.query[head].flatten(0, 1)
-    units = cold.page_ids(view.row, pages) * cold.shape.heads + head
+    units = view.row.page_ids(pages) * cold.shape.heads + head
     summary = cold.gather(cold.index.keys, units, 2 * cold.shape.key_width).to(WIDE)  # [K, 2 D]
     members = page_query(query[None], queries.scale, 1.0)[0]
     # A mean of P terms loses up to P + 8 units; |k| is at most |mean| + spread in every channel.
     unit = (cold.config.page_tokens + 8) * torch.finfo(cold.shape.compute).eps
     width = cold.shape.key_width
     room = unit * queries.scale * (query.abs() @ (summary[:, :width].abs() + summary[:, width:]).T)
-    counts = view.row.counts(0, view.pages)[pages].to(WIDE)
+    counts = cold.transfer.send(view.row.counts(0, view.pages)[pages]).to(WIDE)
     return queries.cap(members @ summary.T + room) + torch.log(counts)
 
 
@@ -64,7 +64,7 @@ def _left(view: View, queries: Queries, head: int, tokens: Candidates, mask: tor
 
 
 def _others(view: View, known: torch.Tensor) -> torch.Tensor:
-    """Pages with a valid token beside the known ones, int64 ``[K]``; -1 among the known means none."""
+    """Pages with a valid token beside the known ones, int64 ``[K]``, both in RAM; -1 among the known means none."""
     rest = view.row.counts(0, view.pages) > 0
     rest[known[known >= 0]] = False
     return rest.nonzero()[:, 0]
@@ -76,7 +76,7 @@ def missed_bound(view: View, queries: Queries, best: torch.Tensor, mask: torch.T
     Parameters
     ----------
     best : int64 [H, C]
-        Candidate pages; -1 fills up rows.
+        Candidate pages, in RAM; -1 fills up rows.
     mask : bool [H, C * P]
         Their attended tokens, pages in ascending order.
     """
@@ -98,7 +98,7 @@ def window_bound(view: View, queries: Queries) -> torch.Tensor:
     """The bound of SPEC 6.2, ``[H, M]`` in float32, where no cold token is attended."""
     queries = _widen(queries)
     always = _always(view, queries)
-    none = torch.empty(0, dtype=torch.int64, device=queries.query.device)
+    none = torch.empty(0, dtype=torch.int64)
     bounds: list[torch.Tensor] = []
     for head in range(queries.query.shape[0]):
         held = _attended_mass(always, None, queries, head)
@@ -135,8 +135,8 @@ def enlarge(
 
     Returns
     -------
-    candidates int64 [H, C'], their tokens, the selection int64 [H, R'] as indices into those, and the heads that
-    must stream, bool [H]; -1 fills up rows.
+    candidates int64 [H, C'], their tokens, the selection int64 [H, R'] as indices into those, all in RAM as what is
+    given, and the heads that must stream, bool [H] on the device; -1 fills up rows.
     """
     from .retrieve import read_candidates
 
@@ -152,13 +152,14 @@ def enlarge(
     taken: list[int] = []
     masks: list[torch.Tensor] = []
     for head in range(heads):
-        mask = torch.zeros(view.pages * size, dtype=torch.bool, device=best.device)
+        mask = torch.zeros(view.pages * size, dtype=torch.bool)
         mask[positions[head][positions[head] >= 0]] = True
         masks.append(mask)
-        here = mask.view(-1, size)[wide.pages[head]].flatten()[None].expand(heads, -1)
+        here = mask.view(-1, size)[wide.pages[head]].flatten()
+        here = view.cold.transfer.send(here)[None].expand(heads, -1)
         logits = queries.cap(wide.raw[head].to(WIDE))
         held = _attended_mass(always, logits[:, here[0]], double, head)
-        order = torch.searchsorted(wide.pages[head], ranked[head, :most])
+        order = view.cold.transfer.send(torch.searchsorted(wide.pages[head], ranked[head, :most]))
         left = _left(view, double, head, wide, here)[:, order]  # [M, most], best first
         upper = _upper(view, double, head, ranked[head])
         c = best.shape[1]
@@ -176,7 +177,7 @@ def _assemble(
     """Candidates and selection of all heads, filled up with -1; `taken` pages of each head, -1 for one that streams."""
     from .retrieve import read_candidates
 
-    size, device = view.cold.config.page_tokens, ranked.device
+    size, transfer = view.cold.config.page_tokens, view.cold.transfer
     pages = [ranked[h, : max(k, least)] if k >= 0 else ranked[h, :0] for h, k in enumerate(taken)]
     best = _padded(pages)
     tokens = read_candidates(view, queries, best)
@@ -184,15 +185,15 @@ def _assemble(
     for head, k in enumerate(taken):
         mask = masks[head]
         if k < 0:
-            chosen.append(torch.empty(0, dtype=torch.int64, device=device))
+            chosen.append(torch.empty(0, dtype=torch.int64))
             continue
         whole = ranked[head, :k]
         mask.view(-1, size)[whole] = True
         here = mask.view(-1, size)[tokens.pages[head].clamp(min=0)]
         here = here & (tokens.pages[head] >= 0)[:, None]
-        seen = tokens.raw[head, 0] > -torch.inf
+        seen = transfer.fetch(tokens.raw[head, 0] > -torch.inf)
         chosen.append((here.flatten() & seen).nonzero()[:, 0])
-    streamed = torch.tensor([k < 0 for k in taken], device=device)
+    streamed = transfer.send(torch.tensor([k < 0 for k in taken]))
     return best, tokens, _padded(chosen), streamed
 
 

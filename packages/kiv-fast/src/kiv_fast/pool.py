@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import weakref
 
+import torch
 from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVUsageError, refuse
 from kiv_reference.report import TierBytes
 
 from .arena import Arena, RamArena
+from .cold import Cold
 from .ledger import Counters, Ledger
+from .pinning import Pinning, pinning_for
 from .scratch import Scratch
 from .shim import FileIO
 from .spill import Segments, folder_for
@@ -45,6 +48,7 @@ class FastPool:
         self.ledger.give_way = weakref.WeakMethod(self._drop_near)
         self.counters = Counters()
         self.scratch = Scratch(self.ledger)
+        self._pinning: dict[torch.device, Pinning] = {}
         self._states = 0
 
     @property
@@ -102,11 +106,16 @@ class FastPool:
         if self._states == 0:
             self.scratch.clear()
 
-    def arena(self, shape: Shape) -> Arena:
-        """A place for the cold pages of stores of this shape."""
+    def cold(self, shape: Shape, ordinal: int) -> Cold:
+        """The cold pages of a new store of this shape."""
+        pinning = self._pinning.setdefault(shape.device, pinning_for(shape.device))
+        arena = self._arena(shape, pinning)
+        return Cold(shape, self._config, arena, self.scratch, self.ledger, self.counters, ordinal, pinning)
+
+    def _arena(self, shape: Shape, pinning: Pinning) -> Arena:
         config = self._config
         if config.ram_bytes is not None:
             folder = folder_for(config.spill_dir)
             segments = Segments(shape, config.page_tokens, folder, self._io, self.ledger, self.counters)
             return TieredArena(shape, config.page_tokens, self.ledger, self.counters, segments)
-        return RamArena(shape, self._config.page_tokens, self.ledger, self.scratch)
+        return RamArena(shape, self._config.page_tokens, self.ledger, self.scratch, pinning)

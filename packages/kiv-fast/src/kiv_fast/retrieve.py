@@ -46,8 +46,8 @@ class View:
 class Retrieval(NamedTuple):
     """What a block retrieves, each head its own; -1 fills up rows."""
 
-    candidates: torch.Tensor  # int64 [H, C], best first
-    selected: torch.Tensor  # int64 [H, R], cold positions counted from the first, ascending
+    candidates: torch.Tensor  # int64 [H, C] in RAM, best first
+    selected: torch.Tensor  # int64 [H, R] in RAM, cold positions counted from the first, ascending
     streamed: torch.Tensor | None  # bool [H], heads to attend exactly
 
 
@@ -64,16 +64,16 @@ class Result(NamedTuple):
 class Candidates(NamedTuple):
     """The candidates' tokens, pages in ascending order."""
 
-    pages: torch.Tensor  # int64 [H, C], -1 fills up rows
+    pages: torch.Tensor  # int64 [H, C] in RAM, -1 fills up rows
     raw: torch.Tensor  # [H, M, C * P], scale * q . k, minus infinity where a token is invalid
 
 
 def read_candidates(view: View, queries: Queries, pages: torch.Tensor) -> Candidates:
-    """Read and score the tokens of candidate pages, int64 ``[H, C]`` in any order with -1 anywhere (SPEC 4.5)."""
+    """Read and score the tokens of candidate pages, int64 ``[H, C]`` in RAM, in any order with -1 anywhere."""
     cold, size = view.cold, view.cold.config.page_tokens
     pages = pages.sort(dim=1).values
     known = pages.clamp(min=0)
-    ids, members = cold.page_ids(view.row, known).cpu(), queries.members
+    ids, members = view.row.page_ids(known), queries.members
     raw = members.new_empty(*members.shape[:2], ids.shape[1] * size)
     step = chunk_pages(cold.shape, size)
     for first in range(0, ids.shape[1], step):
@@ -84,9 +84,9 @@ def read_candidates(view: View, queries: Queries, pages: torch.Tensor) -> Candid
         torch.mul(members @ wide.transpose(1, 2), queries.scale, out=scores)
     unseen = None
     if view.cold_valid is not None:
-        unseen = ~view.cold_valid.view(-1, size)[known].flatten(1)  # [H, C * P]
+        unseen = ~view.cold_valid.view(-1, size)[cold.transfer.send(known)].flatten(1)  # [H, C * P]
     if view.filled < view.pages or cold.config.max_missed_mass is not None:
-        gone = (pages < 0).repeat_interleave(size, dim=1)
+        gone = cold.transfer.send(pages < 0).repeat_interleave(size, dim=1)
         unseen = gone if unseen is None else unseen | gone
     if unseen is not None:
         raw.masked_fill_(unseen[:, None], -torch.inf)
@@ -114,7 +114,7 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     heads = queries.query.shape[0]
     always = always_parts(queries, view.always, cold.scratch)
     sinks = None if queries.sink_logits is None else queries.sink_logits.flatten(1, 2)
-    none = torch.empty(heads, 0, dtype=torch.int64, device=queries.query.device)
+    none = torch.empty(heads, 0, dtype=torch.int64)
     if view.filled == 0:
         attended = attend_parts(always, [], sinks, view.finite)
         missed = torch.zeros_like(attended.exact, dtype=torch.float32) if bound else None
@@ -124,20 +124,23 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     best = candidates(cold, view.row, members, view.pages, min(config.candidate_pages, view.filled), config.group)
     tokens = read_candidates(view, queries, best)
     chosen = choose_tokens(view, tokens)
+    host = cold.transfer.fetch(chosen)
     streamed = None
     if config.max_missed_mass is not None:
-        best, tokens, chosen, streamed = enlarge(view, queries, members, best, tokens, chosen)
+        best, tokens, host, streamed = enlarge(view, queries, members, best, tokens, host)
+        chosen = cold.transfer.send(host)
 
     size = config.page_tokens
-    known = chosen.clamp(min=0)
-    ragged = bool((chosen < 0).any()) if view.cold_valid is not None or streamed is not None else False
+    known = host.clamp(min=0)
+    ragged = bool((host < 0).any()) if view.cold_valid is not None or streamed is not None else False
     page = tokens.pages.gather(1, known // size).clamp(min=0)
     offset = known % size
-    rows = cold.transfer.upload(cold.arena.values(cold.page_ids(view.row, page).cpu(), offset.cpu()))
+    rows = cold.transfer.upload(cold.arena.values(view.row.page_ids(page), offset))
     cold.counters.value_bytes_gathered += rows.numel() * rows.element_size()
     values = cold.scratch.convert("selected", rows, queries.query.dtype)
     logits = queries.cap(tokens.raw)
-    own = logits.gather(2, known[:, None].expand(-1, logits.shape[1], -1))
+    at = chosen.clamp(min=0) if ragged else chosen
+    own = logits.gather(2, at[:, None].expand(-1, logits.shape[1], -1))
     if ragged:
         own = own.masked_fill((chosen < 0)[:, None], -torch.inf)
         values = values.masked_fill((chosen < 0)[:, :, None], 0)
@@ -155,7 +158,7 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     missed = None
     if bound:
         missed = missed_bound(view, queries, best, mask)
-    selected = torch.where(chosen < 0, -1, page * size + offset)
+    selected = torch.where(host < 0, -1, page * size + offset)
     retrieval = Retrieval(best, selected, streamed)
     return Result(attended, retrieval, missed, *_rows_read(view, retrieval))
 
@@ -169,6 +172,6 @@ def _rows_read(view: View, retrieval: Retrieval) -> tuple[int, int]:
     rows = (retrieval.selected >= 0).sum(dim=1)
     if retrieval.streamed is not None:
         total = sum(view.row.table.counts[: view.pages])
-        counts = torch.where(retrieval.streamed, total, counts)
-        rows = torch.where(retrieval.streamed, total, rows)
+        streamed = view.cold.transfer.fetch(retrieval.streamed)
+        counts, rows = torch.where(streamed, total, counts), torch.where(streamed, total, rows)
     return int(counts.sum()), int(rows.sum())

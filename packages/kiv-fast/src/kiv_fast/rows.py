@@ -1,4 +1,7 @@
-"""The cold pages of one sequence on the device: ids, counts, and the summaries that no chapter holds yet."""
+"""The cold pages of one sequence: where they lie, and on the device the summaries that no chapter holds yet.
+
+Page tables are in RAM, like the pages: what is read there must be known there.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +9,35 @@ import torch
 
 from .host import Table
 from .layout import Row
+from .validate import Shape
 
 LEAST_NEAR = 16
 """Summaries that the first buffer has room for."""
 
 
 class ColdRow:
-    """The page table of one sequence, and the same as tensors on the device.
+    """The page table of one sequence, and the same as tensors.
+
+    Parameters
+    ----------
+    table : Row
+    shape : of the store
 
     Attributes
     ----------
-    table : Row
-    near : [capacity, H, 2 D]
+    near : [capacity, H, 2 D], on the device
         Summaries of the pages from `near_start` on, which the scan of chapters does not see: so that a step need not
         fetch them from RAM.
     near_start : int
     """
 
-    def __init__(self, table: Row, device: torch.device) -> None:
-        self.table = table
-        self._ids = Table((), torch.int64, device)
-        self._counts = Table((), torch.int64, device)
-        self.near = torch.empty(0, 0, 0, device=device)
+    def __init__(self, table: Row, shape: Shape) -> None:
+        host = torch.device("cpu")
+        self.table, self._device, self._count = table, shape.device, shape.heads
+        self._heads = torch.arange(shape.heads)[:, None]
+        self._ids = Table((), torch.int64, host)
+        self._counts = Table((), torch.int64, host)
+        self.near = torch.empty(0, 0, 0, device=shape.device)
         self.near_start = 0
         self.append(0)
 
@@ -57,16 +67,34 @@ class ColdRow:
         self.near[first - start : pages - start] = summaries
 
     def ids(self, first: int, stop: int) -> torch.Tensor:
-        """Page ids int64 ``[stop - first]``."""
+        """Page ids int64 ``[stop - first]``, in RAM."""
         return self._ids.tensor[first:stop]
 
     def counts(self, first: int, stop: int) -> torch.Tensor:
-        """Valid tokens of pages, int64 ``[stop - first]``."""
+        """Valid tokens of pages, int64 ``[stop - first]``, in RAM."""
         return self._counts.tensor[first:stop]
 
     def empty(self, first: int, stop: int) -> torch.Tensor:
-        """Whether pages have no valid token, bool ``[stop - first]``."""
-        return self.counts(first, stop) == 0
+        """Whether pages have no valid token, bool ``[stop - first]``, on the device."""
+        return (self.counts(first, stop) == 0).to(self._device, non_blocking=True)
+
+    def records(self, table: Table, first: int, stop: int) -> torch.Tensor:
+        """What a table in RAM has about pages: ``[stop - first, ...]``, a view if their ids are consecutive."""
+        if stop <= self.table.whole and first < stop:
+            at = self.table.pages[first]
+            return table.tensor[at : at + stop - first]
+        return table.tensor.index_select(0, self.ids(first, stop))
+
+    def page_ids(self, pages: torch.Tensor) -> torch.Tensor:
+        """Ids of pages, int64 of any shape, both in RAM."""
+        table = self.table
+        if table.pages and table.whole == len(table.pages):
+            return pages + table.pages[0] if table.pages[0] else pages
+        return self.ids(0, len(table.pages))[pages]
+
+    def units(self, pages: torch.Tensor) -> torch.Tensor:
+        """``id * H + head`` of pages int64 ``[H, K]``, each head its own, both in RAM."""
+        return self.page_ids(pages) * self._count + self._heads
 
 
 def near_capacity(pages: int) -> int:

@@ -100,7 +100,7 @@ class Scanner:
         if chapters[-1] - chapters[0] == len(chapters) - 1:
             at: Any = slice(chapters[0], chapters[-1] + 1)
         else:
-            at = chapters
+            at = torch.tensor(chapters, device=members.device)
         step, centre = self._step.tensor[at], self._centre.tensor[at]  # [c, H, 2 D]
         scaled = members * step[:, :, None]  # [c, H, M, 2 D]
         unit = (scaled.abs().amax(dim=3, keepdim=True) / QUERY_LEVELS).clamp_(min=torch.finfo(torch.float32).tiny)

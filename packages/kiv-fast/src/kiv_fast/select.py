@@ -68,11 +68,11 @@ def page_query(query: torch.Tensor, scale: float, spread_weight: float) -> torch
 
 
 def exact_scores(cold: Cold, row: ColdRow, members: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
-    """Scores ``[H, M, K]`` of some pages of a row, int64 ``[H, K]``, each head its own."""
+    """Scores ``[H, M, K]`` of some pages of a row, int64 ``[H, K]`` in RAM, each head its own."""
     heads, count = pages.shape
     cold.counters.pages_scored += heads * count
     width = members.shape[2]
-    picked = cold.gather(cold.index.keys, cold.units(row, pages).view(-1), width).view(heads, count, width)
+    picked = cold.gather(cold.index.keys, row.units(pages).view(-1), width).view(heads, count, width)
     return members @ picked.transpose(1, 2)
 
 
@@ -86,15 +86,15 @@ def all_scores(cold: Cold, row: ColdRow, members: torch.Tensor, first: int, stop
 
 
 def rank(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: int, group: Group) -> torch.Tensor:
-    """The `n` best of the first `pages` pages, best first, by exact scores of all: int64 ``[H, n]``."""
+    """The `n` best of the first `pages` pages, best first, by exact scores of all: int64 ``[H, n]``, in RAM."""
     scores = group_scores(all_scores(cold, row, members, 0, pages), group)
     if row.table.empty:
         scores.masked_fill_(row.empty(0, pages), -torch.inf)
-    return top(scores, n)
+    return cold.transfer.fetch(top(scores, n))
 
 
 def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: int, group: Group) -> torch.Tensor:
-    """The `n` best of the first `pages` pages, best first (SPEC 4.4): int64 ``[H, n]``.
+    """The `n` best of the first `pages` pages, best first (SPEC 4.4): int64 ``[H, n]``, in RAM.
 
     Parameters
     ----------
@@ -103,10 +103,10 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
     n : int
         At most the number of pages that have a valid token.
     """
-    chapters = cold.usable_chapters(row, pages)
-    if cold.scanner is None or not chapters or n == pages:
+    scanner, chapters = cold.chapters.scanner, cold.chapters.usable(row, pages)
+    if scanner is None or not chapters or n == pages:
         return rank(cold, row, members, pages, n, group)
-    quick, error = cold.scanner.scores(members, chapters)
+    quick, error = scanner.scores(members, chapters)
     seen = quick.shape[2]
     if row.table.empty:
         quick.masked_fill_(row.empty(0, seen), -torch.inf)
@@ -116,16 +116,18 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
     rough = (torch.exp(error)[:, None] @ terms)[:, 0] if group == "exp_sum" else terms.amax(dim=1)  # [H, seen]
     # Whatever may be the maximum of a member, by which all terms are scaled, is looked at first and in any case.
     rough.masked_fill_((quick >= best - 2 * error[:, :, None]).any(dim=1), torch.inf)
-    after = torch.arange(seen, pages, device=rough.device).expand(rough.shape[0], -1)
+    after = torch.arange(seen, pages).expand(rough.shape[0], -1)
     width = min(seen, LOOK_PAGES * n)
     while True:
         # The pages that look best, as they are: their scores give the threshold that others must be able to reach.
         picked = rough.topk(width, dim=1).indices.sort(dim=1).values
-        known = torch.cat([_look(cold, row, members, picked), rest], dim=2)
+        looked = cold.transfer.fetch(picked)
+        known = torch.cat([_look(cold, row, members, looked), rest], dim=2)
         most = known.amax(dim=2, keepdim=True)
         scores = group_scores(known, group, most)
         chosen = top(scores, n)
         if width == seen:
+            chosen = cold.transfer.fetch(chosen)
             break
         threshold = scores.gather(1, chosen[:, -1:])  # [H, 1]
         if group == "max":
@@ -135,16 +137,19 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
             high = (torch.exp(best + error[:, :, None] + 1e-4 - most).transpose(1, 2) @ terms)[:, 0]
             # A threshold that has lost terms to underflow excludes nothing.
             high.masked_fill_((rough == torch.inf) | (threshold < LEAST_SCORE), torch.inf)
-        if not bool((high.scatter_(1, picked, -torch.inf).amax(dim=1, keepdim=True) >= threshold).any()):
+        missing = (high.scatter_(1, picked, -torch.inf).amax(dim=1, keepdim=True) >= threshold).any()
+        chosen, more = cold.transfer.fetch_both(chosen, missing)
+        if not more:
             break
         width = min(seen, 2 * width)
-    cold.counters.pages_pruned += picked.shape[0] * (seen - width)
-    return torch.cat([picked, after], dim=1).gather(1, chosen)
+    cold.counters.pages_pruned += looked.shape[0] * (seen - width)
+    return torch.cat([looked, after], dim=1).gather(1, chosen)
 
 
 def _look(cold: Cold, row: ColdRow, members: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
-    """Exact scores ``[H, M, K]`` of pages int64 ``[H, K]``; minus infinity where a page is empty."""
+    """Exact scores ``[H, M, K]`` of pages int64 ``[H, K]`` in RAM; minus infinity where a page is empty."""
     scores = exact_scores(cold, row, members, pages)
     if row.table.empty:
-        scores.masked_fill_((row.counts(0, len(row.table.pages))[pages] == 0)[:, None], -torch.inf)
+        empty = row.counts(0, len(row.table.pages))[pages] == 0
+        scores.masked_fill_(cold.transfer.send(empty)[:, None], -torch.inf)
     return scores

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Sequence
 
 READAHEAD_RANDOM = getattr(os, "POSIX_FADV_RANDOM", None)
 READAHEAD_NEEDED = getattr(os, "POSIX_FADV_WILLNEED", None)
+
+NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
+"""What file systems and kernels without unnamed files answer."""
 
 
 class FileIO:
@@ -21,11 +25,15 @@ class FileIO:
             try:
                 return os.open(folder, flags | unnamed, 0o600)
             except OSError as error:
-                if not os.path.isdir(folder):
+                if error.errno not in NO_UNNAMED:
                     raise
-                del error  # a file system without unnamed files: one with a name, removed at once
+        # No unnamed files here: one with a name, removed at once.
         handle, path = tempfile.mkstemp(prefix="kiv-", dir=folder)  # mode 0600
-        os.unlink(path)
+        try:
+            os.unlink(path)
+        except BaseException:
+            os.close(handle)
+            raise
         return handle
 
     def allocate(self, handle: int, nbytes: int) -> None:
@@ -61,7 +69,7 @@ def write_all(io: FileIO, handle: int, buffer: memoryview, offset: int) -> None:
     while done < len(buffer):
         count = io.write(handle, buffer[done:], offset + done)
         if count <= 0:
-            raise OSError(5, f"wrote {done} of {len(buffer)} bytes")
+            raise OSError(errno.EIO, f"wrote {done} of {len(buffer)} bytes")
         done += count
 
 
@@ -71,5 +79,5 @@ def read_all(io: FileIO, handle: int, buffer: memoryview, offset: int) -> None:
     while done < len(buffer):
         count = io.read(handle, [buffer[done:]], offset + done)
         if count <= 0:
-            raise OSError(5, f"read {done} of {len(buffer)} bytes")
+            raise OSError(errno.EIO, f"read {done} of {len(buffer)} bytes")
         done += count

@@ -30,6 +30,7 @@ MOST_BYTES = 128 << 20
 
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+READING = "read a page"
 
 
 def header(shape: Shape, page_tokens: int, pages: int) -> bytes:
@@ -68,7 +69,8 @@ def folder_for(configured: str | os.PathLike[str] | None) -> str:
     place = tempfile.gettempdir()
     if not in_memory(place):
         return place
-    cache = platformdirs.user_cache_path("kiv", ensure_exists=True)
+    cache = platformdirs.user_cache_path("kiv")
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     warnings.warn(f"{place} is kept in memory; cold pages spill to {cache} instead.", RuntimeWarning, stacklevel=2)
     return os.fspath(cache)
 
@@ -152,13 +154,13 @@ class Segments:
         except OSError as error:
             self._ledger.give(disk=nbytes)
             if handle >= 0:
-                self._io.close(handle)
+                self._close(handle)
             raise self._failed(error, "make a segment", 0, nbytes) from error
         self._segments.append(Segment(handle, wanted, len(head), nbytes, list(range(wanted - 1, -1, -1))))
 
     def _failed(self, error: OSError, what: str, offset: int, nbytes: int) -> KIVError:
         where = f"{error.strerror or error} on bytes {offset} to {offset + nbytes} of a scratch file in {self._folder}"
-        if error.errno in FULL:
+        if error.errno in FULL and what != READING:
             rule = f"the disk tier must have room to {what} (SPEC 10.2)"
             return refuse(KIVBudgetError, rule, where, "Free disk space, or set spill_dir to a larger disk.")
         rule = f"the disk tier must be able to {what} (SPEC 10.1)"
@@ -191,15 +193,18 @@ class Segments:
 
     def read(self, runs: list[tuple[int, int, memoryview]]) -> None:
         """Fill buffers from (file, offset)."""
-        if len(runs) > 1:
+        offset, nbytes = 0, 0
+        try:
+            if len(runs) > 1:
+                for handle, offset, buffer in runs:
+                    nbytes = len(buffer)
+                    self._io.will_need(handle, offset, nbytes)
             for handle, offset, buffer in runs:
-                self._io.will_need(handle, offset, len(buffer))
-        for handle, offset, buffer in runs:
-            try:
+                nbytes = len(buffer)
                 read_all(self._io, handle, buffer, offset)
-            except OSError as error:
-                raise self._failed(error, "read a page", offset, len(buffer)) from error
-            self._counters.disk_bytes_read += len(buffer)
+                self._counters.disk_bytes_read += nbytes
+        except OSError as error:
+            raise self._failed(error, READING, offset, nbytes) from error
 
     def drop(self, page: int) -> None:
         """Forget a page; an empty segment is closed."""
@@ -210,9 +215,18 @@ class Segments:
         """Close the segments that hold nothing."""
         for segment in [s for s in self._segments if len(s.free) == s.pages]:
             self._segments.remove(segment)
-            self._io.close(segment.handle)
             self._ledger.give(disk=segment.nbytes)
+            self._close(segment.handle)
+
+    def _close(self, handle: int) -> None:
+        """A file that nobody needs any more: the system takes it back, whatever it says about it."""
+        try:
+            self._io.close(handle)
+        except OSError as error:
+            warnings.warn(
+                f"a scratch file in {self._folder} was not closed well: {error}", RuntimeWarning, stacklevel=2
+            )
 
     def __del__(self) -> None:
         for segment in getattr(self, "_segments", []):
-            self._io.close(segment.handle)
+            self._close(segment.handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from kiv_reference.errors import KIVStorageError, refuse
 
 from .host import reserve
 
@@ -19,7 +20,10 @@ class Staging:
         """`count` rows ``[count, width]`` and their bytes."""
         if count > self._count:
             reserved = reserve(count * self._width, self._dtype)
-            assert reserved is not None, "the disk tier needs anonymous mappings"
+            if reserved is None:
+                need = f"{count * self._width * self._dtype.itemsize} bytes"
+                rule = "the disk tier needs memory of its own to read into (SPEC 10.1)"
+                raise refuse(KIVStorageError, rule, f"no mapping of {need}", "Raise the limit on address space.")
             self._flat, mapping = reserved
             self._bytes, self._count = memoryview(mapping), count
         size = count * self._width

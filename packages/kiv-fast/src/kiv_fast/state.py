@@ -33,8 +33,8 @@ class State:
     def __init__(self, shape: Shape, config: KIVConfig, pool: FastPool, ordinal: int, cold: Cold | None = None) -> None:
         self.shape, self.config = shape, config
         self._pool, self._ordinal = pool, ordinal
-        self.cold = cold or Cold(shape, config, pool.arena(shape), pool.scratch, pool.ledger, pool.counters, ordinal)
-        self.rows = [ColdRow(Row(), shape.device) for _ in range(shape.batch)]
+        self.cold = cold or pool.cold(shape, ordinal)
+        self.rows = [ColdRow(Row(), shape) for _ in range(shape.batch)]
         self.recent = Recent(shape, config)
         self.length = 0
         self.pages = 0  # cold pages of each row that have left the hot window
@@ -204,7 +204,7 @@ class State:
     def drop_near(self) -> None:
         """Give back the device memory of summaries that RAM holds as well."""
         for row in self.rows:
-            self.cold.drop_near(row)
+            self.cold.chapters.drop_near(row)
 
     def release(self) -> None:
         """Give back everything."""

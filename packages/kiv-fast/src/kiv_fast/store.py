@@ -13,7 +13,7 @@ from .call import answer
 from .partition import blocks
 from .state import State
 from .trace import BlockTrace, report
-from .validate import all_finite, check_append, check_finite, check_modifiers, check_query, check_rows
+from .validate import check_append, check_finite, check_modifiers, check_query, check_rows, finite_sums
 
 if TYPE_CHECKING:
     from .pool import FastPool
@@ -81,11 +81,13 @@ class FastStore:
         shape = check_append(key, value, valid, None if state is None else state.shape)
         if valid is not None and bool(valid.all()):
             valid = None
-        check_finite("key", key, valid)
+        good_keys, finite = finite_sums(key, value)
+        if not good_keys:
+            check_finite("key", key, valid)
         if valid is not None:
             seen = valid[:, None, :, None]
             key, value = key.masked_fill(~seen, 0), value.masked_fill(~seen, 0)
-        finite = all_finite(value)
+        finite = finite or bool(torch.isfinite(value).all())
         if state is None:
             state = State(shape, self._config, self._pool, self._ordinal)
             try:
@@ -116,7 +118,8 @@ class FastStore:
         assert state is not None, "a shape without a state"
         first = state.length - self._pending
         valid = state.valid(first, state.length)
-        check_finite("query", query, valid)
+        if not all(finite_sums(query)):
+            check_finite("query", query, valid)
         sinks = check_modifiers(query, scale, softcap, sink_logits)
         if valid is not None:
             query = query.masked_fill(~valid[:, None, :, None], 0)

@@ -1,185 +1,29 @@
-"""Cold pages in RAM as far as `ram_bytes` goes, and beyond it on disk.
+"""Reading pages that are partly in RAM and partly on disk.
 
-RAM holds two kinds of things: *resident* pages, keys and values, that are nowhere else; and copies of *keys* of pages
-on disk, the cache, by (page, head). Residents leave for the disk least recently used first; their keys stay on as cache
-while there is room. Values of pages on disk are read row by row, straight from the file.
+Keys come from RAM, from the cache, or page by page from a file; values of pages on disk are read row by row.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
-from kiv_reference.report import TierBytes
 
-from .host import Table
-from .layout import IdPool
 from .ledger import Counters, Ledger
+from .residence import Residence
 from .spill import Segments
 from .staging import Staging, joined
 from .validate import Shape
 
-CACHE_SHARE = 4
-"""A quarter of the RAM in use goes to the key cache before residents are kept for it."""
 
-CONVERT_PAGES = 8
-"""Residents that one step may move to disk to make room for the cache."""
-
-
-class TieredArena:
-    """An `Arena` under a RAM budget.
-
-    Parameters
-    ----------
-    shape, page_tokens : of the pages
-    segments : Segments
-    """
+class TieredArena(Residence):
+    """An `Arena` under a RAM budget; parameters as for `Residence`."""
 
     def __init__(self, shape: Shape, page_tokens: int, ledger: Ledger, counters: Counters, segments: Segments) -> None:
-        host = torch.device("cpu")
-        self._shape, self._page_tokens = shape, page_tokens
-        self._ledger, self._counters, self._segments = ledger, counters, segments
-        self._key = Table((page_tokens * shape.key_width,), shape.dtype, host)  # by key slot
-        self._value = Table((shape.heads, page_tokens * shape.value_width), shape.dtype, host)  # by value slot
-        self._key_slots, self._value_slots = IdPool(), IdPool()
-        self._resident: OrderedDict[int, int] = OrderedDict()  # page: value slot
-        self._slot: dict[int, int] = {}  # page * H + head: key slot
-        self._cached: OrderedDict[int, None] = OrderedDict()  # units in RAM whose page is on disk
+        super().__init__(shape, page_tokens, ledger, counters, segments)
         self._staging = (
             Staging(shape.dtype, page_tokens * shape.key_width),
             Staging(shape.dtype, page_tokens * shape.value_width),
             Staging(shape.dtype, shape.value_width),
         )
-        self._outgoing = (
-            Staging(shape.dtype, page_tokens * shape.key_width),
-            Staging(shape.dtype, page_tokens * shape.value_width),
-        )
-        self._promised = 0
-
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of one page."""
-        return self._shape.token_bytes * self._page_tokens
-
-    def promise(self, pages: int) -> TierBytes:
-        """Book RAM for as many of the pages as fit, and room on disk for the others or those that they displace."""
-        self._ledger.give(ram=self._promised * self.page_bytes)
-        self._promised = 0
-        room = self._ledger.room(1)
-        fit = pages if room is None else min(pages, max(0, room) // self.page_bytes)
-        if pages > fit:
-            self._segments.ensure(pages - fit)
-        elif pages == 0:
-            self._segments.trim()
-        self._ledger.take(ram=fit * self.page_bytes)
-        self._promised = fit
-        return TierBytes(0, fit * self.page_bytes, (pages - fit) * self.page_bytes)
-
-    def give_way(self, nbytes: int) -> None:
-        """Copies of keys go first, then residents to disk."""
-        while (room := self._ledger.room(1)) is not None and room < nbytes:
-            if self._cached:
-                self._uncache(next(iter(self._cached)))
-            elif self._resident:
-                self._segments.ensure(1)
-                self._spill(next(iter(self._resident)))
-            else:
-                return
-
-    def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor) -> None:
-        """Store pages; the least recently used go to disk, written whole before anything is forgotten."""
-        if len(ids) > self._promised + self._segments.free:
-            self.promise(len(ids))
-        spilled = max(0, len(ids) - self._promised)
-        old = list(self._resident)[:spilled]
-        direct = spilled - len(old)
-        try:
-            for page in old:
-                self._spill(page)
-            for number in range(direct):
-                self._to_disk(ids[number], key[number], value[number])
-        except BaseException:
-            for page in ids[:direct]:
-                if page in self._segments:
-                    self._segments.drop(page)
-            raise
-        self._make_room(len(ids) - direct - self._promised)
-        for number in range(direct, len(ids)):
-            self._keep(ids[number], key[number], value[number])
-        self._promised = max(0, self._promised - (len(ids) - direct))
-
-    def _make_room(self, pages: int) -> None:
-        """RAM for so many pages beyond the promised ones: what was just spilled left at least that much."""
-        need = pages * self.page_bytes
-        room = self._ledger.room(1)
-        while need > 0 and room is not None and room < need:
-            self._uncache(next(iter(self._cached)))
-            room = self._ledger.room(1)
-        if need > 0:
-            self._ledger.take(ram=need)
-
-    def _keep(self, page: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Put a page ``[H, P, D]``, ``[H, P, DV]`` into RAM that is already booked."""
-        heads = self._shape.heads
-        slots = self._key_slots.take(heads)
-        self._key.ensure(self._key_slots.top)
-        for head, slot in enumerate(slots):
-            self._key.tensor[slot] = key[head].reshape(-1)
-            self._slot[page * heads + head] = slot
-        (self._resident[page],) = self._value_slots.take(1)
-        self._value.ensure(self._value_slots.top)
-        self._value.tensor[self._resident[page]] = value.flatten(1)
-
-    def _to_disk(self, page: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        heads = self._shape.heads
-        buffers: list[memoryview] = []
-        for staging, part in zip(self._outgoing, (key, value), strict=True):
-            rows, bytes_ = staging.rows(heads)
-            rows.copy_(part.reshape(heads, -1))
-            buffers.append(bytes_)
-        self._segments.write(page, *buffers)
-
-    def _spill(self, page: int) -> None:
-        """Move a resident page to disk; its keys stay as cache, its values leave RAM."""
-        heads = self._shape.heads
-        slots = [self._slot[page * heads + head] for head in range(heads)]
-        slot = self._resident[page]
-        self._to_disk(page, self._key.tensor[slots], self._value.tensor[slot])
-        del self._resident[page]
-        self._value_slots.drop([slot])
-        self._value.forget(slot)
-        self._ledger.give(ram=self._value.record_bytes)
-        for head in range(heads):
-            self._cached[page * heads + head] = None
-
-    def _uncache(self, unit: int) -> None:
-        """Drop a copy of keys."""
-        del self._cached[unit]
-        slot = self._slot.pop(unit)
-        self._key_slots.drop([slot])
-        self._key.forget(slot)
-        self._ledger.give(ram=self._key.record_bytes)
-        self._counters.cache_evictions += 1
-
-    def free(self, ids: list[int]) -> None:
-        """Release pages wherever they are."""
-        heads = self._shape.heads
-        for page in ids:
-            if page in self._segments:
-                self._segments.drop(page)
-                for unit in range(page * heads, (page + 1) * heads):
-                    if unit in self._cached:
-                        self._uncache(unit)
-                continue
-            slots = [self._slot.pop(page * heads + head) for head in range(heads)]
-            self._key_slots.drop(slots)
-            slot = self._resident.pop(page)
-            self._value_slots.drop([slot])
-            self._value.forget(slot)
-            for old in slots:
-                self._key.forget(old)
-            self._ledger.give(ram=self.page_bytes)
-        self._segments.trim()
 
     def keys(self, ids: torch.Tensor) -> torch.Tensor:
         """Gather candidate keys from RAM, the cache and the disk."""
@@ -205,48 +49,8 @@ class TieredArena:
             where.append((handle, offset + head * size, at * size))
         self._segments.read(joined(where, size, buffer))
         if cache:
-            self._touch(units, missing, rows)
+            self.touch(units, missing, rows)
         return rows
-
-    def _touch(self, units: list[int], missing: list[int], rows: torch.Tensor) -> None:
-        """Note what was used, and keep what had to be read."""
-        heads = self._shape.heads
-        for unit in units:
-            if unit in self._cached:
-                self._cached.move_to_end(unit)
-                self._counters.cache_hits += 1
-            elif (page := unit // heads) in self._resident:
-                self._resident.move_to_end(page)
-        self._counters.cache_misses += len(missing)
-        used = set(units)
-        if missing:
-            self._convert()
-        size = self._key.record_bytes
-        for at in missing:
-            unit = units[at]
-            room = self._ledger.room(1)
-            if room is not None and room < size:
-                oldest = next(iter(self._cached), None)
-                if oldest is None or oldest in used:
-                    return
-                self._uncache(oldest)
-            if unit in self._slot:
-                continue
-            self._ledger.take(ram=size)
-            (slot,) = self._key_slots.take(1)
-            self._key.ensure(slot + 1)
-            self._key.tensor[slot] = rows[at]
-            self._slot[unit] = slot
-            self._cached[unit] = None
-
-    def _convert(self) -> None:
-        """Move a few residents to disk while the cache has less than its share of the RAM."""
-        for _ in range(CONVERT_PAGES):
-            cache = len(self._cached) * self._key.record_bytes
-            held = cache + len(self._resident) * self.page_bytes
-            if not self._resident or self._segments.free == 0 or cache * CACHE_SHARE >= held:
-                return
-            self._spill(next(iter(self._resident)))
 
     def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """Gather selected value rows from RAM and, row by row, from the disk."""
@@ -288,11 +92,3 @@ class TieredArena:
         torch.index_select(flat, 0, torch.tensor(picks, dtype=torch.int64), out=rows)
         self._segments.read(joined(where, unit, buffer))
         return key.view(heads, -1, self._shape.key_width), rows.view(heads, -1, self._shape.value_width)
-
-    def pages_on_disk(self, ids: list[int]) -> int:
-        """How many of the pages are on disk."""
-        return sum(1 for page in ids if page in self._segments) if len(self._segments) else 0
-
-    def close(self) -> None:
-        """Give the promise back; pages go with their holders."""
-        self.promise(0)

@@ -23,12 +23,16 @@ class Event(Protocol):
 class Streams(Protocol):
     """The parts of a device's runtime that a transfer needs."""
 
-    def pinned(self, count: int, dtype: torch.dtype) -> torch.Tensor:
-        """Host memory for `count` numbers, pinned if the system allows."""
+    def pinned(self, nbytes: int) -> torch.Tensor:
+        """Host memory, uint8 ``[nbytes]``, pinned if the system allows."""
         ...
 
     def copy(self, host: torch.Tensor) -> torch.Tensor:
         """Begin to copy to the device."""
+        ...
+
+    def send(self, host: torch.Tensor) -> torch.Tensor:
+        """Ordinary memory on the device; the runtime has taken what it needs of it when this returns."""
         ...
 
     def record(self) -> Event:
@@ -43,6 +47,18 @@ class Transfer(Protocol):
         """`host` on the device; the caller may overwrite `host` as soon as this returns."""
         ...
 
+    def send(self, host: torch.Tensor) -> torch.Tensor:
+        """A few numbers in ordinary memory on the device, without a slot and without a wait."""
+        ...
+
+    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` on the host, which waits until the device has computed it."""
+        ...
+
+    def fetch_both(self, tensor: torch.Tensor, flag: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Integers and one truth on the host, in one wait."""
+        ...
+
 
 class NullTransfer:
     """For stores on the CPU: the rows are where they are needed, until the next gather."""
@@ -50,6 +66,18 @@ class NullTransfer:
     def upload(self, host: torch.Tensor) -> torch.Tensor:
         """Return `host` itself."""
         return host
+
+    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return `tensor` itself."""
+        return tensor
+
+    def send(self, host: torch.Tensor) -> torch.Tensor:
+        """Return `host` itself."""
+        return host
+
+    def fetch_both(self, tensor: torch.Tensor, flag: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Return `tensor` itself, and what the flag says."""
+        return tensor, bool(flag)
 
 
 class StagedTransfer:
@@ -68,14 +96,27 @@ class StagedTransfer:
         if held is not None:
             buffer, event = held
             event.wait()
-        count = host.numel()
-        if buffer is None or buffer.dtype != host.dtype or buffer.numel() < count:
-            buffer = self._streams.pinned(1 << max(0, count - 1).bit_length(), host.dtype)
-        slot = buffer[:count].view(host.shape)
+        nbytes = host.numel() * host.element_size()
+        if buffer is None or buffer.numel() < nbytes:
+            buffer = self._streams.pinned(1 << max(0, nbytes - 1).bit_length())
+        slot = buffer[:nbytes].view(host.dtype).view(host.shape)
         slot.copy_(host)
         out = self._streams.copy(slot)
         self._slots[turn] = (buffer, self._streams.record())
         return out
+
+    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Copy, and wait."""
+        return tensor.cpu()
+
+    def send(self, host: torch.Tensor) -> torch.Tensor:
+        """Copy."""
+        return self._streams.send(host)
+
+    def fetch_both(self, tensor: torch.Tensor, flag: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Copy both side by side."""
+        told = torch.cat([tensor.flatten(), flag.to(tensor.dtype).view(1)]).cpu()
+        return told[:-1].view(tensor.shape), bool(told[-1])
 
 
 class CudaStreams:
@@ -84,16 +125,20 @@ class CudaStreams:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def pinned(self, count: int, dtype: torch.dtype) -> torch.Tensor:
+    def pinned(self, nbytes: int) -> torch.Tensor:
         """Pinned memory, or ordinary memory with a warning."""
         try:
-            return torch.empty(count, dtype=dtype, pin_memory=True)
+            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
         except RuntimeError as error:
             warnings.warn(f"host memory was not pinned ({error}): copies will be slow", RuntimeWarning, stacklevel=2)
-            return torch.empty(count, dtype=dtype)
+            return torch.empty(nbytes, dtype=torch.uint8)
 
     def copy(self, host: torch.Tensor) -> torch.Tensor:
         """Asynchronous on the current stream, where the arithmetic that follows waits for it."""
+        return host.to(self._device, non_blocking=True)
+
+    def send(self, host: torch.Tensor) -> torch.Tensor:
+        """As `copy`; from memory that is not pinned, the driver takes the numbers before it returns."""
         return host.to(self._device, non_blocking=True)
 
     def record(self) -> Event:

@@ -66,15 +66,13 @@ def check_append(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | N
     return shape
 
 
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether every number is finite; a sum decides unless it is not finite itself."""
-    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+def finite_sums(*tensors: torch.Tensor) -> list[bool]:
+    """Whether the sum of each is finite, which tells that all its numbers are; one wait for all."""
+    return [math.isfinite(total) for total in torch.stack([tensor.sum() for tensor in tensors]).tolist()]
 
 
 def check_finite(what: str, tensor: torch.Tensor, valid: torch.Tensor | None) -> None:
     """Refuse NaN and infinity in ``[B, heads, n, D]`` at valid positions, bool ``[B, n]`` (SPEC 2.5)."""
-    if math.isfinite(tensor.sum().item()):
-        return
     finite = torch.isfinite(tensor).all(dim=3).all(dim=1)  # [B, n]
     if valid is not None:
         finite = finite | ~valid

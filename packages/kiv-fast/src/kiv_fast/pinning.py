@@ -1,0 +1,138 @@
+"""Host memory that a device reaches by itself: tables in RAM, registered slab by slab as they come into use.
+
+A slab is registered once and stays until its table goes. The memory of a registered page must not be given back before:
+the device would keep the old one.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+LEAST_BYTES = 1 << 20
+MOST_BYTES = 16 << 20
+"""The first slab of a table, and the largest: each is as large as all before it, within these."""
+
+SHARE = 4
+"""At most one part in so many of the machine's memory is pinned: what is pinned is lost to everything else."""
+
+
+@dataclass
+class Region:
+    """A mapping of which a beginning is pinned.
+
+    Attributes
+    ----------
+    address, nbytes : int
+    slabs : list of int
+        Bytes of the pinned slabs, side by side from the beginning on.
+    """
+
+    address: int
+    nbytes: int
+    slabs: list[int] = field(default_factory=list[int])
+
+    @property
+    def pinned(self) -> int:
+        """Bytes that are pinned, from the beginning on."""
+        return sum(self.slabs)
+
+
+class Runtime(Protocol):
+    """The two calls of a device's runtime. Both raise RuntimeError."""
+
+    def register(self, address: int, nbytes: int) -> None:
+        """Pin memory."""
+        ...
+
+    def unregister(self, address: int) -> None:
+        """Release what was registered at `address`."""
+        ...
+
+
+class Pinning(Protocol):
+    """What becomes of tables as they come into use."""
+
+    def cover(self, region: Region, nbytes: int) -> None:
+        """The first `nbytes` of a region are in use from now on."""
+        ...
+
+    def release(self, region: Region) -> None:
+        """The region is about to go."""
+        ...
+
+
+class NullPinning:
+    """For stores on the CPU."""
+
+    def cover(self, region: Region, nbytes: int) -> None:
+        """Leave the memory as it is."""
+
+    def release(self, region: Region) -> None:
+        """Nothing was done."""
+
+
+class SlabPinning:
+    """Slabs of powers of two; after the first failure ordinary memory, with one warning.
+
+    Parameters
+    ----------
+    runtime : Runtime
+    limit_bytes : int
+        Of all regions together.
+    """
+
+    def __init__(self, runtime: Runtime, limit_bytes: int) -> None:
+        self._runtime, self._limit = runtime, limit_bytes
+        self._held = 0
+        self._failed = False
+
+    def cover(self, region: Region, nbytes: int) -> None:
+        """Register slabs until so much is pinned."""
+        while not self._failed and (done := region.pinned) < nbytes:
+            slab = min(max(done, LEAST_BYTES), MOST_BYTES)
+            if done + slab > region.nbytes:
+                return  # the very end of the addresses that were reserved
+            try:
+                if self._held + slab > self._limit:
+                    raise RuntimeError(f"{self._held} bytes are pinned, and {self._limit} are the most")
+                self._runtime.register(region.address + done, slab)
+            except RuntimeError as error:
+                self._failed = True
+                rule = f"host memory is not pinned from here on ({error}): copies will be slower"
+                warnings.warn(rule, RuntimeWarning, stacklevel=2)
+            else:
+                region.slabs.append(slab)
+                self._held += slab
+
+    def release(self, region: Region) -> None:
+        """Unregister the slabs of a region."""
+        while region.slabs:
+            slab = region.slabs.pop()
+            self._held -= slab
+            self._runtime.unregister(region.address + region.pinned)
+
+
+class CudaRuntime:
+    """CUDA's registration of host memory. Written from the documentation; not run by this project's tests."""
+
+    def register(self, address: int, nbytes: int) -> None:
+        """Pin memory."""
+        cudart: Any = torch.cuda.cudart()
+        torch.cuda.check_error(int(cudart.cudaHostRegister(address, nbytes, 0)))
+
+    def unregister(self, address: int) -> None:
+        """Release it."""
+        cudart: Any = torch.cuda.cudart()
+        torch.cuda.check_error(int(cudart.cudaHostUnregister(address)))
+
+
+def pinning_for(device: torch.device) -> Pinning:
+    """What to do for stores on `device`."""
+    if device.type != "cuda":
+        return NullPinning()
+    return SlabPinning(CudaRuntime(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // SHARE)

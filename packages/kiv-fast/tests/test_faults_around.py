@@ -1,0 +1,146 @@
+"""What happens around the disk tier: the process killed, signals, files cut short, folders deleted, memory refused."""
+
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from fast_helpers import draw, feed
+from faulty_disk import CHUNKS, METHODS, Faulty, steady
+from kiv_fast import FastPool, staging
+from kiv_fast.shim import FileIO
+from kiv_reference.errors import KIVStorageError, KIVUsageError
+
+
+class Killing(Faulty):
+    """The process ends at the n-th call, as kill -9 ends it."""
+
+    def fault(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("unnamed", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_kill_9_leaves_no_file(small, method, unnamed, tmp_path, monkeypatch):
+    if not unnamed:
+        monkeypatch.setattr(os, "O_TMPFILE", 0)
+    data = draw(5, sum(CHUNKS))
+    counting = Faulty()
+    pool = FastPool(small, counting)
+    feed(pool.layer_store(), data, CHUNKS)
+    pool.close()
+    for at in {1, (counting.calls[method] + 1) // 2, counting.calls[method]}:
+        child = os.fork()
+        if child == 0:
+            try:
+                pool = FastPool(small, Killing(method, at))
+                feed(pool.layer_store(), data, CHUNKS)
+                pool.close()
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), "the call was never made"
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_with_many_tables_can_fork(config):
+    stores = [FastPool(config).layer_store() for _ in range(8)]
+    for store in stores:
+        feed(store, draw(5, 60), [60])
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_signals_interrupt_nothing(small, config):
+    data = draw(5, sum(CHUNKS))
+    expected = feed(FastPool(config).layer_store(), data, CHUNKS)
+    seen = []
+    before = signal.signal(signal.SIGALRM, lambda *_: seen.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        output = feed(FastPool(small).layer_store(), data, CHUNKS)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(seen) > 10
+    assert torch.equal(output, expected)
+
+
+def test_a_file_cut_short_is_an_error_and_no_zeros(small):
+    io = Faulty()
+    pool = FastPool(small, io)
+    store, data = pool.layer_store(), draw(5, sum(CHUNKS))
+    feed(store, data, CHUNKS)
+    assert io.open
+    for handle in io.open:
+        os.ftruncate(handle, 4096)
+    with pytest.raises(KIVStorageError, match=r"read 0 of \d+ bytes on bytes \d+ to \d+ of a scratch file"):
+        store.crop(8)
+    assert store.length == sum(CHUNKS)
+    store.reset()
+    assert pool.memory() == (0, 0, 0)
+    assert not io.open
+    assert steady(store, data)[1] == []
+
+
+def test_a_folder_that_is_deleted_keeps_what_it_holds(small, config, tmp_path):
+    place = tmp_path / "spill"
+    place.mkdir()
+    data = draw(5, sum(CHUNKS))
+    expected = feed(FastPool(config).layer_store(), data, CHUNKS)
+    pool = FastPool(replace(small, spill_dir=place))
+    store, late = pool.layer_store(), FastPool(replace(small, spill_dir=place))
+    half = CHUNKS[: len(CHUNKS) // 2]
+    first = feed(store, data, half)
+    place.rmdir()
+    rest = tuple(part[:, :, sum(half) :] for part in data)
+    assert torch.equal(torch.cat([first, feed(store, rest, CHUNKS[len(half) :])], dim=2), expected)
+    with pytest.raises(KIVUsageError, match="existing folder"):
+        late.layer_store().append(*data[:2])
+    assert late.memory() == (0, 0, 0)
+
+
+def test_memory_that_is_refused_is_named(small, config, monkeypatch):
+    data = draw(5, sum(CHUNKS))
+    expected = feed(FastPool(config).layer_store(), data, CHUNKS)
+    real, calls = staging.reserve, []
+
+    def reserve(count, dtype):
+        calls.append(count)
+        return None if len(calls) in (1, 7, 8) else real(count, dtype)
+
+    monkeypatch.setattr(staging, "reserve", reserve)
+    pool = FastPool(small)
+    output, errors = steady(pool.layer_store(), data)
+    assert [type(error) for error in errors] == [KIVStorageError] * 3
+    assert "memory of its own" in str(errors[0])
+    assert torch.equal(output, expected)
+    pool.close()
+    assert pool.memory() == (0, 0, 0)
+
+
+def test_nobody_else_can_open_a_file(tmp_path, monkeypatch):
+    for flag in (os.O_TMPFILE, 0):
+        monkeypatch.setattr(os, "O_TMPFILE", flag)
+        handle = FileIO().create(str(tmp_path))
+        status = os.fstat(handle)
+        assert (status.st_mode & 0o777, status.st_nlink) == (0o600, 0)
+        assert not os.get_inheritable(handle)
+        os.close(handle)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_lose_its_name_is_closed(tmp_path, monkeypatch):
+    def unlink(path):
+        raise PermissionError("sticky")
+
+    monkeypatch.setattr(os, "O_TMPFILE", 0)
+    monkeypatch.setattr(os, "unlink", unlink)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(PermissionError):
+        FileIO().create(str(tmp_path))
+    assert len(os.listdir("/proc/self/fd")) == before

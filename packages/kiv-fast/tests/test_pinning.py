@@ -1,0 +1,155 @@
+"""Registering host memory, against a runtime that keeps book of what was registered."""
+
+import gc
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from fast_helpers import draw, feed
+from kiv_fast import FastPool, host, pinning, pool
+from kiv_fast.host import Table
+from kiv_fast.pinning import NullPinning, SlabPinning, pinning_for
+
+CHUNKS = [3000, *[1] * 20]
+
+
+class BookKeeper:
+    """Refuses what a runtime would refuse, and more from the n-th registration on."""
+
+    def __init__(self, fail_at=None):
+        self.slabs, self.calls, self.fail_at = {}, 0, fail_at
+
+    def register(self, address, nbytes):
+        self.calls += 1
+        if self.fail_at is not None and self.calls >= self.fail_at:
+            raise RuntimeError("out of lockable memory")
+        assert nbytes.bit_count() == 1
+        assert nbytes <= pinning.MOST_BYTES
+        assert all(address + nbytes <= a or a + n <= address for a, n in self.slabs.items()), "slabs overlap"
+        self.slabs[address] = nbytes
+
+    def unregister(self, address):
+        del self.slabs[address]
+
+    def covers(self, first, stop):
+        """Whether all of an interval is registered."""
+        while first < stop:
+            within = [a + n for a, n in self.slabs.items() if a <= first < a + n]
+            if not within:
+                return False
+            first = within[0]
+        return True
+
+
+@pytest.fixture
+def small_slabs(monkeypatch):
+    monkeypatch.setattr(pinning, "LEAST_BYTES", 1 << 13)
+    monkeypatch.setattr(pinning, "MOST_BYTES", 1 << 15)
+
+
+def pinned_pool(config, runtime, monkeypatch, limit=1 << 40):
+    monkeypatch.setattr(pool, "pinning_for", lambda device: SlabPinning(runtime, limit))
+    return FastPool(config)
+
+
+def tables(store):
+    cold = store.state.cold
+    return [cold.arena._key, cold.arena._value, cold.index.keys, cold.index.values]
+
+
+def test_slabs_cover_what_is_used_and_go_with_it(config, small_slabs, monkeypatch):
+    data = draw(0, sum(CHUNKS))
+    expected = feed(FastPool(config).layer_store(), data, CHUNKS)
+    runtime = BookKeeper()
+    several = pinned_pool(config, runtime, monkeypatch)
+    store = several.layer_store()
+    assert torch.equal(feed(store, data, CHUNKS), expected)
+    pages = store.state.pages
+    for table in tables(store):
+        first = table.tensor.data_ptr()
+        assert runtime.covers(first, first + pages * table.record_bytes)
+        assert not runtime.covers(first, first + 2 * pages * table.record_bytes + 2 * pinning.MOST_BYTES)
+    assert len(set(runtime.slabs.values())) > 1
+    del table
+    several.close()
+    gc.collect()
+    assert runtime.slabs == {}
+
+
+def test_a_record_is_registered_once(small_slabs):
+    runtime = BookKeeper()
+    table = Table((1024,), torch.float32, torch.device("cpu"), SlabPinning(runtime, 1 << 40))
+    for record in range(30):
+        table.ensure(record + 1)
+    calls = runtime.calls
+    table.ensure(1)
+    table.ensure(30)
+    assert runtime.calls == calls == len(runtime.slabs)
+
+
+def test_a_table_that_moves_is_not_pinned(small_slabs, monkeypatch):
+    monkeypatch.setattr(host, "RESERVE_BYTES", 1 << 16)
+    runtime = BookKeeper()
+    table = Table((512,), torch.float32, torch.device("cpu"), SlabPinning(runtime, 1 << 40))
+    table.ensure(host.FIRST_RECORDS)
+    assert runtime.slabs
+    table.ensure(host.FIRST_RECORDS + 1)
+    table.ensure(host.FIRST_RECORDS + 2)
+    assert not runtime.slabs
+
+
+@pytest.mark.parametrize("fail_at", [1, 2, 5])
+def test_a_failure_warns_once_and_loses_nothing(config, small_slabs, monkeypatch, fail_at):
+    data = draw(1, sum(CHUNKS))
+    expected = feed(FastPool(config).layer_store(), data, CHUNKS)
+    runtime = BookKeeper(fail_at)
+    several = pinned_pool(config, runtime, monkeypatch)
+    stores = [several.layer_store(), several.layer_store()]
+    with pytest.warns(RuntimeWarning, match="not pinned from here on .out of lockable memory") as caught:
+        outputs = [feed(store, data, CHUNKS) for store in stores]
+    assert all(torch.equal(output, expected) for output in outputs)
+    assert len(caught) == 1
+    assert runtime.calls == fail_at
+    assert len(runtime.slabs) == fail_at - 1
+    del stores
+    several.close()
+    gc.collect()
+    assert runtime.slabs == {}
+
+
+def test_all_slabs_together_are_bounded(config, small_slabs, monkeypatch):
+    runtime = BookKeeper()
+    several = pinned_pool(config, runtime, monkeypatch, limit=100_000)
+    store = several.layer_store()
+    with pytest.warns(RuntimeWarning, match="100000 are the most"):
+        feed(store, draw(1, sum(CHUNKS)), CHUNKS)
+    assert 0 < sum(runtime.slabs.values()) <= 100_000
+
+
+def test_pinned_memory_is_not_given_back(small_slabs):
+    """The device would go on to see the old memory, and the host the new."""
+    for kept in (True, False):
+        means = SlabPinning(BookKeeper(), 1 << 40) if kept else NullPinning()
+        table = Table((1024,), torch.float32, torch.device("cpu"), means)
+        table.ensure(2)
+        table.tensor[:2] = 1
+        table.forget(1)
+        assert bool((table.tensor[1] == 1).all()) == kept
+        assert bool((table.tensor[0] == 1).all())
+
+
+def test_only_what_a_device_reads_is_pinned(config, small_slabs, monkeypatch, tmp_path):
+    assert isinstance(pinning_for(torch.device("cpu")), NullPinning)
+    runtime = BookKeeper()
+    several = pinned_pool(replace(config, ram_bytes=1 << 20, spill_dir=tmp_path), runtime, monkeypatch)
+    store = several.layer_store()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        feed(store, draw(1, 400), [400])
+    cold = store.state.cold
+    own = {table.tensor.data_ptr() for table in (cold.index.keys, cold.index.values)}
+    assert {first for first in runtime.slabs if first in own} == own
+    assert not any(
+        runtime.covers(t.tensor.data_ptr(), t.tensor.data_ptr() + 1) for t in (cold.arena._key, cold.arena._value)
+    )
