@@ -41,7 +41,8 @@ class Chapters:
 
     Attributes
     ----------
-    near_bytes : int
+    near_bytes, near_promised : int
+        Bytes that near summaries take, and that they may take in a call that was promised room.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Chapters:
         self._summaries, self._transfer, self._booking = summaries, transfer, booking
         self._ids = IdPool()
         self._delay = ordinal % STAGGER_PAGES
-        self.near_bytes = self._near_promised = 0
+        self.near_bytes = self.near_promised = 0
 
     @property
     def nbytes(self) -> int:
@@ -111,11 +112,11 @@ class Chapters:
             return
         start, pages, before = row.far, len(row.table.pages), row.near.nbytes
         more = near_capacity(pages - start) * self._summaries.record_bytes - before
-        room, unpromised = self._booking.room, max(0, more - self._near_promised)
+        room, unpromised = self._booking.room, max(0, more - self.near_promised)
         if room is not None and room < unpromised:
             self.drop_near(row)
             return
-        self._near_promised -= max(0, more) - unpromised
+        self.near_promised -= max(0, more) - unpromised
         self._booking.take(unpromised)
         self.near_bytes += more
         if not before or start != row.near_start:
@@ -148,12 +149,12 @@ class Chapters:
     def promise_near(self, rows: list[ColdRow], more_pages: int, device: int) -> int:
         """Bytes that near summaries of so many pages more may take, if there is room once `device` bytes are booked."""
         near, room = sum(self._more_near_bytes(row, more_pages) for row in rows), self._booking.room
-        self._near_promised = near if room is None or room >= device + near - self._booking.held.device else 0
-        return self._near_promised
+        self.near_promised = near if room is None or room >= device + near - self._booking.held.device else 0
+        return self.near_promised
 
     def settle(self) -> None:
         """End a promise."""
-        self._near_promised = 0
+        self.near_promised = 0
 
     def _more_near_bytes(self, row: ColdRow, more_pages: int) -> int:
         """Most bytes that a row's near summaries take in addition while it gets so many pages more."""

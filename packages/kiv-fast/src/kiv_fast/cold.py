@@ -56,34 +56,54 @@ class Cold:
         self._booking = Booking(ledger)
         self.chapters = Chapters(shape, config, self.index.keys, self.transfer, self._booking, ordinal)
         self._pages, self._spans = IdPool(), IdPool()
-        self._pending = False  # whether a promise is booked that has not ended
+        self._promises: dict[object, tuple[TierBytes, int]] = {}  # bytes beside the arena's, and pages, by owner
         self.finite = True  # whether every mean value is finite
         self.sizes = Sizes(shape.heads)
 
-    def promise(self, rows: list[ColdRow], more_pages: int) -> TierBytes:
+    def promise(self, owner: object, rows: list[ColdRow], more_pages: int) -> TierBytes:
         """Book room for so many pages more in each row, or refuse before anything happens (SPEC 10.2).
 
+        A promise stands until its owner, one of the states that share the pages, settles it or gets another.
         Returns what was booked.
         """
-        held, pages = self._held, len(rows) * more_pages
-        more = NOTHING
-        self.chapters.settle()
-        if pages:
-            chapters = sum(self.chapters.more_bytes(row.table, more_pages) for row in rows)
-            more = self._bytes(pages, sum(self._more_spans(row.table, more_pages) for row in rows), chapters)
-            near = self.chapters.promise_near(rows, more_pages, held.device + more.device)
-            more = more._replace(device=more.device + near)
-        self.arena.promise(0)
-        self.arena.give_way(held.ram + more.ram - self._booking.held.ram)
-        self._booking.book(TierBytes(held.device + more.device, held.ram + more.ram, 0))
+        self.settle(owner)
+        pages = len(rows) * more_pages
+        if not pages:
+            return NOTHING
+        due, others = self._due, self._promised_pages
+        chapters = sum(self.chapters.more_bytes(row.table, more_pages) for row in rows)
+        more = self._bytes(pages, sum(self._more_spans(row.table, more_pages) for row in rows), chapters)
+        near = self.chapters.promise_near(rows, more_pages, due.device + more.device)
+        before = self.arena.promise(others)
         try:
-            promised = self.arena.promise(pages)
+            self.arena.give_way(due.ram + more.ram - self._booking.held.ram)
+            self._booking.book(TierBytes(due.device + more.device + near, due.ram + more.ram, 0))
+            after = self.arena.promise(others + pages)
         except BaseException:
-            self.chapters.settle()
-            self._booking.book(self._held)
+            self.settle(owner)
             raise
-        self._pending = pages > 0
-        return TierBytes(more.device, more.ram + promised.ram, promised.disk)
+        self._promises[owner] = more, pages
+        ram, disk = after.ram - before.ram, after.disk - before.disk
+        return TierBytes(more.device + near, more.ram + ram, disk)
+
+    def settle(self, owner: object) -> None:
+        """End a promise: book what is held, and what others were promised."""
+        self._promises.pop(owner, None)
+        self.chapters.settle()
+        self.arena.promise(self._promised_pages)
+        self._booking.book(self._due)
+
+    @property
+    def _promised_pages(self) -> int:
+        return sum(pages for _, pages in self._promises.values())
+
+    @property
+    def _due(self) -> TierBytes:
+        """What is held and promised, of the device and of RAM beside the arena's."""
+        due = self._held
+        for more, _ in self._promises.values():
+            due = TierBytes(due.device + more.device, due.ram + more.ram, 0)
+        return due._replace(device=due.device + self.chapters.near_promised)
 
     def add(self, row: ColdRow, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None) -> None:
         """Add pages to a row: ``key [n, H, P, D]``, ``value [n, H, P, DV]``, ``valid`` bool ``[n, P]`` or None."""
@@ -130,13 +150,6 @@ class Cold:
             table.set_span(number, self._spans.take(1)[0])
         self.index.put_span(table.spans[number], table, number * self.config.span_pages)
 
-    def settle(self) -> None:
-        """End a promise: book what is held and no more."""
-        self.arena.promise(0)
-        self._pending = False
-        self.chapters.settle()
-        self._booking.book(self._held)
-
     def share(self, row: ColdRow) -> ColdRow:
         """A second row with the same pages."""
         table = row.table.copy()
@@ -159,8 +172,7 @@ class Cold:
         if gone.pages:
             self.chapters.build(row)
             self.chapters.follow(row, pages)
-        if not self._pending:
-            self._booking.book(self._held)
+        self._booking.book(self._due)
 
     def _bytes(self, pages: int, spans: int, extra: int) -> TierBytes:
         index = self.index

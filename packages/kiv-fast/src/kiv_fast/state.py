@@ -59,12 +59,12 @@ class State:
     def prepare(self, tokens: int) -> None:
         """Refuse if so many tokens more do not fit, once appended and once their call is over (SPEC 10.2)."""
         more = self.config.cold_pages(self.length + tokens) - self.pages
-        self._promised = self.cold.promise(self.rows, more)
+        self._promised = self.cold.promise(self, self.rows, more)
         try:
             self._pool.scratch.plan(step_bytes(self.shape, self.config))
             self._book(self.recent.bytes_with(tokens) + self.shape.batch * (self.length + tokens))
         except BaseException:
-            self.cold.settle()
+            self.cold.settle(self)
             self._promised = TierBytes(0, 0, 0)
             raise
 
@@ -107,7 +107,7 @@ class State:
             self.pages = pages
             self.recent.drop_pages(n)
         if pages == self.config.cold_pages(self.length):
-            self.cold.settle()
+            self.cold.settle(self)
             self._promised = TierBytes(0, 0, 0)
             if not self._settled:
                 self.recent.settle()
@@ -182,7 +182,7 @@ class State:
                 self.cold.cut(row, pages)
             self.pages = pages
         self.length = length
-        self.cold.settle()
+        self.cold.settle(self)
         self._promised = TierBytes(0, 0, 0)
         if self._valid is not None and bool(self._valid[:, :length].all()):
             self._valid = None
@@ -192,13 +192,19 @@ class State:
     def select(self, rows: list[int]) -> State:
         """A state whose sequence i is sequence ``rows[i]``, with the same pages (SPEC 9.3, 9.4)."""
         copy = State(self.shape._replace(batch=len(rows)), self.config, self._pool, self._ordinal, self.cold)
-        bytes_ = len(rows) * (self.recent.nbytes // self.shape.batch + self.length)
-        copy._book(bytes_)
-        at = torch.tensor(rows, dtype=torch.int64, device=self.shape.device)
-        copy.rows = [self.cold.share(self.rows[row]) for row in rows]
-        copy.recent = self.recent.select(at)
-        copy.length, copy.pages, copy.finite, copy._settled = self.length, self.pages, self.finite, self._settled
-        copy._valid = None if self._valid is None else self._valid.index_select(0, at)
+        try:
+            copy._book(len(rows) * (self.recent.nbytes // self.shape.batch + self.length))
+            at = torch.tensor(rows, dtype=torch.int64, device=self.shape.device)
+            copy.rows = [self.cold.share(self.rows[row]) for row in rows]
+            copy.recent = self.recent.select(at)
+            copy.length, copy.pages, copy.finite, copy._settled = self.length, self.pages, self.finite, self._settled
+            copy._valid = None if self._valid is None else self._valid.index_select(0, at)
+            # What the last append will make cold leaves the copy's hot window too.
+            more = self.config.cold_pages(copy.length) - copy.pages
+            copy._promised = self.cold.promise(copy, copy.rows, more)
+        except BaseException:
+            copy.release()
+            raise
         return copy
 
     def drop_near(self) -> None:
@@ -210,7 +216,7 @@ class State:
         """Give back everything."""
         for row in self.rows:
             self.cold.cut(row, 0)
-        self.cold.settle()
+        self.cold.settle(self)
         self._book(0)
         self._pool.leave()
 
