@@ -17,7 +17,7 @@ from .agreement import Agreement
 from .capture import TEXTS, haystack_tokens
 from .contexts import Context, refusals
 from .journal import Journal, open_journal
-from .plan import GREEDY_TOKENS, HOT_TOKENS, SCORED_TOKENS, context_lengths
+from .plan import GREEDY_TOKENS, HOT_TOKENS, SCORED_TOKENS, context_lengths, text_count
 from .systems import FULL, systems
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 def measure(options: argparse.Namespace) -> tuple[Journal, dict[str, dict[str, str]]]:
     """Measure whatever the journal lacks; returns it, and for each model why rivals did not run."""
     scored, greedy = (8, 4) if options.quick else (SCORED_TOKENS, GREEDY_TOKENS)
-    texts = list(TEXTS)[: 1 if options.quick else None]
     journal = open_journal(options, "model")
     missing = {model: refusals(model, systems(model, options.impl)) for model in options.models}
     tested = {m: [s for s in systems(m, options.impl) if s.name not in missing[m]] for m in options.models}
     places = [
-        (m, n, t) for m in options.models for n in context_lengths(m, options.quick, options.longest) for t in texts
+        (model, length, text)
+        for model in options.models
+        for length in context_lengths(model, options.quick, options.longest)
+        for text in list(TEXTS)[: text_count(length, options.quick)]
     ]
     with tqdm(total=sum(len(tested[m]) for m, _, _ in places), desc="model level", unit="system") as bar:
         for model, length, text in places:

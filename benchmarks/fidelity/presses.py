@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> Result:
     lengths = context_lengths(MODEL, options.quick, None)
     texts = list(TEXTS)[: 1 if options.quick else None]
     asked = list(documents(MODEL, options.seed, options.quick, min(lengths)))
-    asked = [d for d in asked if options.quick or d.name in ("scattered 0", "phonebook")]
+    asked = [d for d in asked if options.quick or d.tokens <= lengths[0]]
     with tqdm(total=len(lengths) * len(texts) + sum(len(d.quiz.questions) for d in asked), desc="kvpress") as bar:
         for length in lengths:
             for text in texts:
