@@ -30,7 +30,7 @@ def kiv_knob(name: str, page: int = 32, weight: float = 0.5, tail: Tail | None =
 
 
 KIV = kiv_rule("KIV, default", KIVConfig())
-WINDOW = Rule("sinks + window", retrieve_tokens=0)
+WINDOW = Rule("sinks + window", retrieve_tokens=0, own_costs=True)
 ORIGINAL = Rule(
     "the original KIV's rule",
     128,
@@ -38,6 +38,7 @@ ORIGINAL = Rule(
     page_group="head",
     token_group="layer_max",
     reads_candidate_values=True,
+    own_costs=True,
 )
 ORIGINAL_NO_SINKS = Rule(
     "the original KIV's rule, no sinks as published",
@@ -46,10 +47,17 @@ ORIGINAL_NO_SINKS = Rule(
     page_group="head",
     token_group="layer_max",
     reads_candidate_values=True,
+    own_costs=True,
     sinks=False,
 )
 QUEST = Rule(
-    "Quest: box, 16 pages of 16 a query head", 16, BOX, page_group="head", token_group="head", whole_pages=True
+    "Quest: box, 16 pages of 16 a query head",
+    16,
+    BOX,
+    page_group="head",
+    token_group="head",
+    whole_pages=True,
+    own_costs=True,
 )
 ORACLE = Rule("exact top-256, shared by the group")
 ORACLE_HEAD = Rule("exact top-256 for each query head", token_group="head")
