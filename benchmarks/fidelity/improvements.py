@@ -146,7 +146,7 @@ def run(options: argparse.Namespace) -> Result:
     found: dict[str, dict[str, dict[str, Statistics]]] = {}
     for model in models:
         found[model] = {
-            half: measure(rules, model, where, every) for half, (where, every) in halves(model, options.quick).items()
+            half: measure(rules, where, every) for half, (where, every) in halves(model, options.quick).items()
         }
         result.series[model] = {
             "points": {rule.name: _point(rule, model, found[model]["reported"][rule.name]) for rule in rules}
