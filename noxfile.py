@@ -61,7 +61,8 @@ def dev(session: nox.Session) -> None:
         session.log("the environment is up to date")
         return
     stamp.unlink(missing_ok=True)
-    session.install(*CONSTRAINTS, "hatchling", "editables", *GROUPS["test"], *GROUPS["types"], *GROUPS["bench"], env=NO_KERNELS)
+    groups = [name for group in ("test", "types", "bench") for name in GROUPS[group]]
+    session.install(*CONSTRAINTS, "hatchling", "editables", *groups, env=NO_KERNELS)
     editable = [argument for package in PACKAGES for argument in ("-e", package)]
     session.install(*CONSTRAINTS, "--no-build-isolation", *editable)
     session.install("--no-deps", *GROUPS["data"])
@@ -116,9 +117,10 @@ def kvpress(session: nox.Session) -> None:
 
 @nox.session
 def harness(session: nox.Session) -> None:
-    """Check the wrapper for lm-evaluation-harness with a task that needs no download, in an environment with lm-eval."""
+    """Check the wrapper for lm-evaluation-harness, in an environment that has it; no task is downloaded."""
     session.install(*CONSTRAINTS, *GROUPS["harness"], *PACKAGES)
-    session.run("python", "-m", "pytest", *(session.posargs or ["benchmarks/fidelity/tests/test_harness.py"]), env=ENV)
+    tests_of_it = session.posargs or ["benchmarks/fidelity/tests/test_harness.py"]
+    session.run("python", "-m", "pytest", *tests_of_it, env=ENV)
 
 
 @nox.session

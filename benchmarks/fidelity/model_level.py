@@ -17,7 +17,7 @@ from .agreement import Agreement
 from .capture import TEXTS, haystack_tokens
 from .contexts import Context, refusals
 from .journal import Journal, open_journal
-from .plan import GREEDY_TOKENS, HOT_TOKENS, SCORED_TOKENS, context_lengths, text_count
+from .plan import GREEDY_TOKENS, HOT_TOKENS, ONE_TEXT_TOKENS, SCORED_TOKENS, context_lengths, text_count
 from .systems import FULL, systems
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def run(options: argparse.Namespace) -> Result:
         result.notes += [f"{MODELS[model].title}, {name}: not run: {why}" for name, why in missing[model].items()]
     result.notes.append(
         "The context is prefilled exactly (KIV's default), all that follows goes through the cache under test. Where a "
-        "system writes as full attention does, the number of greedy tokens is that of the run."
+        "system writes as full attention does, the number of greedy tokens is that of the run. "
+        f"Contexts of {ONE_TEXT_TOKENS:,} tokens and more are of one text only, to save time."
     )
     journal.close()
     return result

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MB = 1e6
+TIMED_TOKENS = 8192
 COLUMNS = (
     "system",
     "KL, mean (nats)",
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> Result:
     result = Result("fidelity_rivals", "Rivals a user has today, on the same prompts", {"seed": options.seed})
     for model in options.models:
         tested = [s for s in systems(model, options.impl) if s.name not in missing[model]]
-        for length in context_lengths(model, options.quick, options.longest):
+        for length in timed_lengths(model, options):
             found = costs.measured(
                 (model, str(length)),
                 lambda m=model, n=length, t=tested: rival_costs.record(m, next(iter(TEXTS)), n, t, options.quick),
@@ -83,7 +84,14 @@ def run(options: argparse.Namespace) -> Result:
     return result
 
 
+def timed_lengths(model: str, options: argparse.Namespace) -> list[int]:
+    """The longest context of the model level within `TIMED_TOKENS`: rivals keep all tokens, and all at once."""
+    found = context_lengths(model, options.quick, options.longest)
+    return [n for n in found if n <= TIMED_TOKENS][-1:]
+
+
 NOTES = [
+    f"Timed at one context a model, of at most {TIMED_TOKENS:,} tokens; quality at longer ones: see the other parts.",
     "Retention: right of asked, over all questions of the task level that full attention answers, at all lengths.",
     "Decode time: median of steps in which all systems take turns in one process, each from its own copy of the "
     "context. Nothing here has a slow link between device and memory: what that costs a cache is not shown.",

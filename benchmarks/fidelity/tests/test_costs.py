@@ -19,9 +19,7 @@ LAYERS, HEADS, WIDTH = 3, 1, 512
 
 
 # The second has enough pages for a chapter of the index, which the default would need 131 thousand tokens for.
-@pytest.mark.parametrize(
-    ("config", "tokens"), [(KIVConfig(), 8192), (KIVConfig(page_tokens=8, hot_tokens=512), 36000)]
-)
+@pytest.mark.parametrize(("config", "tokens"), [(KIVConfig(), 8192), (KIVConfig(page_tokens=8, hot_tokens=512), 36000)])
 def test_a_real_pool_holds_what_is_counted(config: KIVConfig, tokens: int):
     generator = torch.Generator().manual_seed(0)
     pool = resolve_impl("fast")(config)
