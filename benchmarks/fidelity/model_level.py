@@ -17,7 +17,7 @@ from .agreement import Agreement
 from .capture import TEXTS, haystack_tokens
 from .contexts import Context, refusals
 from .journal import Journal, open_journal
-from .plan import GREEDY_TOKENS, HOT_TOKENS, ONE_TEXT_TOKENS, SCORED_TOKENS, context_lengths, text_count
+from .plan import CONTEXTS, GREEDY_TOKENS, HOT_TOKENS, ONE_TEXT_TOKENS, SCORED_TOKENS, context_lengths, text_count
 from .systems import FULL, systems
 
 if TYPE_CHECKING:
@@ -109,6 +109,9 @@ def run(options: argparse.Namespace) -> Result:
         "system writes as full attention does, the number of greedy tokens is that of the run. "
         f"Contexts of {ONE_TEXT_TOKENS:,} tokens and more are of one text only, to save time."
     )
+    if options.longest is not None:
+        beyond = [f"{n:,} ({MODELS[m].title})" for m in options.models for n in CONTEXTS[m] if n > options.longest]
+        result.notes.append(f"Left out of this run: contexts of {', '.join(beyond) or 'no other length'}.")
     journal.close()
     return result
 

@@ -12,7 +12,7 @@ from benchmarks.models import MODELS
 from benchmarks.report import Result
 
 from . import heat, task_level
-from .plan import HOT_TOKENS, RIVAL_TOKENS, TRAINED_TOKENS
+from .plan import HOT_TOKENS, LENGTHS, RIVAL_TOKENS, TRAINED_TOKENS
 from .systems import FULL, systems
 from .task_level import Outcome, kept
 
@@ -42,6 +42,9 @@ def run(options: argparse.Namespace) -> Result:
     ]
     result.notes.append(" ".join((task_level.__doc__ or "").split("\n\n")[1].split()))
     result.notes += NOTES
+    if options.longest is not None:
+        beyond = [f"{n:,} ({MODELS[m].title})" for m in options.models for n in LENGTHS[m] if n > options.longest]
+        result.notes.append(f"Left out of this run: documents of {', '.join(beyond) or 'no other length'}.")
     return result
 
 
