@@ -125,17 +125,19 @@ def draw(result: Result) -> Callable[[Figure], None]:
     """Return the painter: the distribution of KL, a panel for each model and context."""
 
     def paint(figure: Figure) -> None:
-        panels = figure.subplots(1, len(result.series), squeeze=False)[0]
+        figure.set_size_inches(4.2 * len(result.series), 4.6)
+        panels = figure.subplots(1, len(result.series), squeeze=False, sharey=True)[0]
         for axes, (title, found) in zip(panels, result.series.items(), strict=True):
             for name, values in found.items():
                 if name != FULL:
                     ordered = sorted(values)
                     axes.plot(ordered, [(i + 1) / len(ordered) for i in range(len(ordered))], label=name)
             axes.set_xscale("symlog", linthresh=1e-4)
-            axes.set_title(title, fontsize=8)
-            axes.set_xlabel("KL from full attention (nats)", fontsize=7)
-            axes.tick_params(labelsize=6)
-            axes.legend(fontsize=5)
+            model, length = title.split()
+            axes.set_title(f"{MODELS[model].title}, {int(length):,} tokens", fontsize=10)
+            axes.set_xlabel("KL from full attention (nats)")
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=7.5)
         panels[0].set_ylabel("share of positions")
 
     return paint

@@ -123,18 +123,19 @@ def draw(result: Result) -> Callable[[Figure], None]:
 
     def paint(figure: Figure) -> None:
         shown = [table for table in result.tables if tuple(table.columns) == COLUMNS]
+        figure.set_size_inches(6 * len(shown), 4.8)
         panels = figure.subplots(1, len(shown), squeeze=False)[0]
         for axes, table in zip(panels, shown, strict=True):
             for row in table.rows:
                 name, kl, size = row[0], row[1], row[6]
                 if name != FULL and isinstance(kl, float) and isinstance(size, float):
-                    axes.scatter(size, kl, label=name, s=24)
+                    axes.scatter(size, kl, label=name, s=60)
             axes.set_xscale("log")
             axes.set_yscale("log")
-            axes.set_title(table.title.split(", hot")[0], fontsize=7)
-            axes.set_xlabel("cache, MB", fontsize=7)
-            axes.tick_params(labelsize=6)
-            axes.legend(fontsize=5)
-        panels[0].set_ylabel("KL from full attention (nats)", fontsize=7)
+            axes.set_title(table.title.split(", hot")[0], fontsize=10)
+            axes.set_xlabel("cache, MB")
+            axes.grid(alpha=0.3, which="both")
+            axes.legend(fontsize=8)
+        panels[0].set_ylabel("KL from full attention (nats)")
 
     return paint
