@@ -58,20 +58,21 @@ def run(options: argparse.Namespace) -> Result:
             base = found["step_ms"][FULL]
             for system in systems(model, options.impl):
                 name = system.name
-                if name not in found["step_ms"]:
+                if name in missing[model]:
                     table.add(name, f"not run: {missing[model][name]}", *([None] * (len(COLUMNS) - 2)))
                     continue
                 quality = model_level.whole(agreement, model, length, name)
                 assert quality is not None
-                transient = found["transient_bytes"][name]
+                transient, step = found["transient_bytes"].get(name), found["step_ms"].get(name)
+                held = found["cache_bytes"].get(name)
                 table.add(
                     name,
                     sum(quality["divergence"]) / len(quality["divergence"]),
                     f"{sum(quality['same_first']) / len(quality['same_first']):.1%}",
                     _retention(outcomes, model, name),
-                    found["step_ms"][name] / base,
-                    found["step_ms"][name],
-                    found["cache_bytes"][name] / MB,
+                    None if step is None else step / base,
+                    step,
+                    None if held is None else held / MB,
                     None if transient is None else transient / MB,
                 )
             result.series[f"{model} {length}"] = found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from kiv_hf import KIVCache, KIVConfig
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.fidelity.memory import stock_bytes
+from benchmarks.fidelity.memory import stock_bytes, tensors
 from benchmarks.fidelity.plan import DUPLICATES, LENGTHS, PHONEBOOK_TOKENS, Document, documents
 from benchmarks.fidelity.rival_costs import cache_bytes
 from benchmarks.fidelity.systems import FULL, systems
@@ -29,6 +30,15 @@ def test_bytes_of_a_plain_cache_are_those_of_its_keys_and_values():
     for layer in range(2):
         cache.update(torch.randn(1, 2, 50, 8), torch.randn(1, 2, 50, 8), layer)
     assert cache_bytes(cache) == stock_bytes(cache.layers) == 2 * 2 * 2 * 50 * 8 * 4
+
+
+def test_bytes_of_a_quantised_tensor_are_those_of_its_parts():
+    quanto = pytest.importorskip("optimum.quanto")
+    whole = torch.randn(128, 64)
+    scale, shift = quanto.MaxOptimizer()(whole, quanto.qint4, 0, 64)
+    packed = quanto.quantize_weight(whole, quanto.qint4, 0, scale, shift, group_size=64)
+    held = sum(tensor.nbytes for tensor in tensors(packed))
+    assert 128 * 64 // 2 < held < 128 * 64
 
 
 def test_bytes_of_a_kiv_cache_cover_all_tokens_and_its_index():
