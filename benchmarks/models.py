@@ -65,13 +65,14 @@ MODELS = {
 
 def _converted(name: str) -> Path:
     """Folder with the model in safetensors, bfloat16; converted on first use."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
     packaged = MODELS[name]
     version = importlib.metadata.version(packaged.package)
     folder = user_cache_path("kiv-benchmarks") / f"{packaged.package}-{version}-bfloat16"
     if folder.exists():
         return folder
+    # Here and not above: what is converted can be read by versions that have no GgufConfig.
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
     gguf = packaged.locate()
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))

@@ -24,15 +24,19 @@ HOT_TOKENS = 2048
 
 
 class OriginalPool:
-    """Maker of `OriginalStore`; the configuration is kept and not read: the rule has fixed numbers."""
+    """Maker of `OriginalStore`; the configuration is kept and not read: the rule has fixed numbers.
 
-    def __init__(self, config: KIVConfig) -> None:
+    Only `hot_tokens` may be another, for contexts too short for the published one.
+    """
+
+    def __init__(self, config: KIVConfig, hot_tokens: int = HOT_TOKENS) -> None:
         self.config = config
+        self._hot_tokens = hot_tokens
         self.stores: list[OriginalStore] = []
 
     def layer_store(self) -> OriginalStore:
         """Make the store of a layer."""
-        self.stores.append(OriginalStore())
+        self.stores.append(OriginalStore(self._hot_tokens))
         return self.stores[-1]
 
     def memory(self) -> TierBytes:
@@ -54,7 +58,8 @@ class OriginalPool:
 class OriginalStore:
     """One layer, one sequence: decode by the original's rule, prompts by exact attention."""
 
-    def __init__(self) -> None:
+    def __init__(self, hot_tokens: int = HOT_TOKENS) -> None:
+        self._hot_tokens = hot_tokens
         self.reset()
 
     def reset(self) -> None:
@@ -84,7 +89,7 @@ class OriginalStore:
             self._recent[i] = _grown(self._recent[i], 1, start + count)
             self._recent[i][:, start : start + count] = new
         self.length += count
-        self._evict(max(0, (start + count - HOT_TOKENS) // PAGE_TOKENS))
+        self._evict(max(0, (start + count - self._hot_tokens) // PAGE_TOKENS))
 
     def _evict(self, pages: int) -> None:
         if pages == 0:

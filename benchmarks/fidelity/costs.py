@@ -1,18 +1,23 @@
 """What a rule costs at a given geometry: bytes held on the device, and bytes moved to it in a step.
 
-Costs are counted, not timed. Every rule is granted the best placement that it allows: cold keys and values lie in host
-memory, page summaries and span summaries on the device, one layer's staging at a time.
+Costs are counted, not timed: cold keys and values lie in host memory. Rules of KIV's kind are counted as kiv-fast holds
+them (`held`): page summaries in RAM with an 8-bit index of them on the device, float32 spans, tables, buffers. Rules of
+others are granted the best placement that they allow, their summaries in bfloat16 on the device.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kiv_fast.select import LOOK_PAGES
+from kiv_reference.config import KIVConfig
+
+from .held import SUMMARY_BYTES, held
 from .rules import Rule
 from .scene import Setting
 
 ELEMENT_BYTES = 2
-"""Keys, values and span summaries are bfloat16."""
+"""Keys and values are bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Cost:
     Attributes
     ----------
     index_bytes, span_bytes, window_bytes, staging_bytes : float
-        On the device: page summaries, span summaries, sinks and hot, buffers.
+        On the device: page summaries; span summaries; sinks, hot and validity; buffers.
     moved_bytes : float
         From the host to the device in one decode step of one sequence.
     """
@@ -55,28 +60,52 @@ class Cost:
         return self.index_bytes + self.span_bytes + self.window_bytes + self.staging_bytes
 
 
+def configured(rule: Rule, setting: Setting) -> KIVConfig:
+    """The configuration whose buffers a rule would need."""
+    retrieve, candidates = rule.budget(setting)
+    page = rule.page_tokens
+    span_tokens = 0 if rule.tail is None else rule.tail.span_tokens or page
+    return KIVConfig(
+        page_tokens=page,
+        span_pages=max(1, span_tokens // page),
+        candidate_pages=max(1, candidates // page),
+        retrieve_tokens=max(1, retrieve),
+        hot_tokens=setting.hot_tokens,
+        sink_tokens=setting.sink_tokens,
+    )
+
+
 def cost(rule: Rule, setting: Setting, at: Geometry, key_tokens: float, value_tokens: float) -> Cost:
     """Cost of a rule that reads `key_tokens` and `value_tokens` cold tokens a layer, KV head and step."""
     heads = at.layers * at.kv_heads
     cold = max(0, at.tokens - setting.hot_tokens - setting.sink_tokens)
-    row = ELEMENT_BYTES * (at.key_width + at.value_width)
-
-    index = 0.0 if rule.score is None else rule.score.channel_bytes * at.key_width * cold / rule.page_tokens * heads
-    span = tail_values = 0.0
-    if rule.tail is not None:
-        span_tokens = rule.tail.span_tokens or rule.page_tokens
-        span = row * cold / span_tokens * heads
-        if rule.tail.span_tokens is not None:  # else the page means are on the device already
-            tail_values = key_tokens / rule.page_tokens * ELEMENT_BYTES * at.value_width
-    window = row * (setting.hot_tokens + rule.page_tokens - 1 + setting.sink_tokens * rule.sinks) * heads
+    key_row, value_row = ELEMENT_BYTES * at.key_width, ELEMENT_BYTES * at.value_width
+    summaries = 0.0
+    if rule.tail is not None and rule.tail.span_tokens is not None:  # else the page means are on the device already
+        summaries = key_tokens / rule.page_tokens * SUMMARY_BYTES * (at.key_width + at.value_width)
+    if rule.score is not None and not rule.own_costs:  # pages that the index leaves undecided are looked at as they are
+        summaries += LOOK_PAGES * key_tokens / rule.page_tokens * SUMMARY_BYTES * 2 * at.key_width
 
     staged_keys = min(key_tokens, rule.budget(setting)[1])
     if rule.score is None and rule.budget(setting)[0]:
         key_tokens = float(cold)  # an oracle looks at every key, a tile at a time
-    key_row = ELEMENT_BYTES * at.key_width
     moved = key_tokens * key_row
     if rule.key_bits is not None:  # packed candidates, then the selected keys as they are
         moved = key_tokens * key_row * rule.key_bits / 16 + value_tokens * key_row
-    moved += value_tokens * ELEMENT_BYTES * at.value_width + tail_values
-    staging = staged_keys * key_row + value_tokens * ELEMENT_BYTES * at.value_width + tail_values
-    return Cost(index, span, window, staging * at.kv_heads, moved * heads)
+    moved += value_tokens * value_row + summaries
+
+    index = 0.0
+    if rule.score is not None:
+        index = rule.score.channel_bytes * at.key_width * cold / rule.page_tokens * heads
+    if rule.own_costs:
+        window = (key_row + value_row) * (setting.hot_tokens + rule.page_tokens - 1 + setting.sink_tokens * rule.sinks)
+        staging = (staged_keys * key_row + value_tokens * value_row) * at.kv_heads
+        return Cost(index, 0.0, window * heads, staging, moved * heads)
+
+    vectors = 0.0 if rule.score is None else rule.score.channel_bytes / ELEMENT_BYTES
+    sizes = (at.layers, at.kv_heads, at.key_width, at.value_width, at.tokens)
+    parts = held(configured(rule, setting), *sizes, vectors=vectors)
+    if vectors and not (rule.score is not None and rule.score.coarse):
+        index = float(parts.index)
+    spans = parts.spans if rule.tail is not None else 0
+    return Cost(index + parts.near, float(spans), float(parts.recent), float(parts.buffers), moved * heads)

@@ -13,14 +13,18 @@ from .tasks import Question, fitted
 
 
 def document_ids(document: Document) -> torch.Tensor:
-    """Token ids [1, about document.tokens] of natural text with the quiz planted."""
+    """Token ids [1, about document.tokens] of natural text with the quiz planted, an even number of them.
+
+    HQQ packs 4-bit numbers in pairs and cannot pack an odd number of tokens of an odd number of heads.
+    """
     tokenizer = load_tokenizer(document.model)
     lines = kjv_text()[: 6 * document.tokens].splitlines()[1:-1]
 
     def count(text: str) -> int:
         return len(tokenizer(text).input_ids)
 
-    return tokenizer(fitted(lines, document.quiz, document.tokens, count), return_tensors="pt").input_ids
+    ids = tokenizer(fitted(lines, document.quiz, document.tokens, count), return_tensors="pt").input_ids
+    return torch.cat([ids[:, :1], ids[:, 2:]], dim=1) if ids.shape[1] % 2 else ids
 
 
 def prompt_ids(model: str, question: Question) -> torch.Tensor:

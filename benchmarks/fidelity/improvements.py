@@ -47,7 +47,7 @@ def _scores() -> list[Rule]:
 
 
 def _quantised() -> list[Rule]:
-    """The same summary in fewer bits, and the smaller pages that this pays for."""
+    """The same summary in fewer bits, and the smaller pages that this pays for; larger pages."""
     found: list[Rule] = []
     for page, score in (
         (32, quantised(0.5, 8, 4, "vector")),
@@ -55,6 +55,8 @@ def _quantised() -> list[Rule]:
         (32, INT4),
         (32, INT4_INT2),
         (32, INT2),
+        (64, mean_plus_spread(0.5)),
+        (64, INT4),
         (16, mean_plus_spread(0.5)),
         (16, INT4),
         (16, INT4_INT2),
@@ -86,6 +88,7 @@ def _tails() -> list[Rule]:
 
 def _selections() -> list[Rule]:
     return [
+        kiv_knob("selection: R 512", retrieve_tokens=512),
         kiv_knob("candidates: twice as many", candidate_factor=2.0),
         kiv_knob("candidates: 4-bit keys", key_bits=4),
         kiv_knob("candidates: twice as many, 4-bit keys", key_bits=4, candidate_factor=2.0),
@@ -146,7 +149,7 @@ def run(options: argparse.Namespace) -> Result:
     found: dict[str, dict[str, dict[str, Statistics]]] = {}
     for model in models:
         found[model] = {
-            half: measure(rules, model, where, every) for half, (where, every) in halves(model, options.quick).items()
+            half: measure(rules, where, every) for half, (where, every) in halves(model, options.quick).items()
         }
         result.series[model] = {
             "points": {rule.name: _point(rule, model, found[model]["reported"][rule.name]) for rule in rules}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,7 @@ import torch
 from .attention import captured_mass, output_error
 from .capture import load_capture
 from .rules import Rule
-from .scene import SETTINGS, Scene, capture_scene
+from .scene import SETTINGS, Scene, Setting, capture_scene
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,13 @@ def cells(model: str, text: str, length: int) -> Iterator[Cell]:
         yield Cell(model, text, length, layer, rank)
 
 
-def scenes(which: Iterable[Cell], every: slice) -> Iterator[tuple[Cell, Scene]]:
+def scenes(
+    which: Iterable[Cell], every: slice, settings: Mapping[str, Setting] = SETTINGS
+) -> Iterator[tuple[Cell, Scene]]:
     """Load the scenes of cells, one at a time, with the queries of the window that `every` takes."""
     for cell in which:
         capture = load_capture(cell.model, cell.text)
-        yield cell, capture_scene(capture, cell.layer, cell.length, SETTINGS[cell.model], every)
+        yield cell, capture_scene(capture, cell.layer, cell.length, settings[cell.model], every)
 
 
 @dataclass
@@ -95,13 +97,15 @@ def statistics(tally: Tally) -> Statistics:
     )
 
 
-def measure(rules: Sequence[Rule], model: str, which: Iterable[Cell], every: slice) -> dict[str, Statistics]:
+def measure(
+    rules: Sequence[Rule], which: Iterable[Cell], every: slice, settings: Mapping[str, Setting] = SETTINGS
+) -> dict[str, Statistics]:
     """Apply every rule to every scene; statistics by the rule's name."""
     assert len({rule.name for rule in rules}) == len(rules), "two rules of one name"
     tallies = {rule.name: Tally() for rule in rules}
-    for cell, scene in scenes(which, every):
+    for cell, scene in scenes(which, every, settings):
         for rule in rules:
-            answer = rule.answer(scene, SETTINGS[model])
+            answer = rule.answer(scene, settings[cell.model])
             tally = tallies[rule.name]
             tally.cells.append(cell)
             tally.errors.append(output_error(scene, answer.output))

@@ -19,12 +19,9 @@ PEAK_STEPS = 3
 def tensors(held: Any, depth: int = 4) -> Iterable[torch.Tensor]:
     """Every tensor that an object holds, at most `depth` containers deep; of a quantised tensor, its parts."""
     if isinstance(held, torch.Tensor):
-        inner = [
-            getattr(held, name) for name in ("_data", "_scale", "_shift") if hasattr(type(held), "__tensor_flatten__")
-        ]
-        if inner:
-            for part in inner:
-                yield from tensors(part, depth - 1)
+        if hasattr(type(held), "__tensor_flatten__"):
+            for name in held.__tensor_flatten__()[0]:  # pyright: ignore[reportAttributeAccessIssue]
+                yield from tensors(getattr(held, name), depth - 1)
         else:
             yield held
     elif depth > 0 and isinstance(held, dict):

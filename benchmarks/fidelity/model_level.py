@@ -17,7 +17,7 @@ from .agreement import Agreement
 from .capture import TEXTS, haystack_tokens
 from .contexts import Context, refusals
 from .journal import Journal, open_journal
-from .plan import GREEDY_TOKENS, HOT_TOKENS, SCORED_TOKENS, context_lengths
+from .plan import CONTEXTS, GREEDY_TOKENS, HOT_TOKENS, ONE_TEXT_TOKENS, SCORED_TOKENS, context_lengths, text_count
 from .systems import FULL, systems
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 def measure(options: argparse.Namespace) -> tuple[Journal, dict[str, dict[str, str]]]:
     """Measure whatever the journal lacks; returns it, and for each model why rivals did not run."""
     scored, greedy = (8, 4) if options.quick else (SCORED_TOKENS, GREEDY_TOKENS)
-    texts = list(TEXTS)[: 1 if options.quick else None]
     journal = open_journal(options, "model")
     missing = {model: refusals(model, systems(model, options.impl)) for model in options.models}
     tested = {m: [s for s in systems(m, options.impl) if s.name not in missing[m]] for m in options.models}
     places = [
-        (m, n, t) for m in options.models for n in context_lengths(m, options.quick, options.longest) for t in texts
+        (model, length, text)
+        for model in options.models
+        for length in context_lengths(model, options.quick, options.longest)
+        for text in list(TEXTS)[: text_count(length, options.quick)]
     ]
     with tqdm(total=sum(len(tested[m]) for m, _, _ in places), desc="model level", unit="system") as bar:
         for model, length, text in places:
@@ -104,8 +106,12 @@ def run(options: argparse.Namespace) -> Result:
         result.notes += [f"{MODELS[model].title}, {name}: not run: {why}" for name, why in missing[model].items()]
     result.notes.append(
         "The context is prefilled exactly (KIV's default), all that follows goes through the cache under test. Where a "
-        "system writes as full attention does, the number of greedy tokens is that of the run."
+        "system writes as full attention does, the number of greedy tokens is that of the run. "
+        f"Contexts of {ONE_TEXT_TOKENS:,} tokens and more are of one text only, to save time."
     )
+    if options.longest is not None:
+        beyond = [f"{n:,} ({MODELS[m].title})" for m in options.models for n in CONTEXTS[m] if n > options.longest]
+        result.notes.append(f"Left out of this run: contexts of {', '.join(beyond) or 'no other length'}.")
     journal.close()
     return result
 
@@ -119,17 +125,19 @@ def draw(result: Result) -> Callable[[Figure], None]:
     """Return the painter: the distribution of KL, a panel for each model and context."""
 
     def paint(figure: Figure) -> None:
-        panels = figure.subplots(1, len(result.series), squeeze=False)[0]
+        figure.set_size_inches(4.2 * len(result.series), 4.6)
+        panels = figure.subplots(1, len(result.series), squeeze=False, sharey=True)[0]
         for axes, (title, found) in zip(panels, result.series.items(), strict=True):
             for name, values in found.items():
                 if name != FULL:
                     ordered = sorted(values)
                     axes.plot(ordered, [(i + 1) / len(ordered) for i in range(len(ordered))], label=name)
             axes.set_xscale("symlog", linthresh=1e-4)
-            axes.set_title(title, fontsize=8)
-            axes.set_xlabel("KL from full attention (nats)", fontsize=7)
-            axes.tick_params(labelsize=6)
-            axes.legend(fontsize=5)
+            model, length = title.split()
+            axes.set_title(f"{MODELS[model].title}, {int(length):,} tokens", fontsize=10)
+            axes.set_xlabel("KL from full attention (nats)")
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=7.5)
         panels[0].set_ylabel("share of positions")
 
     return paint

@@ -176,4 +176,4 @@ def quantised(weight: float, mean_bits: int, spread_bits: int, scale: Scale, run
     # Low and high of the mean, high of the spread, in bfloat16.
     overhead = 3 * BF16_BYTES / run if scale == "channel" else 0.0
     label = f"mean int{mean_bits} + {weight:g} spread int{spread_bits}, scale a {scale}"
-    return PageScore(label, score, (mean_bits + spread_bits) / 8 + overhead)
+    return PageScore(label, score, (mean_bits + spread_bits) / 8 + overhead, coarse=True)

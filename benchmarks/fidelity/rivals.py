@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MB = 1e6
+TIMED_TOKENS = 8192
 COLUMNS = (
     "system",
     "KL, mean (nats)",
@@ -47,7 +48,7 @@ def run(options: argparse.Namespace) -> Result:
     result = Result("fidelity_rivals", "Rivals a user has today, on the same prompts", {"seed": options.seed})
     for model in options.models:
         tested = [s for s in systems(model, options.impl) if s.name not in missing[model]]
-        for length in context_lengths(model, options.quick, options.longest):
+        for length in timed_lengths(model, options):
             found = costs.measured(
                 (model, str(length)),
                 lambda m=model, n=length, t=tested: rival_costs.record(m, next(iter(TEXTS)), n, t, options.quick),
@@ -57,20 +58,21 @@ def run(options: argparse.Namespace) -> Result:
             base = found["step_ms"][FULL]
             for system in systems(model, options.impl):
                 name = system.name
-                if name not in found["step_ms"]:
+                if name in missing[model]:
                     table.add(name, f"not run: {missing[model][name]}", *([None] * (len(COLUMNS) - 2)))
                     continue
                 quality = model_level.whole(agreement, model, length, name)
                 assert quality is not None
-                transient = found["transient_bytes"][name]
+                transient, step = found["transient_bytes"].get(name), found["step_ms"].get(name)
+                held = found["cache_bytes"].get(name)
                 table.add(
                     name,
                     sum(quality["divergence"]) / len(quality["divergence"]),
                     f"{sum(quality['same_first']) / len(quality['same_first']):.1%}",
                     _retention(outcomes, model, name),
-                    found["step_ms"][name] / base,
-                    found["step_ms"][name],
-                    found["cache_bytes"][name] / MB,
+                    None if step is None else step / base,
+                    step,
+                    None if held is None else held / MB,
                     None if transient is None else transient / MB,
                 )
             result.series[f"{model} {length}"] = found
@@ -83,7 +85,14 @@ def run(options: argparse.Namespace) -> Result:
     return result
 
 
+def timed_lengths(model: str, options: argparse.Namespace) -> list[int]:
+    """The longest context of the model level within `TIMED_TOKENS`: rivals keep all tokens, and all at once."""
+    found = context_lengths(model, options.quick, options.longest)
+    return [n for n in found if n <= TIMED_TOKENS][-1:]
+
+
 NOTES = [
+    f"Timed at one context a model, of at most {TIMED_TOKENS:,} tokens; quality at longer ones: see the other parts.",
     "Retention: right of asked, over all questions of the task level that full attention answers, at all lengths.",
     "Decode time: median of steps in which all systems take turns in one process, each from its own copy of the "
     "context. Nothing here has a slow link between device and memory: what that costs a cache is not shown.",
@@ -115,18 +124,19 @@ def draw(result: Result) -> Callable[[Figure], None]:
 
     def paint(figure: Figure) -> None:
         shown = [table for table in result.tables if tuple(table.columns) == COLUMNS]
+        figure.set_size_inches(6 * len(shown), 4.8)
         panels = figure.subplots(1, len(shown), squeeze=False)[0]
         for axes, table in zip(panels, shown, strict=True):
             for row in table.rows:
                 name, kl, size = row[0], row[1], row[6]
                 if name != FULL and isinstance(kl, float) and isinstance(size, float):
-                    axes.scatter(size, kl, label=name, s=24)
+                    axes.scatter(size, kl, label=name, s=60)
             axes.set_xscale("log")
             axes.set_yscale("log")
-            axes.set_title(table.title.split(", hot")[0], fontsize=7)
-            axes.set_xlabel("cache, MB", fontsize=7)
-            axes.tick_params(labelsize=6)
-            axes.legend(fontsize=5)
-        panels[0].set_ylabel("KL from full attention (nats)", fontsize=7)
+            axes.set_title(table.title.split(", hot")[0], fontsize=10)
+            axes.set_xlabel("cache, MB")
+            axes.grid(alpha=0.3, which="both")
+            axes.legend(fontsize=8)
+        panels[0].set_ylabel("KL from full attention (nats)")
 
     return paint

@@ -30,7 +30,7 @@ def kiv_knob(name: str, page: int = 32, weight: float = 0.5, tail: Tail | None =
 
 
 KIV = kiv_rule("KIV, default", KIVConfig())
-WINDOW = Rule("sinks + window", retrieve_tokens=0)
+WINDOW = Rule("sinks + window", retrieve_tokens=0, own_costs=True)
 ORIGINAL = Rule(
     "the original KIV's rule",
     128,
@@ -38,6 +38,7 @@ ORIGINAL = Rule(
     page_group="head",
     token_group="layer_max",
     reads_candidate_values=True,
+    own_costs=True,
 )
 ORIGINAL_NO_SINKS = Rule(
     "the original KIV's rule, no sinks as published",
@@ -46,10 +47,17 @@ ORIGINAL_NO_SINKS = Rule(
     page_group="head",
     token_group="layer_max",
     reads_candidate_values=True,
+    own_costs=True,
     sinks=False,
 )
 QUEST = Rule(
-    "Quest: box, 16 pages of 16 a query head", 16, BOX, page_group="head", token_group="head", whole_pages=True
+    "Quest: box, 16 pages of 16 a query head",
+    16,
+    BOX,
+    page_group="head",
+    token_group="head",
+    whole_pages=True,
+    own_costs=True,
 )
 ORACLE = Rule("exact top-256, shared by the group")
 ORACLE_HEAD = Rule("exact top-256 for each query head", token_group="head")
@@ -123,10 +131,10 @@ PARETO: list[Rule] = [
     kiv_knob("KIV, spread weight 0.3", weight=0.3),
     kiv_knob("KIV, spread weight 0.7", weight=0.7),
     kiv_knob("KIV, spread weight 1", weight=1.0),
-    kiv_knob("KIV, candidates / 4", candidate_factor=0.25),
-    kiv_knob("KIV, candidates / 2", candidate_factor=0.5),
-    kiv_knob("KIV, candidates x 2", candidate_factor=2.0),
-    kiv_knob("KIV, candidates x 4", candidate_factor=4.0),
+    kiv_knob("KIV, 32 candidate pages", candidate_factor=0.25),
+    kiv_knob("KIV, 64 candidate pages", candidate_factor=0.5),
+    kiv_knob("KIV, 256 candidate pages", candidate_factor=2.0),
+    kiv_knob("KIV, 512 candidate pages", candidate_factor=4.0),
     kiv_knob("KIV, R 64", retrieve_tokens=64),
     kiv_knob("KIV, R 128", retrieve_tokens=128),
     kiv_knob("KIV, R 512", retrieve_tokens=512),

@@ -45,6 +45,8 @@ class Rule:
     value_weight : float
         Rank tokens by logit + this times log ‖v − mean value of the page‖: what the tail would get wrong about them. A
         number a token, kept beside its key.
+    own_costs : bool
+        Count what the rule was published with, in bfloat16, and not what kiv-fast would hold for it.
     least_share : float, or None
         Select no token whose softmax share, of sinks, hot and candidates and summed over the group, is below this: R
         is then only the most.
@@ -63,6 +65,7 @@ class Rule:
     reads_candidate_values: bool = False
     key_bits: int | None = None
     value_weight: float = 0.0
+    own_costs: bool = False
     least_share: float | None = None
 
     def budget(self, setting: Setting) -> tuple[int, int]:

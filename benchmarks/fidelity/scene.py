@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from kiv_reference.config import KIVConfig
 
 from .capture import WINDOW_TOKENS, Capture
+from .plan import HOT_TOKENS
 
 COLD_MULTIPLE_TOKENS = 128
 """Cold regions are cut to a multiple of this, so that every page size up to it sees the same cold tokens."""
@@ -34,8 +36,17 @@ class Setting:
     candidate_tokens: int
 
 
-SETTINGS = {"gemma": Setting(2048, 4, 256, 4096), "smollm2": Setting(1024, 4, 256, 2048)}
-"""Short name of a model -> its setting: SmolLM2's context is short, so its hot window is too."""
+_DEFAULT = KIVConfig()
+_CANDIDATE_TOKENS = _DEFAULT.candidate_pages * _DEFAULT.page_tokens
+
+SETTINGS = {
+    name: Setting(hot, _DEFAULT.sink_tokens, _DEFAULT.retrieve_tokens or 0, _CANDIDATE_TOKENS)
+    for name, hot in HOT_TOKENS.items()
+}
+"""Short name of a model -> its setting, KIV's defaults but for the hot window: SmolLM2's context is short."""
+
+EARLIER = {"gemma": Setting(2048, 4, 256, 4096), "smollm2": Setting(1024, 4, 256, 2048)}
+"""The settings of the figures that were published before this bench was written."""
 
 
 @dataclass(frozen=True)

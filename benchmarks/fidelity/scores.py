@@ -27,11 +27,15 @@ class PageScore:
     score : callable
     channel_bytes : float
         Bytes of summary for each key channel of each page; 0 for scores that no summary gives (ceilings).
+    coarse : bool
+        Whether these bytes are all that is looked at; else the summary can be scanned in 8 bits, as kiv-fast does,
+        and the few pages that decide are read exactly.
     """
 
     name: str
     score: Scorer
     channel_bytes: float
+    coarse: bool = False
 
 
 def dot(scene: Scene, vectors: torch.Tensor) -> torch.Tensor:

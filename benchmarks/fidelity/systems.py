@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from kiv_hf import KIVConfig
@@ -51,15 +52,14 @@ class System:
 
 
 def systems(model: str, impl: str) -> list[System]:
-    """Full attention first, then KIV's default, the original KIV's rule where it applies, and the rivals."""
+    """Full attention first, then KIV as it is shipped but for the hot window, the original's rule, and the rivals."""
     hot = HOT_TOKENS[model]
-    pages = 128 if model == "gemma" else 64
     found = [
         System(FULL, "full"),
-        System("KIV", "kiv", KIVConfig(hot_tokens=hot, candidate_pages=pages), impl),
+        System("KIV", "kiv", KIVConfig(hot_tokens=hot), impl),
     ]
-    if hot == 2048:  # the rule has fixed numbers
-        found.append(System("the original KIV's rule", "original", KIVConfig(), OriginalPool))
+    pool = partial(OriginalPool, hot_tokens=hot)
+    found.append(System("the original KIV's rule", "original", KIVConfig(), pool))
     # Group-wise backends with the axes that transformers' documentation recommends for them.
     hqq = (("nbits", 4), ("axis_key", 1), ("axis_value", 1))
     found += [

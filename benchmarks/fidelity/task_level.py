@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .contexts import Context, refusals
 from .documents import answered, document_ids, prompt_ids
 from .journal import Journal, Record, open_journal
-from .plan import Document, documents
+from .plan import RIVAL_TOKENS, Document, documents
 from .systems import FULL, System, systems
 from .tasks import Question
 
@@ -46,8 +46,20 @@ def ask(context: Context, document: Document, question: Question, system: System
     return {"task": question.task, "right": right}
 
 
+AGGREGATE = ("aggregation", "counting")
+"""Tasks whose figure is the share right beside full attention's: KIV is asked these whatever full attention answers."""
+
+
+def wanted(document: Document, question: Question, system: System, full_right: bool) -> bool:
+    """Whether a system is asked a question."""
+    if system.kind == "full" or (system.kind == "kiv" and question.task in AGGREGATE):
+        return True
+    cheap = system.kind in ("kiv", "original", "window")
+    return full_right and (cheap or document.tokens <= RIVAL_TOKENS[document.model])
+
+
 def measure(options: argparse.Namespace) -> tuple[Journal, list[Outcome], dict[str, dict[str, str]]]:
-    """Ask whatever the journal lacks; rivals of full attention are asked only what that answers."""
+    """Ask whatever the journal lacks."""
     journal = open_journal(options, "tasks")
     missing = {model: refusals(model, systems(model, options.impl)) for model in options.models}
     planned = [d for m in options.models for d in documents(m, options.seed, options.quick, options.longest)]
@@ -75,7 +87,7 @@ def _outcomes(journal: Journal, document: Document, tested: Sequence[System]) ->
         for number, question in enumerate(document.quiz.questions):
             right: dict[str, bool] = {}
             for system in tested:
-                if system.name == FULL or right[FULL]:
+                if wanted(document, question, system, right.get(FULL, False)):
                     record = journal.measured(
                         key(document, number, system),
                         lambda q=question, s=system: ask(context(), document, q, s),

@@ -88,79 +88,85 @@ def needle_grid(rng: random.Random, depths: Sequence[float], rotation: int = 0) 
     return Quiz(tuple(passages), tuple(questions))
 
 
-def near_duplicates(rng: random.Random, keys: int, asked: int) -> Quiz:
-    """Facts that differ in one word of the key and in the value, spread evenly: half are numbers, half are words."""
-    cities, words = rng.sample(CITIES, keys), rng.sample(THINGS, keys)
-    numbers = [str(number) for number in rng.sample(range(1000, 10000), keys)]
+def near_duplicates(rng: random.Random, kind: str, keys: int, asked: int) -> Quiz:
+    """Facts that differ in one word of the key and in the value, spread evenly; `kind` is "number" or "word"."""
+    cities = rng.sample(CITIES, keys)
+    values = rng.sample(THINGS, keys) if kind == "word" else [str(n) for n in rng.sample(range(1000, 10000), keys)]
     depths = [(i + 0.5) / keys for i in range(keys)]
-    passages, questions = [], []
-    for kind, values in (("number", numbers), ("word", words)):
-        facts = [(d, f"The magic {kind} for {c} is", v) for d, c, v in zip(depths, cities, values, strict=True)]
-        passages += [Passage(depth, f"{start} {value}.") for depth, start, value in facts]
-        for depth, start, value in sorted(rng.sample(facts, asked)):
-            questions.append(Question(f"near-duplicate {kind}", start, value, depth))
-    return Quiz(tuple(passages), tuple(questions))
+    facts = [(d, f"The magic {kind} for {c} is", v) for d, c, v in zip(depths, cities, values, strict=True)]
+    passages = tuple(Passage(depth, f"{start} {value}.") for depth, start, value in facts)
+    chosen = sorted(rng.sample(facts, asked))
+    return Quiz(passages, tuple(Question(f"near-duplicate {kind}", p, answer, d) for d, p, answer in chosen))
 
 
-def several_needles(rng: random.Random, groups: int) -> Quiz:
-    """Lists whose three items were told in three places; asked for one after the other."""
+DEEDS = (
+    ("bought in the old market a", "dropped into the deep well a", "found behind the red curtain a"),
+    ("sold to the blind sailor a", "lost on the frozen lake a", "painted for the young queen a"),
+)
+"""What two people did, each in three places of the text."""
+
+
+def several_needles(rng: random.Random, people: int) -> Quiz:
+    """Three deeds of a person, told in three places; asked for one after the other, what was asked before included."""
     passages, questions = [], []
-    for name in rng.sample(FIRST_NAMES, groups):
-        depths = sorted(rng.uniform(0.02, 0.9) for _ in range(3))
-        items = rng.sample(THINGS, 3)
-        days = ("Monday", "Tuesday", "Friday")
-        for depth, day, item in zip(depths, days, items, strict=True):
-            passages.append(Passage(depth, f"On {day} {name} bought a {item} at the market."))
+    for name, deeds in zip(rng.sample(FIRST_NAMES, people), DEEDS, strict=False):
+        depths = sorted(rng.uniform(0.02, 0.9) for _ in deeds)
         told = ""
-        for depth, day, item in zip(depths, days, items, strict=True):
-            prompt = f"{told}On {day} {name} bought a"
-            questions.append(Question("several needles", prompt, item, depth))
-            told = f"{prompt} {item} at the market. "
+        for depth, deed, item in zip(depths, deeds, rng.sample(THINGS, len(deeds)), strict=True):
+            passages.append(Passage(depth, f"{name} {deed} {item}."))
+            questions.append(Question("several needles", f"{told}{name} {deed}", item, depth))
+            told += f"{passages[-1].text} "
     return Quiz(tuple(passages), tuple(questions))
 
 
 def phonebook(rng: random.Random, entries: int, asked: int, depth: float) -> Quiz:
     """A block of names and extensions at one depth; asked at evenly spread positions of the block."""
-    names = rng.sample([f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES], entries)
-    numbers = [f"{rng.randrange(100, 1000)}-{rng.randrange(1000, 10000)}" for _ in names]
+    names = rng.sample(LAST_NAMES, entries)
+    numbers = rng.sample(range(100, 1000), entries)
     lines = [f"{name}: {number}" for name, number in zip(names, numbers, strict=True)]
     places = [round(i * (entries - 1) / max(1, asked - 1)) for i in range(asked)]
-    questions = tuple(Question("phonebook", f"{names[i]}:", numbers[i], depth) for i in places)
+    questions = tuple(Question("phonebook", f"{names[i]}:", str(numbers[i]), depth) for i in places)
     return Quiz((Passage(depth, "\n".join(lines)),), questions)
 
 
+HOPS = (
+    ("The golden ring of {} was given to", "{} hid the golden ring under the"),
+    ("The letter of {} was stolen by", "{} burned the letter beside the"),
+)
+"""Chains of two hops: a thing goes from one person to another, who leaves it somewhere."""
+
+
 def variable_tracking(rng: random.Random, chains: int) -> Quiz:
-    """A value that is told of one thing, which is told of another: two hops, each in a place of its own."""
+    """A chain of two links told in two places, the second first: asked for hop by hop, as a reader would follow it."""
     passages, questions = [], []
-    people, words = rng.sample(FIRST_NAMES, 2 * chains), rng.sample(THINGS, chains)
-    for i, word in enumerate(words):
-        first, second = people[2 * i], people[2 * i + 1]
+    people, things = rng.sample(FIRST_NAMES, 2 * chains), rng.sample(THINGS, chains)
+    for i, (first, second) in enumerate(HOPS[:chains]):
+        giver, taker = people[2 * i : 2 * i + 2]
+        late, early = first.format(giver), second.format(taker)
         near, far = sorted(rng.uniform(0.02, 0.9) for _ in range(2))
-        passages += [
-            Passage(near, f"{first} chose the word {word}."),
-            Passage(far, f"{second} chose the same word as {first}."),
-        ]
-        prompt = f"{second} chose the same word as {first}, and {first} chose the word"
-        questions.append(Question("two hops", prompt, word, near))
+        passages += [Passage(near, f"{early} {things[i]}."), Passage(far, f"{late} {taker}.")]
+        questions.append(Question("two hops", late, taker, far))
+        questions.append(Question("two hops", f"{late} {taker}. {early}", things[i], near))
     return Quiz(tuple(passages), tuple(questions))
 
 
-def sightings(rng: random.Random, counts: tuple[int, int], places: int) -> Quiz:
-    """Two animals seen at each place, one more often: asked is which (aggregation), and how often it was (counting)."""
+def sightings(rng: random.Random, counts: tuple[int, int], places: int, counted: int) -> Quiz:
+    """Two animals at each place, one more often: asked is which (aggregation); of some, how often (counting).
+
+    The last sighting is of the rarer one: whoever finds only the nearest match is wrong.
+    """
     passages, questions = [], []
-    for place in rng.sample(("gate", "bridge", "harbour", "orchard", "quarry", "windmill"), places):
+    for i, place in enumerate(rng.sample(("gate", "bridge", "harbour", "orchard", "quarry", "windmill"), places)):
         animals = rng.sample(("zebra", "giraffe", "penguin", "kangaroo", "leopard", "badger"), 2)
-        seen = [
-            Passage(rng.uniform(0.02, 0.9), f"A {animal} was seen at the {place}.")
-            for animal, count in zip(animals, counts, strict=True)
-            for _ in range(count)
-        ]
-        passages += seen
-        first = min(passage.depth for passage in seen)
-        most = f"Of all animals, the one that was seen at the {place} most often was the"
-        number = f"The number of times that a {animals[0]} was seen at the {place} is"
-        questions.append(Question("aggregation", most, animals[0], first))
-        questions.append(Question("counting", number, NUMBERS[counts[0]], first))
+        depths = sorted(rng.uniform(0.02, 0.9) for _ in range(sum(counts)))
+        order = [animals[0]] * counts[0] + [animals[1]] * (counts[1] - 1)
+        rng.shuffle(order)
+        for depth, animal in zip(depths, [*order, animals[1]], strict=True):
+            passages.append(Passage(depth, f"At the {place} they saw a {animal}."))
+        number = f"The number of times that they saw a {animals[0]} at the {place} is"
+        questions.append(Question("aggregation", f"At the {place} they saw a", animals[0], depths[0]))
+        if i < counted:
+            questions.append(Question("counting", number, NUMBERS[counts[0]], depths[0]))
     return Quiz(tuple(passages), tuple(questions))
 
 

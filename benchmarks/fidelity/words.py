@@ -27,8 +27,15 @@ FIRST_NAMES = _words(
 )
 
 LAST_NAMES = _words(
-    "Anderson Baker Carter Dawson Ellis Foster Griffin Harper Irving Jensen Keller Lambert Mitchell Norton Olsen "
-    "Parker Quinn Reed Sanders Turner Underwood Vaughn Walker Young Ziegler"
+    "Abbott Adams Anderson Archer Atkins Bailey Baker Barnes Bennett Bishop Blake Bolton Bowman Brooks Bryant Burton "
+    "Butler Carter Chandler Chapman Clarke Coleman Collins Cooper Crawford Curtis Dalton Davies Dawson Dixon Douglas "
+    "Duncan Edwards Elliott Ellis Emerson Evans Farmer Fisher Fleming Fletcher Foster Fowler Francis Freeman Gardner "
+    "Gibson Gordon Graham Griffin Hamilton Hansen Harper Harris Hawkins Henderson Holland Hopkins Howard Hudson "
+    "Hughes Irving Jackson Jenkins Jensen Johnson Jordan Keller Kelly Kennedy Knight Lambert Lawson Lewis Lloyd Logan "
+    "Marshall Matthews Meyer Miller Mitchell Morgan Morris Murphy Murray Nelson Newman Norton Olsen Osborne Owens "
+    "Palmer Parker Parsons Patterson Perkins Peterson Phillips Porter Powell Preston Quinn Reed Reynolds Richards "
+    "Roberts Robinson Rogers Russell Sanders Shaw Simpson Spencer Stanley Stewart Sullivan Taylor Thompson Tucker "
+    "Turner Underwood Vaughn Walker Wallace Watson Webster Wheeler Williams Wilson Winter Wright Young Ziegler"
 )
 
 NUMBERS = _words("zero one two three four five six seven eight nine ten eleven twelve")

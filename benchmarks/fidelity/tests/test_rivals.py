@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from kiv_hf import KIVCache, KIVConfig
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from benchmarks.fidelity.memory import stock_bytes
-from benchmarks.fidelity.plan import ROTATIONS, documents
+from benchmarks.fidelity.memory import stock_bytes, tensors
+from benchmarks.fidelity.plan import DUPLICATES, LENGTHS, PHONEBOOK_TOKENS, Document, documents
 from benchmarks.fidelity.rival_costs import cache_bytes
 from benchmarks.fidelity.systems import FULL, systems
+from benchmarks.fidelity.task_level import wanted
+from benchmarks.fidelity.tasks import Question
 from benchmarks.models import twin
 
 CONFIG = LlamaConfig(
@@ -29,6 +32,15 @@ def test_bytes_of_a_plain_cache_are_those_of_its_keys_and_values():
     assert cache_bytes(cache) == stock_bytes(cache.layers) == 2 * 2 * 2 * 50 * 8 * 4
 
 
+def test_bytes_of_a_quantised_tensor_are_those_of_its_parts():
+    quanto = pytest.importorskip("optimum.quanto")
+    whole = torch.randn(128, 64)
+    scale, shift = quanto.MaxOptimizer()(whole, quanto.qint4, 0, 64)
+    packed = quanto.quantize_weight(whole, quanto.qint4, 0, scale, shift, group_size=64)
+    held = sum(tensor.nbytes for tensor in tensors(packed))
+    assert 128 * 64 // 2 < held < 128 * 64
+
+
 def test_bytes_of_a_kiv_cache_cover_all_tokens_and_its_index():
     model = twin(LlamaForCausalLM(CONFIG).eval(), "kiv")
     cache = KIVCache(model.config, KIVConfig(hot_tokens=32, page_tokens=8, candidate_pages=2, retrieve_tokens=4))
@@ -46,16 +58,31 @@ def test_systems_have_names_of_their_own_and_full_attention_first():
 
 
 def test_the_plan_asks_what_it_should():
-    for model, rotations in ROTATIONS.items():
+    for model in LENGTHS:
         planned = list(documents(model, 0, False, None))
-        assert {d.tokens for d in planned} == set(rotations)
+        assert {d.tokens for d in planned} == {PHONEBOOK_TOKENS[model], *LENGTHS[model]}
         assert len({(d.tokens, d.name) for d in planned}) == len(planned)
         tasks = [q.task for d in planned for q in d.quiz.questions]
         assert tasks.count("phonebook") == 100
-        assert tasks.count("needle") == 10 * sum(rotations.values())
-        assert {"near-duplicate number", "several needles", "two hops", "aggregation", "counting"} <= set(tasks)
+        assert tasks.count("needle") == 10 * len(LENGTHS[model])
+        kinds = {"several needles", f"near-duplicate {DUPLICATES[model][0]}", "two hops", "aggregation", "counting"}
+        assert kinds <= set(tasks)
         assert planned == list(documents(model, 0, False, None))
         assert planned != list(documents(model, 1, False, None))
     beyond = [q.task for d in documents("gemma", 0, False, None) if d.tokens > 32768 for q in d.quiz.questions]
     assert beyond
     assert "two hops" not in beyond
+
+
+def test_who_is_asked():
+    found = systems("smollm2", "fast")
+    short, *_, long = documents("smollm2", 0, False, None)
+
+    def asked(document: Document, task: str, full_right: bool) -> set[str]:
+        question = Question(task, "", "", 0.5)
+        return {s.kind for s in found if wanted(document, question, s, full_right)}
+
+    assert asked(short, "needle", False) == {"full"}
+    assert asked(short, "aggregation", False) == {"full", "kiv"}
+    assert asked(short, "needle", True) == {s.kind for s in found}
+    assert asked(long, "needle", True) == {"full", "kiv", "original", "window"}

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from benchmarks.fidelity.attention import captured_mass, output_error
-from benchmarks.fidelity.costs import ORIGINAL_AT_1M, cost
 from benchmarks.fidelity.grouping import best_mask, group_scores
 from benchmarks.fidelity.reference_check import compare
 from benchmarks.fidelity.rows import KIV, ORACLE, ORACLE_HEAD, ORIGINAL_NO_SINKS, PARETO, PUBLISHED, QUEST, WINDOW
@@ -132,20 +131,6 @@ def test_the_original_is_its_store():
         expected = store.attend(query, scale=made.scale)[0, :, 0].unflatten(0, (2, -1))
         mine = ORIGINAL_NO_SINKS.answer(made, setting).output[:, i]
         torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_costs_are_counted_by_hand():
-    rule = KIV
-    setting = Setting(2048, 4, 256, 4096)
-    found = cost(rule, setting, ORIGINAL_AT_1M, key_tokens=4096, value_tokens=256)
-    cold = 2**20 - 2048 - 4
-    assert found.index_bytes == pytest.approx(3 * cold / 32 * 512 * 2 * 2)
-    assert found.span_bytes == pytest.approx(3 * cold / 512 * 512 * 2 * 2)
-    assert found.window_bytes == 3 * (2048 + 31 + 4) * 512 * 2 * 2
-    # candidate keys, selected values, and the mean values of the candidate pages
-    assert found.moved_bytes == 3 * (4096 * 512 * 2 + 256 * 512 * 2 + 128 * 512 * 2)
-    packed = cost(replace(rule, key_bits=4), setting, ORIGINAL_AT_1M, key_tokens=4096, value_tokens=256)
-    assert found.moved_bytes - packed.moved_bytes == 3 * (4096 * 512 * 2 * 3 / 4 - 256 * 512 * 2)
 
 
 def test_names_are_unique():
