@@ -32,6 +32,14 @@ ORACLES = {
 
 LIMIT_MB = 100.0
 
+BRIEF = {
+    ", no sinks as published": ",\nno sinks",
+    ", scale a channel": "",
+    " + 0.5 spread ": " + ",
+    " candidates x": " keys x",
+}
+"""Words of a rule's name -> what a label says for them."""
+
 
 def _oracle(name: str) -> bool:
     return name in ORACLES or name.startswith(("exact", "ceiling", "page's"))
@@ -68,7 +76,9 @@ def _label(axes: Axes, places: Mapping[str, tuple[float, float]]) -> None:
         if any(abs(middle - a) < 0.2 and abs(y - b) < 0.028 for a, b in taken):
             continue
         taken.append((middle, y))
-        short = name.removeprefix("KIV, ").split(":")[0].replace(", no sinks as published", ",\nno sinks")
+        short = name.split(":")[0] if name.startswith("Quest") else name.removeprefix("KIV, ").split(": ")[-1]
+        for long, brief in BRIEF.items():
+            short = short.replace(long, brief)
         weight = "bold" if name == DEFAULT else "normal"
         side, shift = ("right", -7) if left else ("left", 7)
         axes.annotate(
