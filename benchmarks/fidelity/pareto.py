@@ -36,6 +36,7 @@ BRIEF = {
     ", no sinks as published": ",\nno sinks",
     ", scale a channel": "",
     " + 0.5 spread ": " + ",
+    "mean int": "int",
     " candidates x": " keys x",
 }
 """Words of a rule's name -> what a label says for them."""
@@ -111,6 +112,9 @@ def _panel(axes: Axes, points: Points, cost: str) -> None:
     axes.autoscale_view()
     others = [name for name in places if _look(name) != KIV_LOOK]
     named = [DEFAULT, *others, *front]
+    if any(": " in name for name in front):  # long names need room, to the left most of all
+        low, high = axes.get_xlim()
+        axes.set_xlim(low * (low / high) ** 0.7, high * (high / low) ** 0.25)
     _label(axes, {name: places[name] for name in named if name in places})
     axes.set_xlabel(AXES[cost])
     axes.grid(alpha=0.25, which="both")
