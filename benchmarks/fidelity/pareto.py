@@ -32,6 +32,15 @@ ORACLES = {
 
 LIMIT_MB = 100.0
 
+BRIEF = {
+    ", no sinks as published": ",\nno sinks",
+    ", scale a channel": "",
+    " + 0.5 spread ": " + ",
+    "mean int": "int",
+    " candidates x": " keys x",
+}
+"""Words of a rule's name -> what a label says for them."""
+
 
 def _oracle(name: str) -> bool:
     return name in ORACLES or name.startswith(("exact", "ceiling", "page's"))
@@ -68,7 +77,9 @@ def _label(axes: Axes, places: Mapping[str, tuple[float, float]]) -> None:
         if any(abs(middle - a) < 0.2 and abs(y - b) < 0.028 for a, b in taken):
             continue
         taken.append((middle, y))
-        short = name.removeprefix("KIV, ").split(":")[0].replace(", no sinks as published", ",\nno sinks")
+        short = name.split(":")[0] if name.startswith("Quest") else name.removeprefix("KIV, ").split(": ")[-1]
+        for long, brief in BRIEF.items():
+            short = short.replace(long, brief)
         weight = "bold" if name == DEFAULT else "normal"
         side, shift = ("right", -7) if left else ("left", 7)
         axes.annotate(
@@ -101,6 +112,9 @@ def _panel(axes: Axes, points: Points, cost: str) -> None:
     axes.autoscale_view()
     others = [name for name in places if _look(name) != KIV_LOOK]
     named = [DEFAULT, *others, *front]
+    if any(": " in name for name in front):  # long names need room, to the left most of all
+        low, high = axes.get_xlim()
+        axes.set_xlim(low * (low / high) ** 0.7, high * (high / low) ** 0.25)
     _label(axes, {name: places[name] for name in named if name in places})
     axes.set_xlabel(AXES[cost])
     axes.grid(alpha=0.25, which="both")
