@@ -98,7 +98,7 @@ class Test_1_4_Defaults:
             "sink_tokens": 4,
             "page_tokens": 64,
             "span_pages": 32,
-            "candidate_pages": 64,
+            "candidate_pages": 128,
             "retrieve_tokens": 256,
             "spread_weight": 0.5,
             "group": "exp_sum",

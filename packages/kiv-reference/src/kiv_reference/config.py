@@ -61,7 +61,7 @@ class KIVConfig:
     sink_tokens: int = 4
     page_tokens: int = 64
     span_pages: int = 32
-    candidate_pages: int = 64
+    candidate_pages: int = 128
     retrieve_tokens: int | None = 256
     spread_weight: float = 0.5
     group: Group = "exp_sum"
