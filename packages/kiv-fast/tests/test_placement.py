@@ -149,3 +149,24 @@ def test_a_promise_to_one_store_outlives_that_to_its_fork(config, tmp_path):
         pool.close()
         assert pool.memory() == (0, 0, 0)
     assert 0 < held < len(budgets)
+
+
+def test_pages_of_one_layer_give_way_to_the_summaries_of_another(config, tmp_path):
+    """Layers that are filled one after the other: the first has taken all RAM for its pages when the second comes."""
+    key, value, query = draw(2, 400)
+
+    def play(pool):
+        outputs = []
+        for store in (pool.layer_store(), pool.layer_store()):
+            for part in range(0, 400, 40):
+                store.append(key[:, :, part : part + 40], value[:, :, part : part + 40])
+            outputs.append((store, store.attend(query[:, :, -40:], scale=SCALE)))
+        return outputs
+
+    whole = FastPool(config)
+    expected = play(whole)
+    room = 2 * summary_bytes(expected[0][0]) + 1_000
+    pool = FastPool(replace(config, ram_bytes=room, spill_dir=tmp_path))
+    for (_, got), (_, right) in zip(play(pool), expected, strict=True):
+        assert torch.equal(got, right)
+    assert pool.memory().ram <= room

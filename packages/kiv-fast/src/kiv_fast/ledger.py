@@ -25,8 +25,8 @@ class Ledger:
     def __init__(self, config: KIVConfig) -> None:
         self._limits = (config.device_bytes, config.ram_bytes, config.disk_bytes)
         self._used = [0, 0, 0]
-        # Frees what speed alone keeps on the device.
-        self.give_way: weakref.WeakMethod[Callable[[], None]] | None = None
+        # Frees what speed alone keeps on the device, and moves what RAM holds to disk, until so many bytes are free.
+        self.give_way: weakref.WeakMethod[Callable[[int, int], None]] | None = None
 
     @property
     def used(self) -> TierBytes:
@@ -40,9 +40,12 @@ class Ledger:
 
     def check(self, device: int = 0, ram: int = 0, disk: int = 0) -> None:
         """Refuse if so many bytes more do not fit (SPEC 10.2)."""
-        room = self.room(0)
-        if room is not None and device > max(room, 0) and self.give_way is not None and (free := self.give_way()):
-            free()
+        short = [
+            0 if (room := self.room(tier)) is None or more <= max(room, 0) else more
+            for tier, more in enumerate((device, ram))
+        ]
+        if any(short) and self.give_way is not None and (make_room := self.give_way()):
+            make_room(*short)
         for name, used, more, limit in zip(REMEDIES, self._used, (device, ram, disk), self._limits, strict=True):
             if limit is not None and more > 0 and used + more > limit:
                 rule = f"the cache must fit into {name}={limit} (SPEC 10.2)"

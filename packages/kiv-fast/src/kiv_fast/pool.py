@@ -45,7 +45,7 @@ class FastPool:
         self._made = 0
         self._closed = False
         self.ledger = Ledger(config)
-        self.ledger.give_way = weakref.WeakMethod(self._drop_near)
+        self.ledger.give_way = weakref.WeakMethod(self._make_room)
         self.counters = Counters()
         self.scratch = Scratch(self.ledger)
         self._pinning: dict[torch.device, Pinning] = {}
@@ -85,11 +85,13 @@ class FastPool:
             store.release()
         self._closed = True
 
-    def _drop_near(self) -> None:
-        """Free the device memory that is held for speed alone."""
-        for store in list(self._stores):
-            if store.state is not None:
-                store.state.drop_near()
+    def _make_room(self, device: int, ram: int) -> None:
+        """Free device memory that is held for speed alone, and RAM that pages can leave, in whatever store."""
+        for state in [store.state for store in self._stores if store.state is not None]:
+            if device:
+                state.drop_near()
+            if ram:
+                state.cold.arena.give_way(ram)
 
     def check_open(self) -> None:
         """Refuse to go on after `close`."""
