@@ -61,7 +61,7 @@ NOTES = [
     "cold tokens whose key, value a KV head had to read for a query.",
     f"Device and moved bytes are counted for {ORIGINAL_AT_1M.name}, with the token counts measured here; moved is a "
     "decode step, all layers. KIV's rules: what kiv-fast holds on a CPU (8-bit index of page summaries, float32 spans, "
-    "sinks and hot, page tables, buffers). Rules of others: bfloat16 summaries, sinks and hot, one layer's staging. "
+    "sinks and hot, last pages, buffers). Rules of others: bfloat16 summaries, sinks and hot, one layer's staging. "
     "An oracle looks at every key: it is charged for moving them all in tiles, and for no index.",
     "KIV, default: KIVConfig() but for the hot window. The earlier figures had 2,048 candidate tokens on "
     "SmolLM2-135M-Instruct: that is the row of 64 candidate pages, and the setting of the tables of earlier figures.",

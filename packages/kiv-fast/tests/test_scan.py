@@ -4,7 +4,7 @@ from fast_helpers import SCALE, draw, feed
 from kiv_fast import FastPool, chapters
 from kiv_fast.product import WidenedProduct, product_for
 from kiv_fast.scan import Scanner
-from kiv_fast.select import page_query, top, top_set
+from kiv_fast.select import candidates, page_query, rank, top, top_set
 from kiv_fast.validate import Shape
 
 HEADS, WIDTH, PAGES = 2, 24, 64
@@ -57,3 +57,22 @@ def test_ties_go_to_the_lower_index():
     assert top(scores, 2).tolist() == [[1, 2]]
     assert top_set(scores, 2).tolist() == [[1, 2]]
     assert top(scores, 5).tolist() == [[1, 2, 4, 3, 0]]
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e4, 1e5])
+@pytest.mark.parametrize("group", ["exp_sum", "max"])
+def test_a_bound_that_overflows_excludes_nothing(config, group, size, monkeypatch):
+    """Scores so large that the exponential of the error is infinite, and that of most differences zero."""
+    monkeypatch.setattr(chapters, "LEAST_CHAPTER_PAGES", 16)
+    monkeypatch.setattr(chapters, "MOST_CHAPTER_PAGES", 32)
+    store = FastPool(config).layer_store()
+    key, value, query = draw(4, 900)
+    # Every other page lies far below the others, which are nearly alike.
+    far = (torch.arange(900) - config.sink_tokens) // config.page_tokens % 2 == 0
+    key = torch.where(far[:, None], -1, 1) + min(1e-3, 1 / size) * key
+    feed(store, (key, value, query), [900])
+    cold, row = store.state.cold, store.state.rows[0]
+    for noise in query[0, :, :40].unflatten(0, (cold.shape.heads, -1)).unbind(dim=2):
+        members = page_query(size + noise, SCALE, 0.5)
+        right = rank(cold, row, members, store.state.pages, 5, group)
+        assert torch.equal(candidates(cold, row, members, store.state.pages, 5, group), right)

@@ -137,7 +137,8 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
             high = (torch.exp(best + error[:, :, None] + 1e-4 - most).transpose(1, 2) @ terms)[:, 0]
             # A threshold that has lost terms to underflow excludes nothing.
             high.masked_fill_((rough == torch.inf) | (threshold < LEAST_SCORE), torch.inf)
-        missing = (high.scatter_(1, picked, -torch.inf).amax(dim=1, keepdim=True) >= threshold).any()
+        # A bound that has overflowed may not be a number: it excludes nothing either.
+        missing = ~(high.scatter_(1, picked, -torch.inf).amax(dim=1, keepdim=True) < threshold).all()
         chosen, more = cold.transfer.fetch_both(chosen, missing)
         if not more:
             break
