@@ -96,7 +96,7 @@ def versions(session: nox.Session, transformers: str) -> None:
     others = Path(session.create_tmp()) / "constraints.txt"
     others.write_text("\n".join(pin for pin in pins if not pin.startswith("transformers==")), encoding="utf-8")
     constraints = ("-c", str(others), "--no-compile", f"transformers=={transformers}")
-    session.install(*constraints, "hatchling", "editables", "pytest", "hypothesis")
+    session.install(*constraints, "hatchling", "editables", "pytest", "pytest-timeout", "hypothesis")
     session.install(*constraints, "--no-build-isolation", *EDITABLE)
     names = ("test_kinds_of_attention", "test_refusals_name_their_cause")
     models = [f"conformance/models/test_models.py::{name}" for name in names]

@@ -1,6 +1,9 @@
 """A disk tier whose system calls fail on demand, and a store that is fed through the failures."""
 
+import contextlib
 import errno
+import os
+from unittest import mock
 
 import torch
 from fast_helpers import SCALE
@@ -60,6 +63,11 @@ class Faulty(FileIO):
         self.open.remove(handle)
         super().close(handle)  # as the system does: whatever a close answers, the file is closed
         self._count("close")
+
+
+def unnamed_files(possible):
+    """Whether the file system knows files without a name."""
+    return contextlib.nullcontext() if possible else mock.patch.object(os, "O_TMPFILE", 0)
 
 
 def steady(store, data):

@@ -1,5 +1,6 @@
 """What happens around the disk tier: the process killed, signals, files cut short, folders deleted, memory refused."""
 
+import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -7,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fast_helpers import draw, feed
-from faulty_disk import CHUNKS, METHODS, Faulty, steady
+from faulty_disk import CHUNKS, METHODS, Faulty, steady, unnamed_files
 from kiv_fast import FastPool, staging
 from kiv_fast.shim import FileIO
 from kiv_reference.errors import KIVStorageError, KIVUsageError
@@ -20,28 +21,36 @@ class Killing(Faulty):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def kill(config, data, method, at, unnamed):
+    """Feed a store until its process ends at the n-th call of `method`."""
+    with unnamed_files(unnamed):
+        pool = FastPool(config, Killing(method, at))
+        feed(pool.layer_store(), data, CHUNKS)
+        pool.close()
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Forks processes from one that has no threads: in a fork of this one, torch would wait for its threads for ever."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["kiv_fast"])
+    return context
+
+
 @pytest.mark.parametrize("unnamed", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-def test_kill_9_leaves_no_file(small, method, unnamed, tmp_path, monkeypatch):
-    if not unnamed:
-        monkeypatch.setattr(os, "O_TMPFILE", 0)
+def test_kill_9_leaves_no_file(small, method, unnamed, tmp_path, server):
     data = draw(5, sum(CHUNKS))
     counting = Faulty()
-    pool = FastPool(small, counting)
-    feed(pool.layer_store(), data, CHUNKS)
-    pool.close()
+    with unnamed_files(unnamed):
+        pool = FastPool(small, counting)
+        feed(pool.layer_store(), data, CHUNKS)
+        pool.close()
     for at in {1, (counting.calls[method] + 1) // 2, counting.calls[method]}:
-        child = os.fork()
-        if child == 0:
-            try:
-                pool = FastPool(small, Killing(method, at))
-                feed(pool.layer_store(), data, CHUNKS)
-                pool.close()
-            finally:
-                os._exit(1)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status), "the call was never made"
-        assert os.WTERMSIG(status) == signal.SIGKILL
+        child = server.Process(target=kill, args=(small, data, method, at, unnamed))
+        child.start()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL, "the call was never made"
         assert list(tmp_path.iterdir()) == []
 
 
