@@ -14,6 +14,7 @@ import torch
 
 from .low import LowPrecision
 from .oracle import Answer, Modifiers, Term, Vector, dot
+from .oracle_shift import Shift
 
 LEAST = {torch.float64: 2.0**-1022, torch.float32: 2.0**-126, torch.bfloat16: 2.0**-126, torch.float16: 2.0**-24}
 """Results below this may be flushed to zero."""
@@ -151,3 +152,39 @@ def output_budget(
     measured = (torch.tensor(low_output, dtype=torch.float64) - torch.tensor(output, dtype=torch.float64)).abs()
     rounding = precision.out_unit * (size_out + computed) + LEAST[precision.border]
     return OutputBudget((torch.minimum(measured, hull) + computed + rounding).tolist(), mass)
+
+
+def shift_error(
+    shift: Shift, query: Vector, member: int, errors: Sequence[Sequence[float]], precision: Precision
+) -> list[float]:
+    """Error of the shift of one query's mean values, for each channel (SPEC 5.5).
+
+    Parameters
+    ----------
+    member : which of the block's members the query is
+    errors : error of the token score of each member and selected position
+    """
+    if not shift.selected:
+        return [0.0] * len(shift.head.values[0])
+    unit = precision.unit
+    worst = [max(row) for row in errors]
+    # log S_i moves by the error of a score and of the maximum below it; their mean moves by the mean of that.
+    logs = [2 * max(worst) + unit * (16 + 4 * abs(x) + len(shift.members)) for x in shift.groups]
+    middle = math.fsum(logs) / len(logs) + unit * len(logs) * max(map(abs, shift.groups))
+    weights = shift.weights(query)
+    relative: list[float] = []
+    for n, i in enumerate(shift.selected):
+        logit = abs(shift.modifiers.logit(query, shift.head.keys[i]))
+        grows = errors[member][n] + 4 * (logs[n] + middle) + unit * (16 + 16 * logit + len(weights))
+        relative.append(math.expm1(min(grows, 80.0)))
+    together = math.fsum(w * r for w, r in zip(weights, relative, strict=True))
+    result: list[float] = []
+    for c in range(len(shift.head.values[0])):
+        sizes = [abs(row[c]) for row in shift.deviations]
+        reach = max(abs(shift.head.values[i][c]) for j in shift.pages for i in j.positions)
+        moved = 2 * max(sizes)
+        if together < 0.25:
+            spread = math.fsum(w * (r + together) * x for w, r, x in zip(weights, relative, sizes, strict=True))
+            moved = min(moved, 1.5 * spread)
+        result.append(0.5 * moved + unit * (shift.head.config.page_tokens + len(weights) + 16) * reach)
+    return result

@@ -14,7 +14,7 @@ from hypothesis import currently_in_test_context, event
 from kiv_hf.admissible import violation
 from kiv_reference.contract import AttendReport, BlockReport
 
-from .budgets import Precision, group_errors, output_budget, page_errors, token_errors
+from .budgets import Precision, group_errors, output_budget, page_errors, shift_error, token_errors
 from .failure import Scene
 from .low import LowPrecision
 from .oracle import answer, group_scores
@@ -254,7 +254,8 @@ def _admit(
 def check_masses(scene: Scene, got: tuple[float, float], expected: tuple[float, float], budget: float) -> None:
     """Exact and estimated share of one query (SPEC 6.1)."""
     close = all(abs(a - b) <= budget + 2.0**-23 for a, b in zip(got, expected, strict=True))
-    scene.require(close, "6.1", "wrong mass", got=got, expected=expected, budget=budget)
+    shares = all(0 <= a <= 1 for a in got)
+    scene.require(close and shares, "6.1", "wrong mass", got=got, expected=expected, budget=budget)
 
 
 def check_bound(scene: Scene, got: float, true: float, bound: float, enlarged: float, budget: float) -> None:
@@ -284,13 +285,18 @@ def check_head(
     check_retrieval(scene, hb, given, low, precision, exact)
     shares = [report.exact_mass[b].tolist(), report.estimated_mass[b].tolist()]
     bounds = None if report.missed_bound is None else report.missed_bound[b].tolist()
-    for g, at, query, sink in hb.members:
+    shift = hb.shift(given)
+    errors = [] if not given.selected else token_errors(low, hb.vectors, given.selected, hb.modifiers.scale, precision)
+    for n, (g, at, query, sink) in enumerate(hb.members):
         here, t = scene.at(head=g, query=at), at - hb.block.start
-        terms = hb.terms(query, at, given)
+        terms = hb.terms(query, at, given, shift)
         expected = answer(terms, sink, output.shape[2])
         budget = output_budget(low, query, terms, expected, hb.modifiers, precision)
         check_masses(here, (shares[0][g][t], shares[1][g][t]), masses(terms, sink), budget.mass)
         if bounds is not None:
             check_bound(here, bounds[g][t], *hb.bounds(query, at, sink, given), budget.mass)
-        check_output(here, output[g, t].tolist(), expected.output, budget.output)
+        moved = shift_error(shift, query, n, errors, precision)
+        estimated = math.fsum(w for w, term in zip(expected.weights, terms, strict=True) if term.kind != "token")
+        limit = [a + min(1.0, estimated + budget.mass) * b for a, b in zip(budget.output, moved, strict=True)]
+        check_output(here, output[g, t].tolist(), expected.output, limit)
     return hb.rows_read(given)

@@ -10,6 +10,7 @@ from kiv_reference import KIVConfig
 
 from .oracle import Head, Modifiers, Term, Vector, log_sum_exp, share
 from .oracle_mass import missed_mass, true_missed, whole_pages
+from .oracle_shift import Shift
 
 NO_SINK = -math.inf
 
@@ -65,14 +66,19 @@ class HeadBlock:
         whole = {i for j in ranked[:k] for i in self.head.pages[j].positions}
         return Retrieved(ranked[: max(k, config.candidate_pages)], sorted(whole | set(selected)), False)
 
-    def terms(self, query: Vector, at: int, given: Retrieved) -> list[Term]:
+    def shift(self, given: Retrieved) -> Shift:
+        """The shift of mean values, by the selection (SPEC 5.5)."""
+        return Shift(self.head, self.vectors, given.selected, self.modifiers)
+
+    def terms(self, query: Vector, at: int, given: Retrieved, shift: Shift) -> list[Term]:
         """Summands of one query's softmax."""
         if given.streamed:
             tokens = [i for i in range(at + 1) if self.head.valid[i]]
             keys, values = self.head.keys, self.head.values
             return [Term(self.modifiers.logit(query, keys[i]), values[i], (i,), "token") for i in tokens]
         tail = self.block.mode == "retrieve" and self.head.config.tail == "mean"
-        return self.head.terms(query, at, given.candidates, given.selected, tail, self.modifiers)
+        terms = self.head.terms(query, at, given.candidates, given.selected, tail, self.modifiers)
+        return shift.applied(query, terms)
 
     def bounds(self, query: Vector, at: int, sink: float, given: Retrieved) -> tuple[float, float, float]:
         """Missed share that is true, missed bound, missed bound enlarged as far as it may be (SPEC 6.2)."""

@@ -10,6 +10,7 @@ from .strategies import Scenario, blocks_only, configs, decode_only, scenarios, 
 from .target import Target
 
 COLD = {"hot_tokens": st.integers(0, 3), "sink_tokens": st.integers(0, 2), "max_missed_mass": None}
+SHIFTED = {**COLD, "tail": "mean", "page_tokens": st.integers(4, 5)}
 
 
 class Test_5_1_LogitsAndOutput:
@@ -66,3 +67,29 @@ class Test_5_4_NoTail:
         driver = drive(target, scenario)
         for block in driver.store.report.blocks:
             driver.scene.require(not bool(block.estimated_mass.any()), "5.4", "estimated mass without a tail")
+
+
+class Test_5_5_ShiftOfMeanValues:
+    """Mean values move as the lighter half of the selection differs from the means of its pages."""
+
+    @given(
+        scenario=scenarios(
+            config=configs(candidate_pages=st.integers(2, 4), retrieve_tokens=st.integers(2, 8), **SHIFTED),
+            shape=shapes(width=st.sampled_from([4, 8])),
+        )
+    )
+    def test_shift(self, target: Target, scenario: Scenario) -> None:
+        driver = drive(target, scenario)
+        block = driver.store.report.blocks[-1]
+        selected = int((block.selected_positions >= 0).sum())
+        event(f"a selection, and estimated mass: {selected > 0 and bool((block.estimated_mass > 0).any())}")
+
+    @given(
+        scenario=scenarios(
+            config=configs(candidate_pages=2, retrieve_tokens=st.integers(2, 6), **SHIFTED),
+            calls=decode_only(),
+            masks=("left", "all"),
+        )
+    )
+    def test_padding(self, target: Target, scenario: Scenario) -> None:
+        drive(target, scenario)

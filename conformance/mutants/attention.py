@@ -144,7 +144,7 @@ def _(original: Any) -> Any:
 def _(original: Any) -> Any:
     def changed(*arguments: Any) -> Pseudo:
         pseudo = original(*arguments)
-        return Pseudo(torch.cat([pseudo.logits] * 2, dim=2), torch.cat([pseudo.values] * 2))
+        return Pseudo(torch.cat([pseudo.logits] * 2, dim=2), torch.cat([pseudo.values] * 2), pseudo.shift)
 
     return changed
 
@@ -193,7 +193,65 @@ def _(original: Any) -> Any:
         values = pseudo.values.clone()
         for i, (_, positions) in enumerate(tail.leftovers(view, candidates, selected)):
             values[i] = view.values(positions).mean(dim=0)
-        return Pseudo(pseudo.logits, values)
+        return pseudo._replace(values=values)
+
+    return changed
+
+
+@mutant("no shift of mean values", (tail, "value_shift"), look="5.5")
+def _(original: Any) -> Any:
+    return lambda *arguments: torch.zeros_like(original(*arguments))
+
+
+@mutant("mean values shifted the other way", (tail, "value_shift"), look="5.5")
+def _(original: Any) -> Any:
+    return lambda *arguments: -original(*arguments)
+
+
+@mutant("mean values of candidate pages alone are shifted", (block, "attend_tokens"), look="5.5")
+def _(original: Any) -> Any:
+    def changed(query: Any, at: Any, view: HeadView, positions: Any, modifiers: Any, pseudo: Any = None) -> Attended:
+        attended = original(query, at, view, positions, modifiers, pseudo)
+        if pseudo is None:
+            return attended
+        spans = -(-int(view.pages().numel()) // 2)  # as many of the last pseudo-tokens go without it
+        kept = pseudo._replace(logits=pseudo.logits[:, :, :-spans], values=pseudo.values[:-spans])
+        share = original(query, at, view, positions, modifiers, kept).estimated
+        return attended._replace(output=attended.output - (attended.estimated - share)[:, :, None] * pseudo.shift)
+
+    return changed
+
+
+@mutant("shift without the fade of the heaviest", (tail, "SHIFT_POWER"), look="5.5")
+def _(original: Any) -> Any:
+    return 0.0
+
+
+@mutant("shift that fades too slowly", (tail, "SHIFT_POWER"), look="5.5")
+def _(original: Any) -> Any:
+    return 2.0
+
+
+@mutant("shift by the whole deviation", (tail, "SHIFT_WEIGHT"), look="5.5")
+def _(original: Any) -> Any:
+    return 1.0
+
+
+@mutant("shift that fades by each query's own score", (tail, "value_shift"), look="5.5")
+def _(original: Any) -> Any:
+    def changed(query: torch.Tensor, *rest: Any) -> torch.Tensor:
+        rows = [
+            [original(query[g : g + 1, t : t + 1], *rest) for t in range(query.shape[1])] for g in range(len(query))
+        ]
+        return torch.cat([torch.cat(row, dim=1) for row in rows])
+
+    return changed
+
+
+@mutant("shift without the soft cap", (tail, "value_shift"), look="5.5")
+def _(original: Any) -> Any:
+    def changed(query: Any, view: Any, selected: Any, modifiers: Modifiers) -> torch.Tensor:
+        return original(query, view, selected, dataclasses.replace(modifiers, softcap=None))
 
     return changed
 

@@ -36,10 +36,11 @@ class Modifiers:
 
 
 class Pseudo(NamedTuple):
-    """Pseudo-tokens of the tail: M of them, the same values for every query (SPEC 5.2, 5.3)."""
+    """Pseudo-tokens of the tail: M of them (SPEC 5.2, 5.3, 5.5)."""
 
     logits: torch.Tensor  # [G, TQ, M]
-    values: torch.Tensor  # [M, DV]
+    values: torch.Tensor  # [M, DV], the same for every query
+    shift: torch.Tensor  # [G, TQ, DV], added to all of a query's values
 
 
 class Attended(NamedTuple):
@@ -88,9 +89,9 @@ def attend_tokens(
     joined = torch.cat(logits, dim=2)
     weights = torch.softmax(joined, dim=2).masked_fill(joined == -torch.inf, 0.0)
     output = weigh(weights[:, :, : positions.numel()], view.values(positions), seen)
-    if tail is not None:
-        output = output + weights[:, :, held:] @ tail.values
     exact, estimated = weights[:, :, :held].sum(dim=2), weights[:, :, held:].sum(dim=2)
+    if tail is not None:
+        output = output + weights[:, :, held:] @ tail.values + estimated[:, :, None] * tail.shift
     # Their sum is 1 but for rounding, or 0 where nothing is attended.
     total = (exact + estimated).masked_fill(exact + estimated == 0, 1.0)
     return Attended(output, exact / total, estimated / total)

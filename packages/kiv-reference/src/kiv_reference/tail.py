@@ -1,4 +1,4 @@
-"""The tail: what was not selected still counts, by its mass and its mean value (SPEC 5.2, 5.3)."""
+"""The tail: what was not selected still counts, by its mass and its mean value (SPEC 5.2, 5.3, 5.5)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from .attend import Modifiers, Pseudo
 from .config import KIVConfig
 from .summary import summarise_spans
 from .view import HeadView
+
+SHIFT_WEIGHT, SHIFT_POWER = 0.5, 4.0
+"""How far, and how steeply, the selection moves the mean values (SPEC 5.5)."""
 
 
 def leftovers(view: HeadView, candidates: torch.Tensor, selected: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
@@ -19,6 +22,19 @@ def leftovers(view: HeadView, candidates: torch.Tensor, selected: torch.Tensor) 
         if rest.numel():
             pairs.append((page, rest))
     return pairs
+
+
+def value_shift(query: torch.Tensor, view: HeadView, selected: torch.Tensor, modifiers: Modifiers) -> torch.Tensor:
+    """What is added to every mean value, for each query ``[G, TQ, D]`` of the block: ``[G, TQ, DV]`` (SPEC 5.5)."""
+    if selected.numel() == 0:
+        return query.new_zeros(*query.shape[:2], view.value_mean.shape[1])
+    keys = view.keys(selected)
+    scores = modifiers.scale * (query.flatten(0, 1) @ keys.T)  # [M, R]
+    group = torch.logsumexp(scores - scores.amax(dim=1, keepdim=True), dim=0)  # [R], log S
+    fade = torch.nn.functional.logsigmoid(-SHIFT_POWER * (group - group.mean()))
+    weights = torch.softmax(modifiers.logits(query, keys) + fade, dim=2)
+    page = (selected - view.partition.cold_start) // view.partition.page_tokens
+    return SHIFT_WEIGHT * (weights @ (view.values(selected) - view.value_mean[page]))
 
 
 def tail(
@@ -46,9 +62,11 @@ def tail(
     others = pages[~torch.isin(pages, candidates)]
     spans = summarise_spans(view.count, view.mean, view.value_mean, others, config.span_pages)
     span_logits = modifiers.logits(query, spans.mean) + torch.log(spans.count.to(query.dtype))  # [G, TQ, M]
+    shift = value_shift(query, view, selected, modifiers)
     if not logits:
-        return Pseudo(span_logits, spans.value)
+        return Pseudo(span_logits, spans.value, shift)
     return Pseudo(
         torch.cat([torch.stack(logits, dim=2), span_logits], dim=2),
         torch.cat([torch.stack(values), spans.value]),
+        shift,
     )
