@@ -129,8 +129,17 @@ def weigh(weights: torch.Tensor, values: torch.Tensor, logits: torch.Tensor, fin
     return output
 
 
-def attend_parts(exact: list[Part], tail: list[Part], sink_logits: torch.Tensor | None, finite: bool) -> Attended:
-    """One softmax over all parts, the learned sinks ``[H, M]`` in its denominator (SPEC 5.1, 8.2)."""
+def attend_parts(
+    exact: list[Part],
+    tail: list[Part],
+    sink_logits: torch.Tensor | None,
+    finite: bool,
+    shift: torch.Tensor | None = None,
+) -> Attended:
+    """One softmax over all parts, the learned sinks ``[H, M]`` in its denominator (SPEC 5.1, 8.2).
+
+    `shift` ``[H, M, DV]`` is added to every value of the tail (SPEC 5.5).
+    """
     parts = [*exact, *tail]
     logits = [part.logits for part in parts]
     if sink_logits is not None:
@@ -153,4 +162,9 @@ def attend_parts(exact: list[Part], tail: list[Part], sink_logits: torch.Tensor 
         less = part.less
         taken = piece.gather(2, less.owner[:, None].expand(-1, piece.shape[1], -1)).mul_(less.share)
         output += torch.baddbmm(piece * less.factor @ part.values, taken, less.values, alpha=-1)
-    return Attended(output, weights[:, :, :held].sum(dim=2), weights[:, :, held:].sum(dim=2))
+    held_mass, estimated = weights[:, :, :held].sum(dim=2), weights[:, :, held:].sum(dim=2)
+    if shift is not None:
+        output.addcmul_(estimated[:, :, None], shift)
+    # Their sum is 1 but for rounding, or 0 where nothing is attended; a share is never above 1.
+    total = (held_mass + estimated).clamp_(min=torch.finfo(weights.dtype).tiny)
+    return Attended(output, held_mass.div_(total), estimated.div_(total))

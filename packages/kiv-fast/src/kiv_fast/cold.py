@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from kiv_reference.report import TierBytes
 from .arena import Arena
 from .chapters import Chapters
 from .host import Table
-from .index import Index, Sizes, Summary, summarise
+from .index import Index, Summary, summarise
 from .layout import IdPool, Row
 from .ledger import NOTHING, Booking, Counters, Ledger
 from .pinning import Pinning
@@ -57,8 +58,6 @@ class Cold:
         self.chapters = Chapters(shape, config, self.index.keys, self.transfer, self._booking, ordinal)
         self._pages, self._spans = IdPool(), IdPool()
         self._promises: dict[object, tuple[TierBytes, int]] = {}  # bytes beside the arena's, and pages, by owner
-        self.finite = True  # whether every mean value is finite
-        self.sizes = Sizes(shape.heads)
 
     def promise(self, owner: object, rows: list[ColdRow], more_pages: int) -> TierBytes:
         """Book room for so many pages more in each row, or refuse before anything happens (SPEC 10.2).
@@ -114,14 +113,13 @@ class Cold:
         except BaseException:
             self._pages.drop(ids)
             raise
+        first = len(row.table.pages)
         for start in range(0, n, SUMMARY_CHUNK):
             part = slice(start, start + SUMMARY_CHUNK)
             summary = summarise(key[part], value[part], None if valid is None else valid[part], self.shape.compute)
             summary = Summary(*(self.transfer.fetch(numbers) for numbers in summary))
             self.index.put(ids[part], summary)
-            self.finite = self.finite and bool(torch.isfinite(summary.value.sum()))
-            self.sizes.add(summary)
-        first = len(row.table.pages)
+            row.sizes.add(summary, first + start)
         row.table.extend(ids, [size] * n if valid is None else valid.sum(dim=1).tolist(), size)
         row.append(first)
         self._build(row, first)
@@ -157,6 +155,7 @@ class Cold:
         self._spans.share(table.spans)
         self.chapters.share(table.chapters)
         copy = ColdRow(table, self.shape)
+        copy.sizes = deepcopy(row.sizes)
         self.chapters.follow(copy, 0)
         return copy
 
@@ -166,6 +165,7 @@ class Cold:
         gone = table.cut(pages, self.config.span_pages, self.config.page_tokens)
         self.arena.free(self._pages.drop(gone.pages))
         self._spans.drop(gone.spans)
+        row.sizes.cut(pages)
         if pages % self.config.span_pages and gone.pages:
             self._put_span(table, pages // self.config.span_pages)
         self.chapters.drop(gone.chapters)

@@ -48,23 +48,47 @@ def summarise(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None
 
 
 class Sizes:
-    """How different in size summaries of pages are, a head at a time: differences of unlike numbers are not exact."""
+    """How different in size the summaries of a row's pages are: differences of unlike numbers are not exact.
+
+    Which way a call is computed depends on the pages that it sees alone, so that repeating it gives the same bits.
+
+    Attributes
+    ----------
+    finite : int
+        Leading pages whose mean values are all numbers.
+    alike : int
+        Leading pages, among those, whose mean keys and values are alike in size, a head at a time.
+    """
 
     LIMIT = 16.0
 
     def __init__(self, heads: int) -> None:
         self._least = torch.full((2, heads), torch.inf)
         self._most = torch.zeros(2, heads)
-        self.alike = True
+        self.finite = self.alike = 0
 
-    def add(self, summary: Summary) -> None:
-        """Take in new pages, in RAM; zeros, as of a page without a valid token, are like nothing else."""
+    def add(self, summary: Summary, pages: int) -> None:
+        """Take in new pages after the first `pages`, in RAM; zeros, as of a page without a token, are like no other."""
         width = summary.key.shape[2] // 2
-        for number, part in enumerate((summary.key[:, :, :width], summary.value)):
-            size = part.abs().amax(dim=2).float()  # [n, H]
-            torch.minimum(self._least[number], size.amin(dim=0), out=self._least[number])
-            torch.maximum(self._most[number], size.amax(dim=0), out=self._most[number])
-        self.alike = bool((self._most <= self.LIMIT * self._least).all())
+        parts = (summary.key[:, :, :width], summary.value)
+        size = torch.stack([part.abs().amax(dim=2).float() for part in parts], dim=1)  # [n, 2, H]
+        least = torch.minimum(size.cummin(dim=0).values, self._least)
+        most = torch.maximum(size.cummax(dim=0).values, self._most)
+        self._least, self._most = least[-1], most[-1]
+        good = torch.isfinite(summary.value).flatten(1).all(dim=1)
+        if self.finite == pages:
+            self.finite += _leading(good)
+        if self.alike == pages:
+            self.alike += _leading(good & (most <= self.LIMIT * least).flatten(1).all(dim=1))
+
+    def cut(self, pages: int) -> None:
+        """Forget all but the first `pages` pages; what stays may then be called unlike that is not."""
+        self.finite, self.alike = min(self.finite, pages), min(self.alike, pages)
+
+
+def _leading(flags: torch.Tensor) -> int:
+    """How many flags of bool ``[n]`` come before the first that is not set."""
+    return int(flags.cumprod(dim=0).sum())
 
 
 class Index:

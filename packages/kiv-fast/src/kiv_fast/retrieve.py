@@ -13,6 +13,7 @@ from .mass import enlarge, missed_bound
 from .rows import ColdRow
 from .scratch import chunk_pages
 from .select import candidates, group_scores, page_query, top_set
+from .shift import value_shift
 from .tail import page_tail, page_values, span_tail
 
 
@@ -139,22 +140,28 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     cold.counters.value_bytes_gathered += rows.numel() * rows.element_size()
     values = cold.scratch.convert("selected", rows, queries.query.dtype)
     logits = queries.cap(tokens.raw)
-    at = chosen.clamp(min=0) if ragged else chosen
-    own = logits.gather(2, at[:, None].expand(-1, logits.shape[1], -1))
-    if ragged:
-        own = own.masked_fill((chosen < 0)[:, None], -torch.inf)
-        values = values.masked_fill((chosen < 0)[:, :, None], 0)
+    missing = chosen < 0 if ragged else None
+    at = chosen if missing is None else chosen.clamp(min=0)
+    each = at[:, None].expand(-1, logits.shape[1], -1)
+    own = logits.gather(2, each)
+    if missing is not None:
+        own = own.masked_fill(missing[:, None], -torch.inf)
+        values = values.masked_fill(missing[:, :, None], 0)
     mask = torch.zeros(heads, logits.shape[2] + 1, dtype=torch.bool, device=logits.device)
     mask = mask.scatter_(1, torch.where(chosen < 0, logits.shape[2], chosen), True)[:, :-1]
 
     exact = [*always, Part(own, values)]
     tail: list[Part] = []
+    shift = None
     if config.tail == "mean":
         means = page_values(cold, view.row, tokens.pages)
         tail = [page_tail(logits, mask, means, size)]
         if best.shape[1] < view.filled or streamed is not None:  # else no page is left for a span
             tail += span_tail(cold, view.row, queries, view.pages, tokens.pages, means)
-    attended = attend_parts(exact, tail, sinks, view.finite and cold.finite)
+        if own.shape[2]:  # else every head streams
+            raw = own if queries.softcap is None else tokens.raw.gather(2, each)
+            shift = value_shift(raw, own, values, at // size, means, missing)
+    attended = attend_parts(exact, tail, sinks, view.finite and view.row.sizes.finite >= view.pages, shift)
     missed = None
     if bound:
         missed = missed_bound(view, queries, best, mask)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from .host import Table
+from .index import Sizes
 from .layout import Row
 from .validate import Shape
 
@@ -29,6 +30,7 @@ class ColdRow:
         Summaries of the pages from `near_start` on, which the scan of chapters does not see: so that a step need not
         fetch them from RAM.
     near_start : int
+    sizes : Sizes
     """
 
     def __init__(self, table: Row, shape: Shape) -> None:
@@ -39,6 +41,7 @@ class ColdRow:
         self._counts = Table((), torch.int64, host)
         self.near = torch.empty(0, 0, 0, device=shape.device)
         self.near_start = 0
+        self.sizes = Sizes(shape.heads)
         self.append(0)
 
     def append(self, first: int) -> None:

@@ -46,7 +46,7 @@ def span_tail(
     touched = Touched(numbers, first)
     spans = cold.spans(row, pages)
     parts: list[Part] = []
-    if cold.finite and cold.sizes.alike:
+    if row.sizes.alike >= pages:
         part, touched = _differences(cold, row, queries, spans, candidates, page_values, touched)
         parts.append(part)
     else:
@@ -141,7 +141,7 @@ def _merged(
     mean = cold.gather(cold.index.keys, 2 * units, width).view(-1, size, width)
     value = cold.gather(cold.index.values, units, value_width).view(-1, size, value_width)
     flat = send(weights).view(-1, 1, size)
-    if not cold.finite:
+    if row.sizes.finite < pages:
         value = value.masked_fill(flat.transpose(1, 2) == 0, 0)
     key = (flat @ mean).view(heads, -1, width)
     logits = queries.logits(key) + send(torch.log(total))[:, None]
