@@ -296,7 +296,7 @@ def check_head(
         if bounds is not None:
             check_bound(here, bounds[g][t], *hb.bounds(query, at, sink, given), budget.mass)
         moved = shift_error(shift, query, n, errors, precision)
-        estimated = math.fsum(w for w, term in zip(expected.weights, terms, strict=True) if term.kind != "token")
-        limit = [a + min(1.0, estimated + budget.mass) * b for a, b in zip(budget.output, moved, strict=True)]
+        near = math.fsum(w for w, term in zip(expected.weights, terms, strict=True) if term.kind == "page")
+        limit = [a + min(1.0, near + budget.mass) * b for a, b in zip(budget.output, moved, strict=True)]
         check_output(here, output[g, t].tolist(), expected.output, limit)
     return hb.rows_read(given)

@@ -58,17 +58,17 @@ class Shift:
         return [math.exp(x - norm) for x in logs]
 
     def vector(self, query: Vector) -> list[float]:
-        """What is added to the mean values, for one query."""
+        """What one query adds to mean values."""
         weights = self.weights(query)
         columns = zip(*self.deviations, strict=True)
         return [0.5 * total(w * x for w, x in zip(weights, column, strict=True)) for column in columns]
 
     def applied(self, query: Vector, terms: Sequence[Term]) -> list[Term]:
-        """The terms, the mean values among them shifted."""
-        if not self.selected or all(term.kind == "token" for term in terms):
+        """The terms, those of candidate pages with their mean values shifted."""
+        if not self.selected or all(term.kind != "page" for term in terms):
             return list(terms)
         moved = self.vector(query)
         return [
-            t if t.kind == "token" else replace(t, value=[a + b for a, b in zip(t.value, moved, strict=True)])
+            replace(t, value=[a + b for a, b in zip(t.value, moved, strict=True)]) if t.kind == "page" else t
             for t in terms
         ]

@@ -108,7 +108,7 @@ class Rule:
     ) -> Chosen:
         logits = scene.cold_logits if self.key_bits is None else packed_logits(scene, self.page_tokens, self.key_bits)
         if self.whole_pages:
-            return Chosen(candidates, following, allowed, allowed, logits)
+            return Chosen(candidates, following, allowed, logits)
         ranked = logits
         if self.value_weight:
             ranked = ranked + self.value_weight * value_importance(scene, self.page_tokens)
@@ -120,9 +120,7 @@ class Rule:
             share = torch.exp(ranked - total[..., None]).sum(dim=2, keepdim=True)
             allowed = allowed & (share >= self.least_share)
             scores = scores.masked_fill(~allowed, -math.inf)
-        selected = best_mask(scores, retrieve) & allowed
-        first = best_mask(scores, retrieve // 2)
-        return Chosen(candidates, following, selected, selected & ~first, logits)
+        return Chosen(candidates, following, best_mask(scores, retrieve) & allowed, logits)
 
 
 def value_importance(scene: Scene, page_tokens: int) -> torch.Tensor:

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+from kiv_reference.config import KIVConfig
 
 from .scene import Scene
+
+_DEFAULT = KIVConfig()
+SPAN_TOKENS = _DEFAULT.span_pages * _DEFAULT.page_tokens
 
 Near = Literal["exact", "mean"]
 NearValue = Literal["page", "rest"]
@@ -25,7 +29,7 @@ class Pseudo(NamedTuple):
 
 @dataclass(frozen=True)
 class Tail:
-    """A tail; the default is that of SPEC 5.2 and 5.3.
+    """A tail; the default is that of SPEC 5.2, 5.3 and 5.5.
 
     Attributes
     ----------
@@ -40,16 +44,18 @@ class Tail:
         Mass of a span: by its mean key (SPEC 5.3), or the sum over its pages by theirs, known from the page scores.
     next_tokens : int
         Tokens of the best pages after the candidates that get a pseudo-token each, by their mean key and value.
-    shift : float
-        Weight of the correction that the last half of the selection suggests (`selection_shift`).
+    shift, shift_power : float
+        Weight of the correction that the selection suggests, and how steeply what ranked high in it fades
+        (`selection_shift`).
     """
 
     near: Near = "exact"
-    span_tokens: int | None = 512
+    span_tokens: int | None = SPAN_TOKENS
     near_value: NearValue = "page"
     span_mass: SpanMass = "span"
     next_tokens: int = 0
-    shift: float = 0.0
+    shift: float = 0.5
+    shift_power: float = 4.0
 
 
 class Chosen(NamedTuple):
@@ -59,8 +65,8 @@ class Chosen(NamedTuple):
     ----------
     candidates, following : bool [H, Q, G', N]
         The candidate pages, and those after them that get a pseudo-token each.
-    selected, last_half : bool [H, Q, G', T']
-        The selected cold tokens, and the half of them that ranked lower.
+    selected : bool [H, Q, G', T']
+        The selected cold tokens.
     logits : [H, Q, G, T']
         Of the cold tokens, as the rule knows them.
     """
@@ -68,20 +74,22 @@ class Chosen(NamedTuple):
     candidates: torch.Tensor
     following: torch.Tensor
     selected: torch.Tensor
-    last_half: torch.Tensor
     logits: torch.Tensor
 
 
-def selection_shift(scene: Scene, chosen: Chosen, page: int) -> torch.Tensor:
-    """How the values of the tokens that were only just selected differ from their pages' means, ``[H, Q, G, DV]``.
-
-    The heaviest of the unselected tokens resemble them: they attract the same query. Their values were read anyway.
-    """
+def selection_shift(scene: Scene, chosen: Chosen, page: int, tail: Tail) -> torch.Tensor:
+    """What the selection tells of the values that were not selected, ``[H, Q, G, DV]`` (SPEC 5.5)."""
     values = scene.paged_values(page)
     deviation = (values - values.mean(dim=2, keepdim=True)).flatten(1, 2)  # [H, T', DV]
-    logits = scene.cold_logits.masked_fill(~chosen.last_half, -math.inf)
-    weights = torch.nan_to_num(logits.softmax(dim=3))  # a selection of nothing has no shift
-    return torch.einsum("hqgt,htv->hqgv", weights, deviation)
+    logits = scene.cold_logits.masked_fill(~chosen.selected, -math.inf)
+    group = logits - logits.amax(dim=3, keepdim=True)
+    if chosen.selected.shape[2] == 1:
+        group = group.logsumexp(dim=2, keepdim=True)
+    group = group.masked_fill(~chosen.selected, 0)
+    middle = group.sum(dim=3, keepdim=True) / chosen.selected.sum(dim=3, keepdim=True).clamp(min=1)
+    fade = torch.nn.functional.logsigmoid(-tail.shift_power * (group - middle))
+    weights = torch.nan_to_num((logits + fade).softmax(dim=3))  # a selection of nothing has no shift
+    return tail.shift * torch.einsum("hqgt,htv->hqgv", weights, deviation)
 
 
 def candidate_tail(scene: Scene, chosen: Chosen, page: int, tail: Tail) -> Pseudo:
@@ -97,7 +105,7 @@ def candidate_tail(scene: Scene, chosen: Chosen, page: int, tail: Tail) -> Pseud
     else:
         share = rest / rest.sum(dim=4, keepdim=True).clamp(min=1)
         value = torch.einsum("hqgnp,hnpv->hqgnv", share, values)
-    return Pseudo(logits, value, tail.shift * selection_shift(scene, chosen, page) if tail.shift else None)
+    return Pseudo(logits, value, selection_shift(scene, chosen, page, tail) if tail.shift else None)
 
 
 def page_tail(scene: Scene, pages: torch.Tensor, page: int) -> Pseudo:

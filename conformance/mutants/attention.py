@@ -144,7 +144,8 @@ def _(original: Any) -> Any:
 def _(original: Any) -> Any:
     def changed(*arguments: Any) -> Pseudo:
         pseudo = original(*arguments)
-        return Pseudo(torch.cat([pseudo.logits] * 2, dim=2), torch.cat([pseudo.values] * 2), pseudo.shift)
+        twice = torch.cat([pseudo.logits] * 2, dim=2), torch.cat([pseudo.values] * 2)
+        return Pseudo(*twice, pseudo.near, pseudo.shift)
 
     return changed
 
@@ -208,16 +209,11 @@ def _(original: Any) -> Any:
     return lambda *arguments: -original(*arguments)
 
 
-@mutant("mean values of candidate pages alone are shifted", (block, "attend_tokens"), look="5.5")
+@mutant("mean values of spans are shifted as well", (block, "tail"), look="5.5")
 def _(original: Any) -> Any:
-    def changed(query: Any, at: Any, view: HeadView, positions: Any, modifiers: Any, pseudo: Any = None) -> Attended:
-        attended = original(query, at, view, positions, modifiers, pseudo)
-        if pseudo is None:
-            return attended
-        spans = -(-int(view.pages().numel()) // 2)  # as many of the last pseudo-tokens go without it
-        kept = pseudo._replace(logits=pseudo.logits[:, :, :-spans], values=pseudo.values[:-spans])
-        share = original(query, at, view, positions, modifiers, kept).estimated
-        return attended._replace(output=attended.output - (attended.estimated - share)[:, :, None] * pseudo.shift)
+    def changed(*arguments: Any) -> Pseudo:
+        pseudo = original(*arguments)
+        return pseudo._replace(near=pseudo.logits.shape[2])
 
     return changed
 

@@ -31,7 +31,7 @@ def kill(config, data, method, at, unnamed):
 
 @pytest.fixture(scope="module")
 def server():
-    """Forks processes from one that has no threads: in a fork of this one, torch would wait for its threads for ever."""
+    """Forks processes from one without threads: in a fork of this one, torch would wait for its threads for ever."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kiv_fast"])
     return context

@@ -138,7 +138,7 @@ def attend_parts(
 ) -> Attended:
     """One softmax over all parts, the learned sinks ``[H, M]`` in its denominator (SPEC 5.1, 8.2).
 
-    `shift` ``[H, M, DV]`` is added to every value of the tail (SPEC 5.5).
+    `shift` ``[H, M, DV]`` is added to every value of the tail's first part (SPEC 5.5).
     """
     parts = [*exact, *tail]
     logits = [part.logits for part in parts]
@@ -164,7 +164,7 @@ def attend_parts(
         output += torch.baddbmm(piece * less.factor @ part.values, taken, less.values, alpha=-1)
     held_mass, estimated = weights[:, :, :held].sum(dim=2), weights[:, :, held:].sum(dim=2)
     if shift is not None:
-        output.addcmul_(estimated[:, :, None], shift)
+        output.addcmul_(pieces[len(exact)].sum(dim=2, keepdim=True), shift)
     # Their sum is 1 but for rounding, or 0 where nothing is attended; a share is never above 1.
     total = (held_mass + estimated).clamp_(min=torch.finfo(weights.dtype).tiny)
     return Attended(output, held_mass.div_(total), estimated.div_(total))

@@ -18,7 +18,7 @@ def value_shift(
     means: torch.Tensor,
     missing: torch.Tensor | None,
 ) -> torch.Tensor:
-    """What is added to every mean value of a query, ``[H, M, DV]``.
+    """What each query adds to the mean values of candidate pages, ``[H, M, DV]``.
 
     Parameters
     ----------

@@ -40,7 +40,8 @@ class Pseudo(NamedTuple):
 
     logits: torch.Tensor  # [G, TQ, M]
     values: torch.Tensor  # [M, DV], the same for every query
-    shift: torch.Tensor  # [G, TQ, DV], added to all of a query's values
+    near: int  # how many of them, the first, are for candidate pages
+    shift: torch.Tensor  # [G, TQ, DV], added to a query's values of those
 
 
 class Attended(NamedTuple):
@@ -91,7 +92,8 @@ def attend_tokens(
     output = weigh(weights[:, :, : positions.numel()], view.values(positions), seen)
     exact, estimated = weights[:, :, :held].sum(dim=2), weights[:, :, held:].sum(dim=2)
     if tail is not None:
-        output = output + weights[:, :, held:] @ tail.values + estimated[:, :, None] * tail.shift
+        near = weights[:, :, held : held + tail.near].sum(dim=2, keepdim=True)
+        output = output + weights[:, :, held:] @ tail.values + near * tail.shift
     # Their sum is 1 but for rounding, or 0 where nothing is attended.
     total = (exact + estimated).masked_fill(exact + estimated == 0, 1.0)
     return Attended(output, exact / total, estimated / total)

@@ -25,7 +25,7 @@ def leftovers(view: HeadView, candidates: torch.Tensor, selected: torch.Tensor) 
 
 
 def value_shift(query: torch.Tensor, view: HeadView, selected: torch.Tensor, modifiers: Modifiers) -> torch.Tensor:
-    """What is added to every mean value, for each query ``[G, TQ, D]`` of the block: ``[G, TQ, DV]`` (SPEC 5.5)."""
+    """What each query ``[G, TQ, D]`` of the block adds to mean values of candidates: ``[G, TQ, DV]`` (SPEC 5.5)."""
     if selected.numel() == 0:
         return query.new_zeros(*query.shape[:2], view.value_mean.shape[1])
     keys = view.keys(selected)
@@ -64,9 +64,10 @@ def tail(
     span_logits = modifiers.logits(query, spans.mean) + torch.log(spans.count.to(query.dtype))  # [G, TQ, M]
     shift = value_shift(query, view, selected, modifiers)
     if not logits:
-        return Pseudo(span_logits, spans.value, shift)
+        return Pseudo(span_logits, spans.value, 0, shift)
     return Pseudo(
         torch.cat([torch.stack(logits, dim=2), span_logits], dim=2),
         torch.cat([torch.stack(values), spans.value]),
+        len(values),
         shift,
     )
