@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from kiv_reference import KIVConfig, StorePool
 
-KNOWN = {"reference": "kiv_reference:ReferencePool", "fast": "kiv_fast:FastPool"}
+KNOWN = {
+    "reference": "kiv_reference:ReferencePool",
+    "fast": "kiv_fast:FastPool",
+    "fast-small-chapters": "conformance.small_chapters:pool",
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Target:
 
 
 def load(name: str, device: str = "cpu") -> Target:
-    """The implementation called `name`: "reference", "fast" or "module:factory".
+    """The implementation called `name`: one of `KNOWN`, or "module:factory".
 
     A factory with attributes `change_budgets` or `save_and_reopen` has these rules of the state machine switched on.
     """

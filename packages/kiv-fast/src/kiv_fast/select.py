@@ -125,6 +125,10 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
         known = torch.cat([_look(cold, row, members, looked), rest], dim=2)
         most = known.amax(dim=2, keepdim=True)
         scores = group_scores(known, group, most)
+        if row.table.empty:  # beside an empty page's, the terms of others may have lost everything to underflow
+            counts = row.counts(0, pages)
+            empty = torch.cat([counts[looked], counts[seen:].expand(len(looked), -1)], dim=1) == 0
+            scores.masked_fill_(cold.transfer.send(empty), -torch.inf)
         chosen = top(scores, n)
         if width == seen:
             chosen = cold.transfer.fetch(chosen)
