@@ -19,13 +19,12 @@ from .capture import TEXTS
 from .costs import ORIGINAL_AT_1M, cost
 from .measure import Cell, Statistics, cells, measure
 from .richer_scores import mean_plus_deviation, mean_plus_direction, quantised, sub_pages, two_anchors
-from .rows import KIV, ORACLE, kiv_knob
+from .rows import KIV, ORACLE, PAGE_TOKENS, SPEC_TAIL, kiv_knob
 from .rules import Rule
 from .scene import SETTINGS
 from .scores import TRUE_MAXIMUM, PageScore, mean_plus_spread
 from .tails import Tail
 
-SHIFT = Tail(shift=0.5)
 INT4 = quantised(0.5, 4, 4, "channel", 64)
 INT4_INT2 = quantised(0.5, 4, 2, "channel", 64)
 INT2 = quantised(0.5, 2, 2, "channel", 128)
@@ -43,29 +42,31 @@ def _scores() -> list[Rule]:
         mean_plus_direction(1.0, 0.4),
         mean_plus_deviation(3.0),
     ]
-    return [Rule(f"score: {score.name}", 32, score, tail=Tail()) for score in found]
+    return [Rule(f"score: {score.name}", PAGE_TOKENS, score, tail=SPEC_TAIL) for score in found]
 
 
 def _quantised() -> list[Rule]:
     """The same summary in fewer bits, and the smaller pages that this pays for; larger pages."""
     found: list[Rule] = []
     for page, score in (
-        (32, quantised(0.5, 8, 4, "vector")),
-        (32, quantised(0.5, 8, 8, "channel", 64)),
+        (64, quantised(0.5, 8, 4, "vector")),
+        (64, quantised(0.5, 8, 8, "channel", 64)),
+        (64, INT4),
+        (64, INT4_INT2),
+        (64, INT2),
+        (128, mean_plus_spread(0.5)),
+        (32, mean_plus_spread(0.5)),
         (32, INT4),
         (32, INT4_INT2),
         (32, INT2),
-        (64, mean_plus_spread(0.5)),
-        (64, INT4),
         (16, mean_plus_spread(0.5)),
         (16, INT4),
         (16, INT4_INT2),
         (16, INT2),
-        (8, INT4),
         (8, INT4_INT2),
         (8, INT2),
     ):
-        found.append(Rule(f"index: P {page}, {score.name}", page, score, tail=Tail()))
+        found.append(Rule(f"index: P {page}, {score.name}", page, score, tail=SPEC_TAIL))
     return found
 
 
@@ -76,12 +77,15 @@ def _tails() -> list[Rule]:
         "near value of the unselected": Tail(near_value="rest"),
         "span mass from page scores": Tail(span_mass="pages"),
         "a pseudo-token each for as many pages again": Tail(next_tokens=4096),
-        "spans of 128": Tail(span_tokens=128),
-        "spans of 2048": Tail(span_tokens=2048),
-        "value shift 0.25": Tail(shift=0.25),
-        "value shift 0.5": SHIFT,
-        "value shift 0.75": Tail(shift=0.75),
-        "value shift 1": Tail(shift=1.0),
+        "spans of 512": Tail(span_tokens=512),
+        "spans of 8192": Tail(span_tokens=8192),
+        "no shift": Tail(shift=0.0),
+        "shift 0.25": Tail(shift=0.25),
+        "shift 0.75": Tail(shift=0.75),
+        "shift 1": Tail(shift=1.0),
+        "shift fades with power 1": Tail(shift_power=1.0),
+        "shift fades with power 2": Tail(shift_power=2.0),
+        "shift fades with power 8": Tail(shift_power=8.0),
     }
     return [kiv_knob(f"tail: {name}", tail=tail) for name, tail in tails.items()]
 
@@ -105,23 +109,22 @@ def _selections() -> list[Rule]:
 def _together() -> list[Rule]:
     """What pays, combined."""
 
-    def packed(page: int, score: PageScore, factor: float, shift: bool = True) -> Rule:
-        name = f"all: P {page}, {score.name}, 4-bit candidates x {factor:g}" + ", shift" * shift
-        tail = SHIFT if shift else Tail()
-        return Rule(name, page, score, tail=tail, key_bits=4, candidate_factor=factor)
+    def packed(page: int, score: PageScore, factor: float) -> Rule:
+        name = f"all: P {page}, {score.name}, 4-bit candidates x {factor:g}"
+        return Rule(name, page, score, tail=SPEC_TAIL, key_bits=4, candidate_factor=factor)
 
     return [
+        packed(64, INT4, 1.0),
+        packed(64, INT4, 2.0),
         packed(32, INT4, 1.0),
         packed(32, INT4, 2.0),
-        packed(16, INT4, 1.0),
+        packed(32, INT2, 2.0),
         packed(16, INT4, 2.0),
-        packed(16, INT4, 2.0, shift=False),
         packed(16, INT4, 4.0),
         packed(16, INT2, 2.0),
-        packed(8, INT4_INT2, 2.0),
         packed(8, INT2, 2.0),
-        Rule("ceiling: page's true maximum, P 32, shift", 32, TRUE_MAXIMUM, tail=SHIFT),
-        replace(ORACLE, name="exact top-256 + tail, shift", tail=SHIFT),
+        Rule(f"ceiling: page's true maximum, P {PAGE_TOKENS}", PAGE_TOKENS, TRUE_MAXIMUM, tail=SPEC_TAIL),
+        replace(ORACLE, name="exact top-256 + tail", tail=SPEC_TAIL),
     ]
 
 
