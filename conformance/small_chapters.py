@@ -1,4 +1,4 @@
-"""kiv-fast with chapters so small that every population of the suite reaches their scan: ``--impl fast-small-chapters``.
+"""kiv-fast with chapters so small that every population reaches their scan: ``--impl fast-small-chapters``.
 
 The ones it ships with begin at hundreds of pages, where an oracle in Python numbers would take hours.
 """
