@@ -73,14 +73,25 @@ def test_tail_of_a_candidate_page_by_hand(tiny, store_of):
     store = store_of(dataclasses.replace(tiny, tail="mean"), KEYS, VALUES)
     output = store.attend(torch.tensor([[[[1.0]]]]), scale=1.0)
     e = math.exp
-    # Token 2 was not selected: mass e(1), value the page's mean 1.5, shifted by what the selected tokens differ from
-    # the means of their pages: 0.5, -0.5, 0.5. Their scores 2, 4, 1 have the mean 7/3, and the highest counts little.
-    weights = [e(x) / (1 + e(4 * (x - 7 / 3))) for x in (2.0, 4.0, 1.0)]
-    shift = 0.5 * (0.5 * weights[0] - 0.5 * weights[1] + 0.5 * weights[2]) / sum(weights)
-    assert shift == pytest.approx(0.246, abs=1e-4)
+    # Token 2 was not selected: mass e(1), value the page's mean 1.5 and half of what token 3 differs from it.
     total = 2 + e(2) + e(4) + e(1) + 2 + e(1)
-    assert output.item() == pytest.approx((2 * e(2) + 3 * e(4) + 4 * e(1) + (1.5 + shift) * e(1)) / total)
+    assert output.item() == pytest.approx((2 * e(2) + 3 * e(4) + 4 * e(1) + 1.75 * e(1)) / total)
     assert store.report.blocks[0].estimated_mass.item() == pytest.approx(e(1) / total)
+
+
+def test_shift_of_mean_values_by_hand(tiny, store_of):
+    # Ten tokens, cold pages {2, 3} and {4, 5}: of scores 1, 2, 4 and 1 the last is not selected.
+    config = dataclasses.replace(tiny, tail="mean", candidate_pages=2, retrieve_tokens=3)
+    store = store_of(config, [*KEYS, [0.0], [0.0]], [*VALUES, [0.0], [0.0]])
+    output = store.attend(torch.tensor([[[[1.0]]]]), scale=1.0)
+    assert store.report.blocks[0].selected_positions.tolist() == [[[2, 3, 4]]]
+    e = math.exp
+    # The scores' mean is 7/3: the highest counts little. Their values differ from their pages' by -0.5, 0.5, -0.5.
+    weights = [e(x) / (1 + e(4 * (x - 7 / 3))) for x in (1.0, 2.0, 4.0)]
+    shift = 0.5 * (-0.5 * weights[0] + 0.5 * weights[1] - 0.5 * weights[2]) / sum(weights)
+    assert shift == pytest.approx(0.089, abs=1e-3)
+    total = 2 + e(1) + e(2) + e(4) + 4 + e(1)
+    assert output.item() == pytest.approx((1 * e(1) + 2 * e(2) + 3 * e(4) + (3.5 + shift) * e(1)) / total)
 
 
 def test_tail_of_a_span_by_hand(tiny, store_of):
