@@ -295,8 +295,11 @@ def check_head(
         check_masses(here, (shares[0][g][t], shares[1][g][t]), masses(terms, sink), budget.mass)
         if bounds is not None:
             check_bound(here, bounds[g][t], *hb.bounds(query, at, sink, given), budget.mass)
-        moved = shift_error(shift, query, n, errors, precision)
-        near = math.fsum(w for w, term in zip(expected.weights, terms, strict=True) if term.kind == "page")
-        limit = [a + min(1.0, near + budget.mass) * b for a, b in zip(budget.output, moved, strict=True)]
+        near = [w for w, term in zip(expected.weights, terms, strict=True) if term.kind == "page"]
+        limit = budget.output
+        if near:
+            moved = shift_error(shift, query, n, errors, precision)
+            reach = min(1.0, math.fsum(near) + budget.mass)
+            limit = [a + reach * b for a, b in zip(budget.output, moved, strict=True)]
         check_output(here, output[g, t].tolist(), expected.output, limit)
     return hb.rows_read(given)
