@@ -72,6 +72,7 @@ def work(job: str, folder: Path) -> None:
     ).eval()
     found = outcomes(model, torch.load(folder / "ids.pt"))
     torch.save(found, folder / f"{job}-{os.environ['RANK']}.pt")
+    torch.distributed.barrier()  # none leaves while another still talks to it: gloo's threads would end the process
     torch.distributed.destroy_process_group()
 
 
