@@ -188,3 +188,19 @@ def shift_error(
             moved = min(moved, 1.5 * spread)
         result.append(0.5 * moved + unit * (shift.head.config.page_tokens + len(weights) + 16) * reach)
     return result
+
+
+def with_shift(
+    budget: OutputBudget,
+    terms: Sequence[Term],
+    answer: Answer,
+    shift: Shift,
+    member: tuple[Vector, int, Sequence[Sequence[float]], Precision],
+) -> list[float]:
+    """Allowed difference of one query's output, the error of the shift included; `member` as for `shift_error`."""
+    near = [w for w, term in zip(answer.weights, terms, strict=True) if term.kind == "page"]
+    if not near:  # nothing is shifted, and a value that is not a number may lie in the selection's pages
+        return budget.output
+    reach = min(1.0, math.fsum(near) + budget.mass)
+    moved = shift_error(shift, *member)
+    return [a + reach * b for a, b in zip(budget.output, moved, strict=True)]

@@ -14,7 +14,7 @@ from hypothesis import currently_in_test_context, event
 from kiv_hf.admissible import violation
 from kiv_reference.contract import AttendReport, BlockReport
 
-from .budgets import Precision, group_errors, output_budget, page_errors, shift_error, token_errors
+from .budgets import Precision, group_errors, output_budget, page_errors, token_errors, with_shift
 from .failure import Scene
 from .low import LowPrecision
 from .oracle import answer, group_scores
@@ -295,11 +295,6 @@ def check_head(
         check_masses(here, (shares[0][g][t], shares[1][g][t]), masses(terms, sink), budget.mass)
         if bounds is not None:
             check_bound(here, bounds[g][t], *hb.bounds(query, at, sink, given), budget.mass)
-        near = [w for w, term in zip(expected.weights, terms, strict=True) if term.kind == "page"]
-        limit = budget.output
-        if near:
-            moved = shift_error(shift, query, n, errors, precision)
-            reach = min(1.0, math.fsum(near) + budget.mass)
-            limit = [a + reach * b for a, b in zip(budget.output, moved, strict=True)]
+        limit = with_shift(budget, terms, expected, shift, (query, n, errors, precision))
         check_output(here, output[g, t].tolist(), expected.output, limit)
     return hb.rows_read(given)

@@ -112,7 +112,7 @@ PUBLISHED_SPARSE: list[tuple[Rule, dict[str, float]]] = [
     (kiv_knob("P 32, mean + 0.5 spread, no tail", 32, tail=None), {"gemma": 0.072, "smollm2": 0.0235}),
     (kiv_knob("P 32, mean + 0.5 spread, page tail", 32, tail=PAGE_TAIL), {"gemma": 0.051, "smollm2": 0.0203}),
     (
-        kiv_knob("P 32, mean + 0.5 spread, spans of 512", 32, tail=Tail("mean", 512, shift=0.0)),
+        kiv_knob("P 32, mean + 0.5 spread, spans of 512", 32, tail=EARLIER_MEAN_TAIL),
         {"gemma": 0.053, "smollm2": 0.0204},
     ),
     (kiv_knob("P 32, mean + 0.5 spread, exact mass near", 32, tail=EARLIER_TAIL), {"gemma": 0.046, "smollm2": 0.0208}),

@@ -122,13 +122,17 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
         # The pages that look best, as they are: their scores give the threshold that others must be able to reach.
         picked = rough.topk(width, dim=1).indices.sort(dim=1).values
         looked = cold.transfer.fetch(picked)
-        known = torch.cat([_look(cold, row, members, looked), rest], dim=2)
-        most = known.amax(dim=2, keepdim=True)
-        scores = group_scores(known, group, most)
-        if row.table.empty:  # beside an empty page's, the terms of others may have lost everything to underflow
+        known = torch.cat([exact_scores(cold, row, members, looked), rest], dim=2)
+        empty = None
+        if row.table.empty:
             counts = row.counts(0, pages)
             empty = torch.cat([counts[looked], counts[seen:].expand(len(looked), -1)], dim=1) == 0
-            scores.masked_fill_(cold.transfer.send(empty), -torch.inf)
+            empty = cold.transfer.send(empty)
+            known.masked_fill_(empty[:, None], -torch.inf)
+        most = known.amax(dim=2, keepdim=True)
+        scores = group_scores(known, group, most)
+        if empty is not None:  # beside an empty page's, the terms of others may have lost everything to underflow
+            scores.masked_fill_(empty, -torch.inf)
         chosen = top(scores, n)
         if width == seen:
             chosen = cold.transfer.fetch(chosen)
@@ -149,12 +153,3 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
         width = min(seen, 2 * width)
     cold.counters.pages_pruned += looked.shape[0] * (seen - width)
     return torch.cat([looked, after], dim=1).gather(1, chosen)
-
-
-def _look(cold: Cold, row: ColdRow, members: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
-    """Exact scores ``[H, M, K]`` of pages int64 ``[H, K]`` in RAM; minus infinity where a page is empty."""
-    scores = exact_scores(cold, row, members, pages)
-    if row.table.empty:
-        empty = row.counts(0, len(row.table.pages))[pages] == 0
-        scores.masked_fill_(cold.transfer.send(empty)[:, None], -torch.inf)
-    return scores
