@@ -99,7 +99,7 @@ class Test_1_4_Defaults:
             "page_tokens": 64,
             "span_pages": 32,
             "candidate_pages": 128,
-            "retrieve_tokens": 256,
+            "retrieve_tokens": 512,
             "spread_weight": 0.5,
             "group": "exp_sum",
             "tail": "mean",
@@ -129,4 +129,4 @@ class Test_1_4_Defaults:
         driver.attend(tokens.query[:, :, 2700:], 0.125)
         block = driver.store.report.blocks[0]
         driver.scene.require(block.cold_pages == 10, "1.4", "wrong cold pages", got=block.cold_pages)
-        driver.scene.require(block.selected_positions.shape[2] == 256, "1.4", "wrong selection")
+        driver.scene.require(block.selected_positions.shape[2] == 512, "1.4", "wrong selection")

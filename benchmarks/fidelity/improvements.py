@@ -19,7 +19,7 @@ from .capture import TEXTS
 from .costs import ORIGINAL_AT_1M, cost
 from .measure import Cell, Statistics, cells, measure
 from .richer_scores import mean_plus_deviation, mean_plus_direction, quantised, sub_pages, two_anchors
-from .rows import KIV, ORACLE, PAGE_TOKENS, SPEC_TAIL, kiv_knob
+from .rows import KIV, KIV_256, ORACLE, SPEC_TAIL, kiv_knob
 from .rules import Rule
 from .scene import SETTINGS
 from .scores import TRUE_MAXIMUM, PageScore, mean_plus_spread
@@ -42,7 +42,7 @@ def _scores() -> list[Rule]:
         mean_plus_direction(1.0, 0.4),
         mean_plus_deviation(3.0),
     ]
-    return [Rule(f"score: {score.name}", PAGE_TOKENS, score, tail=SPEC_TAIL) for score in found]
+    return [replace(KIV, name=f"score: {score.name}", score=score) for score in found]
 
 
 def _quantised() -> list[Rule]:
@@ -66,7 +66,7 @@ def _quantised() -> list[Rule]:
         (8, INT4_INT2),
         (8, INT2),
     ):
-        found.append(Rule(f"index: P {page}, {score.name}", page, score, tail=SPEC_TAIL))
+        found.append(replace(KIV, name=f"index: P {page}, {score.name}", page_tokens=page, score=score))
     return found
 
 
@@ -92,13 +92,14 @@ def _tails() -> list[Rule]:
 
 def _selections() -> list[Rule]:
     return [
-        kiv_knob("selection: R 512", retrieve_tokens=512),
+        KIV_256,
+        kiv_knob("selection: R 1024", retrieve_tokens=1024),
         kiv_knob("candidates: twice as many", candidate_factor=2.0),
         kiv_knob("candidates: 4-bit keys", key_bits=4),
         kiv_knob("candidates: twice as many, 4-bit keys", key_bits=4, candidate_factor=2.0),
         kiv_knob("candidates: 4 times as many, 4-bit keys", key_bits=4, candidate_factor=4.0),
         kiv_knob("candidates: twice as many, 3-bit keys", key_bits=3, candidate_factor=2.0),
-        kiv_knob("selection: each head its own 256", token_group="head"),
+        kiv_knob("selection: each head its own 256", token_group="head", retrieve_tokens=256),
         kiv_knob("selection: each head its own 96", token_group="head", retrieve_tokens=96),
         kiv_knob("selection: by logit + log of the value's distance", value_weight=1.0),
         kiv_knob("selection: R up to 1024, share of a token at least 3e-4", retrieve_tokens=1024, least_share=3e-4),
@@ -111,7 +112,7 @@ def _together() -> list[Rule]:
 
     def packed(page: int, score: PageScore, factor: float) -> Rule:
         name = f"all: P {page}, {score.name}, 4-bit candidates x {factor:g}"
-        return Rule(name, page, score, tail=SPEC_TAIL, key_bits=4, candidate_factor=factor)
+        return replace(KIV, name=name, page_tokens=page, score=score, key_bits=4, candidate_factor=factor)
 
     return [
         packed(64, INT4, 1.0),
@@ -123,8 +124,9 @@ def _together() -> list[Rule]:
         packed(16, INT4, 4.0),
         packed(16, INT2, 2.0),
         packed(8, INT2, 2.0),
-        Rule(f"ceiling: page's true maximum, P {PAGE_TOKENS}", PAGE_TOKENS, TRUE_MAXIMUM, tail=SPEC_TAIL),
-        replace(ORACLE, name="exact top-256 + tail", tail=SPEC_TAIL),
+        replace(KIV, name=f"ceiling: page's true maximum, P {KIV.page_tokens}", score=TRUE_MAXIMUM),
+        replace(ORACLE, name="exact top-256 + tail", page_tokens=KIV.page_tokens, tail=SPEC_TAIL),
+        replace(KIV, name=f"exact top-{KIV.retrieve_tokens} + tail", score=None),
     ]
 
 
@@ -148,7 +150,8 @@ def run(options: argparse.Namespace) -> Result:
     """Measure every variant on both halves and rank them by what they save of the default's error."""
     models = list(options.models)
     rules = variants()
-    result = Result("fidelity_improvements", "What would make KIV's default better", {"R": 256, "sinks": 4})
+    settings = {"R": KIV.retrieve_tokens, "sinks": 4}
+    result = Result("fidelity_improvements", "What would make KIV's default better", settings)
     found: dict[str, dict[str, dict[str, Statistics]]] = {}
     for model in models:
         found[model] = {

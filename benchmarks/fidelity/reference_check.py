@@ -12,7 +12,7 @@ from kiv_reference.partition import Partition
 from kiv_reference.summary import summarise
 from kiv_reference.view import HeadView
 
-from .rows import kiv_rule
+from .rows import RETRIEVE_TOKENS, kiv_rule
 from .scene import Scene, Setting
 
 
@@ -54,11 +54,11 @@ def head_view(scene: Scene, head: int, query: int, page_tokens: int) -> HeadView
     )
 
 
-def compare(scene: Scene, setting: Setting, queries: int) -> Difference:
+def compare(scene: Scene, setting: Setting, queries: int, retrieve_tokens: int | None = RETRIEVE_TOKENS) -> Difference:
     """Answer the first `queries` queries of every KV head by both."""
     config = KIVConfig()
     config = KIVConfig(
-        retrieve_tokens=setting.retrieve_tokens,
+        retrieve_tokens=retrieve_tokens,
         candidate_pages=setting.candidate_tokens // config.page_tokens,
         hot_tokens=setting.hot_tokens,
         sink_tokens=setting.sink_tokens,

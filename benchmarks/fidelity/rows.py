@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kiv_reference.config import KIVConfig
 
 from .rules import Rule
@@ -9,6 +11,7 @@ from .scores import BOX, MIDPOINT, PAGE_MEAN, TRUE_MAXIMUM, mean_plus_spread
 from .tails import Tail
 
 PAGE_TOKENS = KIVConfig().page_tokens
+RETRIEVE_TOKENS = KIVConfig().retrieve_tokens
 
 SPEC_TAIL = Tail()
 EARLIER_TAIL = Tail(span_tokens=512, shift=0.0)
@@ -22,6 +25,7 @@ def kiv_rule(name: str, config: KIVConfig) -> Rule:
         name,
         config.page_tokens,
         mean_plus_spread(config.spread_weight),
+        retrieve_tokens=config.retrieve_tokens,
         page_group=config.group,
         token_group=config.group,
         tail=Tail(span_tokens=config.span_pages * config.page_tokens) if config.tail == "mean" else None,
@@ -32,10 +36,17 @@ def kiv_knob(
     name: str, page: int = PAGE_TOKENS, weight: float = 0.5, tail: Tail | None = SPEC_TAIL, **changes: object
 ) -> Rule:
     """KIV's rule with some of its knobs turned."""
+    changes = {"retrieve_tokens": RETRIEVE_TOKENS, **changes}
     return Rule(name, page, mean_plus_spread(weight), tail=tail, **changes)  # type: ignore[arg-type]
 
 
+def _earlier(name: str, page: int, weight: float = 0.5, tail: Tail | None = None) -> Rule:
+    """KIV's rule as it was measured before, with the R of the earlier figures."""
+    return kiv_knob(name, page, weight, tail, retrieve_tokens=None)
+
+
 KIV = kiv_rule("KIV, default", KIVConfig())
+KIV_256 = kiv_knob("KIV, R 256", retrieve_tokens=256)
 WINDOW = Rule("sinks + window", retrieve_tokens=0, own_costs=True)
 ORIGINAL = Rule(
     "the original KIV's rule",
@@ -67,7 +78,7 @@ QUEST = Rule(
 )
 ORACLE = Rule("exact top-256, shared by the group")
 ORACLE_HEAD = Rule("exact top-256 for each query head", token_group="head")
-CEILING = Rule(f"page's true maximum, P {PAGE_TOKENS} + tail", PAGE_TOKENS, TRUE_MAXIMUM, tail=SPEC_TAIL)
+CEILING = replace(KIV, name=f"page's true maximum, P {PAGE_TOKENS} + tail", score=TRUE_MAXIMUM)
 
 SUM = {"page_group": "softmax_sum", "token_group": "softmax_sum"}
 
@@ -109,23 +120,23 @@ PUBLISHED: list[tuple[Rule, dict[str, tuple[float | None, float | None]]]] = [
 """Rules measured before this bench was written, with their published captured mass and mean output error."""
 
 PUBLISHED_SPARSE: list[tuple[Rule, dict[str, float]]] = [
-    (kiv_knob("P 32, mean + 0.5 spread, no tail", 32, tail=None), {"gemma": 0.072, "smollm2": 0.0235}),
-    (kiv_knob("P 32, mean + 0.5 spread, page tail", 32, tail=PAGE_TAIL), {"gemma": 0.051, "smollm2": 0.0203}),
+    (_earlier("P 32, mean + 0.5 spread, no tail", 32, tail=None), {"gemma": 0.072, "smollm2": 0.0235}),
+    (_earlier("P 32, mean + 0.5 spread, page tail", 32, tail=PAGE_TAIL), {"gemma": 0.051, "smollm2": 0.0203}),
     (
-        kiv_knob("P 32, mean + 0.5 spread, spans of 512", 32, tail=EARLIER_MEAN_TAIL),
+        _earlier("P 32, mean + 0.5 spread, spans of 512", 32, tail=EARLIER_MEAN_TAIL),
         {"gemma": 0.053, "smollm2": 0.0204},
     ),
-    (kiv_knob("P 32, mean + 0.5 spread, exact mass near", 32, tail=EARLIER_TAIL), {"gemma": 0.046, "smollm2": 0.0208}),
-    (kiv_knob("P 64, mean + 0.5 spread, page tail", 64, tail=PAGE_TAIL), {"gemma": 0.055, "smollm2": 0.026}),
+    (_earlier("P 32, mean + 0.5 spread, exact mass near", 32, tail=EARLIER_TAIL), {"gemma": 0.046, "smollm2": 0.0208}),
+    (_earlier("P 64, mean + 0.5 spread, page tail", 64, tail=PAGE_TAIL), {"gemma": 0.055, "smollm2": 0.026}),
     (
-        kiv_knob("P 32, mean + 0.4 spread, page tail", 32, weight=0.4, tail=PAGE_TAIL),
+        _earlier("P 32, mean + 0.4 spread, page tail", 32, weight=0.4, tail=PAGE_TAIL),
         {"gemma": 0.0495, "smollm2": 0.0215},
     ),
     (
-        kiv_knob("P 32, mean + 0.7 spread, page tail", 32, weight=0.7, tail=PAGE_TAIL),
+        _earlier("P 32, mean + 0.7 spread, page tail", 32, weight=0.7, tail=PAGE_TAIL),
         {"gemma": 0.056, "smollm2": 0.019},
     ),
-    (kiv_knob("P 32, mean + 1 spread, page tail", 32, weight=1.0, tail=PAGE_TAIL), {"gemma": 0.059, "smollm2": 0.019}),
+    (_earlier("P 32, mean + 1 spread, page tail", 32, weight=1.0, tail=PAGE_TAIL), {"gemma": 0.059, "smollm2": 0.019}),
     (
         Rule("P 32, page's true maximum, page tail", 32, TRUE_MAXIMUM, tail=PAGE_TAIL),
         {"gemma": 0.038, "smollm2": 0.015},
@@ -152,14 +163,15 @@ PARETO: list[Rule] = [
     kiv_knob("KIV, 512 candidate pages", candidate_factor=4.0),
     kiv_knob("KIV, R 64", retrieve_tokens=64),
     kiv_knob("KIV, R 128", retrieve_tokens=128),
-    kiv_knob("KIV, R 512", retrieve_tokens=512),
+    KIV_256,
     kiv_knob("KIV, R 1024", retrieve_tokens=1024),
     kiv_knob("KIV, no tail", tail=None),
     kiv_knob("KIV, no shift of mean values", tail=Tail(shift=0.0)),
     kiv_knob("KIV, group max", page_group="max", token_group="max"),
     ORACLE,
     ORACLE_HEAD,
-    Rule("exact top-256 + tail", tail=SPEC_TAIL),
+    Rule("exact top-256 + tail", PAGE_TOKENS, tail=SPEC_TAIL),
+    Rule(f"exact top-{RETRIEVE_TOKENS} + tail", PAGE_TOKENS, retrieve_tokens=RETRIEVE_TOKENS, tail=SPEC_TAIL),
     CEILING,
 ]
 """Rules of the main table and of the picture."""

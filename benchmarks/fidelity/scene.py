@@ -37,12 +37,12 @@ class Setting:
 
 
 _DEFAULT = KIVConfig()
+TOP_TOKENS = 256
+"""R of the oracles and of other rules: as published. KIV's rules bring their own."""
+
 _CANDIDATE_TOKENS = _DEFAULT.candidate_pages * _DEFAULT.page_tokens
 
-SETTINGS = {
-    name: Setting(hot, _DEFAULT.sink_tokens, _DEFAULT.retrieve_tokens or 0, _CANDIDATE_TOKENS)
-    for name, hot in HOT_TOKENS.items()
-}
+SETTINGS = {name: Setting(hot, _DEFAULT.sink_tokens, TOP_TOKENS, _CANDIDATE_TOKENS) for name, hot in HOT_TOKENS.items()}
 """Short name of a model -> its setting, KIV's defaults but for the hot window: SmolLM2's context is short."""
 
 EARLIER = {"gemma": Setting(2048, 4, 256, 4096), "smollm2": Setting(1024, 4, 256, 2048)}

@@ -17,6 +17,7 @@ from benchmarks.fidelity.scores import BOX, TRUE_MAXIMUM, mean_plus_spread
 from benchmarks.fidelity.tails import Tail
 
 SETTING = Setting(hot_tokens=100, sink_tokens=4, retrieve_tokens=32, candidate_tokens=128)
+SMALL = replace(KIV, retrieve_tokens=None)  # takes the setting's
 
 
 def scene(heads: int = 2, groups: int = 3, tokens: int = 700, width: int = 16, setting: Setting = SETTING) -> Scene:
@@ -27,7 +28,7 @@ def scene(heads: int = 2, groups: int = 3, tokens: int = 700, width: int = 16, s
 
 
 def test_kiv_is_the_reference():
-    difference = compare(scene(), SETTING, queries=2)
+    difference = compare(scene(), SETTING, 2, SETTING.retrieve_tokens)
     assert difference.output < 1e-5
     assert difference.tokens == 0
     assert difference.queries == 4
@@ -36,7 +37,7 @@ def test_kiv_is_the_reference():
 def test_the_check_would_notice_another_rule(monkeypatch: pytest.MonkeyPatch):
     other = replace(KIV, score=mean_plus_spread(0.0))
     monkeypatch.setattr("benchmarks.fidelity.reference_check.kiv_rule", lambda name, config: other)
-    assert compare(scene(), SETTING, queries=2).output > 1e-3
+    assert compare(scene(), SETTING, 2, SETTING.retrieve_tokens).output > 1e-3
 
 
 def test_full_attention_is_the_reference_softmax():
@@ -62,7 +63,7 @@ def test_the_window_alone_selects_nothing():
 
 
 def test_budgets_are_kept():
-    answer = KIV.answer(scene(), SETTING)
+    answer = SMALL.answer(scene(), SETTING)
     assert (answer.value_tokens == SETTING.retrieve_tokens).all()
     assert (answer.key_tokens == SETTING.candidate_tokens).all()
     own = ORACLE_HEAD.answer(scene(), SETTING)
@@ -108,9 +109,9 @@ def test_the_tail_counts_what_was_left_out():
 
 def test_a_least_share_selects_fewer():
     made = scene()
-    some = replace(KIV, least_share=0.01).answer(made, SETTING)
+    some = replace(SMALL, least_share=0.01).answer(made, SETTING)
     assert some.value_tokens.max() <= SETTING.retrieve_tokens
-    assert some.value_tokens.sum() < KIV.answer(made, SETTING).value_tokens.sum()
+    assert some.value_tokens.sum() < SMALL.answer(made, SETTING).value_tokens.sum()
 
 
 def test_the_original_is_its_store():
@@ -140,7 +141,7 @@ def test_names_are_unique():
 
 def test_a_shift_needs_a_selection():
     made = scene()
-    still = replace(KIV, tail=Tail(shift=0.0))
-    assert not torch.equal(still.answer(made, SETTING).output, KIV.answer(made, SETTING).output)
+    still = replace(SMALL, tail=Tail(shift=0.0))
+    assert not torch.equal(still.answer(made, SETTING).output, SMALL.answer(made, SETTING).output)
     nothing = replace(KIV, retrieve_tokens=0).answer(made, SETTING)
     assert torch.isfinite(nothing.output).all()

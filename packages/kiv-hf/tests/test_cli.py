@@ -37,7 +37,7 @@ def prompt_tokens(question, chat=False):
 
 
 def test_answers_and_accounts(model, text):
-    result = run("-m", model, "-f", text, *SMALL, "What was void?")
+    result = run("-m", model, "-f", text, *SMALL, "--retrieve-tokens", "100", "What was void?")
     assert result.exit_code == 0, result.output
     read = prompt_tokens("What was void?")
     cold = (read + 8 - 1 - 64 - 4) // 16 * 16

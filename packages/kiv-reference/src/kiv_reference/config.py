@@ -62,7 +62,7 @@ class KIVConfig:
     page_tokens: int = 64
     span_pages: int = 32
     candidate_pages: int = 128
-    retrieve_tokens: int | None = 256
+    retrieve_tokens: int | None = 512
     spread_weight: float = 0.5
     group: Group = "exp_sum"
     tail: Tail = "mean"
