@@ -19,12 +19,24 @@ def share(part: float) -> settings:
     return settings(max_examples=max(1, round(settings.default.max_examples * part)))
 
 
-def refused(driver: Driver, error: type[KIVError], clause: str, method: str, **arguments: Any) -> str:
-    """The call is refused with `error`, and the store is and answers as before; the message (SPEC 10.4)."""
+def refused(
+    driver: Driver,
+    error: type[KIVError],
+    clause: str,
+    method: str,
+    then: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> str:
+    """The call is refused with `error`, and the store is and answers as before; the message (SPEC 10.4).
+
+    `then` are the arguments of an attend that may be refused in its place (SPEC 2.5).
+    """
     before = driver.store.length, driver.store.tokens(), driver.store.memory(), driver.pool.memory()
     scene = driver.scene
     try:
         getattr(driver.store, method)(**driver.target.place(arguments))
+        if then is not None:
+            driver.store.attend(**driver.target.place(then))
     except error as raised:
         message = str(raised)
     except Exception as raised:

@@ -14,6 +14,7 @@ KNOWN = {
     "reference": "kiv_reference:ReferencePool",
     "fast": "kiv_fast:FastPool",
     "fast-small-chapters": "conformance.small_chapters:pool",
+    "fast-late-answers": "conformance.late_answers:pool",
 }
 
 

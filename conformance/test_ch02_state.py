@@ -151,7 +151,8 @@ class Test_2_5_FiniteKeys:
         wrong = getattr(tokens, what).clone()
         wrong.flatten()[seed % wrong.numel()] = bad
         if what == "key":
-            refused(driver, KIVNonFiniteError, "2.5", "append", key=wrong, value=tokens.value)
+            then = {"query": tokens.query, "scale": 0.5}
+            refused(driver, KIVNonFiniteError, "2.5", "append", then, key=wrong, value=tokens.value)
         else:
             refused(driver, KIVNonFiniteError, "2.5", "attend", query=wrong, scale=0.5)
 

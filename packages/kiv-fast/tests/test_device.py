@@ -5,33 +5,58 @@ from dataclasses import replace
 import pytest
 import torch
 from fast_helpers import SCALE, draw
-from kiv_fast import FastPool, chapters, cold, transfer
-from simulated_device import DEVICE, SimulatedDevice, SimulatedStreams
+from kiv_fast import FastPool, chapters, pool, select
+from kiv_fast.pinning import NullPinning, SlabPinning
+from kiv_fast.reach import HostReach, MappedReach, StagedReach, works
+from kiv_fast.transfer import NullTransfer, StagedTransfer
+from kiv_reference.errors import KIVNonFiniteError
+from simulated_device import DEVICE, OnDevice, SimulatedDevice, SimulatedStreams
 
 CHUNKS = [286, *[1] * 5]
 
-PLAIN_STEP = ["finite_sums", "finite_sums", "fetch", "fetch"]
-"""Keys and values are finite; queries are; which pages; which tokens."""
+STEP = ["settle"]
+"""Were keys, values and queries finite, and the first look at the pages enough: the answers come together."""
 
-CHAPTER_STEP = ["finite_sums", "finite_sums", "fetch", "fetch_both", "fetch"]
-"""As before, and first the pages that look best; with those that are, whether others must be looked at."""
+STAGED_STEP = ["fetch"] * 6
+"""Where the device cannot read host memory, for what the host must gather first: keys, values, kinds of summaries."""
+
+STAGED_CHAPTER_STEP = ["fetch"] * 7
+"""As before, and the summaries of the pages that look best."""
 
 EVICTION = ["write", "write", "fetch", "fetch"]
 """Keys, values, and the two summaries of pages that leave the hot window."""
 
 
+class Runtime:
+    """Registers everything."""
+
+    def register(self, address, nbytes):
+        pass
+
+    def unregister(self, address):
+        pass
+
+
+@pytest.fixture(params=[True, False], ids=["mapped", "staged"])
+def mapped(request):
+    return request.param
+
+
 @pytest.fixture
-def streams(monkeypatch):
-    """Of all stores on the simulated device."""
+def streams(monkeypatch, mapped):
+    """Of all stores on the simulated device, which reads host memory by itself if it is `mapped`."""
     made = []
 
-    def transfer_to(device):
+    def reach_for(device, pinning):
         if device != DEVICE:
-            return transfer.NullTransfer()
+            return HostReach(NullTransfer())
         made.append(SimulatedStreams(device))
-        return transfer.StagedTransfer(made[-1])
+        transfer = StagedTransfer(made[-1])
+        return MappedReach(transfer, OnDevice) if mapped else StagedReach(transfer)
 
-    monkeypatch.setattr(cold, "transfer_to", transfer_to)
+    monkeypatch.setattr(pool, "reach_for", reach_for)
+    runtime = SlabPinning(Runtime(), 1 << 40)
+    monkeypatch.setattr(pool, "pinning_for", lambda device: runtime if device == DEVICE else NullPinning())
     return made
 
 
@@ -41,10 +66,10 @@ def small_chapters(monkeypatch):
     monkeypatch.setattr(chapters, "MOST_CHAPTER_PAGES", 32)
 
 
-def feed(store, data, device, modifiers, valid=None):
+def feed(store, data, device, modifiers, valid=None, chunks=CHUNKS):
     """Append and attend chunk by chunk; outputs, candidates and selections, on the CPU."""
     outputs, chosen, start = [], [], 0
-    for n in CHUNKS:
+    for n in chunks:
         key, value, query = (part[:, :, start : start + n].to(device) for part in data)
         mask = None if valid is None else valid[:, start : start + n].to(device)
         store.append(key, value, mask)
@@ -67,8 +92,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "padded", "mapped"),
+    [*[(case, padded, True) for case in CASES for padded in (False, True)], ("plain", False, False)],
+)
 def test_a_device_answers_as_the_cpu_does(config, case, padded, streams, small_chapters, tmp_path):
     fields, modifiers = CASES[case]
     config = replace(config, spill_dir=tmp_path, **fields)
@@ -116,12 +143,114 @@ def count_steps(steps, step):
     assert [waits for waits in steps if waits not in evicting] == [step] * (len(steps) - len(evicting))
 
 
-def test_the_waits_of_a_decode_step(config, streams):
-    count_steps(waits_of_steps(config), PLAIN_STEP)
+def test_the_waits_of_a_decode_step(config, streams, mapped):
+    count_steps(waits_of_steps(config), STEP if mapped else STAGED_STEP + STEP)
 
 
-def test_the_waits_of_a_decode_step_over_chapters(config, streams, small_chapters):
-    count_steps(waits_of_steps(config), CHAPTER_STEP)
+def test_the_waits_of_a_decode_step_over_chapters(config, streams, small_chapters, mapped):
+    count_steps(waits_of_steps(config), STEP if mapped else STAGED_CHAPTER_STEP + STEP)
+
+
+def test_pages_under_a_ram_budget_are_read_by_the_host(config, streams, mapped, tmp_path):
+    if mapped:
+        steps = waits_of_steps(replace(config, ram_bytes=60_000, spill_dir=tmp_path))
+        assert ["fetch", "fetch", *STEP] in steps
+
+
+def step(store, data, at, device):
+    """Append and attend the token at position `at`."""
+    key, value, query = (part[:, :, at : at + 1].to(device) for part in data)
+    store.append(key, value)
+    return store.attend(query, scale=SCALE).to("cpu")
+
+
+def spoil(data, part, at, number):
+    """The same with one number of a key, value or query (0, 1, 2) replaced."""
+    spoilt = [tensor.clone() for tensor in data]
+    spoilt[part][0, 0, at, 3] = number
+    return spoilt
+
+
+@pytest.mark.parametrize("part", [0, 2], ids=["key", "query"])
+@pytest.mark.parametrize("attended", [True, False], ids=["at attend", "later"])
+def test_a_token_that_is_refused_late_leaves_no_trace(config, streams, part, attended):
+    data = draw(3, 200)
+    bad = spoil(data, part, 190, torch.nan)
+    whole = FastPool(config).layer_store()
+    feed(whole, [tensor[:, :, :190] for tensor in data], "cpu", {}, chunks=[180, *[1] * 10])
+    with SimulatedDevice():
+        store = FastPool(config).layer_store()
+        feed(store, [tensor[:, :, :190] for tensor in data], DEVICE, {}, chunks=[180, *[1] * 10])
+        key, value, query = (tensor[:, :, 190:191].to(DEVICE) for tensor in bad)
+        store.append(key, value)
+        if attended or part == 2:
+            with pytest.raises(KIVNonFiniteError, match="sequence 0, token 0"):
+                store.attend(query, scale=SCALE)
+        elif part == 0:
+            with pytest.raises(KIVNonFiniteError, match="key"):
+                store.append(key, value)
+        if part == 2:  # the token is good, only the query was not
+            assert store.length == 191
+            output = store.attend(data[2][:, :, 190:191].to(DEVICE), scale=SCALE).to("cpu")
+        else:
+            assert store.length == 190
+            again = store.attend(data[2][:, :, 189:190].to(DEVICE), scale=SCALE).to("cpu")
+            expected = whole.attend(data[2][:, :, 189:190], scale=SCALE)
+            torch.testing.assert_close(again, expected, rtol=1e-5, atol=1e-5)
+            output = step(store, data, 190, DEVICE)
+        torch.testing.assert_close(output, step(whole, data, 190, "cpu"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("call", ["crop", "fork", "reorder"])
+def test_whatever_follows_an_append_asks_first(config, streams, call):
+    data = spoil(draw(3, 200), 0, 150, torch.inf)
+    calls = {
+        "crop": lambda store: store.crop(149),
+        "fork": lambda store: store.fork(),
+        "reorder": lambda store: store.reorder(torch.tensor([0])),
+    }
+    with SimulatedDevice():
+        store = FastPool(config).layer_store()
+        key, value, query = (tensor.to(DEVICE) for tensor in data)
+        store.append(key[:, :, :150], value[:, :, :150])
+        store.attend(query[:, :, :150], scale=SCALE)
+        store.append(key[:, :, 150:151], value[:, :, 150:151])
+        with pytest.raises(KIVNonFiniteError):
+            calls[call](store)
+        assert store.length == 150
+        calls[call](store)
+
+
+def test_an_infinite_value_is_seen_by_whom_it_concerns(config, streams):
+    """The call assumes that there is none, and is made again once it knows better."""
+    data = spoil(draw(4, 300), 1, 293, torch.inf)
+    config = replace(config, hot_tokens=8)
+    expected, _ = feed(FastPool(config).layer_store(), data, "cpu", {}, chunks=[286, *[1] * 14])
+    with SimulatedDevice():
+        output, _ = feed(FastPool(config).layer_store(), data, DEVICE, {}, chunks=[286, *[1] * 14])
+    assert torch.isinf(expected).any()
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_a_first_look_that_was_not_enough_is_followed_by_another(config, streams, small_chapters, monkeypatch):
+    monkeypatch.setattr(select, "LOOK_PAGES", 1)
+    data = draw(5, sum(CHUNKS))
+    expected, picks = feed(FastPool(config).layer_store(), data, "cpu", {})
+    with SimulatedDevice() as device:
+        store = FastPool(config).layer_store()
+        output, chosen = feed(store, data, DEVICE, {})
+        waits = [wait.split(":")[1] for wait in device.waits]
+    assert waits.count("candidates") + waits.count("fetch") > 0
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(chosen, picks, strict=True))
+
+
+def test_a_trial_tells_whether_the_device_reads_host_memory():
+    runtime = SlabPinning(Runtime(), 1 << 40)
+    with SimulatedDevice():
+        transfer = StagedTransfer(SimulatedStreams(DEVICE))
+        assert works(MappedReach(transfer, OnDevice), DEVICE, runtime)
+        assert not works(MappedReach(transfer, lambda tensor: OnDevice(tensor[:8].clone())), DEVICE, runtime)
 
 
 def test_a_wait_that_is_not_listed_shows():

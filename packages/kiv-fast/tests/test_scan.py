@@ -35,6 +35,21 @@ def test_no_score_is_further_off_than_its_bound(product, size, offset, seed):
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize(
+    ("size", "query_size"), [(1e-39, 1.0), (1e-30, 1.0), (1e-20, 1e-20), (1e-12, 1e-26), (1.0, 1e-38)]
+)
+def test_nor_where_numbers_or_their_squares_underflow(product, size, query_size):
+    generator = torch.Generator().manual_seed(0)
+    scanner = Scanner(SHAPE, PRODUCTS[product])
+    summaries = torch.randn(PAGES, HEADS, 2 * WIDTH, generator=generator) * size
+    scanner.put(0, summaries)
+    members = page_query(torch.randn(HEADS, 4, WIDTH, generator=generator) * query_size, SCALE, 0.5)
+    scores, error = scanner.scores(members, [0])
+    true = members.double() @ summaries.permute(1, 2, 0).double()
+    assert bool(((scores - true).abs().amax(dim=2) <= error).all())
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
 @pytest.mark.parametrize("group", ["exp_sum", "max"])
 def test_pruning_never_changes_what_is_retrieved(config, group, product, monkeypatch):
     from dataclasses import replace

@@ -8,6 +8,7 @@ from kiv_fast.ledger import Counters, Ledger
 from kiv_fast.shim import FileIO
 from kiv_fast.spill import Segments, folder_for, in_memory
 from kiv_fast.tiered import TieredArena
+from kiv_fast.transfer import NullTransfer
 from kiv_fast.validate import Shape
 from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVUsageError
@@ -56,7 +57,7 @@ def test_the_key_cache_keeps_what_was_used_last(tmp_path):
     room = 3 * 4 * 8 * 4  # the keys of three pages
     ledger, counters = Ledger(KIVConfig(ram_bytes=room)), Counters()
     segments = Segments(shape, 4, str(tmp_path), FileIO(), ledger, counters)
-    arena = TieredArena(shape, 4, ledger, counters, segments)
+    arena = TieredArena(shape, 4, ledger, counters, segments, NullTransfer())
     pages = torch.arange(6 * 4 * 8, dtype=torch.float32).view(6, 1, 4, 8)
     ledger.take(ram=room)  # nothing stays resident
     arena.write(list(range(6)), pages, pages)

@@ -11,12 +11,16 @@ from kiv_reference.report import TierBytes
 from .host import Table
 from .ledger import Ledger
 from .pinning import Pinning
+from .reach import Reach
 from .scratch import Scratch
 from .validate import Shape
 
 
 class Arena(Protocol):
-    """Where the keys and values of pages live, by page id. What it returns does not depend on the place (SPEC 10.1)."""
+    """Where the keys and values of pages live, by page id. What it returns does not depend on the place (SPEC 10.1).
+
+    What a step picks, `keys` and `values`, goes from the device to the device; `tile` stays in RAM.
+    """
 
     @property
     def page_bytes(self) -> int:
@@ -59,12 +63,15 @@ class Arena(Protocol):
 class RamArena:
     """All pages in RAM, pinned where a device reads them; a page's place is its id."""
 
-    def __init__(self, shape: Shape, page_tokens: int, ledger: Ledger, scratch: Scratch, pinning: Pinning) -> None:
+    def __init__(
+        self, shape: Shape, page_tokens: int, ledger: Ledger, scratch: Scratch, pinning: Pinning, reach: Reach
+    ) -> None:
         host = torch.device("cpu")
         self._shape, self._page_tokens, self._ledger, self._scratch = shape, page_tokens, ledger, scratch
+        self._reach = reach
         self._key = Table((shape.heads, page_tokens, shape.key_width), shape.dtype, host, pinning, huge=True)
         self._value = Table((shape.heads, page_tokens, shape.value_width), shape.dtype, host, pinning, huge=True)
-        self._heads = torch.arange(shape.heads)[:, None]
+        self._heads = torch.arange(shape.heads, device=shape.device)[:, None]
         self._promised = 0
 
     @property
@@ -107,8 +114,8 @@ class RamArena:
         units = (ids * heads + self._heads).view(-1)
         width = self._shape.key_width
         out = self._scratch.take("keys", (heads * count, self._page_tokens * width), self._shape.dtype, ids.device)
-        torch.index_select(self._key.tensor.view(-1, self._page_tokens * width), 0, units, out=out)
-        return out.view(heads, count * self._page_tokens, width)
+        found = self._reach.rows(self._key, self._page_tokens * width, units, out)
+        return found.view(heads, count * self._page_tokens, width)
 
     def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """Gather selected value rows."""
@@ -116,8 +123,7 @@ class RamArena:
         rows = ((ids * heads + self._heads) * self._page_tokens + offsets).view(-1)
         width = self._shape.value_width
         out = self._scratch.take("values", (heads * count, width), self._shape.dtype, ids.device)
-        torch.index_select(self._value.tensor.view(-1, width), 0, rows, out=out)
-        return out.view(heads, count, width)
+        return self._reach.rows(self._value, width, rows, out).view(heads, count, width)
 
     def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Whole pages; a view where one head's pages lie side by side."""

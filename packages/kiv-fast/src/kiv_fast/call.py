@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -13,29 +14,44 @@ from .partition import Block
 from .retrieve import View, attend_block
 from .state import TILE_TOKENS, State
 from .trace import BlockTrace, RowTrace
+from .transfer import Reply
 
 
-def answer(
-    state: State,
-    trace: BlockTrace,
-    row: int,
-    query: torch.Tensor,
-    sinks: torch.Tensor | None,
-    scale: float,
-    softcap: float | None,
-    bound: bool,
-    output: torch.Tensor,
-) -> None:
+@dataclass(frozen=True)
+class Call:
+    """What `attend` was asked.
+
+    Attributes
+    ----------
+    query : [B, H, G, TQ, D], in the dtype of computation
+    sinks : [B, H, G, TQ], optional
+    scale, softcap, bound : as for `LayerStore.attend`
+    later : list of Reply, or None
+        Where to ask whether what was assumed does not hold; None: nothing is assumed.
+    """
+
+    query: torch.Tensor
+    sinks: torch.Tensor | None
+    scale: float
+    softcap: float | None
+    bound: bool
+    later: list[Reply] | None = None
+
+
+def answer(state: State, call: Call, trace: BlockTrace, row: int, first: int, output: torch.Tensor) -> None:
     """Answer a block's queries of one sequence.
 
     Parameters
     ----------
-    query : [H, G, TQ, D], in the dtype of computation
-    sinks : [H, G, TQ], optional
+    first : int
+        Position of the call's first query.
     output : [HQ, TQ, DV]
-        Where the answer goes.
+        Where the answers of the whole call in this sequence go.
     """
-    block = trace.block
+    block, bound = trace.block, call.bound
+    mine = slice(block.start - first, block.stop - first)
+    query = call.query[row, :, :, mine]
+    sinks = None if call.sinks is None else call.sinks[row, :, :, mine]
     heads, groups, count, _ = query.shape
     positions = torch.arange(block.start, block.stop, device=query.device)
     valid = state.row_valid(row, block.start, block.stop)
@@ -43,7 +59,7 @@ def answer(
         positions = positions[valid]
         query = query[:, :, valid]
         sinks = None if sinks is None else sinks[:, :, valid]
-    queries = Queries(query, positions, block.start, scale, softcap, sinks)
+    queries = Queries(query, positions, block.start, call.scale, call.softcap, sinks)
     missed: torch.Tensor | None = None
     retrieval = None
     if positions.numel() == 0:
@@ -56,7 +72,7 @@ def answer(
         trace.key_rows += rows
         trace.value_rows += rows
     else:
-        view = _view(state, row, block.pages, block.stop)
+        view = _view(state, row, block.pages, block.stop, call.later)
         if block.mode == "window":
             own = None if sinks is None else sinks.flatten(1, 2)
             parts = always_parts(queries, view.always, state.cold.scratch)
@@ -86,7 +102,7 @@ def answer(
         whole[:, :, valid] = part
         return whole
 
-    output.copy_(place(attended.output).flatten(0, 1))
+    output[:, mine] = place(attended.output).flatten(0, 1)
     trace.rows.append(
         RowTrace(
             None if retrieval is None else retrieval.candidates,
@@ -115,13 +131,12 @@ def _all_tiles(state: State, row: int, pages: int, stop: int) -> Iterator[Tile]:
     yield from state.tiles(row, pages, stop)
 
 
-def _view(state: State, row: int, pages: int, stop: int) -> View:
+def _view(state: State, row: int, pages: int, stop: int, later: list[Reply] | None) -> View:
     table = state.rows[row].table
     filled = sum(1 for count in table.counts[:pages] if count) if table.empty else pages
     start = state.config.sink_tokens
     cold_valid = None
     if table.padded:
         cold_valid = state.row_valid(row, start, start + pages * state.config.page_tokens)
-    return View(
-        state.cold, state.rows[row], pages, filled, list(state.tiles(row, pages, stop)), cold_valid, state.finite
-    )
+    always = list(state.tiles(row, pages, stop))
+    return View(state.cold, state.rows[row], pages, filled, always, cold_valid, state.finite, later)

@@ -16,9 +16,9 @@ from .index import Index, Summary, summarise
 from .layout import IdPool, Row
 from .ledger import NOTHING, Booking, Counters, Ledger
 from .pinning import Pinning
+from .reach import Reach
 from .rows import ColdRow
 from .scratch import Scratch
-from .transfer import transfer_to
 from .validate import Shape
 
 SUMMARY_CHUNK = 256
@@ -33,7 +33,7 @@ class Spans(NamedTuple):
 
     key: torch.Tensor  # [H, n, D]
     value: torch.Tensor  # [H, n, DV]
-    tokens: torch.Tensor  # [n], how many each has, in the dtype of computation, in RAM
+    tokens: torch.Tensor  # [n], how many each has, in the dtype of computation
 
 
 class Cold:
@@ -49,10 +49,12 @@ class Cold:
         counters: Counters,
         ordinal: int,
         pinning: Pinning,
+        reach: Reach,
     ) -> None:
         self.shape, self.config, self.counters = shape, config, counters
         self.arena, self.scratch = arena, scratch
-        self.transfer = transfer_to(shape.device)
+        self._reach, self.transfer = reach, reach.transfer
+        self._heads = torch.arange(shape.heads, device=shape.device)[:, None]
         self.index = Index(shape, config, pinning, self.transfer)
         self._booking = Booking(ledger)
         self.chapters = Chapters(shape, config, self.index.keys, self.transfer, self._booking, ordinal)
@@ -176,8 +178,7 @@ class Cold:
 
     def _bytes(self, pages: int, spans: int, extra: int) -> TierBytes:
         index = self.index
-        ram = pages * (index.page_bytes + TABLE_BYTES) + spans * index.span_counts.record_bytes
-        return TierBytes(spans * index.span_bytes + extra, ram, 0)
+        return TierBytes(spans * index.span_bytes + extra, pages * (index.page_bytes + TABLE_BYTES), 0)
 
     @property
     def _held(self) -> TierBytes:
@@ -204,10 +205,27 @@ class Cold:
         return self.transfer.upload(found)
 
     def gather(self, table: Table, units: torch.Tensor, width: int) -> torch.Tensor:
-        """Rows int64 ``[K]``, in RAM as the table is, of a table seen as ``[-1, width]``; on the device."""
-        found = table.tensor.view(-1, width).index_select(0, units)
+        """Rows int64 ``[K]`` of a table in RAM seen as ``[-1, width]``; numbers and rows are on the device."""
+        found = self._reach.rows(table, width, units)
         self.counters.summary_bytes_read += found.nbytes
-        return self.transfer.upload(found)
+        return found
+
+    def page_ids(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
+        """Ids of pages of a row, int64 of any shape, both on the device."""
+        table = row.table
+        if table.pages and table.whole == len(table.pages):
+            return pages + table.pages[0] if table.pages[0] else pages
+        return self.transfer.upload(row.ids(0, len(table.pages)))[pages]
+
+    def units(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
+        """``id * H + head`` of pages int64 ``[H, K]`` of a row, each head its own, both on the device."""
+        return self.page_ids(row, pages) * self.shape.heads + self._heads
+
+    def counts(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
+        """Valid tokens of pages of a row, int64 of any shape, both on the device."""
+        if not row.table.padded:
+            return torch.full_like(pages, self.config.page_tokens)
+        return self.transfer.upload(row.counts(0, len(row.table.pages)))[pages]
 
     def spans(self, row: ColdRow, pages: int) -> Spans:
         """The spans of the first `pages` pages of a row (SPEC 3.2)."""
@@ -218,17 +236,12 @@ class Cold:
             at = slice(table.spans[0], table.spans[0] + count)
             key, value, tokens = key[at], value[at], tokens[at]
         else:
-            picked = torch.tensor(table.spans[:count], dtype=torch.int64)
-            there = self.transfer.send(picked)
-            key, value, tokens = (
-                key.index_select(0, there),
-                value.index_select(0, there),
-                tokens.index_select(0, picked),
-            )
+            picked = self.transfer.send(torch.tensor(table.spans[:count], dtype=torch.int64))
+            key, value, tokens = (part.index_select(0, picked) for part in (key, value, tokens))
         if count * size < pages:  # the last span of the row has more pages than these
             part = slice(count * size, pages)
             *last, more = index.merge(table.pages[part], table.counts[part])
             last_key, last_value = (self.transfer.send(mean[None]) for mean in last)
             key, value = torch.cat([key, last_key]), torch.cat([value, last_value])
-            tokens = torch.cat([tokens, tokens.new_tensor([more])])
+            tokens = torch.cat([tokens, tokens.new_full((1,), more)])
         return Spans(key.transpose(0, 1), value.transpose(0, 1), tokens)

@@ -59,6 +59,11 @@ class Table:
         What becomes of the records in use, if they are a mapping.
     huge : bool
         Whether to ask for large memory pages: for tables that hardly ever forget a record.
+
+    Attributes
+    ----------
+    mapped : Tensor, or None
+        The same memory as a device sees it, once it was asked for (`reach`).
     """
 
     def __init__(
@@ -69,9 +74,10 @@ class Table:
         pinning: Pinning | None = None,
         huge: bool = False,
     ) -> None:
-        self._shape = shape
+        self._shape, self._used = shape, 0
         self.record_bytes = math.prod(shape) * dtype.itemsize
         self._mapping: mmap.mmap | None = None
+        self.mapped: torch.Tensor | None = None
         self._pinning, self._region = pinning or NullPinning(), Region(0, 0)
         reserved = None
         if device.type == "cpu":
@@ -91,8 +97,14 @@ class Table:
         """The bytes behind the table, where it is a mapping."""
         return self._mapping
 
+    @property
+    def pinned(self) -> bool:
+        """Whether all records in use are registered."""
+        return self._region.pinned >= max(1, self._used * self.record_bytes)
+
     def ensure(self, records: int) -> None:
         """Make room for so many records."""
+        self._used = max(self._used, records)
         capacity = self.tensor.shape[0]
         if records <= capacity:
             self._pinning.cover(self._region, records * self.record_bytes)
@@ -103,7 +115,7 @@ class Table:
         grown[:capacity] = self.tensor
         self._pinning.release(self._region)
         self._region.nbytes = 0
-        self.tensor, self._mapping = grown, None
+        self.tensor, self._mapping, self.mapped = grown, None, None
 
     def forget(self, record: int) -> None:
         """Return the memory of a record that is no longer needed, as far as whole memory pages and pinning allow."""

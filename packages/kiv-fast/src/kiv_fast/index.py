@@ -1,7 +1,6 @@
 """What is known of cold pages without reading them: the summaries of pages and of spans (SPEC 3).
 
-Summaries of spans are all used in every step and live on the device, but for their numbers of tokens, of which the host
-makes the weights. Those of pages are looked at through the integers
+Summaries of spans are all used in every step and live on the device. Those of pages are looked at through the integers
 of `scan`; only the few that decide are read as they are, from RAM.
 """
 
@@ -102,7 +101,7 @@ class Index:
         self.values = Table((heads, value_width), dtype, host, pinning, huge=True)
         self.span_keys = Table((heads, width), dtype, device)
         self.span_values = Table((heads, value_width), dtype, device)
-        self.span_counts = Table((), dtype, host)
+        self.span_counts = Table((), dtype, device)
 
     @property
     def page_bytes(self) -> int:
@@ -111,8 +110,8 @@ class Index:
 
     @property
     def span_bytes(self) -> int:
-        """Bytes of one span's summary, on the device; its number of tokens is in RAM."""
-        return self.span_keys.record_bytes + self.span_values.record_bytes
+        """Bytes of one span's summary, on the device."""
+        return self.span_keys.record_bytes + self.span_values.record_bytes + self.span_counts.record_bytes
 
     def put(self, pages: list[int], summary: Summary) -> None:
         """Store the summaries of new pages, which are in RAM."""

@@ -44,16 +44,16 @@ def _attended_mass(always: list[Part], own: torch.Tensor | None, queries: Querie
 
 def _upper(view: View, queries: Queries, head: int, pages: torch.Tensor) -> torch.Tensor:
     """log(n_j e^cap(b_j)) of pages int64 ``[K]`` in RAM: float64 ``[M, K]``, with room for the summaries' rounding."""
-    cold = view.cold
+    cold, pages = view.cold, view.cold.transfer.send(pages)
     query = queries.query[head].flatten(0, 1)
-    units = view.row.page_ids(pages) * cold.shape.heads + head
+    units = cold.page_ids(view.row, pages) * cold.shape.heads + head
     summary = cold.gather(cold.index.keys, units, 2 * cold.shape.key_width).to(WIDE)  # [K, 2 D]
     members = page_query(query[None], queries.scale, 1.0)[0]
     # A mean of P terms loses up to P + 8 units; |k| is at most |mean| + spread in every channel.
     unit = (cold.config.page_tokens + 8) * torch.finfo(cold.shape.compute).eps
     width = cold.shape.key_width
     room = unit * queries.scale * (query.abs() @ (summary[:, :width].abs() + summary[:, width:]).T)
-    counts = cold.transfer.send(view.row.counts(0, view.pages)[pages]).to(WIDE)
+    counts = cold.counts(view.row, pages).to(WIDE)
     return queries.cap(members @ summary.T + room) + torch.log(counts)
 
 
@@ -76,7 +76,7 @@ def missed_bound(view: View, queries: Queries, best: torch.Tensor, mask: torch.T
     Parameters
     ----------
     best : int64 [H, C]
-        Candidate pages, in RAM; -1 fills up rows.
+        Candidate pages; -1 fills up rows.
     mask : bool [H, C * P]
         Their attended tokens, pages in ascending order.
     """
@@ -84,11 +84,12 @@ def missed_bound(view: View, queries: Queries, best: torch.Tensor, mask: torch.T
 
     queries = _widen(queries)
     always, tokens = _always(view, queries), read_candidates(view, queries, best)
+    pages = view.cold.transfer.fetch(tokens.pages)
     bounds: list[torch.Tensor] = []
     for head in range(mask.shape[0]):
         logits = queries.cap(tokens.raw[head])
         held = _attended_mass(always, logits[:, mask[head]], queries, head)
-        unknown = _upper(view, queries, head, _others(view, tokens.pages[head]))
+        unknown = _upper(view, queries, head, _others(view, pages[head]))
         missed = torch.logsumexp(torch.cat([_left(view, queries, head, tokens, mask), unknown], dim=1), dim=1)
         bounds.append(_share(missed, held))
     return _round_up(torch.stack(bounds))
@@ -135,8 +136,8 @@ def enlarge(
 
     Returns
     -------
-    candidates int64 [H, C'], their tokens, the selection int64 [H, R'] as indices into those, all in RAM as what is
-    given, and the heads that must stream, bool [H] on the device; -1 fills up rows.
+    candidates int64 [H, C'], their tokens, the selection int64 [H, R'] as indices into those, and the heads that must
+    stream, bool [H]; -1 fills up rows.
     """
     from .retrieve import read_candidates
 
@@ -145,21 +146,23 @@ def enlarge(
     most = min(STREAM_FACTOR * config.candidate_pages, view.filled)
     ranked = rank(view.cold, view.row, members, view.pages, view.filled, config.group)
     ranked[:, : best.shape[1]] = best
-    double = _widen(queries)
+    double, fetch = _widen(queries), view.cold.transfer.fetch
     always, wide = _always(view, double), read_candidates(view, double, ranked[:, :most])
     # The selection, as cold positions, in terms of the wider set of candidates.
     positions = torch.where(chosen < 0, -1, tokens.pages.gather(1, chosen.clamp(min=0) // size) * size + chosen % size)
+    # What follows is decided by the host, page by page.
+    ranked, positions, pages = fetch(ranked), fetch(positions), fetch(wide.pages)
     taken: list[int] = []
     masks: list[torch.Tensor] = []
     for head in range(heads):
         mask = torch.zeros(view.pages * size, dtype=torch.bool)
         mask[positions[head][positions[head] >= 0]] = True
         masks.append(mask)
-        here = mask.view(-1, size)[wide.pages[head]].flatten()
+        here = mask.view(-1, size)[pages[head]].flatten()
         here = view.cold.transfer.send(here)[None].expand(heads, -1)
         logits = queries.cap(wide.raw[head].to(WIDE))
         held = _attended_mass(always, logits[:, here[0]], double, head)
-        order = view.cold.transfer.send(torch.searchsorted(wide.pages[head], ranked[head, :most]))
+        order = view.cold.transfer.send(torch.searchsorted(pages[head], ranked[head, :most]))
         left = _left(view, double, head, wide, here)[:, order]  # [M, most], best first
         upper = _upper(view, double, head, ranked[head])
         c = best.shape[1]
@@ -179,8 +182,9 @@ def _assemble(
 
     size, transfer = view.cold.config.page_tokens, view.cold.transfer
     pages = [ranked[h, : max(k, least)] if k >= 0 else ranked[h, :0] for h, k in enumerate(taken)]
-    best = _padded(pages)
+    best = transfer.send(_padded(pages))
     tokens = read_candidates(view, queries, best)
+    taken_pages = transfer.fetch(tokens.pages)
     chosen: list[torch.Tensor] = []
     for head, k in enumerate(taken):
         mask = masks[head]
@@ -189,12 +193,12 @@ def _assemble(
             continue
         whole = ranked[head, :k]
         mask.view(-1, size)[whole] = True
-        here = mask.view(-1, size)[tokens.pages[head].clamp(min=0)]
-        here = here & (tokens.pages[head] >= 0)[:, None]
+        here = mask.view(-1, size)[taken_pages[head].clamp(min=0)]
+        here = here & (taken_pages[head] >= 0)[:, None]
         seen = transfer.fetch(tokens.raw[head, 0] > -torch.inf)
         chosen.append((here.flatten() & seen).nonzero()[:, 0])
     streamed = transfer.send(torch.tensor([k < 0 for k in taken]))
-    return best, tokens, _padded(chosen), streamed
+    return best, tokens, transfer.send(_padded(chosen)), streamed
 
 
 def _padded(rows: list[torch.Tensor]) -> torch.Tensor:

@@ -117,16 +117,21 @@ class SlabPinning:
             self._runtime.unregister(region.address + region.pinned)
 
 
+_MAPPED = 2
+"""cudaHostRegisterMapped: the device can read the memory by itself."""
+
+
 class CudaRuntime:
     """CUDA's registration of host memory. Written from the documentation; not run by this project's tests."""
 
     def register(self, address: int, nbytes: int) -> None:
         """Pin memory."""
         cudart: Any = torch.cuda.cudart()
-        torch.cuda.check_error(int(cudart.cudaHostRegister(address, nbytes, 0)))
+        torch.cuda.check_error(int(cudart.cudaHostRegister(address, nbytes, _MAPPED)))
 
     def unregister(self, address: int) -> None:
-        """Release it."""
+        """Release it, once nothing that was begun reads it any more."""
+        torch.cuda.synchronize()
         cudart: Any = torch.cuda.cudart()
         torch.cuda.check_error(int(cudart.cudaHostUnregister(address)))
 

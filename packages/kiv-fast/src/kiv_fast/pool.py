@@ -13,6 +13,7 @@ from .arena import Arena, RamArena
 from .cold import Cold
 from .ledger import Counters, Ledger
 from .pinning import Pinning, pinning_for
+from .reach import Reach, reach_for
 from .scratch import Scratch
 from .shim import FileIO
 from .spill import Segments, folder_for
@@ -111,13 +112,14 @@ class FastPool:
     def cold(self, shape: Shape, ordinal: int) -> Cold:
         """The cold pages of a new store of this shape."""
         pinning = self._pinning.setdefault(shape.device, pinning_for(shape.device))
-        arena = self._arena(shape, pinning)
-        return Cold(shape, self._config, arena, self.scratch, self.ledger, self.counters, ordinal, pinning)
+        reach = reach_for(shape.device, pinning)
+        arena = self._arena(shape, pinning, reach)
+        return Cold(shape, self._config, arena, self.scratch, self.ledger, self.counters, ordinal, pinning, reach)
 
-    def _arena(self, shape: Shape, pinning: Pinning) -> Arena:
+    def _arena(self, shape: Shape, pinning: Pinning, reach: Reach) -> Arena:
         config = self._config
         if config.ram_bytes is not None:
             folder = folder_for(config.spill_dir)
             segments = Segments(shape, config.page_tokens, folder, self._io, self.ledger, self.counters)
-            return TieredArena(shape, config.page_tokens, self.ledger, self.counters, segments)
-        return RamArena(shape, self._config.page_tokens, self.ledger, self.scratch, pinning)
+            return TieredArena(shape, config.page_tokens, self.ledger, self.counters, segments, reach.transfer)
+        return RamArena(shape, self._config.page_tokens, self.ledger, self.scratch, pinning, reach)

@@ -88,6 +88,13 @@ class Recent:
         self._hot[1][:, :, at] = value[:, :, first:]
         self.hot_count = count
 
+    def take_back(self) -> None:
+        """Forget the last token; the buffers stay as they are."""
+        if self.hot_count:
+            self.hot_count -= 1
+        else:
+            self.sink_count -= 1
+
     def _make_room(self, count: int) -> None:
         """Move the tokens to the front of buffers with room for `count`."""
         room = capacity(self._config, count)

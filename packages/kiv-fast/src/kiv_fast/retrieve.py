@@ -15,6 +15,7 @@ from .scratch import chunk_pages
 from .select import candidates, group_scores, page_query, top_set
 from .shift import value_shift
 from .tail import page_tail, page_values, span_tail
+from .transfer import Reply
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class View:
         Validity of the cold positions; None if all are valid.
     finite : bool
         Whether every value of the store is a number.
+    later : list of Reply, or None
+        Where to ask whether what was assumed does not hold; None: nothing is assumed.
     """
 
     cold: Cold
@@ -42,13 +45,14 @@ class View:
     always: list[Tile]
     cold_valid: torch.Tensor | None
     finite: bool
+    later: list[Reply] | None = None
 
 
 class Retrieval(NamedTuple):
     """What a block retrieves, each head its own; -1 fills up rows."""
 
-    candidates: torch.Tensor  # int64 [H, C] in RAM, best first
-    selected: torch.Tensor  # int64 [H, R] in RAM, cold positions counted from the first, ascending
+    candidates: torch.Tensor  # int64 [H, C], best first
+    selected: torch.Tensor  # int64 [H, R], cold positions counted from the first, ascending
     streamed: torch.Tensor | None  # bool [H], heads to attend exactly
 
 
@@ -65,29 +69,29 @@ class Result(NamedTuple):
 class Candidates(NamedTuple):
     """The candidates' tokens, pages in ascending order."""
 
-    pages: torch.Tensor  # int64 [H, C] in RAM, -1 fills up rows
+    pages: torch.Tensor  # int64 [H, C], -1 fills up rows
     raw: torch.Tensor  # [H, M, C * P], scale * q . k, minus infinity where a token is invalid
 
 
 def read_candidates(view: View, queries: Queries, pages: torch.Tensor) -> Candidates:
-    """Read and score the tokens of candidate pages, int64 ``[H, C]`` in RAM, in any order with -1 anywhere."""
+    """Read and score the tokens of candidate pages, int64 ``[H, C]``, in any order with -1 anywhere."""
     cold, size = view.cold, view.cold.config.page_tokens
     pages = pages.sort(dim=1).values
     known = pages.clamp(min=0)
-    ids, members = view.row.page_ids(known), queries.members
+    ids, members = cold.page_ids(view.row, known), queries.members
     raw = members.new_empty(*members.shape[:2], ids.shape[1] * size)
     step = chunk_pages(cold.shape, size)
     for first in range(0, ids.shape[1], step):
-        keys = cold.transfer.upload(cold.arena.keys(ids[:, first : first + step]))
+        keys = cold.arena.keys(ids[:, first : first + step])
         cold.counters.key_bytes_gathered += keys.numel() * keys.element_size()
         wide = cold.scratch.convert("candidates", keys, members.dtype)
         scores = raw[:, :, first * size : (first + step) * size]
         torch.mul(members @ wide.transpose(1, 2), queries.scale, out=scores)
     unseen = None
     if view.cold_valid is not None:
-        unseen = ~view.cold_valid.view(-1, size)[cold.transfer.send(known)].flatten(1)  # [H, C * P]
+        unseen = ~view.cold_valid.view(-1, size)[known].flatten(1)  # [H, C * P]
     if view.filled < view.pages or cold.config.max_missed_mass is not None:
-        gone = cold.transfer.send(pages < 0).repeat_interleave(size, dim=1)
+        gone = (pages < 0).repeat_interleave(size, dim=1)
         unseen = gone if unseen is None else unseen | gone
     if unseen is not None:
         raw.masked_fill_(unseen[:, None], -torch.inf)
@@ -115,40 +119,42 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     heads = queries.query.shape[0]
     always = always_parts(queries, view.always, cold.scratch)
     sinks = None if queries.sink_logits is None else queries.sink_logits.flatten(1, 2)
-    none = torch.empty(heads, 0, dtype=torch.int64)
+    none = torch.empty(heads, 0, dtype=torch.int64, device=cold.shape.device)
     if view.filled == 0:
         attended = attend_parts(always, [], sinks, view.finite)
         missed = torch.zeros_like(attended.exact, dtype=torch.float32) if bound else None
         return Result(attended, Retrieval(none, none, None), missed, 0, 0)
 
     members = page_query(queries.members, queries.scale, config.spread_weight)
-    best = candidates(cold, view.row, members, view.pages, min(config.candidate_pages, view.filled), config.group)
+    count = min(config.candidate_pages, view.filled)
+    best = candidates(cold, view.row, members, view.pages, count, config.group, view.later)
     tokens = read_candidates(view, queries, best)
     chosen = choose_tokens(view, tokens)
-    host = cold.transfer.fetch(chosen)
     streamed = None
     if config.max_missed_mass is not None:
-        best, tokens, host, streamed = enlarge(view, queries, members, best, tokens, host)
-        chosen = cold.transfer.send(host)
+        best, tokens, chosen, streamed = enlarge(view, queries, members, best, tokens, chosen)
 
     size = config.page_tokens
-    known = host.clamp(min=0)
-    ragged = bool((host < 0).any()) if view.cold_valid is not None or streamed is not None else False
-    page = tokens.pages.gather(1, known // size).clamp(min=0)
-    offset = known % size
-    rows = cold.transfer.upload(cold.arena.values(view.row.page_ids(page), offset))
+    ragged = bool((chosen < 0).any()) if view.cold_valid is not None or streamed is not None else False
+    at = chosen.clamp(min=0) if ragged else chosen
+    slot, offset = at // size, at % size
+    page = tokens.pages.gather(1, slot)
+    if streamed is not None:
+        page = page.clamp_(min=0)
+    rows = cold.arena.values(cold.page_ids(view.row, page), offset)
     cold.counters.value_bytes_gathered += rows.numel() * rows.element_size()
     values = cold.scratch.convert("selected", rows, queries.query.dtype)
     logits = queries.cap(tokens.raw)
     missing = chosen < 0 if ragged else None
-    at = chosen if missing is None else chosen.clamp(min=0)
     each = at[:, None].expand(-1, logits.shape[1], -1)
     own = logits.gather(2, each)
     if missing is not None:
         own = own.masked_fill(missing[:, None], -torch.inf)
         values = values.masked_fill(missing[:, :, None], 0)
+    # A column more than there are tokens takes what stands for none.
     mask = torch.zeros(heads, logits.shape[2] + 1, dtype=torch.bool, device=logits.device)
-    mask = mask.scatter_(1, torch.where(chosen < 0, logits.shape[2], chosen), True)[:, :-1]
+    mask.scatter_(1, chosen if missing is None else chosen.masked_fill(missing, logits.shape[2]), True)
+    mask = mask[:, :-1]
 
     exact = [*always, Part(own, values)]
     tail: list[Part] = []
@@ -160,12 +166,14 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
             tail += span_tail(cold, view.row, queries, view.pages, tokens.pages, means)
         if own.shape[2]:  # else every head streams
             raw = own if queries.softcap is None else tokens.raw.gather(2, each)
-            shift = value_shift(raw, own, values, at // size, means, missing)
+            shift = value_shift(raw, own, values, slot, means, missing)
     attended = attend_parts(exact, tail, sinks, view.finite and view.row.sizes.finite >= view.pages, shift)
     missed = None
     if bound:
         missed = missed_bound(view, queries, best, mask)
-    selected = torch.where(host < 0, -1, page * size + offset)
+    selected = page.mul_(size).add_(offset)
+    if missing is not None:
+        selected.masked_fill_(missing, -1)
     retrieval = Retrieval(best, selected, streamed)
     return Result(attended, retrieval, missed, *_rows_read(view, retrieval))
 
@@ -175,10 +183,11 @@ def _rows_read(view: View, retrieval: Retrieval) -> tuple[int, int]:
     if view.cold_valid is None and retrieval.streamed is None:
         return retrieval.candidates.numel() * view.cold.config.page_tokens, retrieval.selected.numel()
     pages = retrieval.candidates
-    counts = view.row.counts(0, view.pages)[pages.clamp(min=0)].masked_fill_(pages < 0, 0).sum(dim=1)
+    counts = view.cold.counts(view.row, pages.clamp(min=0)).masked_fill_(pages < 0, 0).sum(dim=1)
     rows = (retrieval.selected >= 0).sum(dim=1)
     if retrieval.streamed is not None:
         total = sum(view.row.table.counts[: view.pages])
-        streamed = view.cold.transfer.fetch(retrieval.streamed)
-        counts, rows = torch.where(streamed, total, counts), torch.where(streamed, total, rows)
-    return int(counts.sum()), int(rows.sum())
+        counts = torch.where(retrieval.streamed, total, counts)
+        rows = torch.where(retrieval.streamed, total, rows)
+    read: list[int] = torch.stack([counts.sum(), rows.sum()]).tolist()
+    return read[0], read[1]

@@ -35,8 +35,7 @@ class ColdRow:
 
     def __init__(self, table: Row, shape: Shape) -> None:
         host = torch.device("cpu")
-        self.table, self._device, self._count = table, shape.device, shape.heads
-        self._heads = torch.arange(shape.heads)[:, None]
+        self.table, self._device = table, shape.device
         self._ids = Table((), torch.int64, host)
         self._counts = Table((), torch.int64, host)
         self.near = torch.empty(0, 0, 0, device=shape.device)
@@ -87,17 +86,6 @@ class ColdRow:
             at = self.table.pages[first]
             return table.tensor[at : at + stop - first]
         return table.tensor.index_select(0, self.ids(first, stop))
-
-    def page_ids(self, pages: torch.Tensor) -> torch.Tensor:
-        """Ids of pages, int64 of any shape, both in RAM."""
-        table = self.table
-        if table.pages and table.whole == len(table.pages):
-            return pages + table.pages[0] if table.pages[0] else pages
-        return self.ids(0, len(table.pages))[pages]
-
-    def units(self, pages: torch.Tensor) -> torch.Tensor:
-        """``id * H + head`` of pages int64 ``[H, K]``, each head its own, both in RAM."""
-        return self.page_ids(pages) * self._count + self._heads
 
 
 def near_capacity(pages: int) -> int:

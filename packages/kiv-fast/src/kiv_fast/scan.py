@@ -20,6 +20,9 @@ from .validate import Shape
 LEVELS = 127
 """Largest magnitude of a quantised summary."""
 
+LEAST_ERROR = 1e-36
+"""Added to every bound, for what sums of denormal numbers lose."""
+
 QUERY_LEVELS = 63
 """Largest magnitude of a quantised query part."""
 
@@ -87,7 +90,7 @@ class Scanner:
         left = (0.51 * 0.5 / QUERY_LEVELS * width**0.5) * length
         # Rounding of a float32 inner product of 2 D terms, here and where the score is computed exactly.
         ulp = (width + 16) * 2.0**-23
-        return torch.stack([rest + ulp * length, left, ulp * centre.norm(dim=1)], dim=1)
+        return torch.stack([rest + ulp * length, left, ulp * _length(centre)], dim=1)
 
     def free(self, chapters: list[int]) -> None:
         """Forget chapters that nobody holds."""
@@ -119,7 +122,12 @@ class Scanner:
             torch.add(both[:, :count], both[:, count:], alpha=0.5 / QUERY_LEVELS, out=out)
             out.mul_(unit[c]).add_(offset[c])
             start += pages
-        size, reach = scaled.norm(dim=3), members.norm(dim=2)  # [c, H, M], [H, M]
+        size, reach = _length(scaled), _length(members)  # [c, H, M], [H, M]
         bounds = self._bounds.tensor[at]  # [c, H, 3]
         error = size * bounds[:, :, :1] + unit[..., 0] * bounds[:, :, 1:2] + reach * bounds[:, :, 2:]
-        return Approximate(scores, error.amax(dim=0))
+        return Approximate(scores, error.amax(dim=0) + LEAST_ERROR)
+
+
+def _length(vectors: torch.Tensor) -> torch.Tensor:
+    """Euclidean length over the last axis, in float32; by way of float64, where no square is lost to underflow."""
+    return torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float64).to(vectors.dtype)

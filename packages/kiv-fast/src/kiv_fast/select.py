@@ -10,6 +10,7 @@ from kiv_reference.config import Group
 if TYPE_CHECKING:
     from .cold import Cold
     from .rows import ColdRow
+    from .transfer import Reply
 
 LEAST_SCORE = 1e-30
 """Group scores below this have lost terms to underflow."""
@@ -68,11 +69,11 @@ def page_query(query: torch.Tensor, scale: float, spread_weight: float) -> torch
 
 
 def exact_scores(cold: Cold, row: ColdRow, members: torch.Tensor, pages: torch.Tensor) -> torch.Tensor:
-    """Scores ``[H, M, K]`` of some pages of a row, int64 ``[H, K]`` in RAM, each head its own."""
+    """Scores ``[H, M, K]`` of some pages of a row, int64 ``[H, K]``, each head its own."""
     heads, count = pages.shape
     cold.counters.pages_scored += heads * count
     width = members.shape[2]
-    picked = cold.gather(cold.index.keys, row.units(pages).view(-1), width).view(heads, count, width)
+    picked = cold.gather(cold.index.keys, cold.units(row, pages).view(-1), width).view(heads, count, width)
     return members @ picked.transpose(1, 2)
 
 
@@ -86,15 +87,23 @@ def all_scores(cold: Cold, row: ColdRow, members: torch.Tensor, first: int, stop
 
 
 def rank(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: int, group: Group) -> torch.Tensor:
-    """The `n` best of the first `pages` pages, best first, by exact scores of all: int64 ``[H, n]``, in RAM."""
+    """The `n` best of the first `pages` pages, best first, by exact scores of all: int64 ``[H, n]``."""
     scores = group_scores(all_scores(cold, row, members, 0, pages), group)
     if row.table.empty:
         scores.masked_fill_(row.empty(0, pages), -torch.inf)
-    return cold.transfer.fetch(top(scores, n))
+    return top(scores, n)
 
 
-def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: int, group: Group) -> torch.Tensor:
-    """The `n` best of the first `pages` pages, best first (SPEC 4.4): int64 ``[H, n]``, in RAM.
+def candidates(
+    cold: Cold,
+    row: ColdRow,
+    members: torch.Tensor,
+    pages: int,
+    n: int,
+    group: Group,
+    later: list[Reply] | None = None,
+) -> torch.Tensor:
+    """The `n` best of the first `pages` pages, best first (SPEC 4.4): int64 ``[H, n]``.
 
     Parameters
     ----------
@@ -102,6 +111,8 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
         From `page_query`.
     n : int
         At most the number of pages that have a valid token.
+    later : list of Reply, optional
+        The first look is taken for enough, and whether it was not is asked here: True if these need not be the best.
     """
     scanner, chapters = cold.chapters.scanner, cold.chapters.usable(row, pages)
     if scanner is None or not chapters or n == pages:
@@ -116,18 +127,16 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
     rough = (torch.exp(error)[:, None] @ terms)[:, 0] if group == "exp_sum" else terms.amax(dim=1)  # [H, seen]
     # Whatever may be the maximum of a member, by which all terms are scaled, is looked at first and in any case.
     rough.masked_fill_((quick >= best - 2 * error[:, :, None]).any(dim=1), torch.inf)
-    after = torch.arange(seen, pages).expand(rough.shape[0], -1)
+    after = torch.arange(seen, pages, device=members.device).expand(rough.shape[0], -1)
     width = min(seen, LOOK_PAGES * n)
     while True:
         # The pages that look best, as they are: their scores give the threshold that others must be able to reach.
         picked = rough.topk(width, dim=1).indices.sort(dim=1).values
-        looked = cold.transfer.fetch(picked)
-        known = torch.cat([exact_scores(cold, row, members, looked), rest], dim=2)
+        known = torch.cat([exact_scores(cold, row, members, picked), rest], dim=2)
+        looked = torch.cat([picked, after], dim=1)
         empty = None
         if row.table.empty:
-            counts = row.counts(0, pages)
-            empty = torch.cat([counts[looked], counts[seen:].expand(len(looked), -1)], dim=1) == 0
-            empty = cold.transfer.send(empty)
+            empty = cold.counts(row, looked) == 0
             known.masked_fill_(empty[:, None], -torch.inf)
         most = known.amax(dim=2, keepdim=True)
         scores = group_scores(known, group, most)
@@ -135,7 +144,6 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
             scores.masked_fill_(empty, -torch.inf)
         chosen = top(scores, n)
         if width == seen:
-            chosen = cold.transfer.fetch(chosen)
             break
         threshold = scores.gather(1, chosen[:, -1:])  # [H, 1]
         if group == "max":
@@ -146,10 +154,12 @@ def candidates(cold: Cold, row: ColdRow, members: torch.Tensor, pages: int, n: i
             # A threshold that has lost terms to underflow excludes nothing.
             high.masked_fill_((rough == torch.inf) | (threshold < LEAST_SCORE), torch.inf)
         # A bound that has overflowed may not be a number: it excludes nothing either.
-        missing = ~(high.scatter_(1, picked, -torch.inf).amax(dim=1, keepdim=True) < threshold).all()
-        chosen, more = cold.transfer.fetch_both(chosen, missing)
-        if not more:
+        more = ~(high.scatter_(1, picked, -torch.inf).amax(dim=1, keepdim=True) < threshold).all()
+        if later is not None:
+            later.append(cold.transfer.ask(more))
+            break
+        if not bool(cold.transfer.fetch(more)):
             break
         width = min(seen, 2 * width)
     cold.counters.pages_pruned += looked.shape[0] * (seen - width)
-    return torch.cat([looked, after], dim=1).gather(1, chosen)
+    return looked.gather(1, chosen)

@@ -80,6 +80,18 @@ class State:
         self.finite = self.finite and finite
         self._settled = n <= SETTLE_TOKENS
 
+    def take_back(self) -> None:
+        """Undo the append of one token that needed no new buffer, before anything was evicted after it."""
+        self.recent.take_back()
+        self.length -= 1
+        self.cold.settle(self)
+        self._promised = TierBytes(0, 0, 0)
+        self._book(self._device_bytes)
+
+    def fits(self, tokens: int) -> bool:
+        """Whether so many tokens more go into the buffers that there are."""
+        return self.recent.bytes_with(tokens) == self.recent.nbytes
+
     def _grow_valid(self, tokens: int) -> None:
         old = self._valid
         if old is not None and old.shape[1] >= tokens:

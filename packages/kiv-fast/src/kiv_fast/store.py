@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
-from kiv_reference.errors import KIVUsageError, refuse
+from kiv_reference.errors import KIVNonFiniteError, KIVUsageError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
 
-from .call import answer
+from .call import Call, answer
+from .doubt import Appended, Doubt
 from .partition import blocks
 from .state import State
 from .trace import BlockTrace, report
@@ -43,6 +45,7 @@ class FastStore:
         self._config = pool.config
         self._state: State | None = None
         self._pending = 0  # tokens of the last append, if no crop came after it
+        self._appended: Appended | None = None  # that append, if it is not known yet whether it is finite
         self._traces: list[BlockTrace] | None = None
         self._report: AttendReport | None = None
 
@@ -77,17 +80,21 @@ class FastStore:
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
         """Add tokens (`LayerStore.append`)."""
         self._pool.check_open()
+        self._make_sure()
         state = self._state
         shape = check_append(key, value, valid, None if state is None else state.shape)
         if valid is not None and bool(valid.all()):
             valid = None
-        good_keys, finite = finite_sums(key, value)
-        if not good_keys:
-            check_finite("key", key, valid)
-        if valid is not None:
-            seen = valid[:, None, :, None]
-            key, value = key.masked_fill(~seen, 0), value.masked_fill(~seen, 0)
-        finite = finite or bool(torch.isfinite(value).all())
+        hopeful = state is not None and valid is None and self._hopes(state, key.shape[2]) and state.fits(1)
+        finite = True
+        if not hopeful:
+            good_keys, finite = finite_sums(key, value)
+            if not good_keys:
+                check_finite("key", key, valid)
+            if valid is not None:
+                seen = valid[:, None, :, None]
+                key, value = key.masked_fill(~seen, 0), value.masked_fill(~seen, 0)
+            finite = finite or bool(torch.isfinite(value).all())
         if state is None:
             state = State(shape, self._config, self._pool, self._ordinal)
             try:
@@ -99,6 +106,7 @@ class FastStore:
             state.evict(self._config.cold_pages(state.length))
             state.prepare(key.shape[2])
         state.append(key, value, valid, finite)
+        self._appended = Appended(key, value, self._pending) if hopeful else None
         self._state, self._pending = state, key.shape[2]
 
     @plain_tensors
@@ -116,44 +124,66 @@ class FastStore:
         state = self._state
         shape = check_query(query, None if state is None else state.shape, self._pending)
         assert state is not None, "a shape without a state"
-        first = state.length - self._pending
-        valid = state.valid(first, state.length)
-        if not all(finite_sums(query)):
-            check_finite("query", query, valid)
         sinks = check_modifiers(query, scale, softcap, sink_logits)
+        valid = state.valid(state.length - self._pending, state.length)
+        doubt = None
+        if not bound and self._hopes(state, self._pending):
+            doubt = Doubt(state.cold.transfer, self._appended, query)
+        else:
+            self._make_sure()
+            if not all(finite_sums(query)):
+                check_finite("query", query, valid)
         if valid is not None:
             query = query.masked_fill(~valid[:, None, :, None], 0)
-
-        output = torch.empty(*query.shape[:3], shape.value_width, dtype=query.dtype, device=query.device)
-        traces: list[BlockTrace] = []
-        for block in blocks(self._config, state.length, self._pending):
-            state.evict(block.pages)
-            mine = slice(block.start - first, block.stop - first)
-            part = None if sinks is None else sinks[:, :, mine]
-            trace = BlockTrace(block)
-            for row in range(shape.batch):
-                self._answer(state, trace, row, query[row, :, mine], part, scale, softcap, bound, output[row, :, mine])
-            traces.append(trace)
+        grouped = query.to(shape.compute).unflatten(1, (shape.heads, -1))
+        sinks = None if sinks is None else sinks.to(shape.compute).unflatten(1, (shape.heads, -1))
+        call = Call(grouped, sinks, scale, softcap, bound, None if doubt is None else doubt.later)
+        output, traces = self._answer(state, call, query.dtype)
+        if doubt is not None and not self._settle(state, doubt):
+            output, traces = self._answer(state, replace(call, later=None), query.dtype)
         # The call is over: what it made cold leaves (SPEC 2.3).
         state.evict(self._config.cold_pages(state.length))
         self._traces, self._report, self._traced_shape = traces, None, shape
         return output
 
-    def _answer(
-        self,
-        state: State,
-        trace: BlockTrace,
-        row: int,
-        query: torch.Tensor,
-        sinks: torch.Tensor | None,
-        scale: float,
-        softcap: float | None,
-        bound: bool,
-        output: torch.Tensor,
-    ) -> None:
-        grouped = query.to(state.shape.compute).unflatten(0, (state.shape.heads, -1))  # [H, G, TQ, D]
-        own = None if sinks is None else sinks[row].to(grouped.dtype).unflatten(0, (state.shape.heads, -1))
-        answer(state, trace, row, grouped, own, scale, softcap, bound, output)
+    def _answer(self, state: State, call: Call, dtype: torch.dtype) -> tuple[torch.Tensor, list[BlockTrace]]:
+        """The output of a call, and what it did."""
+        batch, heads, groups, count, _ = call.query.shape
+        size = batch, heads * groups, count, state.shape.value_width
+        output = torch.empty(size, dtype=dtype, device=state.shape.device)
+        traces: list[BlockTrace] = []
+        for block in blocks(self._config, state.length, count):
+            state.evict(block.pages)
+            trace = BlockTrace(block)
+            for row in range(batch):
+                answer(state, call, trace, row, state.length - count, output[row])
+            traces.append(trace)
+        return output, traces
+
+    def _hopes(self, state: State, tokens: int) -> bool:
+        """Whether a call of so many tokens goes on without waiting for what it must be told (`doubt`)."""
+        certain = self._config.max_missed_mass is not None or state.valid(0, 0) is not None
+        return tokens == 1 and not certain and not state.cold.transfer.prompt
+
+    def _settle(self, state: State, doubt: Doubt) -> bool:
+        """Whether what was assumed holds. An append that must be refused is undone."""
+        appended, self._appended = self._appended, None
+        try:
+            finite = doubt.check_append()
+        except KIVNonFiniteError:
+            assert appended is not None, "another append was refused"
+            state.take_back()
+            self._pending = appended.before
+            raise
+        state.finite = state.finite and finite
+        doubt.check_query()
+        return finite and doubt.enough
+
+    def _make_sure(self) -> None:
+        """Find out whether the last append was finite, if no attend did."""
+        if self._appended is not None:
+            assert self._state is not None, "nothing was appended to"
+            self._settle(self._state, Doubt(self._state.cold.transfer, self._appended, None))
 
     @plain_tensors
     def crop(self, length: int) -> None:
@@ -162,6 +192,7 @@ class FastStore:
         if not 0 <= length <= self.length:
             rule = f"crop needs a length in 0..{self.length} (SPEC 9.2)"
             raise refuse(KIVUsageError, rule, length, "A store cannot be made longer; append instead.")
+        self._make_sure()
         if self._state is not None:
             self._state.crop(length)
         self._pending = 0
@@ -190,6 +221,7 @@ class FastStore:
             self._replace(check_rows(rows, self._state.shape.batch, same_size))
 
     def _replace(self, rows: list[int]) -> None:
+        self._make_sure()
         assert self._state is not None, "nothing to select from"
         chosen = self._state.select(rows)
         self._state.release()
@@ -199,6 +231,7 @@ class FastStore:
     def fork(self) -> FastStore:
         """An independent store that shares the pages (`LayerStore.fork`)."""
         self._pool.check_open()
+        self._make_sure()
         copy = self._pool.layer_store()
         if self._state is not None:
             copy._state = self._state.select(list(range(self._state.shape.batch)))
@@ -216,7 +249,7 @@ class FastStore:
         """Give back everything that is held."""
         if self._state is not None:
             self._state.release()
-        self._state, self._pending, self._traces, self._report = None, 0, None, None
+        self._state, self._pending, self._traces, self._report, self._appended = None, 0, None, None, None
 
     def __del__(self) -> None:
         if getattr(self, "_state", None) is not None:

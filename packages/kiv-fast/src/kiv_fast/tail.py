@@ -12,7 +12,7 @@ from .rows import ColdRow
 
 
 class Touched(NamedTuple):
-    """Spans whose summary does not serve as it is: those with candidates; in RAM."""
+    """Spans whose summary does not serve as it is: those with candidates."""
 
     spans: torch.Tensor  # int64 [H, A], ascending
     first: torch.Tensor  # bool [H, A], False where an entry repeats the one before it, or stands for nothing
@@ -36,7 +36,7 @@ def span_tail(
     pages : int
         N, the pages of the partition.
     candidates : int64 [H, C]
-        Candidate pages, ascending, in RAM, where all that follows from them alone is computed; -1 fills up rows.
+        Candidate pages, ascending; -1 fills up rows.
     page_values : [H, C, DV]
         Their mean values.
     """
@@ -50,21 +50,20 @@ def span_tail(
         part, touched = _differences(cold, row, queries, spans, candidates, page_values, touched)
         parts.append(part)
     else:
-        parts.append(_untouched(cold, queries, spans, touched))
+        parts.append(_untouched(queries, spans, touched))
     if touched.spans.shape[1]:
         parts.append(_merged(cold, row, queries, pages, candidates, touched))
     return parts
 
 
-def _untouched(cold: Cold, queries: Queries, spans: Spans, touched: Touched) -> Part:
+def _untouched(queries: Queries, spans: Spans, touched: Touched) -> Part:
     """The spans without a candidate."""
-    send = cold.transfer.send
-    logits = queries.logits(spans.key) + send(torch.log(spans.tokens))
+    logits = queries.logits(spans.key) + torch.log(spans.tokens)
     heads, _, known = logits.shape
     # A column more than there are spans takes what stands for none.
-    skip = torch.zeros(heads, known + 1, dtype=torch.bool)
+    skip = torch.zeros(heads, known + 1, dtype=torch.bool, device=logits.device)
     skip.scatter_(1, touched.spans % (known + 1), True)
-    return Part(logits.masked_fill_(send(skip[:, None, :known]), -torch.inf), spans.value)
+    return Part(logits.masked_fill_(skip[:, None, :known], -torch.inf), spans.value)
 
 
 def _differences(
@@ -82,34 +81,35 @@ def _differences(
     in the key, so they are subtracted, not the keys; and the values of pages are subtracted in the output (`Less`).
     """
     heads, count = candidates.shape
-    known, width, page = spans.key.shape[1], cold.shape.key_width, cold.config.page_tokens
-    send = cold.transfer.send
+    known, width = spans.key.shape[1], cold.shape.key_width
     raw = queries.raw(spans.key)  # [H, M, known]
     owner = touched.spans % (known + 1)  # a column more than there are spans takes what stands for none
-    units = row.units(candidates.clamp(min=0)).view(-1)
+    pages = candidates.clamp(min=0)
+    units = cold.units(row, pages).view(-1)
     keys = cold.gather(cold.index.keys, 2 * units, width).view(heads, count, width)
-    tokens = spans.tokens.new_full((heads, count), page)
-    if row.table.padded:
-        tokens = row.counts(0, len(row.table.pages))[candidates.clamp(min=0)].to(tokens.dtype)
+    tokens = cold.counts(row, pages).to(spans.tokens.dtype)
     taken = tokens.new_zeros(heads, known + 1).scatter_add_(1, owner, tokens)[:, :known]
-    mine = queries.raw(keys).mul_(send(tokens)[:, None])
+    mine = queries.raw(keys).mul_(tokens[:, None])
     sums = raw.new_zeros(heads, raw.shape[1], known + 1)
-    sums.scatter_add_(2, send(owner)[:, None].expand_as(mine), mine)
+    sums.scatter_add_(2, owner[:, None].expand_as(mine), mine)
     left = spans.tokens - taken  # [H, known]
     served = 2 * taken <= spans.tokens
     inverse = torch.where(served & (left > 0), 1 / left, 0)
-    raw.mul_(send(spans.tokens)).sub_(sums[:, :, :known]).mul_(send(inverse)[:, None])
-    logits = queries.cap(raw).add_(send(torch.log(torch.where(served, left, 0)))[:, None])
+    raw.mul_(spans.tokens).sub_(sums[:, :, :known]).mul_(inverse[:, None])
+    logits = queries.cap(raw).add_(torch.log(torch.where(served, left, 0))[:, None])
     owner = owner.clamp(max=known - 1)
     share = torch.where(candidates < 0, 0, inverse.gather(1, owner) * tokens)
-    less = Less(send(inverse * spans.tokens)[:, None], send(owner), send(share)[:, None], page_values)
-    return Part(logits, spans.value, less), _remaining(touched, served.gather(1, owner))
+    less = Less((inverse * spans.tokens)[:, None], owner, share[:, None], page_values)
+    most = count
+    if not row.table.padded:  # of spans of equal pages, all but the last one lack more than half only for as many
+        most = min(count, 1 + count // (cold.config.span_pages // 2 + 1))
+    return Part(logits, spans.value, less), _remaining(touched, served.gather(1, owner), most, cold.transfer.prompt)
 
 
-def _remaining(touched: Touched, served: torch.Tensor) -> Touched:
-    """The touched spans that were not served, side by side."""
+def _remaining(touched: Touched, served: torch.Tensor, most: int, prompt: bool) -> Touched:
+    """The touched spans that were not served, side by side; `most` entries where it would take a wait to count them."""
     first = touched.first & ~served
-    width = int(first.sum(dim=1).max())
+    width = int(first.sum(dim=1).max()) if prompt else most
     order = first.to(torch.uint8).topk(width, dim=1).indices.sort(dim=1).values
     return Touched(touched.spans.gather(1, order), first.gather(1, order))
 
@@ -123,34 +123,34 @@ def _merged(
     touched: Touched,
 ) -> Part:
     """Pseudo-tokens of touched spans, merged from their pages beside the candidates."""
-    size, heads = cold.config.span_pages, candidates.shape[0]
-    steps = torch.arange(size)
-    numbers = touched.spans[:, :, None] * size + steps  # [H, A, size]
-    taken = torch.zeros(heads, pages + 1, dtype=torch.bool)
+    size, heads, device = cold.config.span_pages, candidates.shape[0], candidates.device
+    numbers = touched.spans[:, :, None] * size + torch.arange(size, device=device)  # [H, A, size]
+    taken = torch.zeros(heads, pages + 1, dtype=torch.bool, device=device)
     taken.scatter_(1, torch.where(candidates < 0, pages, candidates), True)
     inside = (numbers >= 0) & (numbers < pages) & touched.first[:, :, None]
     numbers = numbers.clamp(0, pages - 1).flatten(1)
-    counts = row.counts(0, pages)[numbers] if row.table.padded else torch.full_like(numbers, cold.config.page_tokens)
-    weights = counts.masked_fill(taken.gather(1, numbers) | ~inside.flatten(1), 0).to(cold.shape.compute)
+    weights = (
+        cold.counts(row, numbers).masked_fill(taken.gather(1, numbers) | ~inside.flatten(1), 0).to(cold.shape.compute)
+    )
     weights = weights.view(heads, -1, size)
     total = weights.sum(dim=2)  # [H, A]
     weights /= total.clamp(min=1)[:, :, None]
 
-    units, send = row.units(numbers).view(-1), cold.transfer.send
+    units = cold.units(row, numbers).view(-1)
     width, value_width = cold.shape.key_width, cold.shape.value_width
     mean = cold.gather(cold.index.keys, 2 * units, width).view(-1, size, width)
     value = cold.gather(cold.index.values, units, value_width).view(-1, size, value_width)
-    flat = send(weights).view(-1, 1, size)
+    flat = weights.view(-1, 1, size)
     if row.sizes.finite < pages:
         value = value.masked_fill(flat.transpose(1, 2) == 0, 0)
     key = (flat @ mean).view(heads, -1, width)
-    logits = queries.logits(key) + send(torch.log(total))[:, None]
+    logits = queries.logits(key) + torch.log(total)[:, None]
     return Part(logits, (flat @ value).view(heads, -1, value_width))
 
 
 def page_values(cold: Cold, row: ColdRow, candidates: torch.Tensor) -> torch.Tensor:
-    """Mean values ``[H, C, DV]`` of candidate pages int64 ``[H, C]`` in RAM; -1 fills up rows."""
-    units = row.units(candidates.clamp(min=0)).view(-1)
+    """Mean values ``[H, C, DV]`` of candidate pages int64 ``[H, C]``; -1 fills up rows."""
+    units = cold.units(row, candidates.clamp(min=0)).view(-1)
     width = cold.shape.value_width
     return cold.gather(cold.index.values, units, width).view(*candidates.shape, width)
 

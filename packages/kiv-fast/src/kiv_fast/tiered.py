@@ -11,14 +11,24 @@ from .ledger import Counters, Ledger
 from .residence import Residence
 from .spill import Segments
 from .staging import Staging, joined
+from .transfer import Transfer
 from .validate import Shape
 
 
 class TieredArena(Residence):
-    """An `Arena` under a RAM budget; parameters as for `Residence`."""
+    """An `Arena` under a RAM budget; parameters as for `Residence`. The host must know which pages a step reads."""
 
-    def __init__(self, shape: Shape, page_tokens: int, ledger: Ledger, counters: Counters, segments: Segments) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        page_tokens: int,
+        ledger: Ledger,
+        counters: Counters,
+        segments: Segments,
+        transfer: Transfer,
+    ) -> None:
         super().__init__(shape, page_tokens, ledger, counters, segments)
+        self._transfer = transfer
         self._staging = (
             Staging(shape.dtype, page_tokens * shape.key_width),
             Staging(shape.dtype, page_tokens * shape.value_width),
@@ -28,10 +38,10 @@ class TieredArena(Residence):
     def keys(self, ids: torch.Tensor) -> torch.Tensor:
         """Gather candidate keys from RAM, the cache and the disk."""
         heads, count = ids.shape
-        pages: list[list[int]] = ids.tolist()
+        pages: list[list[int]] = self._transfer.fetch(ids).tolist()
         units = [page * heads + head for head, row in enumerate(pages) for page in row]
         rows = self._gather_keys(units)
-        return rows.view(heads, count * self._page_tokens, self._shape.key_width)
+        return self._transfer.upload(rows.view(heads, count * self._page_tokens, self._shape.key_width))
 
     def _gather_keys(self, units: list[int], cache: bool = True) -> torch.Tensor:
         heads = self._shape.heads
@@ -56,8 +66,9 @@ class TieredArena(Residence):
         """Gather selected value rows from RAM and, row by row, from the disk."""
         heads, count = ids.shape
         size, width = self._page_tokens, self._shape.value_width
-        pages: list[int] = ids.flatten().tolist()
-        within: list[int] = offsets.flatten().tolist()
+        picked = self._transfer.fetch(torch.stack([ids, offsets]))
+        pages: list[int] = picked[0].flatten().tolist()
+        within: list[int] = picked[1].flatten().tolist()
         rows, buffer = self._staging[2].rows(len(pages))
         row_bytes = width * self._shape.dtype.itemsize
         picks: list[int] = []
@@ -71,7 +82,7 @@ class TieredArena(Residence):
                 where.append((handle, start + token * row_bytes, at * row_bytes))
         torch.index_select(self._value.tensor.view(-1, width), 0, torch.tensor(picks, dtype=torch.int64), out=rows)
         self._segments.read(joined(where, row_bytes, buffer))
-        return rows.view(heads, count, width)
+        return self._transfer.upload(rows.view(heads, count, width))
 
     def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Whole pages of all heads, in order."""

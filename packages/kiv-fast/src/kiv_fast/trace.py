@@ -15,8 +15,8 @@ from .validate import Shape
 class RowTrace:
     """One sequence of a block; None stands for nothing retrieved."""
 
-    candidates: torch.Tensor | None  # int64 [H, C] in RAM
-    selected: torch.Tensor | None  # int64 [H, R] in RAM, cold positions counted from the first
+    candidates: torch.Tensor | None  # int64 [H, C]
+    selected: torch.Tensor | None  # int64 [H, R], cold positions counted from the first
     streamed: torch.Tensor | None  # bool [H]
     exact: torch.Tensor  # [H, G, TQ]
     estimated: torch.Tensor
@@ -35,7 +35,7 @@ class BlockTrace:
     def report(self, shape: Shape, sink_tokens: int) -> BlockReport:
         """The report of this block."""
         device = shape.device
-        none = torch.empty(shape.heads, 0, dtype=torch.int64)
+        none = torch.empty(shape.heads, 0, dtype=torch.int64, device=device)
         exact = self.block.mode == "exact"
         nowhere = torch.full((shape.heads,), exact, device=device)
         candidates = [none if row.candidates is None else row.candidates for row in self.rows]
@@ -46,8 +46,8 @@ class BlockTrace:
             first_query=self.block.start,
             query_tokens=self.block.stop - self.block.start,
             cold_pages=self.block.pages,
-            candidate_pages=_stack(candidates).to(device),
-            selected_positions=_stack([torch.where(s < 0, -1, s + sink_tokens) for s in selected]).to(device),
+            candidate_pages=_stack(candidates),
+            selected_positions=_stack([torch.where(s < 0, -1, s + sink_tokens) for s in selected]),
             streamed=torch.stack([nowhere if row.streamed is None else row.streamed for row in self.rows]),
             exact_mass=torch.stack([row.exact.flatten(0, 1).float() for row in self.rows]),
             estimated_mass=torch.stack([row.estimated.flatten(0, 1).float() for row in self.rows]),

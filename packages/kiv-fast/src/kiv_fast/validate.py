@@ -66,9 +66,14 @@ def check_append(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | N
     return shape
 
 
+def sums(*tensors: torch.Tensor) -> torch.Tensor:
+    """The sum of each: if it is finite, so are all its numbers."""
+    return torch.stack([tensor.sum() for tensor in tensors])
+
+
 def finite_sums(*tensors: torch.Tensor) -> list[bool]:
-    """Whether the sum of each is finite, which tells that all its numbers are; one wait for all."""
-    return [math.isfinite(total) for total in torch.stack([tensor.sum() for tensor in tensors]).tolist()]
+    """Whether the sum of each is finite; one wait for all."""
+    return [math.isfinite(total) for total in sums(*tensors).tolist()]
 
 
 def check_finite(what: str, tensor: torch.Tensor, valid: torch.Tensor | None) -> None:

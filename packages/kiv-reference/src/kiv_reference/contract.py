@@ -77,7 +77,8 @@ class LayerStore(Protocol):
         KIVShapeError
             A shape, dtype or device that differs from the rule or from earlier appends.
         KIVNonFiniteError
-            A key at a valid position is NaN or infinite (SPEC 2.5).
+            A key at a valid position is NaN or infinite; where the device computes on its own, the next call may raise
+            it (SPEC 2.5).
         KIVBudgetError
             The tokens do not fit into the budgets; the store is as it was (SPEC 10.2).
         """

@@ -1,0 +1,128 @@
+"""How arithmetic on a device reads what lies in RAM: rows of a table, by numbers that were computed there.
+
+A CPU reads them where they are. So does a CUDA device, from memory that is registered with it: the host learns neither
+which rows are read nor when, and waits for nothing. Where memory is not registered, the host gathers and sends.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from .host import Table
+from .pinning import Pinning
+from .transfer import Transfer, transfer_to
+
+
+class Reach(Protocol):
+    """A device's way to what lies in RAM.
+
+    Attributes
+    ----------
+    transfer : Transfer
+        For what the host knows anyway.
+    """
+
+    transfer: Transfer
+
+    def rows(self, table: Table, width: int, at: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Rows int64 ``[K]`` of a table seen as ``[-1, width]``: ``[K, width]`` on the device, where `at` is.
+
+        `out` is memory there, of that shape, that may be used for them.
+        """
+        ...
+
+
+class HostReach:
+    """For stores on the CPU."""
+
+    def __init__(self, transfer: Transfer) -> None:
+        self.transfer = transfer
+
+    def rows(self, table: Table, width: int, at: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Gather."""
+        return torch.index_select(table.tensor.view(-1, width), 0, at, out=out)
+
+
+class StagedReach:
+    """The host waits until it knows which rows, gathers them, and sends them."""
+
+    def __init__(self, transfer: Transfer) -> None:
+        self.transfer = transfer
+
+    def rows(self, table: Table, width: int, at: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Fetch, gather, upload."""
+        found = table.tensor.view(-1, width).index_select(0, self.transfer.fetch(at))
+        return self.transfer.upload(found)
+
+
+class MappedReach:
+    """The device gathers by itself from tables that are registered whole; others are staged.
+
+    Parameters
+    ----------
+    transfer : Transfer
+    mapped : callable
+        The same memory as a tensor of the device.
+    """
+
+    def __init__(self, transfer: Transfer, mapped: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.transfer, self._mapped = transfer, mapped
+        self._staged = StagedReach(transfer)
+
+    def rows(self, table: Table, width: int, at: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Gather on the device."""
+        if not table.pinned:
+            return self._staged.rows(table, width, at, out)
+        if table.mapped is None:
+            table.mapped = self._mapped(table.tensor)
+        return torch.index_select(table.mapped.view(-1, width), 0, at, out=out)
+
+
+class _Registered:
+    """Host memory under the name by which a CUDA device knows it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor  # lives as long as this
+        nbytes = tensor.numel() * tensor.element_size()
+        # One address for both sides, as on every system with unified addressing.
+        address = {"shape": (nbytes,), "typestr": "|u1", "data": (tensor.data_ptr(), False), "version": 3}
+        self.__cuda_array_interface__: dict[str, Any] = address
+
+
+def map_to_cuda(tensor: torch.Tensor) -> torch.Tensor:
+    """A registered tensor as one of the CUDA device, without a copy. Written from the documentation; not run here."""
+    seen = torch.as_tensor(_Registered(tensor), device=torch.device("cuda", torch.cuda.current_device()))
+    return seen.view(tensor.dtype).view(tensor.shape)
+
+
+def reach_for(device: torch.device, pinning: Pinning) -> Reach:
+    """The way to take for stores on `device`: the direct one if a trial of it gives the right numbers."""
+    transfer = transfer_to(device)
+    if device.type != "cuda":
+        return HostReach(transfer)
+    reach = MappedReach(transfer, map_to_cuda)
+    try:
+        if works(reach, device, pinning):
+            return reach
+        reason = "it read other numbers"
+    except RuntimeError as error:
+        reason = str(error)
+    rule = f"the device does not read host memory by itself ({reason}): each step waits for the host more often"
+    warnings.warn(rule, RuntimeWarning, stacklevel=2)
+    return StagedReach(transfer)
+
+
+def works(reach: MappedReach, device: torch.device, pinning: Pinning) -> bool:
+    """Whether a device reads what the host wrote, also after it has read the same memory before."""
+    table = Table((2,), torch.float32, torch.device("cpu"), pinning)
+    table.ensure(4)
+    at = torch.tensor([3, 1], device=device)
+    for start in (0.0, 100.0):
+        table.tensor[:4] = torch.arange(start, start + 8).view(4, 2)
+        if not torch.equal(reach.rows(table, 2, at).cpu(), table.tensor[[3, 1]]):
+            return False
+    return True
