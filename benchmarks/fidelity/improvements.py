@@ -14,10 +14,10 @@ from benchmarks.models import MODELS
 from benchmarks.report import Result
 
 from . import pareto
-from .attention_level import MAIN_LENGTHS, MB
-from .capture import TEXTS
+from .attention_level import MB
 from .costs import ORIGINAL_AT_1M, cost
-from .measure import Cell, Statistics, cells, measure
+from .halves import CHOSEN_ON, REPORTED, halves
+from .measure import Statistics, measure
 from .richer_scores import mean_plus_deviation, mean_plus_direction, quantised, sub_pages, two_anchors
 from .rows import KIV, KIV_256, ORACLE, SPEC_TAIL, kiv_knob
 from .rules import Rule
@@ -135,17 +135,6 @@ def variants() -> list[Rule]:
     return [KIV, ORACLE, *_scores(), *_quantised(), *_tails(), *_selections(), *_together()]
 
 
-def halves(model: str, quick: bool) -> dict[str, tuple[list[Cell], slice]]:
-    """Scenes and queries of the half to choose on, and of the half to report."""
-    few = model == "gemma"
-    made: dict[str, tuple[list[Cell], slice]] = {}
-    for part, (name, text) in enumerate(zip(("chosen on", "reported"), TEXTS, strict=True)):
-        lengths = MAIN_LENGTHS[model][:1] if quick else MAIN_LENGTHS[model]
-        found = [c for n in lengths for c in cells(model, text, n) if few or c.rank % 2 == part]
-        made[name] = (found[:1] if quick else found, slice(4 * part, None, 8))
-    return made
-
-
 def run(options: argparse.Namespace) -> Result:
     """Measure every variant on both halves and rank them by what they save of the default's error."""
     models = list(options.models)
@@ -158,7 +147,7 @@ def run(options: argparse.Namespace) -> Result:
             half: measure(rules, where, every) for half, (where, every) in halves(model, options.quick).items()
         }
         result.series[model] = {
-            "points": {rule.name: _point(rule, model, found[model]["reported"][rule.name]) for rule in rules}
+            "points": {rule.name: _point(rule, model, found[model][REPORTED][rule.name]) for rule in rules}
         }
     _table(result, rules, models, found)
     result.notes += [
@@ -190,13 +179,13 @@ def _table(
         title = MODELS[model].title
         columns += [f"{title}: error", "p90", "worst layer"]
     table = result.table("Ranked variants", *columns, "device MB at 1M", "moved MB a step")
-    for rule in sorted(rules, key=lambda rule: change(rule, "chosen on")):
+    for rule in sorted(rules, key=lambda rule: change(rule, CHOSEN_ON)):
         cells_: list[str | int | float | None] = [rule.name]
-        cells_ += [f"{change(rule, half):+.1%}" for half in ("chosen on", "reported")]
+        cells_ += [f"{change(rule, half):+.1%}" for half in (CHOSEN_ON, REPORTED)]
         for model in models:
-            mine = found[model]["reported"][rule.name]
+            mine = found[model][REPORTED][rule.name]
             cells_ += [mine.mean, mine.p90, mine.worst_layer]
-        price = _point(rule, models[0], found[models[0]]["reported"][rule.name])
+        price = _point(rule, models[0], found[models[0]][REPORTED][rule.name])
         table.add(*cells_, price["device"], price["moved"])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .attention import captured_mass, output_error
+from .attention import Answer, captured_mass, output_error
 from .capture import load_capture
 from .rules import Rule
 from .scene import SETTINGS, Scene, Setting, capture_scene
@@ -41,13 +41,28 @@ def scenes(
 
 @dataclass
 class Tally:
-    """What one rule gave: a row for each scene, of errors and masses over its heads and queries."""
+    """What one rule gave, an item for each scene.
+
+    Attributes
+    ----------
+    errors, captured : list of [H, Q, G]
+    key_tokens, value_tokens : list of [H]
+        Mean distinct cold tokens read for a query.
+    """
 
     cells: list[Cell] = field(default_factory=list)
     errors: list[torch.Tensor] = field(default_factory=list)
     captured: list[torch.Tensor] = field(default_factory=list)
-    key_tokens: list[float] = field(default_factory=list)
-    value_tokens: list[float] = field(default_factory=list)
+    key_tokens: list[torch.Tensor] = field(default_factory=list)
+    value_tokens: list[torch.Tensor] = field(default_factory=list)
+
+    def add(self, cell: Cell, scene: Scene, answer: Answer) -> None:
+        """Add what the rule answered to a scene."""
+        self.cells.append(cell)
+        self.errors.append(output_error(scene, answer.output))
+        self.captured.append(captured_mass(scene, answer.selected))
+        self.key_tokens.append(answer.key_tokens.mean(dim=1))
+        self.value_tokens.append(answer.value_tokens.mean(dim=1))
 
 
 @dataclass(frozen=True)
@@ -92,24 +107,25 @@ def statistics(tally: Tally) -> Statistics:
         p90=float(errors.quantile(0.9)),
         worst_layer=max(layer_means.values()),
         layer_means=layer_means,
-        key_tokens=sum(tally.key_tokens) / len(tally.key_tokens),
-        value_tokens=sum(tally.value_tokens) / len(tally.value_tokens),
+        key_tokens=float(torch.cat(tally.key_tokens).mean()),
+        value_tokens=float(torch.cat(tally.value_tokens).mean()),
     )
+
+
+def tallies(
+    rules: Sequence[Rule], which: Iterable[Cell], every: slice, settings: Mapping[str, Setting] = SETTINGS
+) -> dict[str, Tally]:
+    """Apply every rule to every scene; what it gave by the rule's name."""
+    assert len({rule.name for rule in rules}) == len(rules), "two rules of one name"
+    found = {rule.name: Tally() for rule in rules}
+    for cell, scene in scenes(which, every, settings):
+        for rule in rules:
+            found[rule.name].add(cell, scene, rule.answer(scene, settings[cell.model]))
+    return found
 
 
 def measure(
     rules: Sequence[Rule], which: Iterable[Cell], every: slice, settings: Mapping[str, Setting] = SETTINGS
 ) -> dict[str, Statistics]:
     """Apply every rule to every scene; statistics by the rule's name."""
-    assert len({rule.name for rule in rules}) == len(rules), "two rules of one name"
-    tallies = {rule.name: Tally() for rule in rules}
-    for cell, scene in scenes(which, every, settings):
-        for rule in rules:
-            answer = rule.answer(scene, settings[cell.model])
-            tally = tallies[rule.name]
-            tally.cells.append(cell)
-            tally.errors.append(output_error(scene, answer.output))
-            tally.captured.append(captured_mass(scene, answer.selected))
-            tally.key_tokens.append(float(answer.key_tokens.mean()))
-            tally.value_tokens.append(float(answer.value_tokens.mean()))
-    return {name: statistics(tally) for name, tally in tallies.items()}
+    return {name: statistics(tally) for name, tally in tallies(rules, which, every, settings).items()}
