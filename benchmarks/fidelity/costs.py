@@ -109,3 +109,33 @@ def cost(rule: Rule, setting: Setting, at: Geometry, key_tokens: float, value_to
         index = float(parts.index)
     spans = parts.spans if rule.tail is not None else 0
     return Cost(index + parts.near, float(spans), float(parts.recent), float(parts.buffers), moved * heads)
+
+
+def dense_cost(setting: Setting, at: Geometry, streamed: bool) -> Cost:
+    """Cost of attending to every token in all layers: held on the device, or the cold ones moved there in each step.
+
+    Streamed tokens pass through the buffers that a step has anyway; none are counted here.
+    """
+    token = ELEMENT_BYTES * (at.key_width + at.value_width) * at.layers * at.kv_heads
+    if not streamed:
+        return Cost(0.0, 0.0, float(at.tokens * token), 0.0, 0.0)
+    config = KIVConfig(hot_tokens=setting.hot_tokens, sink_tokens=setting.sink_tokens)
+    recent = held(config, at.layers, at.kv_heads, at.key_width, at.value_width, at.tokens).recent
+    cold = max(0, at.tokens - setting.hot_tokens - setting.sink_tokens)
+    return Cost(0.0, 0.0, float(recent), 0.0, float(cold * token))
+
+
+def mixed(sparse: Cost, dense: Cost, share: float) -> Cost:
+    """Cost where `share` of the layers is dense; all layers share the buffers of the sparse ones."""
+
+    def part(a: float, b: float) -> float:
+        return (1 - share) * a + share * b
+
+    staging = sparse.staging_bytes if share < 1 else dense.staging_bytes
+    return Cost(
+        part(sparse.index_bytes, dense.index_bytes),
+        part(sparse.span_bytes, dense.span_bytes),
+        part(sparse.window_bytes, dense.window_bytes),
+        staging,
+        part(sparse.moved_bytes, dense.moved_bytes),
+    )

@@ -1,7 +1,8 @@
 """What would make the default better: variants of KIV's rule, chosen on one half of the data and reported on the other.
 
 Chosen on: the first text, even layers, positions 0, 8, 16, … of the last 64. Reported on: the other text, odd layers,
-positions 4, 12, 20, …. Gemma 3 270M has three global layers only; all of them are in both halves.
+positions 4, 12, 20, …. Gemma 3 270M has three global layers only; all of them are in both halves. What is chosen for a
+single layer or head (`dense_layers`, `budgets`) has every layer in both halves of both models.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from dataclasses import replace
 from benchmarks.models import MODELS
 from benchmarks.report import Result
 
-from . import pareto
+from . import budgets, dense_layers, pareto
 from .attention_level import MB
 from .costs import ORIGINAL_AT_1M, cost
 from .halves import CHOSEN_ON, REPORTED, halves
-from .measure import Statistics, measure
+from .measure import Statistics, measure, tallies
 from .richer_scores import mean_plus_deviation, mean_plus_direction, quantised, sub_pages, two_anchors
 from .rows import KIV, KIV_256, ORACLE, SPEC_TAIL, kiv_knob
 from .rules import Rule
@@ -150,14 +151,27 @@ def run(options: argparse.Namespace) -> Result:
             "points": {rule.name: _point(rule, model, found[model][REPORTED][rule.name]) for rule in rules}
         }
     _table(result, rules, models, found)
+    for model in models:
+        _single(result, model, options.quick)
     result.notes += [
         "Change: mean over both models of the logarithm of the error against the default's, on the reported half, as a "
         "percentage; rows are in the order of the same figure on the half to choose on.",
         f"Device and moved bytes as at the attention level, for {ORIGINAL_AT_1M.name}. Rows named after a change to "
         "one part of the rule leave all others as in the default.",
         (__doc__ or "").split("\n\n")[1].replace("\n", " ").strip(),
+        *dense_layers.NOTES,
+        *budgets.NOTES,
     ]
     return result
+
+
+def _single(result: Result, model: str, quick: bool) -> None:
+    """Tables of what is chosen for single layers and heads."""
+    rules = [KIV, dense_layers.TWICE, *budgets.SELECTED.rules.values(), *budgets.PAGES.rules.values()]
+    parts = halves(model, quick, all_layers=True)
+    found = {half: tallies(rules, where, every) for half, (where, every) in parts.items()}
+    dense_layers.add_dense(result, model, found)
+    budgets.add_budgets(result, model, found)
 
 
 def _point(rule: Rule, model: str, found: Statistics) -> dict[str, float]:
