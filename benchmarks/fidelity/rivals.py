@@ -3,6 +3,9 @@
 Quality is that of the model level and the task level, whose journals are read, and completed if need be. The presses of
 kvpress need another version of transformers: they are measured by a command of their own (`presses.py`), with their own
 full attention beside them, and shown here if its result is there.
+
+Decode times are taken at two contexts, if a model has two: caches whose step grows with the context part from those
+whose step does not. All systems hold their copy at once: at 32,768 tokens of Gemma 3 270M the process peaks below 2 GiB.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MB = 1e6
-TIMED_TOKENS = 8192
+SHORT_TOKENS = 8192
 COLUMNS = (
     "system",
     "KL, mean (nats)",
@@ -86,14 +89,16 @@ def run(options: argparse.Namespace) -> Result:
 
 
 def timed_lengths(model: str, options: argparse.Namespace) -> list[int]:
-    """The longest context of the model level within `TIMED_TOKENS`: rivals keep all tokens, and all at once."""
+    """The longest context of the model level within `SHORT_TOKENS`, and the longest of all, if it is another one."""
     found = context_lengths(model, options.quick, options.longest)
-    return [n for n in found if n <= TIMED_TOKENS][-1:]
+    return sorted({*[n for n in found if n <= SHORT_TOKENS][-1:], *found[-1:]})
 
 
 NOTES = [
-    f"Timed at one context a model, of at most {TIMED_TOKENS:,} tokens; quality at longer ones: see the other parts.",
-    "Retention: right of asked, over all questions of the task level that full attention answers, at all lengths.",
+    f"Timed at the longest context of the model level within {SHORT_TOKENS:,} tokens, and at its longest of all; every "
+    "system that the model level measures there. KL and top-1 agreement are of that context.",
+    "Retention: right of asked, over all questions of the task level that full attention answers, at all lengths: the "
+    "same in every table of a model.",
     "Decode time: median of steps in which all systems take turns in one process, each from its own copy of the "
     "context. Nothing here has a slow link between device and memory: what that costs a cache is not shown.",
     "cache MB: keys, values and index as stored, all tiers together. transient MB: how far the process rises above "

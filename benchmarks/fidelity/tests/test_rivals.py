@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 import torch
 from kiv_hf import KIVCache, KIVConfig
+from matplotlib.figure import Figure
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.fidelity.memory import stock_bytes, tensors
-from benchmarks.fidelity.plan import DUPLICATES, LENGTHS, PHONEBOOK_TOKENS, Document, documents
+from benchmarks.fidelity.plan import DUPLICATES, LENGTHS, PHONEBOOK_TOKENS, QUICK_TOKENS, Document, documents
 from benchmarks.fidelity.rival_costs import cache_bytes
+from benchmarks.fidelity.rivals import COLUMNS, draw, timed_lengths
 from benchmarks.fidelity.systems import FULL, systems
 from benchmarks.fidelity.task_level import wanted
 from benchmarks.fidelity.tasks import Question
 from benchmarks.models import twin
+from benchmarks.report import Result
 
 CONFIG = LlamaConfig(
     vocab_size=97,
@@ -86,3 +91,30 @@ def test_who_is_asked():
     assert asked(short, "aggregation", False) == {"full", "kiv"}
     assert asked(short, "needle", True) == {s.kind for s in found}
     assert asked(long, "needle", True) == {"full", "kiv", "original", "window"}
+
+
+@pytest.mark.parametrize(
+    ("model", "longest", "expected"),
+    [
+        ("gemma", None, [8192, 32768]),
+        ("gemma", 8192, [8192]),
+        ("gemma", 4096, []),
+        ("smollm2", None, [7680]),
+    ],
+)
+def test_costs_are_taken_at_a_short_and_at_the_longest_context(model: str, longest: int | None, expected: list[int]):
+    assert timed_lengths(model, argparse.Namespace(quick=False, longest=longest)) == expected
+    assert timed_lengths(model, argparse.Namespace(quick=True, longest=longest)) == [QUICK_TOKENS[model]]
+
+
+def test_every_table_of_costs_has_a_panel():
+    result = Result("none", "none", {})
+    for tokens in (8192, 32768):
+        table = result.table(f"Model: {tokens:,} tokens, hot 2048", *COLUMNS)
+        table.add(FULL, 0.0, "100%", None, 1.0, 10.0, 1.0, 0.0)
+        table.add("KIV", 0.01, "99%", None, 0.5, 5.0, 2.0, 0.0)
+    result.table("kvpress: other columns", "press").add("none")
+    figure = Figure()
+    draw(result)(figure)
+    assert [axes.get_title() for axes in figure.axes] == ["Model: 8,192 tokens", "Model: 32,768 tokens"]
+    assert all(len(axes.collections) == 1 for axes in figure.axes)
