@@ -1,5 +1,7 @@
 """Budgets of single heads: R, or candidate pages, unequal among KV heads or layers, with the same total.
 
+One row beside them has more in total: the layer that errs most has the largest budget, the others keep theirs.
+
 Every budget of a grid is measured on both halves. A KV head retrieves on its own, so any mixture of budgets is made of
 what was measured: each head's figures are those of its budget.
 """
@@ -49,8 +51,8 @@ NOTES = [
     "chosen on one and reported on the other, at the same total, by 8 positions at each length. In proportion: to the "
     "error, or to the share of the cold mass that is not selected, both under equal budgets. As measured: what gives "
     "the least mean error on the half to choose on. Layers: all KV heads of a layer alike. R is one of "
-    f"{', '.join(map(str, R_OPTIONS))}, C one of {', '.join(map(str, C_OPTIONS))}. Change: of the mean error, against "
-    "equal budgets of the same total. The device's buffers are counted for the largest budget.",
+    f"{', '.join(map(str, R_OPTIONS))}, C one of {', '.join(map(str, C_OPTIONS))}. The last row of a kind has more in "
+    "total. Change: of the mean error, against equal budgets. The device's buffers are counted for the largest budget.",
     f"SmolLM2's contexts are shorter than {DEFAULT_PAGES} pages of {KIV.page_tokens}: every cold page is a candidate, "
     "and more pages change nothing for a head. So a total of 32 pages a head stands beside it.",
 ]
@@ -116,21 +118,27 @@ WHO: dict[str, Callable[[torch.Tensor, list[int], int], torch.Tensor]] = {
 
 
 def ways(by_budget: ByBudget, average: int) -> Iterator[tuple[str, dict[int, list[int]]]]:
-    """Every way to give budgets, by what was measured, equal ones first: its name, and layer -> a budget a KV head."""
-    layers = dict.fromkeys(cell.layer for cell in by_budget[average].cells)
-    heads = len(by_budget[average].errors[0])
-    yield f"{average} for all", {layer: [average] * heads for layer in layers}
+    """Every way to give budgets, by what was measured: its name, and layer -> a budget a KV head.
+
+    Equal ones first; the last one alone gives more than `average` a head.
+    """
+    errors = statistics(by_budget[average]).layer_means
+    layers, heads = list(errors), len(by_budget[average].errors[0])
+    equal = {layer: [average] * heads for layer in layers}
+    yield f"{average} for all", equal
     for way, costs in choices(by_budget, average).items():
         for who, budget in WHO.items():
             if who == "heads" or heads > 1:  # with one KV head a layer, both are the same
                 given = budget(costs, list(by_budget), average)
                 yield f"{average} on average, {who} {way}", dict(zip(layers, given.tolist(), strict=True))
+    worst, most = max(layers, key=lambda layer: errors[layer]), max(by_budget)
+    yield f"{average} for all but {most} in the layer that errs most ({worst})", equal | {worst: [most] * heads}
 
 
 def add_budgets(result: Result, model: str, found: Mapping[str, Mapping[str, Tally]]) -> None:
     """Add the table of a model from what every rule of both grids gave on each half, by the name of the rule."""
     table = result.table(
-        f"{MODELS[model].title}: budgets of single heads, at equal totals",
+        f"{MODELS[model].title}: budgets of single heads",
         "budgets",
         "smallest to largest",
         "change, chosen on",

@@ -67,6 +67,9 @@ def test_a_mixture_is_what_each_head_gives_alone(by_budget: dict[int, Tally]):
 
 def test_every_way_keeps_the_total(by_budget: dict[int, Tally]):
     found = dict(ways(by_budget, 32))
+    name, more = found.popitem()
+    assert name == "32 for all but 64 in the layer that errs most (3)"
+    assert more == {3: [64, 64], 9: [32, 32]}
     assert len(found) == 1 + 2 * len(choices(by_budget, 32))
     assert any(len(set(itertools.chain(*budgets.values()))) > 1 for budgets in found.values())
     for name, budgets in found.items():
@@ -77,7 +80,8 @@ def test_every_way_keeps_the_total(by_budget: dict[int, Tally]):
 
 
 def test_what_was_measured_is_best_where_it_was_measured(by_budget: dict[int, Tally]):
-    errors = {name: statistics(mixture(by_budget, budgets)).mean for name, budgets in ways(by_budget, 32)}
+    same = list(ways(by_budget, 32))[:-1]
+    errors = {name: statistics(mixture(by_budget, budgets)).mean for name, budgets in same}
     assert min(errors.values()) == errors["32 on average, heads as measured"] < errors["32 for all"]
 
 
