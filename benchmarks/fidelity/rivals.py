@@ -5,7 +5,7 @@ kvpress need another version of transformers: they are measured by a command of 
 full attention beside them, and shown here if its result is there.
 
 Decode times are taken at two contexts, if a model has two: caches whose step grows with the context part from those
-whose step does not. All systems hold their copy at once: at 32,768 tokens of Gemma 3 270M the process peaks below 2 GiB.
+whose step does not. All systems hold their copy at once: at 32,768 tokens of Gemma 3 270M that is below 2 GiB.
 """
 
 from __future__ import annotations
