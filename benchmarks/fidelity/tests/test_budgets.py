@@ -17,7 +17,7 @@ from benchmarks.fidelity.splits import nearest, split
 from .test_rules import SETTING, SMALL, scene
 
 LAYERS = (3, 9)
-BUDGETS = {n: replace(SMALL, name=f"R {n}", retrieve_tokens=n) for n in (8, 16, 32, 40, 64)}
+BUDGETS = {n: replace(SMALL, name=f"R {n}", retrieve_tokens=n) for n in (8, 16, 32, 40, 48, 64)}
 
 
 def scenes() -> dict[Cell, Scene]:
@@ -83,6 +83,8 @@ def test_what_was_measured_is_best_where_it_was_measured(by_budget: dict[int, Ta
     same = list(ways(by_budget, 32))[:-1]
     errors = {name: statistics(mixture(by_budget, budgets)).mean for name, budgets in same}
     assert min(errors.values()) == errors["32 on average, heads as measured"] < errors["32 for all"]
+    of_layers = [error for name, error in errors.items() if "heads" not in name]
+    assert min(of_layers) == errors["32 on average, layers as measured"]
 
 
 def test_means_of_heads_are_over_all_lengths(by_budget: dict[int, Tally]):
