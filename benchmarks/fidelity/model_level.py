@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from kiv_hf import KIVConfig
+
 from benchmarks.models import MODELS
 from benchmarks.report import Result
 
@@ -67,7 +69,7 @@ def run(options: argparse.Namespace) -> Result:
     """Measure the models over the texts and make the tables."""
     journal, missing = measure(options)
     settings = {"texts": ", ".join(TEXTS), "scored tokens a context": SCORED_TOKENS, "greedy tokens": GREEDY_TOKENS}
-    settings |= {"impl": options.impl, "R": 256, "seconds of measuring": round(journal.seconds)}
+    settings |= {"impl": options.impl, "R": KIVConfig().retrieve_tokens, "seconds of measuring": round(journal.seconds)}
     result = Result("fidelity_model", "Model level: a whole model under KIV beside full attention", settings)
     for model in options.models:
         table = result.table(

@@ -26,7 +26,12 @@ def run(options: argparse.Namespace) -> Result:
     result = Result(
         "fidelity_tasks",
         "Task level: what a model finds through KIV, of what it finds with full attention",
-        {"seed": options.seed, "impl": options.impl, "R": 256, "seconds of measuring": round(journal.seconds)},
+        {
+            "seed": options.seed,
+            "impl": options.impl,
+            "R": KIVConfig().retrieve_tokens,
+            "seconds of measuring": round(journal.seconds),
+        },
     )
     journal.close()
     for model in options.models:
