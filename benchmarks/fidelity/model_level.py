@@ -8,9 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
-
 from kiv_hf import KIVConfig
+from tqdm import tqdm
 
 from benchmarks.models import MODELS
 from benchmarks.report import Result
