@@ -3,8 +3,9 @@ import torch
 from fast_helpers import SCALE, draw, feed
 from kiv_fast import FastPool, chapters
 from kiv_fast.product import WidenedProduct, product_for
+from kiv_fast.ranking import largest, top, top_set
 from kiv_fast.scan import Scanner
-from kiv_fast.select import candidates, page_query, rank, top, top_set
+from kiv_fast.select import candidates, page_query, rank
 from kiv_fast.validate import Shape
 
 HEADS, WIDTH, PAGES = 2, 24, 64
@@ -72,6 +73,24 @@ def test_ties_go_to_the_lower_index():
     assert top(scores, 2).tolist() == [[1, 2]]
     assert top_set(scores, 2).tolist() == [[1, 2]]
     assert top(scores, 5).tolist() == [[1, 2, 4, 3, 0]]
+    assert largest(scores, 3).tolist() == [[1, 2, 4]]
+
+
+@pytest.mark.parametrize("values", [3, 40, 10**6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_best_are_those_of_a_stable_sort(values, dtype):
+    generator = torch.Generator().manual_seed(values)
+    for width in (1, 2, 17, 100):
+        scores = torch.randint(0, values, (5, width), generator=generator).to(dtype)
+        scores[0, 0] = -torch.inf
+        order = scores.sort(dim=1, descending=True, stable=True).indices
+        for n in {1, width // 2, width - 1, width} - {0}:
+            assert torch.equal(top(scores, n), order[:, :n])
+            assert torch.equal(top_set(scores, n), order[:, :n].sort(dim=1).values)
+            found = largest(scores, n)
+            assert torch.equal(found, found.unique(dim=1).sort(dim=1).values)
+            assert torch.equal(scores.gather(1, found).sort(dim=1).values, scores.sort(dim=1).values[:, width - n :])
+    assert top(scores, 0).shape == (5, 0)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e4, 1e5])

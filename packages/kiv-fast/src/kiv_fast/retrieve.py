@@ -10,9 +10,10 @@ import torch
 from .attend import Attended, Part, Queries, Tile, always_parts, attend_parts
 from .cold import Cold
 from .mass import enlarge, missed_bound
+from .ranking import top_set
 from .rows import ColdRow
 from .scratch import chunk_pages
-from .select import candidates, group_scores, page_query, top_set
+from .select import candidates, group_terms, page_query
 from .shift import value_shift
 from .tail import page_tail, page_values, span_tail
 from .transfer import Reply
@@ -98,11 +99,14 @@ def read_candidates(view: View, queries: Queries, pages: torch.Tensor) -> Candid
     return Candidates(pages, raw)
 
 
-def choose_tokens(view: View, tokens: Candidates) -> torch.Tensor:
-    """The selection (SPEC 4.6): int64 ``[H, R]`` indices into the candidates' tokens, ascending; -1 fills up rows."""
+def choose_tokens(view: View, tokens: Candidates, terms: torch.Tensor | None) -> torch.Tensor:
+    """The selection (SPEC 4.6): int64 ``[H, R]`` indices into the candidates' tokens, ascending; -1 fills up rows.
+
+    `terms` are those of the group rule "exp_sum" (`group_terms`), None under another rule.
+    """
     config = view.cold.config
     assert config.retrieve_tokens is not None, "exact mode selects nothing"
-    scores = group_scores(tokens.raw, config.group)
+    scores = tokens.raw.amax(dim=1) if terms is None else terms.sum(dim=1)
     if view.cold_valid is None:
         return top_set(scores, config.retrieve_tokens)
     scores.masked_fill_(tokens.raw[:, 0] == -torch.inf, -torch.inf)
@@ -129,10 +133,12 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     count = min(config.candidate_pages, view.filled)
     best = candidates(cold, view.row, members, view.pages, count, config.group, view.later)
     tokens = read_candidates(view, queries, best)
-    chosen = choose_tokens(view, tokens)
+    terms = group_terms(tokens.raw) if config.group == "exp_sum" else None
+    chosen = choose_tokens(view, tokens, terms)
     streamed = None
     if config.max_missed_mass is not None:
         best, tokens, chosen, streamed = enlarge(view, queries, members, best, tokens, chosen)
+        terms = None  # of other tokens
 
     size = config.page_tokens
     ragged = bool((chosen < 0).any()) if view.cold_valid is not None or streamed is not None else False
@@ -161,7 +167,7 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     shift = None
     if config.tail == "mean":
         means = page_values(cold, view.row, tokens.pages)
-        tail = [page_tail(logits, mask, means, size)]
+        tail = [page_tail(logits, mask, means, size, None if queries.softcap else terms)]
         if best.shape[1] < view.filled or streamed is not None:  # else no page is left for a span
             tail += span_tail(cold, view.row, queries, view.pages, tokens.pages, means)
         if own.shape[2]:  # else every head streams

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from kiv_reference.config import Group
 
+from .ranking import largest, top
+
 if TYPE_CHECKING:
     from .cold import Cold
     from .rows import ColdRow
@@ -17,29 +19,6 @@ LEAST_SCORE = 1e-30
 
 LOOK_PAGES = 3
 """Pages looked at first, for each page that is wanted."""
-
-
-def top(scores: torch.Tensor, n: int) -> torch.Tensor:
-    """Indices of the `n` best of ``[H, I]``: higher score first, then lower index (SPEC 1.3)."""
-    if n == 0:
-        return torch.empty(scores.shape[0], 0, dtype=torch.int64, device=scores.device)
-    if scores.device.type == "cpu" and n < scores.shape[1]:
-        values, indices = scores.topk(n + 1, dim=1)
-        if not bool((values[:, 1:] == values[:, :-1]).any()):
-            return indices[:, :n]
-    return torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :n]
-
-
-def top_set(scores: torch.Tensor, n: int) -> torch.Tensor:
-    """The indices of `top`, ascending."""
-    if n >= scores.shape[1]:
-        return torch.arange(scores.shape[1], device=scores.device).expand(scores.shape[0], -1)
-    if scores.device.type == "cpu":
-        values, indices = scores.topk(n + 1, dim=1)
-        if bool((values[:, n] < values[:, n - 1]).all()):
-            return indices[:, :n].sort(dim=1).values
-    best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :n]
-    return best.sort(dim=1).values
 
 
 def group_scores(scores: torch.Tensor, group: Group, most: torch.Tensor | None = None) -> torch.Tensor:
@@ -56,11 +35,12 @@ def group_scores(scores: torch.Tensor, group: Group, most: torch.Tensor | None =
     -------
     Tensor [H, I]
     """
-    if group == "max":
-        return scores.amax(dim=1)
-    if most is None:
-        most = scores.amax(dim=2, keepdim=True)
-    return torch.exp(scores - most).sum(dim=1)
+    return scores.amax(dim=1) if group == "max" else group_terms(scores, most).sum(dim=1)
+
+
+def group_terms(scores: torch.Tensor, most: torch.Tensor | None = None) -> torch.Tensor:
+    """What the group rule "exp_sum" adds up: arguments as for `group_scores`, result as `scores`."""
+    return torch.exp(scores - (scores.amax(dim=2, keepdim=True) if most is None else most))
 
 
 def page_query(query: torch.Tensor, scale: float, spread_weight: float) -> torch.Tensor:
@@ -131,7 +111,7 @@ def candidates(
     width = min(seen, LOOK_PAGES * n)
     while True:
         # The pages that look best, as they are: their scores give the threshold that others must be able to reach.
-        picked = rough.topk(width, dim=1).indices.sort(dim=1).values
+        picked = largest(rough, width)
         known = torch.cat([exact_scores(cold, row, members, picked), rest], dim=2)
         looked = torch.cat([picked, after], dim=1)
         empty = None

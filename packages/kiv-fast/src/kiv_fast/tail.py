@@ -155,7 +155,13 @@ def page_values(cold: Cold, row: ColdRow, candidates: torch.Tensor) -> torch.Ten
     return cold.gather(cold.index.values, units, width).view(*candidates.shape, width)
 
 
-def page_tail(logits: torch.Tensor, selected: torch.Tensor, values: torch.Tensor, page_tokens: int) -> Part:
+def page_tail(
+    logits: torch.Tensor,
+    selected: torch.Tensor,
+    values: torch.Tensor,
+    page_tokens: int,
+    terms: torch.Tensor | None = None,
+) -> Part:
     """One pseudo-token for each candidate page with tokens that were not selected (SPEC 5.2).
 
     Parameters
@@ -165,6 +171,13 @@ def page_tail(logits: torch.Tensor, selected: torch.Tensor, values: torch.Tensor
     selected : bool [H, C * P]
     values : [H, C, DV]
         Mean values of the pages.
+    terms : [H, M, C * P], optional
+        e to the power of logits less the largest of a member, if they are known; not to be used afterwards. What is
+        lost to underflow in them would weigh nothing beside it.
     """
-    left = logits.masked_fill(selected[:, None], -torch.inf).unflatten(2, (values.shape[1], page_tokens))
-    return Part(torch.logsumexp(left, dim=3), values)
+    pages = values.shape[1], page_tokens
+    if terms is None:
+        left = logits.masked_fill(selected[:, None], -torch.inf).unflatten(2, pages)
+        return Part(torch.logsumexp(left, dim=3), values)
+    mass = terms.masked_fill_(selected[:, None], 0).unflatten(2, pages).sum(dim=3)
+    return Part(mass.log_().add_(logits.amax(dim=2, keepdim=True)), values)
