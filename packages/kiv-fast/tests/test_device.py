@@ -47,7 +47,7 @@ def streams(monkeypatch, mapped):
     """Of all stores on the simulated device, which reads host memory by itself if it is `mapped`."""
     made = []
 
-    def reach_for(device, pinning):
+    def reach_for(device, direct):
         if device != DEVICE:
             return HostReach(NullTransfer())
         made.append(SimulatedStreams(device))

@@ -13,7 +13,7 @@ from .arena import Arena, RamArena
 from .cold import Cold
 from .ledger import Counters, Ledger
 from .pinning import Pinning, pinning_for
-from .reach import Reach, reach_for
+from .reach import Reach, reach_for, reads_host_memory
 from .scratch import Scratch
 from .shim import FileIO
 from .spill import Segments, folder_for
@@ -49,7 +49,7 @@ class FastPool:
         self.ledger.give_way = weakref.WeakMethod(self._make_room)
         self.counters = Counters()
         self.scratch = Scratch(self.ledger)
-        self._pinning: dict[torch.device, Pinning] = {}
+        self._pinning: dict[torch.device, tuple[Pinning, bool]] = {}  # and whether a device reads what is pinned
         self._states = 0
 
     @property
@@ -111,8 +111,11 @@ class FastPool:
 
     def cold(self, shape: Shape, ordinal: int) -> Cold:
         """The cold pages of a new store of this shape."""
-        pinning = self._pinning.setdefault(shape.device, pinning_for(shape.device))
-        reach = reach_for(shape.device, pinning)
+        if shape.device not in self._pinning:
+            pinning = pinning_for(shape.device)
+            self._pinning[shape.device] = pinning, reads_host_memory(shape.device, pinning)
+        pinning, direct = self._pinning[shape.device]
+        reach = reach_for(shape.device, direct)
         arena = self._arena(shape, pinning, reach)
         return Cold(shape, self._config, arena, self.scratch, self.ledger, self.counters, ordinal, pinning, reach)
 

@@ -99,21 +99,27 @@ def map_to_cuda(tensor: torch.Tensor) -> torch.Tensor:
     return seen.view(tensor.dtype).view(tensor.shape)
 
 
-def reach_for(device: torch.device, pinning: Pinning) -> Reach:
-    """The way to take for stores on `device`: the direct one if a trial of it gives the right numbers."""
+def reach_for(device: torch.device, direct: bool) -> Reach:
+    """The way to take for stores on `device`, `direct` if it reads host memory by itself."""
     transfer = transfer_to(device)
-    if device.type != "cuda":
+    if device.type == "cpu":
         return HostReach(transfer)
-    reach = MappedReach(transfer, map_to_cuda)
+    return MappedReach(transfer, map_to_cuda) if direct else StagedReach(transfer)
+
+
+def reads_host_memory(device: torch.device, pinning: Pinning) -> bool:
+    """Whether a device reads host memory by itself, by a trial; a warning if a CUDA device does not."""
+    if device.type != "cuda":
+        return False
     try:
-        if works(reach, device, pinning):
-            return reach
+        if works(MappedReach(transfer_to(device), map_to_cuda), device, pinning):
+            return True
         reason = "it read other numbers"
     except RuntimeError as error:
         reason = str(error)
     rule = f"the device does not read host memory by itself ({reason}): each step waits for the host more often"
     warnings.warn(rule, RuntimeWarning, stacklevel=2)
-    return StagedReach(transfer)
+    return False
 
 
 def works(reach: MappedReach, device: torch.device, pinning: Pinning) -> bool:
