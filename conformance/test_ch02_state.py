@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import event, given
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVNonFiniteError
@@ -16,6 +16,16 @@ from .driver import Driver, drive, same_bits
 from .expect import refused, same_retrieval
 from .strategies import Scenario, blocks_only, configs, decode_only, scenarios
 from .target import Target
+
+WEIGHTLESS = Scenario(
+    KIVConfig(hot_tokens=0, sink_tokens=0, page_tokens=1, span_pages=1, candidate_pages=2, retrieve_tokens=1),
+    Shape(value_width=3),
+    Recipe("huge", 1, "same"),
+    ((1, True), (1, True), (1, True)),
+    scale=0.0625,
+    bad_values=1,
+)
+"""An infinite value in a tail whose weight is zero in any precision."""
 
 PADDED = tuple(kind for kind in MASKS if kind != "none")
 
@@ -157,6 +167,7 @@ class Test_2_5_FiniteKeys:
             refused(driver, KIVNonFiniteError, "2.5", "attend", query=wrong, scale=0.5)
 
     @given(scenario=scenarios(bad_values=st.integers(1, 99)))
+    @example(scenario=WEIGHTLESS)
     def test_values(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
         finite = all(bool(torch.isfinite(output).all()) for output in driver.journal.outputs)

@@ -163,17 +163,20 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     mask = mask[:, :-1]
 
     exact = [*always, Part(own, values)]
+    finite = view.finite and view.row.sizes.finite >= view.pages
     tail: list[Part] = []
     shift = None
     if config.tail == "mean":
         means = page_values(cold, view.row, tokens.pages)
-        tail = [page_tail(logits, mask, means, size, None if queries.softcap else terms)]
+        # Under a soft cap these terms are not those of the logits; and a value that is infinite shows, however little
+        # it weighs.
+        tail = [page_tail(logits, mask, means, size, terms if finite and queries.softcap is None else None)]
         if best.shape[1] < view.filled or streamed is not None:  # else no page is left for a span
             tail += span_tail(cold, view.row, queries, view.pages, tokens.pages, means)
         if own.shape[2]:  # else every head streams
             raw = own if queries.softcap is None else tokens.raw.gather(2, each)
             shift = value_shift(raw, own, values, slot, means, missing)
-    attended = attend_parts(exact, tail, sinks, view.finite and view.row.sizes.finite >= view.pages, shift)
+    attended = attend_parts(exact, tail, sinks, finite, shift)
     missed = None
     if bound:
         missed = missed_bound(view, queries, best, mask)

@@ -173,7 +173,7 @@ def page_tail(
         Mean values of the pages.
     terms : [H, M, C * P], optional
         e to the power of logits less the largest of a member, if they are known; not to be used afterwards. What is
-        lost to underflow in them would weigh nothing beside it.
+        lost to underflow in them would weigh nothing: for finite values only.
     """
     pages = values.shape[1], page_tokens
     if terms is None:
