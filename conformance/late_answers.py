@@ -14,5 +14,5 @@ from . import small_chapters
 
 def pool(config: KIVConfig) -> FastPool:
     """A pool that finds out afterwards."""
-    NullTransfer.prompt = False
+    NullTransfer.immediate = False
     return small_chapters.pool(config)

@@ -163,7 +163,7 @@ class FastStore:
     def _hopes(self, state: State, tokens: int) -> bool:
         """Whether a call of so many tokens goes on without waiting for what it must be told (`doubt`)."""
         certain = self._config.max_missed_mass is not None or state.valid(0, 0) is not None
-        return tokens == 1 and not certain and not state.cold.transfer.prompt
+        return tokens == 1 and not certain and not state.cold.transfer.immediate
 
     def _settle(self, state: State, doubt: Doubt) -> bool:
         """Whether what was assumed holds. An append that must be refused is undone."""

@@ -103,13 +103,13 @@ def _differences(
     most = count
     if not row.table.padded:  # of spans of equal pages, all but the last one lack more than half only for as many
         most = min(count, 1 + count // (cold.config.span_pages // 2 + 1))
-    return Part(logits, spans.value, less), _remaining(touched, served.gather(1, owner), most, cold.transfer.prompt)
+    return Part(logits, spans.value, less), _remaining(touched, served.gather(1, owner), most, cold.transfer.immediate)
 
 
-def _remaining(touched: Touched, served: torch.Tensor, most: int, prompt: bool) -> Touched:
+def _remaining(touched: Touched, served: torch.Tensor, most: int, immediate: bool) -> Touched:
     """The touched spans that were not served, side by side; `most` entries where it would take a wait to count them."""
     first = touched.first & ~served
-    width = int(first.sum(dim=1).max()) if prompt else most
+    width = int(first.sum(dim=1).max()) if immediate else most
     order = first.to(torch.uint8).topk(width, dim=1).indices.sort(dim=1).values
     return Touched(touched.spans.gather(1, order), first.gather(1, order))
 

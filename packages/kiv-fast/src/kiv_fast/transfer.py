@@ -63,11 +63,11 @@ class Transfer(Protocol):
 
     Attributes
     ----------
-    prompt : bool
+    immediate : bool
         Whether the host knows at once what it computes: asking costs nothing.
     """
 
-    prompt: bool
+    immediate: bool
 
     def upload(self, host: torch.Tensor) -> torch.Tensor:
         """`host` on the device; the caller may overwrite `host` as soon as this returns."""
@@ -94,7 +94,7 @@ class _Now:
 class NullTransfer:
     """For stores on the CPU: the rows are where they are needed, until the next gather."""
 
-    prompt = True
+    immediate = True
 
     def upload(self, host: torch.Tensor) -> torch.Tensor:
         """Return `host` itself."""
@@ -116,7 +116,7 @@ class NullTransfer:
 class StagedTransfer:
     """Two slots in turn; a slot is filled again only after its last copy is over."""
 
-    prompt = False
+    immediate = False
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
