@@ -25,6 +25,7 @@ from .rules import Rule
 from .scene import SETTINGS
 from .scores import TRUE_MAXIMUM, PageScore, mean_plus_spread
 from .tails import Tail
+from .unrotated import unrotated
 
 INT4 = quantised(0.5, 4, 4, "channel", 64)
 INT4_INT2 = quantised(0.5, 4, 2, "channel", 64)
@@ -42,6 +43,8 @@ def _scores() -> list[Rule]:
         sub_pages(4, 0.4, shared=False),
         mean_plus_direction(1.0, 0.4),
         mean_plus_deviation(3.0),
+        unrotated(0.3),
+        unrotated(0.5),
     ]
     return [replace(KIV, name=f"score: {score.name}", score=score) for score in found]
 

@@ -28,12 +28,15 @@ class Setting:
         R, unless a rule says otherwise.
     candidate_tokens : int
         C * P, unless a rule says otherwise.
+    rope_theta : float
+        Base of the rotary embedding of the global layers.
     """
 
     hot_tokens: int
     sink_tokens: int
     retrieve_tokens: int
     candidate_tokens: int
+    rope_theta: float = 10_000.0
 
 
 _DEFAULT = KIVConfig()
@@ -42,7 +45,12 @@ TOP_TOKENS = 256
 
 _CANDIDATE_TOKENS = _DEFAULT.candidate_pages * _DEFAULT.page_tokens
 
-SETTINGS = {name: Setting(hot, _DEFAULT.sink_tokens, TOP_TOKENS, _CANDIDATE_TOKENS) for name, hot in HOT_TOKENS.items()}
+ROPE_THETA = {"gemma": 1_000_000.0, "smollm2": 100_000.0}
+
+SETTINGS = {
+    name: Setting(hot, _DEFAULT.sink_tokens, TOP_TOKENS, _CANDIDATE_TOKENS, ROPE_THETA[name])
+    for name, hot in HOT_TOKENS.items()
+}
 """Short name of a model -> its setting, KIV's defaults but for the hot window: SmolLM2's context is short."""
 
 EARLIER = {"gemma": Setting(2048, 4, 256, 4096), "smollm2": Setting(1024, 4, 256, 2048)}
@@ -62,6 +70,7 @@ class Scene:
     scale : float
     cold_start, cold_stop : int
         The cold tokens, the same for every query; before are the sinks, after is hot.
+    rope_theta : float
     """
 
     key: torch.Tensor
@@ -71,6 +80,7 @@ class Scene:
     scale: float
     cold_start: int
     cold_stop: int
+    rope_theta: float
 
     @property
     def cold_tokens(self) -> int:
@@ -111,7 +121,7 @@ def make_scene(
     cold = max(0, cold // COLD_MULTIPLE_TOKENS * COLD_MULTIPLE_TOKENS)
     grouped = query.float().unflatten(0, (key.shape[0], -1)).transpose(1, 2)  # [H, Q, G, D]
     start = setting.sink_tokens
-    return Scene(key.float(), value.float(), grouped, positions, scale, start, start + cold)
+    return Scene(key.float(), value.float(), grouped, positions, scale, start, start + cold, setting.rope_theta)
 
 
 def capture_scene(capture: Capture, layer: int, length: int, setting: Setting, every: slice) -> Scene:

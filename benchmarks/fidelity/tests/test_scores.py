@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from benchmarks.fidelity.richer_scores import (
     two_anchors,
 )
 from benchmarks.fidelity.scores import TRUE_MAXIMUM, mean_plus_spread
+from benchmarks.fidelity.unrotated import turn, unrotated
 
 from .test_rules import scene
 
@@ -29,6 +32,20 @@ def test_quantise_errs_by_half_a_step(scale: str, signed: bool):
     assert restored.shape == vectors.shape
     # The range is at most 1; its ends are rounded to bfloat16.
     assert (restored - vectors).abs().max() <= 0.5 / 63 + 2**-8
+
+
+def test_rotation_is_undone_and_meets_in_the_middle():
+    made = scene()
+    places = torch.arange(made.key.shape[1])
+    torch.testing.assert_close(turn(turn(made.key, places, 1e4), -places, 1e4), made.key, rtol=1e-4, atol=1e-4)
+    # A page of one token has no spread, and its key turned back is the key.
+    torch.testing.assert_close(unrotated(0.5).score(made, 1), made.cold_logits, rtol=1e-4, atol=1e-4)
+    # Keys that are one vector, rotated, have no spread before their rotation, and much after it.
+    one = torch.randn(1, 1, 16, generator=torch.Generator().manual_seed(0)).expand(2, len(places), -1)
+    same = replace(made, key=turn(one, places, made.rope_theta))
+    without, spread = unrotated(0.0).score(same, 32), unrotated(0.5).score(same, 32)
+    torch.testing.assert_close(without, spread, rtol=1e-3, atol=1e-3)
+    assert (mean_plus_spread(0.5).score(same, 32) - mean_plus_spread(0.0).score(same, 32)).min() > 0.1
 
 
 def test_many_bits_change_no_score():
