@@ -55,7 +55,7 @@ def held(
     pages, width = pages_at(config, tokens), round(vectors * key_width)
     hot = tokens - config.sink_tokens - pages * config.page_tokens
     slots = config.sink_tokens + capacity(config, hot)
-    span = heads * (key_width + value_width) * SUMMARY_BYTES
+    span = (heads * (key_width + value_width) + 1) * SUMMARY_BYTES  # and its number of tokens
     index = near = 0
     for layer in range(layers):
         stops = chapter_stops(pages - layer % STAGGER_PAGES, LEAST_CHAPTER_PAGES, MOST_CHAPTER_PAGES)

@@ -56,5 +56,5 @@ def test_a_configuration_cannot_be_changed():
 @pytest.mark.parametrize(("boundary", "pages"), [(0, 0), (5, 0), (6, 1), (7, 1), (8, 2), (100, 48)])
 def test_cold_pages_by_hand(boundary, pages):
     # floor((boundary - 2 hot - 2 sinks) / 2)
-    config = KIVConfig(hot_tokens=2, sink_tokens=2, page_tokens=2, candidate_pages=128)
+    config = KIVConfig(hot_tokens=2, sink_tokens=2, page_tokens=2, candidate_pages=256)
     assert config.cold_pages(boundary) == pages
