@@ -170,3 +170,27 @@ def test_pages_of_one_layer_give_way_to_the_summaries_of_another(config, tmp_pat
     for (_, got), (_, right) in zip(play(pool), expected, strict=True):
         assert torch.equal(got, right)
     assert pool.memory().ram <= room
+
+
+@pytest.mark.parametrize("width", [3, 5, 16])
+@pytest.mark.parametrize("retrieve_tokens", [None, 7])
+def test_where_the_callers_memory_begins_changes_no_bit(config, width, retrieve_tokens):
+    """Products of short rows round otherwise where they begin elsewhere."""
+    config = replace(config, retrieve_tokens=retrieve_tokens)
+    key, value, query = draw(7, 200, heads=1, width=width, value_width=3)
+
+    def moved(tensor, by):
+        room = torch.empty(tensor.numel() + by)
+        return room[by:].view(tensor.shape).copy_(tensor)
+
+    outputs = []
+    for by in (0, 1, 5):
+        store = FastPool(config).layer_store()
+        parts, start = [], 0
+        for n in (1, 90, 1, 9, 99):
+            here = slice(start, start + n)
+            store.append(moved(key[:, :, here], by), moved(value[:, :, here], by))
+            parts.append(store.attend(moved(query[:, :, here], by), scale=SCALE))
+            start += n
+        outputs.append(torch.cat(parts, dim=2))
+    assert all(torch.equal(output, outputs[0]) for output in outputs[1:])

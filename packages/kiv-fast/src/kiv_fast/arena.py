@@ -13,7 +13,7 @@ from .ledger import Ledger
 from .pinning import Pinning
 from .reach import Reach
 from .scratch import Scratch
-from .validate import Shape
+from .validate import Shape, aligned
 
 
 class Arena(Protocol):
@@ -134,8 +134,8 @@ class RamArena:
             at = torch.tensor(ids)
             key, value = self._key.tensor.index_select(0, at), self._value.tensor.index_select(0, at)
         return (
-            key.transpose(0, 1).reshape(heads, -1, self._shape.key_width),
-            value.transpose(0, 1).reshape(heads, -1, self._shape.value_width),
+            aligned(key.transpose(0, 1).reshape(heads, -1, self._shape.key_width)),
+            aligned(value.transpose(0, 1).reshape(heads, -1, self._shape.value_width)),
         )
 
     def pages_on_disk(self, ids: list[int]) -> int:

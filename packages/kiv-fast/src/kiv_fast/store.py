@@ -15,7 +15,7 @@ from .doubt import Appended, Doubt
 from .partition import blocks
 from .state import State
 from .trace import BlockTrace, report
-from .validate import check_append, check_finite, check_modifiers, check_query, check_rows, finite_sums
+from .validate import aligned, check_append, check_finite, check_modifiers, check_query, check_rows, finite_sums
 
 if TYPE_CHECKING:
     from .pool import FastPool
@@ -135,7 +135,7 @@ class FastStore:
                 check_finite("query", query, valid)
         if valid is not None:
             query = query.masked_fill(~valid[:, None, :, None], 0)
-        grouped = query.to(shape.compute).unflatten(1, (shape.heads, -1))
+        grouped = aligned(query.to(shape.compute)).unflatten(1, (shape.heads, -1))
         sinks = None if sinks is None else sinks.to(shape.compute).unflatten(1, (shape.heads, -1))
         call = Call(grouped, sinks, scale, softcap, bound, None if doubt is None else doubt.later)
         output, traces = self._answer(state, call, query.dtype)

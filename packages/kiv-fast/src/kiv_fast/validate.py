@@ -66,6 +66,16 @@ def check_append(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | N
     return shape
 
 
+ALIGNMENT = 64
+"""Bytes at a multiple of which torch's own memory begins."""
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers, where torch would have put them: products may round otherwise when memory begins elsewhere."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT else tensor
+
+
 def sums(*tensors: torch.Tensor) -> torch.Tensor:
     """The sum of each: if it is finite, so are all its numbers."""
     return torch.stack([tensor.sum() for tensor in tensors])
