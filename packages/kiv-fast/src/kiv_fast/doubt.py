@@ -6,6 +6,7 @@ reads the answers when everything else has been begun: the device still has work
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -35,13 +36,10 @@ class Doubt:
         self._appended, self._query = appended, query
         known = [query, *([] if appended is None else [appended.key, appended.value])]
         self.later: list[Reply] = [transfer.ask(sums(*[tensor for tensor in known if tensor is not None]))]
-        self._told: list[torch.Tensor] | None = None
 
-    @property
+    @cached_property
     def _answers(self) -> list[torch.Tensor]:
-        if self._told is None:
-            self._told = settle(self.later)
-        return self._told
+        return settle(self.later)
 
     def check_append(self) -> bool:
         """Whether the appended values are finite.

@@ -103,7 +103,7 @@ def candidates(
         quick.masked_fill_(row.empty(0, seen), -torch.inf)
     rest = all_scores(cold, row, members, seen, pages)  # [H, M, pages - seen]
     best = quick.amax(dim=2, keepdim=True)  # [H, M, 1]
-    terms = torch.exp(quick - best) if group == "exp_sum" else quick
+    terms = group_terms(quick, best) if group == "exp_sum" else quick
     rough = (torch.exp(error)[:, None] @ terms)[:, 0] if group == "exp_sum" else terms.amax(dim=1)  # [H, seen]
     # Whatever may be the maximum of a member, by which all terms are scaled, is looked at first and in any case.
     rough.masked_fill_((quick >= best - 2 * error[:, :, None]).any(dim=1), torch.inf)

@@ -28,9 +28,8 @@ class Reply(NamedTuple):
 
 
 def settle(replies: list[Reply]) -> list[torch.Tensor]:
-    """The numbers of replies that one device was asked for in this order; one wait, for the last."""
-    if replies:
-        replies[-1].event.wait()
+    """The numbers of one reply or more that a device was asked for in this order; one wait, for the last."""
+    replies[-1].event.wait()
     return [reply.numbers for reply in replies]
 
 
