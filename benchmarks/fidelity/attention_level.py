@@ -15,7 +15,7 @@ from benchmarks.report import Result, Table
 
 from . import pareto
 from .capture import TEXTS
-from .costs import ORIGINAL_AT_1M, cost
+from .costs import ORIGINAL_AT_1M, cost_at_1m
 from .measure import Cell, Statistics, cells, measure, scenes
 from .reference_check import compare
 from .rows import KIV, KIV_256, ORACLE, PARETO, PUBLISHED, PUBLISHED_SPARSE
@@ -27,8 +27,6 @@ PROTOCOL_LENGTH = {"gemma": 16384, "smollm2": 8192}
 
 MAIN_LENGTHS = {"gemma": (8192, 16384, 32768), "smollm2": (6144, 8192)}
 """Context lengths of the main table."""
-
-MB = 1e6
 
 
 def run(options: argparse.Namespace) -> Result:
@@ -155,8 +153,7 @@ def statistics_table(result: Result, title: str) -> Table:
 
 def add_statistics(table: Table, rule: Rule, model: str, found: Statistics) -> tuple[float, float]:
     """Add a row; return device and moved megabytes."""
-    price = cost(rule, SETTINGS[model], ORIGINAL_AT_1M, found.key_tokens, found.value_tokens)
-    device, moved = price.device_bytes / MB, price.moved_bytes / MB
+    device, moved = cost_at_1m(rule, model, found).megabytes
     table.add(
         rule.name,
         found.captured,

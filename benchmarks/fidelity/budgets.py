@@ -17,13 +17,11 @@ from kiv_reference.config import KIVConfig
 from benchmarks.models import MODELS
 from benchmarks.report import Result
 
-from .attention_level import MB
-from .costs import ORIGINAL_AT_1M, cost
-from .halves import CHOSEN_ON, REPORTED
-from .measure import Statistics, Tally, statistics
+from .costs import cost_at_1m
+from .halves import CHOSEN_ON, REPORTED, changes
+from .measure import Tally, statistics
 from .rows import KIV, RETRIEVE_TOKENS, kiv_knob
 from .rules import Rule
-from .scene import SETTINGS
 from .splits import nearest, split
 
 ByBudget = Mapping[int, Tally]
@@ -156,17 +154,10 @@ def add_budgets(result: Result, model: str, found: Mapping[str, Mapping[str, Tal
             even = {half: statistics(by_budget[average]) for half, by_budget in halves.items()}
             for way, given in ways(halves[CHOSEN_ON], average):
                 mine = {half: statistics(mixture(by_budget, given)) for half, by_budget in halves.items()}
-                changes = [f"{mine[half].mean / even[half].mean - 1:+.1%}" for half in (CHOSEN_ON, REPORTED)]
                 single = [budget for of_layer in given.values() for budget in of_layer]
                 span = f"{min(single)} to {max(single)}"
                 here, name = mine[REPORTED], f"{grid.letter} {way}"
-                prices = _price(grid.rules[max(single)], model, here)
-                table.add(name, span, *changes, here.mean, here.p90, here.worst_layer, *prices)
+                prices = cost_at_1m(grid.rules[max(single)], model, here).megabytes  # of the largest budget's buffers
+                table.add(name, span, *changes(mine, even), here.mean, here.p90, here.worst_layer, *prices)
                 chosen[name] = given
     result.series[model]["budgets"] = chosen
-
-
-def _price(largest: Rule, model: str, found: Statistics) -> tuple[float, float]:
-    """Device and moved megabytes; the buffers are those of the largest budget."""
-    price = cost(largest, SETTINGS[model], ORIGINAL_AT_1M, found.key_tokens, found.value_tokens)
-    return price.device_bytes / MB, price.moved_bytes / MB

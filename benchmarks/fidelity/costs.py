@@ -13,8 +13,9 @@ from kiv_fast.select import LOOK_PAGES
 from kiv_reference.config import KIVConfig
 
 from .held import SUMMARY_BYTES, held
+from .measure import Statistics
 from .rules import Rule
-from .scene import Setting
+from .scene import SETTINGS, Setting
 
 ELEMENT_BYTES = 2
 """Keys and values are bfloat16."""
@@ -58,6 +59,11 @@ class Cost:
     def device_bytes(self) -> float:
         """All bytes on the device."""
         return self.index_bytes + self.span_bytes + self.window_bytes + self.staging_bytes
+
+    @property
+    def megabytes(self) -> tuple[float, float]:
+        """Held on the device, and moved."""
+        return self.device_bytes / 1e6, self.moved_bytes / 1e6
 
 
 def configured(rule: Rule, setting: Setting) -> KIVConfig:
@@ -109,6 +115,11 @@ def cost(rule: Rule, setting: Setting, at: Geometry, key_tokens: float, value_to
         index = float(parts.index)
     spans = parts.spans if rule.tail is not None else 0
     return Cost(index + parts.near, float(spans), float(parts.recent), float(parts.buffers), moved * heads)
+
+
+def cost_at_1m(rule: Rule, model: str, found: Statistics) -> Cost:
+    """Cost of a rule at `ORIGINAL_AT_1M`, with the setting of a model and the tokens that were read there."""
+    return cost(rule, SETTINGS[model], ORIGINAL_AT_1M, found.key_tokens, found.value_tokens)
 
 
 def dense_cost(setting: Setting, at: Geometry, streamed: bool) -> Cost:

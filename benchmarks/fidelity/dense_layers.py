@@ -15,9 +15,8 @@ import torch
 from benchmarks.models import MODELS
 from benchmarks.report import Result
 
-from .attention_level import MB
-from .costs import ORIGINAL_AT_1M, cost, dense_cost, mixed
-from .halves import CHOSEN_ON, REPORTED
+from .costs import ORIGINAL_AT_1M, cost_at_1m, dense_cost, mixed
+from .halves import CHOSEN_ON, REPORTED, changes
 from .measure import Statistics, Tally, statistics
 from .rows import KIV
 from .rules import Rule
@@ -97,12 +96,11 @@ def add_dense(result: Result, model: str, found: Mapping[str, Mapping[str, Tally
 
     def row(name: str, rule: Rule, dense: tuple[int, ...]) -> None:
         mine = {half: statistics(with_dense(tallies[rule.name], dense)) for half, tallies in found.items()}
-        changes = [f"{mine[half].mean / base[half].mean - 1:+.1%}" for half in (CHOSEN_ON, REPORTED)]
         here = mine[REPORTED]
         prices: list[float] = []
         for streamed in (False, True):
             prices += price(rule, model, here, len(dense) / layers, streamed)
-        table.add(name, *changes, here.mean, here.p90, here.worst_layer, *prices)
+        table.add(name, *changes(mine, base), here.mean, here.p90, here.worst_layer, *prices)
 
     for policy in policies(base[CHOSEN_ON].layer_means):
         which = f" ({', '.join(str(layer) for layer in policy.layers)})" if policy.layers else ""
@@ -113,6 +111,5 @@ def add_dense(result: Result, model: str, found: Mapping[str, Mapping[str, Tally
 
 def price(rule: Rule, model: str, found: Statistics, share: float, streamed: bool) -> tuple[float, float]:
     """Device and moved megabytes where `share` of the layers is dense."""
-    sparse = cost(rule, SETTINGS[model], ORIGINAL_AT_1M, found.key_tokens, found.value_tokens)
-    whole = mixed(sparse, dense_cost(SETTINGS[model], ORIGINAL_AT_1M, streamed), share)
-    return whole.device_bytes / MB, whole.moved_bytes / MB
+    dense = dense_cost(SETTINGS[model], ORIGINAL_AT_1M, streamed)
+    return mixed(cost_at_1m(rule, model, found), dense, share).megabytes

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from .attention_level import MAIN_LENGTHS
 from .capture import TEXTS
-from .measure import Cell, cells
+from .measure import Cell, Statistics, cells
 
 CHOSEN_ON, REPORTED = "chosen on", "reported"
 
@@ -26,3 +28,8 @@ def halves(model: str, quick: bool, all_layers: bool = False) -> dict[str, tuple
         few = 3 if all_layers else 1
         made[name] = (found[:few] if quick else found, slice(4 * part, None, 8))
     return made
+
+
+def changes(mine: Mapping[str, Statistics], base: Mapping[str, Statistics]) -> list[str]:
+    """How the mean error differs from another's on either half, by the name of the half; as percentages."""
+    return [f"{mine[half].mean / base[half].mean - 1:+.1%}" for half in (CHOSEN_ON, REPORTED)]

@@ -15,14 +15,12 @@ from benchmarks.models import MODELS
 from benchmarks.report import Result
 
 from . import budgets, dense_layers, pareto
-from .attention_level import MB
-from .costs import ORIGINAL_AT_1M, cost
+from .costs import ORIGINAL_AT_1M, cost_at_1m
 from .halves import CHOSEN_ON, REPORTED, halves
 from .measure import Statistics, measure, tallies
 from .richer_scores import mean_plus_deviation, mean_plus_direction, quantised, sub_pages, two_anchors
 from .rows import KIV, KIV_256, ORACLE, SPEC_TAIL, kiv_knob
 from .rules import Rule
-from .scene import SETTINGS
 from .scores import TRUE_MAXIMUM, PageScore, mean_plus_spread
 from .tails import Tail
 from .unrotated import unrotated
@@ -178,8 +176,8 @@ def _single(result: Result, model: str, quick: bool) -> None:
 
 
 def _point(rule: Rule, model: str, found: Statistics) -> dict[str, float]:
-    price = cost(rule, SETTINGS[model], ORIGINAL_AT_1M, found.key_tokens, found.value_tokens)
-    return {"error": found.mean, "device": price.device_bytes / MB, "moved": price.moved_bytes / MB}
+    device, moved = cost_at_1m(rule, model, found).megabytes
+    return {"error": found.mean, "device": device, "moved": moved}
 
 
 def _table(
