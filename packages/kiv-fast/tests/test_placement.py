@@ -123,34 +123,6 @@ def test_summaries_that_gave_way_are_not_counted_twice(config, device):
     assert pool.memory() == (0, 0, 0)
 
 
-def test_a_promise_to_one_store_outlives_that_to_its_fork(config, tmp_path):
-    """A store and its fork wait with their last tokens; whatever budget accepted them must hold what they make cold."""
-    key, value, query = draw(1, 120)
-
-    def play(pool):
-        one = pool.layer_store()
-        one.append(key[:, :, :60], value[:, :, :60])
-        other = one.fork()
-        other.append(key[:, :, 60:], value[:, :, 60:])
-        return one, other
-
-    expected = [store.attend(query[:, :, -store.length :][:, :, -60:], scale=SCALE) for store in play(FastPool(config))]
-    held = 0
-    budgets = range(2_000, 80_000, 1_500)
-    for budget in budgets:
-        pool = FastPool(replace(config, ram_bytes=budget, spill_dir=tmp_path))
-        try:
-            stores = play(pool)
-        except KIVBudgetError:
-            continue
-        held += 1
-        for store, right in zip(stores, expected, strict=True):
-            assert torch.equal(store.attend(query[:, :, -store.length :][:, :, -60:], scale=SCALE), right)
-        pool.close()
-        assert pool.memory() == (0, 0, 0)
-    assert 0 < held < len(budgets)
-
-
 def test_pages_of_one_layer_give_way_to_the_summaries_of_another(config, tmp_path):
     """Layers that are filled one after the other: the first has taken all RAM for its pages when the second comes."""
     key, value, query = draw(2, 400)

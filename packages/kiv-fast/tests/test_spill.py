@@ -33,7 +33,7 @@ def test_a_segment_is_a_safetensors_file_at_page_boundaries(tmp_path):
     assert os.fstat(handle).st_nlink == 0
     assert os.fstat(handle).st_mode & 0o777 == 0o600
     segments.drop(7)
-    segments.trim()
+    segments.trim(0)
     assert ledger.used.disk == 0
 
 

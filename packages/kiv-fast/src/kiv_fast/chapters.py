@@ -146,6 +146,15 @@ class Chapters:
         sizes = (MOST_CHAPTER_PAGES // LEAST_CHAPTER_PAGES).bit_length()
         return grown * self.scanner.page_bytes + (len(stops) - kept + sizes) * self.scanner.table_bytes
 
+    def parted_bytes(self, table: Row, pages: int) -> int:
+        """Most bytes that a row's chapters take in addition once it is cut to so many pages: others keep theirs."""
+        stops = self._stops(pages)
+        kept = common_prefix(stops, table.chapter_stops)
+        if self.scanner is None or not any(self._ids.shared(chapter) for chapter in table.chapters[kept:]):
+            return 0
+        new = itertools.pairwise([stops[kept - 1] if kept else 0, *stops[kept:]])
+        return sum(self.scanner.chapter_bytes(stop - start) for start, stop in new)
+
     def promise_near(self, rows: list[ColdRow], more_pages: int, device: int) -> int:
         """Bytes that near summaries of so many pages more may take, if there is room once `device` bytes are booked."""
         near, room = sum(self._more_near_bytes(row, more_pages) for row in rows), self._booking.room

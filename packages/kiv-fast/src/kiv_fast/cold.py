@@ -161,6 +161,23 @@ class Cold:
         self.chapters.follow(copy, 0)
         return copy
 
+    def prepare_cut(self, owner: object, rows: list[ColdRow], pages: int) -> None:
+        """Book what rows need once they are cut to so many pages, or refuse: what other rows hold as well stays.
+
+        With success, nothing is promised to `owner` any more.
+        """
+        number, part = divmod(pages, self.config.span_pages)
+        spans = sum(self._spans.shared(row.table.spans[number]) for row in rows) if part else 0
+        chapters = sum(self.chapters.parted_bytes(row.table, pages) for row in rows)
+        more, promised = self._bytes(0, spans, chapters), self._promises.pop(owner, None)
+        due = self._due
+        try:
+            self._booking.book(due._replace(device=due.device + more.device))
+        except BaseException:
+            if promised is not None:
+                self._promises[owner] = promised
+            raise
+
     def cut(self, row: ColdRow, pages: int) -> None:
         """Keep the first `pages` pages of a row."""
         table = row.table

@@ -49,7 +49,7 @@ class Residence:
             Staging(shape.dtype, page_tokens * shape.key_width),
             Staging(shape.dtype, page_tokens * shape.value_width),
         )
-        self._promised = 0
+        self._promised = self._promised_disk = 0  # pages, in RAM and beyond it
 
     @property
     def page_bytes(self) -> int:
@@ -59,31 +59,31 @@ class Residence:
     def promise(self, pages: int) -> TierBytes:
         """Book RAM for as many of the pages as fit, and room on disk for the others or those that they displace."""
         self._ledger.give(ram=self._promised * self.page_bytes)
-        self._promised = 0
+        self._promised = self._promised_disk = 0
         room = self._ledger.room(1)
         fit = pages if room is None else min(pages, max(0, room) // self.page_bytes)
         if pages > fit:
             self._segments.ensure(pages - fit)
         elif pages == 0:
-            self._segments.trim()
+            self._segments.trim(0)
         self._ledger.take(ram=fit * self.page_bytes)
-        self._promised = fit
+        self._promised, self._promised_disk = fit, pages - fit
         return TierBytes(0, fit * self.page_bytes, (pages - fit) * self.page_bytes)
 
     def give_way(self, nbytes: int) -> None:
-        """Copies of keys go first, then residents to disk."""
+        """Copies of keys go first, then residents to disk, but not to where promised pages will go."""
         while (room := self._ledger.room(1)) is not None and room < nbytes:
             if self._cached:
                 self._uncache(next(iter(self._cached)))
             elif self._resident:
-                self._segments.ensure(1)
+                self._segments.ensure(self._promised_disk + 1)
                 self._spill(next(iter(self._resident)))
             else:
                 return
 
     def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor) -> None:
         """Store pages; the least recently used go to disk, written whole before anything is forgotten."""
-        if len(ids) > self._promised + self._segments.free:
+        if len(ids) > self._promised + self._promised_disk:
             self.promise(len(ids))
         spilled = max(0, len(ids) - self._promised)
         old = list(self._resident)[:spilled]
@@ -91,6 +91,7 @@ class Residence:
         try:
             for page in old:
                 self._spill(page)
+                self._promised_disk -= 1
             for number in range(direct):
                 self._to_disk(ids[number], key[number], value[number])
         except BaseException:
@@ -98,6 +99,7 @@ class Residence:
                 if page in self._segments:
                     self._segments.drop(page)
             raise
+        self._promised_disk -= direct
         self._make_room(len(ids) - direct - self._promised)
         for number in range(direct, len(ids)):
             self._keep(ids[number], key[number], value[number])
@@ -174,7 +176,7 @@ class Residence:
             for old in slots:
                 self._key.forget(old)
             self._ledger.give(ram=self.page_bytes)
-        self._segments.trim()
+        self._segments.trim(self._promised_disk)
 
     def touch(self, units: list[int], missing: list[int], rows: torch.Tensor) -> None:
         """Note what was used, and keep what had to be read."""
@@ -212,7 +214,8 @@ class Residence:
         for _ in range(CONVERT_PAGES):
             cache = len(self._cached) * self._key.record_bytes
             held = cache + len(self._resident) * self.page_bytes
-            if not self._resident or self._segments.free == 0 or cache * CACHE_SHARE >= held:
+            spare = self._segments.free - self._promised_disk
+            if not self._resident or spare <= 0 or cache * CACHE_SHARE >= held:
                 return
             self._spill(next(iter(self._resident)))
 

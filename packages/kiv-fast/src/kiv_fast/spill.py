@@ -211,9 +211,11 @@ class Segments:
         segment, number = self._places.pop(page)
         segment.free.append(number)
 
-    def trim(self) -> None:
-        """Close the segments that hold nothing."""
+    def trim(self, keep: int) -> None:
+        """Close the segments that hold nothing, as long as there is room for `keep` pages without them."""
         for segment in [s for s in self._segments if len(s.free) == s.pages]:
+            if self.free - segment.pages < keep:
+                continue
             self._segments.remove(segment)
             self._ledger.give(disk=segment.nbytes)
             self._close(segment.handle)

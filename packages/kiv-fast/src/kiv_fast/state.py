@@ -185,6 +185,8 @@ class State:
             last = -(-(min(length, start) - self.hot_start(pages)) // self.config.page_tokens) + pages
             tiles = [self._tile(row, self.hot_start(pages), self.hot_start(last)) for row in range(self.shape.batch)]
             back = torch.stack([tile.key for tile in tiles]), torch.stack([tile.value for tile in tiles])
+        if pages < self.pages:
+            self.cold.prepare_cut(self, self.rows, pages)
         self.recent.crop(min(length, self.config.sink_tokens, self.recent.sink_count), max(0, length - start))
         if back is not None:
             keep = min(length, start) - self.hot_start(pages)
@@ -194,12 +196,9 @@ class State:
                 self.cold.cut(row, pages)
             self.pages = pages
         self.length = length
-        self.cold.settle(self)
-        self._promised = TierBytes(0, 0, 0)
         if self._valid is not None and bool(self._valid[:, :length].all()):
             self._valid = None
-        self._book(self._device_bytes)
-        self.evict(pages)
+        self.evict(pages)  # which also ends what was promised to the last append
 
     def select(self, rows: list[int]) -> State:
         """A state whose sequence i is sequence ``rows[i]``, with the same pages (SPEC 9.3, 9.4)."""

@@ -1,0 +1,122 @@
+"""What was promised room is not refused it later, and what is refused changes nothing (SPEC 10.2, 10.4)."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fast_helpers import SCALE, draw, feed
+from kiv_fast import FastPool, chapters
+from kiv_reference.errors import KIVBudgetError
+
+
+def part(data, start, stop):
+    return tuple(tensor[:, :, start:stop] for tensor in data)
+
+
+def test_a_promise_to_one_store_outlives_that_to_its_fork(config, tmp_path):
+    """A store and its fork wait with their last tokens; whatever budget accepted them must hold what they make cold."""
+    key, value, query = draw(1, 120)
+
+    def play(pool):
+        one = pool.layer_store()
+        one.append(key[:, :, :60], value[:, :, :60])
+        other = one.fork()
+        other.append(key[:, :, 60:], value[:, :, 60:])
+        return one, other
+
+    expected = [store.attend(query[:, :, -store.length :][:, :, -60:], scale=SCALE) for store in play(FastPool(config))]
+    held = 0
+    budgets = range(2_000, 80_000, 1_500)
+    for budget in budgets:
+        pool = FastPool(replace(config, ram_bytes=budget, spill_dir=tmp_path))
+        try:
+            stores = play(pool)
+        except KIVBudgetError:
+            continue
+        held += 1
+        for store, right in zip(stores, expected, strict=True):
+            assert torch.equal(store.attend(query[:, :, -store.length :][:, :, -60:], scale=SCALE), right)
+        pool.close()
+        assert pool.memory() == (0, 0, 0)
+    assert 0 < held < len(budgets)
+
+
+def test_pages_that_give_way_leave_the_disk_promised_to_others(config, tmp_path):
+    """A store waits with its last tokens; another needs RAM, for which pages of the first must go to disk."""
+    data, others = draw(1, 160), draw(2, 160)
+
+    def play(pool):
+        waiting = pool.layer_store()
+        feed(waiting, part(data, 0, 100), [100])
+        waiting.append(*part(data, 100, 160)[:2])
+        return waiting
+
+    expected = play(FastPool(config)).attend(data[2][:, :, 100:], scale=SCALE)
+    refused = 0
+    for disk in range(44_000, 46_000, 250):
+        pool = FastPool(replace(config, ram_bytes=18_000, disk_bytes=disk, spill_dir=tmp_path))
+        waiting = play(pool)
+        try:
+            feed(pool.layer_store(), others, [40] * 4)
+        except KIVBudgetError:
+            refused += 1
+        assert torch.equal(waiting.attend(data[2][:, :, 100:], scale=SCALE), expected)
+        pool.close()
+    assert refused > 0
+
+
+def test_a_step_whose_tokens_were_taken_in_has_room_for_its_pages(config, tmp_path):
+    """While a store waits to make pages cold, its own steps move others to disk, to have room for the cache of keys."""
+    data, chunks = draw(1, 300), [200, *[1] * 100]
+    expected, refused = feed(FastPool(config).layer_store(), data, chunks), 0
+    for ram in range(30_000, 50_000, 4_000):
+        for disk in range(10_000, 60_000, 2_000):
+            pool = FastPool(replace(config, ram_bytes=ram, disk_bytes=disk, spill_dir=tmp_path))
+            store, start = pool.layer_store(), 0
+            for n in chunks:
+                key, value, query = part(data, start, start + n)
+                try:
+                    store.append(key, value)
+                except KIVBudgetError:
+                    refused += 1
+                    break
+                output = store.attend(query, scale=SCALE)
+                assert torch.equal(output, expected[:, :, start : start + n])
+                start += n
+            pool.close()
+    assert refused > 0
+
+
+@pytest.mark.parametrize("least", [4, 512])
+def test_a_crop_that_does_not_fit_changes_nothing(config, least, monkeypatch):
+    """A fork that is cropped takes its own span and chapters, where those that it shared end elsewhere."""
+    monkeypatch.setattr(chapters, "LEAST_CHAPTER_PAGES", least)
+    data = draw(3, 200)
+    outcomes = {True: 0, False: 0}
+    for budget in range(23_000, 45_000, 150):
+        pool = FastPool(replace(config, device_bytes=budget))
+        store = pool.layer_store()
+        try:
+            feed(store, data, [20] * 10)
+            fork = store.fork()
+        except KIVBudgetError:
+            pool.close()
+            continue
+        length, held = 101, (pool.memory(), fork.memory())
+        try:
+            fork.crop(length)
+        except KIVBudgetError:
+            length = 200
+            assert (pool.memory(), fork.memory()) == held
+        outcomes[length == 101] += 1
+        assert pool.memory().device <= budget
+        assert fork.length == length
+        store.reset()
+        fork.append(*part(data, 0, 1)[:2])
+        again = FastPool(config).layer_store()
+        feed(again, part(data, 0, length), [length])
+        again.append(*part(data, 0, 1)[:2])
+        query = data[2][:, :, :1]
+        torch.testing.assert_close(fork.attend(query, scale=SCALE), again.attend(query, scale=SCALE))
+        pool.close()
+    assert all(outcomes.values())
