@@ -1,0 +1,29 @@
+"""The best of many scores are those that a stable sort puts first (SPEC 1.3)."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kiv_fast import ranking
+
+ODD = [0.0, -0.0, 1.0, 2.0, torch.inf, -torch.inf, torch.nan]
+NUMBERS = {
+    "any": st.sampled_from(ODD) | st.floats(width=32),
+    "many ties": st.sampled_from(ODD[:-1]),
+    "no ties": st.floats(-1e3, 1e3, width=32),
+}
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(data=st.data())
+def test_the_best_are_those_of_a_stable_sort(data):
+    items, numbers = data.draw(st.integers(1, 24)), NUMBERS[data.draw(st.sampled_from(list(NUMBERS)))]
+    row = st.lists(numbers, min_size=items, max_size=items)
+    scores = torch.tensor(data.draw(st.lists(row, min_size=1, max_size=3)))
+    n = data.draw(st.integers(0, items))
+    best = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :n]
+    assert torch.equal(ranking.top(scores, n), best)
+    assert torch.equal(ranking.top_set(scores, n), best.sort(dim=1).values)
+    some = ranking.largest(scores, n)
+    assert (some[:, 1:] > some[:, :-1]).all()
+    ours, theirs = (scores.gather(1, at).sort(dim=1).values for at in (some, best))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
