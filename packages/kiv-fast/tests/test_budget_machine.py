@@ -1,0 +1,163 @@
+"""Stores of one pool under tight budgets and on a failing disk, beside the same stores with neither (SPEC 10).
+
+What is refused changes nothing, what was taken in can be attended to, the bits are those of the other pool, and every
+byte comes back.
+"""
+
+from unittest import mock
+
+import torch
+from fast_helpers import SCALE, draw
+from faulty_disk import Faulty
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from kiv_fast import FastPool, chapters, spill
+from kiv_reference import KIVConfig
+from kiv_reference.errors import KIVBudgetError, KIVStorageError
+
+MOST_STORES, MOST_TOKENS, MOST_ROWS = 3, 160, 3
+PICK = st.integers(0, MOST_STORES - 1)
+SMALL_CHAPTERS = {"LEAST_CHAPTER_PAGES": 4, "MOST_CHAPTER_PAGES": 8, "STAGGER_PAGES": 2}
+CONFIG = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4, "span_pages": 3, "candidate_pages": 5}
+
+
+class BudgetMachine(RuleBasedStateMachine):
+    """Pairs of stores: one of the tight pool, its twin of the other."""
+
+    @initialize(ram=st.integers(0, 40_000), prefill=st.sampled_from(["exact", "retrieve"]))
+    def start(self, ram, prefill):
+        more = {"retrieve_tokens": 7, "prefill": prefill, "query_block_tokens": 8, "exact_suffix_tokens": 4}
+        free = KIVConfig(**CONFIG, **more)
+        self.disk, self.number = Faulty(), 0
+        self.pools = FastPool(KIVConfig(**CONFIG, **more, ram_bytes=ram), self.disk), FastPool(free)
+        self.stores = [tuple(pool.layer_store() for pool in self.pools) for _ in range(2)]
+        self.queries = {}  # of the last append, by the number of the store
+
+    def pick(self, number):
+        number %= len(self.stores)
+        return (number, *self.stores[number])
+
+    def attempt(self, call, *refusals):
+        """Make a call of the tight pool; whether it was not refused. A disk that failed is repaired."""
+        armed = self.disk.calls.get(self.disk.method, 0) < self.disk.at
+        lengths = [store.length for store, _ in self.stores]
+        try:
+            return True, call()
+        except (KIVBudgetError, KIVStorageError) as error:
+            refusal = error
+        failed = armed and self.disk.calls[self.disk.method] >= self.disk.at
+        if not isinstance(refusal, KIVStorageError if failed else refusals):
+            raise refusal
+        assert [store.length for store, _ in self.stores] == lengths
+        return False, None
+
+    @rule(tier=st.sampled_from([0, 1, 2, 2]), left=st.none() | st.integers(0, 40))
+    def squeeze(self, tier, left):
+        """Leave so many times 256 bytes, or no limit, but for RAM that decides how a store is made."""
+        ledger = self.pools[0].ledger
+        if left is not None or tier != 1:
+            limit = None if left is None else ledger.used[tier] + 256 * left
+            ledger._limits = (*ledger._limits[:tier], limit, *ledger._limits[tier + 1 :])
+
+    @rule(method=st.sampled_from(["create", "allocate", "write", "read"]), calls=st.integers(1, 12))
+    def break_the_disk(self, method, calls):
+        self.disk.method, self.disk.at = method, self.disk.calls[method] + calls
+
+    @rule(pick=PICK, n=st.sampled_from([1, 1, 1, 2, 5, 9, 30, 70]), attends=st.booleans())
+    def append(self, pick, n, attends):
+        number, store, twin = self.pick(pick)
+        if store.length + n > MOST_TOKENS:
+            return
+        batch = 1 if store.state is None else store.state.shape.batch
+        self.number += 1
+        key, value, query = draw(self.number, n, batch)
+        done, _ = self.attempt(lambda: store.append(key, value), KIVBudgetError)
+        if done:
+            twin.append(key, value)
+            self.queries[number] = query
+            if attends:
+                self.attend(pick)
+
+    @rule(pick=PICK)
+    def attend(self, pick):
+        number, store, twin = self.pick(pick)
+        if number in self.queries:
+            expected = twin.attend(self.queries[number], scale=SCALE)
+            for _ in range(2):  # the second time on a disk that works
+                done, output = self.attempt(lambda: store.attend(self.queries[number], scale=SCALE))
+                if done:
+                    assert torch.equal(output, expected)
+                    break
+            assert done
+
+    @rule(pick=PICK, part=st.floats(0, 1))
+    def crop(self, pick, part):
+        number, store, twin = self.pick(pick)
+        length = round(store.length * part)
+        if self.attempt(lambda: store.crop(length), KIVBudgetError)[0]:
+            twin.crop(length)
+            self.queries.pop(number, None)
+
+    @rule(pick=PICK, repeats=st.integers(1, MOST_ROWS))
+    def repeat(self, pick, repeats):
+        number, store, twin = self.pick(pick)
+        if store.state is None or store.state.shape.batch * repeats > MOST_ROWS:
+            return
+        if self.attempt(lambda: store.repeat_interleave(repeats), KIVBudgetError)[0]:
+            twin.repeat_interleave(repeats)
+            if number in self.queries:
+                self.queries[number] = self.queries[number].repeat_interleave(repeats, dim=0)
+
+    @rule(pick=PICK, row=st.integers(0, MOST_ROWS - 1))
+    def select(self, pick, row):
+        number, store, twin = self.pick(pick)
+        if store.state is None:
+            return
+        rows = torch.tensor([row % store.state.shape.batch])
+        if self.attempt(lambda: store.select(rows), KIVBudgetError)[0]:
+            twin.select(rows)
+            if number in self.queries:
+                self.queries[number] = self.queries[number][rows]
+
+    @rule(pick=PICK)
+    def fork(self, pick):
+        number, store, twin = self.pick(pick)
+        if len(self.stores) < MOST_STORES:
+            done, copy = self.attempt(store.fork, KIVBudgetError)
+            if done:
+                self.stores.append((copy, twin.fork()))
+                if number in self.queries:
+                    self.queries[len(self.stores) - 1] = self.queries[number]
+
+    @rule(pick=PICK)
+    def reset(self, pick):
+        number, store, twin = self.pick(pick)
+        store.reset()
+        twin.reset()
+        self.queries.pop(number, None)
+
+    @invariant()
+    def budgets_hold(self):
+        if hasattr(self, "pools"):
+            held, limits = self.pools[0].memory(), self.pools[0].ledger._limits
+            assert all(limit is None or have <= limit for have, limit in zip(held, limits, strict=True))
+            assert all(store.tokens()[:2] == twin.tokens()[:2] for store, twin in self.stores)
+
+    def teardown(self):
+        if not hasattr(self, "pools"):
+            return
+        for number in range(len(self.stores)):
+            self.attend(number)
+        for store, twin in self.stores:
+            store.reset()
+            twin.reset()
+        assert not self.disk.open, "a file stayed open"
+        for pool in self.pools:
+            assert pool.memory() == (0, 0, 0)
+
+
+def test_stores_under_budgets():
+    steps = settings(max_examples=200, stateful_step_count=30, deadline=None, derandomize=True)
+    with mock.patch.multiple(chapters, **SMALL_CHAPTERS), mock.patch.object(spill, "FIRST_BYTES", 4096):
+        run_state_machine_as_test(BudgetMachine, settings=steps)
