@@ -54,7 +54,7 @@ def answer(state: State, call: Call, trace: BlockTrace, row: int, first: int, ou
     sinks = None if call.sinks is None else call.sinks[row, :, :, mine]
     heads, groups, count, _ = query.shape
     positions = torch.arange(block.start, block.stop, device=query.device)
-    valid = state.row_valid(row, block.start, block.stop)
+    valid = state.validity.row(row, block.start, block.stop)
     if valid is not None:
         positions = positions[valid]
         query = query[:, :, valid]
@@ -137,6 +137,6 @@ def _view(state: State, row: int, pages: int, stop: int, later: list[Reply] | No
     start = state.config.sink_tokens
     cold_valid = None
     if table.padded:
-        cold_valid = state.row_valid(row, start, start + pages * state.config.page_tokens)
+        cold_valid = state.validity.row(row, start, start + pages * state.config.page_tokens)
     always = list(state.tiles(row, pages, stop))
     return View(state.cold, state.rows[row], pages, filled, always, cold_valid, state.finite, later)

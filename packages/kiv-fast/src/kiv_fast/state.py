@@ -16,6 +16,7 @@ from .recent import Recent
 from .rows import ColdRow
 from .scratch import step_bytes
 from .validate import Shape
+from .validity import Validity
 
 if TYPE_CHECKING:
     from .pool import FastPool
@@ -36,33 +37,22 @@ class State:
         self.cold = cold or pool.cold(shape, ordinal)
         self.rows = [ColdRow(Row(), shape) for _ in range(shape.batch)]
         self.recent = Recent(shape, config)
+        self.validity = Validity(shape.batch, shape.device)
         self.length = 0
         self.pages = 0  # cold pages of each row that have left the hot window
         self.finite = True  # whether every value is a number
-        self._valid: torch.Tensor | None = None  # bool [B, capacity]; None while all are valid
         self._booked = 0
         self._promised = TierBytes(0, 0, 0)  # booked for pages that will leave the hot window
         self._settled = True
         pool.enter()
 
-    def valid(self, start: int, stop: int) -> torch.Tensor | None:
-        """Validity bool ``[B, stop - start]`` of positions, None if all positions of the store are valid."""
-        return None if self._valid is None else self._valid[:, start:stop]
-
-    def row_valid(self, row: int, start: int, stop: int) -> torch.Tensor | None:
-        """Validity bool ``[stop - start]`` in one sequence, None if all are valid."""
-        if self._valid is None:
-            return None
-        valid = self._valid[row, start:stop]
-        return None if bool(valid.all()) else valid
-
-    def prepare(self, tokens: int) -> None:
+    def prepare(self, tokens: int, padded: bool) -> None:
         """Refuse if so many tokens more do not fit, once appended and once their call is over (SPEC 10.2)."""
         more = self.config.cold_pages(self.length + tokens) - self.pages
         self._promised = self.cold.promise(self, self.rows, more)
         try:
             self._pool.scratch.plan(step_bytes(self.shape, self.config))
-            self._book(self.recent.bytes_with(tokens) + self.shape.batch * (self.length + tokens))
+            self._book(self.recent.bytes_with(tokens) + self.validity.bytes_with(self.length + tokens, padded))
         except BaseException:
             self.cold.settle(self)
             self._promised = TierBytes(0, 0, 0)
@@ -71,10 +61,7 @@ class State:
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, finite: bool) -> None:
         """Add tokens; keys and values at invalid positions are zeros."""
         n = key.shape[2]
-        if valid is not None or self._valid is not None:
-            self._grow_valid(self.length + n)
-            assert self._valid is not None, "validity was just made"
-            self._valid[:, self.length : self.length + n] = True if valid is None else valid
+        self.validity.append(valid, self.length, n)
         self.recent.append(key, value)
         self.length += n
         self.finite = self.finite and finite
@@ -92,15 +79,6 @@ class State:
         """Whether so many tokens more go into the buffers that there are."""
         return self.recent.bytes_with(tokens) == self.recent.nbytes
 
-    def _grow_valid(self, tokens: int) -> None:
-        old = self._valid
-        if old is not None and old.shape[1] >= tokens:
-            return
-        capacity = max(64, tokens, 0 if old is None else 2 * old.shape[1])
-        self._valid = torch.ones(self.shape.batch, capacity, dtype=torch.bool, device=self.shape.device)
-        if old is not None:
-            self._valid[:, : self.length] = old[:, : self.length]
-
     def evict(self, pages: int) -> None:
         """Move pages out of the hot window until `pages` of each row are cold (SPEC 2.3). None ever comes back here."""
         n = pages - self.pages
@@ -109,7 +87,7 @@ class State:
             before = self.pages
             try:
                 for number, row in enumerate(self.rows):
-                    valid = self.row_valid(number, start, start + n * size)
+                    valid = self.validity.row(number, start, start + n * size)
                     key, value = self.recent.pages(number, n)
                     self.cold.add(row, key, value, None if valid is None else valid.view(n, size))
             except BaseException:
@@ -128,7 +106,7 @@ class State:
 
     @property
     def _device_bytes(self) -> int:
-        return self.recent.nbytes + self.shape.batch * self.length
+        return self.recent.nbytes + self.validity.nbytes
 
     def _book(self, device: int) -> None:
         self._pool.ledger.take(device=device - self._booked)
@@ -146,7 +124,7 @@ class State:
         sinks = min(self.recent.sink_count, stop)
         if sinks:
             key, value = self.recent.sinks(row)
-            yield Tile(key[:, :sinks], value[:, :sinks], 0, self.row_valid(row, 0, sinks))
+            yield Tile(key[:, :sinks], value[:, :sinks], 0, self.validity.row(row, 0, sinks))
         step = max(1, TILE_TOKENS // self.config.page_tokens) * self.config.page_tokens
         for start in range(self.hot_start(pages), stop, step):
             yield self._tile(row, start, min(start + step, stop))
@@ -156,7 +134,7 @@ class State:
         border = self.hot_start(self.pages)
         if start >= border:
             key, value = self.recent.hot(row, start - border, stop - border)
-            return Tile(key, value, start, self.row_valid(row, start, stop))
+            return Tile(key, value, start, self.validity.row(row, start, stop))
         size = self.config.page_tokens
         first = (start - self.config.sink_tokens) // size
         last = min(self.pages, first - (start - stop) // size)
@@ -166,14 +144,14 @@ class State:
         if stop > border:
             hot = self.recent.hot(row, 0, stop - border)
             key, value = torch.cat([key, hot[0]], dim=1), torch.cat([value, hot[1]], dim=1)
-        return Tile(key, value, start, self.row_valid(row, start, stop))
+        return Tile(key, value, start, self.validity.row(row, start, stop))
 
     def cold_tile(self, row: int, first: int, stop: int) -> Tile:
         """The pages ``[first, stop)`` of a sequence."""
         cold, start = self.cold, self.hot_start(first)
         key, value = cold.arena.tile(self.rows[row].table.pages[first:stop])
         cold.counters.streamed_bytes += (key.numel() + value.numel()) * key.element_size()
-        valid = self.row_valid(row, start, self.hot_start(stop)) if self.rows[row].table.padded else None
+        valid = self.validity.row(row, start, self.hot_start(stop)) if self.rows[row].table.padded else None
         return Tile(cold.transfer.upload(key), cold.transfer.upload(value), start, valid)
 
     def crop(self, length: int) -> None:
@@ -196,20 +174,19 @@ class State:
                 self.cold.cut(row, pages)
             self.pages = pages
         self.length = length
-        if self._valid is not None and bool(self._valid[:, :length].all()):
-            self._valid = None
+        self.validity.crop(length)
         self.evict(pages)  # which also ends what was promised to the last append
 
     def select(self, rows: list[int]) -> State:
         """A state whose sequence i is sequence ``rows[i]``, with the same pages (SPEC 9.3, 9.4)."""
         copy = State(self.shape._replace(batch=len(rows)), self.config, self._pool, self._ordinal, self.cold)
         try:
-            copy._book(len(rows) * (self.recent.nbytes // self.shape.batch + self.length))
+            copy._book(len(rows) * (self._device_bytes // self.shape.batch))
             at = torch.tensor(rows, dtype=torch.int64, device=self.shape.device)
             copy.rows = [self.cold.share(self.rows[row]) for row in rows]
             copy.recent = self.recent.select(at)
             copy.length, copy.pages, copy.finite, copy._settled = self.length, self.pages, self.finite, self._settled
-            copy._valid = None if self._valid is None else self._valid.index_select(0, at)
+            copy.validity = self.validity.select(at)
             # What the last append will make cold leaves the copy's hot window too.
             more = self.config.cold_pages(copy.length) - copy.pages
             copy._promised = self.cold.promise(copy, copy.rows, more)

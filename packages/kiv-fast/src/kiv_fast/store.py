@@ -64,7 +64,7 @@ class FastStore:
         """Validity, bool [B, T], or None (`LayerStore.valid`)."""
         if self._state is None:
             return None
-        valid = self._state.valid(0, self.length)
+        valid = self._state.validity.part(0, self.length)
         return None if valid is None or bool(valid.all()) else valid.clone()
 
     @property
@@ -98,13 +98,13 @@ class FastStore:
         if state is None:
             state = State(shape, self._config, self._pool, self._ordinal)
             try:
-                state.prepare(key.shape[2])
+                state.prepare(key.shape[2], valid is not None)
             except BaseException:
                 state.release()
                 raise
         else:
             state.evict(self._config.cold_pages(state.length))
-            state.prepare(key.shape[2])
+            state.prepare(key.shape[2], valid is not None)
         state.append(key, value, valid, finite)
         self._appended = Appended(key, value, self._pending) if hopeful else None
         self._state, self._pending = state, key.shape[2]
@@ -125,7 +125,7 @@ class FastStore:
         shape = check_query(query, None if state is None else state.shape, self._pending)
         assert state is not None, "a shape without a state"
         sinks = check_modifiers(query, scale, softcap, sink_logits)
-        valid = state.valid(state.length - self._pending, state.length)
+        valid = state.validity.part(state.length - self._pending, state.length)
         doubt = None
         if not bound and self._hopes(state, self._pending):
             doubt = Doubt(state.cold.transfer, self._appended, query)
@@ -162,7 +162,7 @@ class FastStore:
 
     def _hopes(self, state: State, tokens: int) -> bool:
         """Whether a call of so many tokens goes on without waiting for what it must be told (`doubt`)."""
-        certain = self._config.max_missed_mass is not None or state.valid(0, 0) is not None
+        certain = self._config.max_missed_mass is not None or not state.validity.whole
         return tokens == 1 and not certain and not state.cold.transfer.immediate
 
     def _settle(self, state: State, doubt: Doubt) -> bool:

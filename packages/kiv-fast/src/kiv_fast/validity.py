@@ -1,0 +1,69 @@
+"""Which tokens of a store are valid: a flag for each, kept from the first that is not."""
+
+from __future__ import annotations
+
+import torch
+
+LEAST_FLAGS = 64
+"""Of each sequence that the first buffer has room for."""
+
+
+class Validity:
+    """Flags of all sequences, on the device; none while all tokens are valid. The buffer doubles when it is full."""
+
+    def __init__(self, batch: int, device: torch.device) -> None:
+        self._batch, self._device = batch, device
+        self._flags: torch.Tensor | None = None  # bool [B, capacity]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffer."""
+        return 0 if self._flags is None else self._flags.numel()
+
+    @property
+    def whole(self) -> bool:
+        """Whether every token is valid."""
+        return self._flags is None
+
+    def bytes_with(self, tokens: int, padded: bool) -> int:
+        """Bytes of the buffer for so many tokens in all, `padded` if some of those to come are invalid."""
+        return self._batch * self._capacity(tokens) if padded or not self.whole else 0
+
+    def _capacity(self, tokens: int) -> int:
+        held = 0 if self._flags is None else self._flags.shape[1]
+        return held if held >= tokens else max(LEAST_FLAGS, tokens, 2 * held)
+
+    def part(self, start: int, stop: int) -> torch.Tensor | None:
+        """Bool ``[B, stop - start]`` of positions; None if all tokens of the store are valid."""
+        return None if self._flags is None else self._flags[:, start:stop]
+
+    def row(self, row: int, start: int, stop: int) -> torch.Tensor | None:
+        """Bool ``[stop - start]`` of positions of one sequence; None if all these are valid."""
+        if self._flags is None:
+            return None
+        flags = self._flags[row, start:stop]
+        return None if bool(flags.all()) else flags
+
+    def append(self, valid: torch.Tensor | None, length: int, n: int) -> None:
+        """Add `n` tokens after the first `length`: their flags, bool ``[B, n]``, or None if they are all valid."""
+        if valid is None and self._flags is None:
+            return
+        old, capacity = self._flags, self._capacity(length + n)
+        if old is None or old.shape[1] < capacity:
+            self._flags = torch.ones(self._batch, capacity, dtype=torch.bool, device=self._device)
+            if old is not None:
+                self._flags[:, :length] = old[:, :length]
+        assert self._flags is not None, "flags were just made"
+        self._flags[:, length : length + n] = True if valid is None else valid
+
+    def crop(self, length: int) -> None:
+        """Keep the flags of the first `length` tokens."""
+        if self._flags is not None:
+            kept = self._flags[:, :length]
+            self._flags = None if bool(kept.all()) else kept.clone()
+
+    def select(self, rows: torch.Tensor) -> Validity:
+        """A copy whose sequence i is sequence ``rows[i]``."""
+        copy = Validity(rows.numel(), self._device)
+        copy._flags = None if self._flags is None else self._flags.index_select(0, rows)
+        return copy
