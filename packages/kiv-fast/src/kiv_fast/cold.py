@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import NamedTuple
 
 import torch
 from kiv_reference.config import KIVConfig
@@ -11,10 +10,10 @@ from kiv_reference.report import TierBytes
 
 from .arena import Arena
 from .chapters import Chapters
-from .host import Table
 from .index import Index, Summary, summarise
 from .layout import IdPool, Row
 from .ledger import NOTHING, Booking, Counters, Ledger
+from .lookup import Lookup
 from .pinning import Pinning
 from .reach import Reach
 from .rows import ColdRow
@@ -28,15 +27,7 @@ TABLE_BYTES = 16
 """Of a page in the table of a row: two integers, in RAM."""
 
 
-class Spans(NamedTuple):
-    """Summaries of the spans of a row, whatever its candidates are."""
-
-    key: torch.Tensor  # [H, n, D]
-    value: torch.Tensor  # [H, n, DV]
-    tokens: torch.Tensor  # [n], how many each has, in the dtype of computation
-
-
-class Cold:
+class Cold(Lookup):
     """Shared by a store and its forks; every page has one holder for each row that it is in."""
 
     def __init__(
@@ -51,11 +42,8 @@ class Cold:
         pinning: Pinning,
         reach: Reach,
     ) -> None:
-        self.shape, self.config, self.counters = shape, config, counters
+        super().__init__(shape, config, Index(shape, config, pinning, reach.transfer), counters, reach)
         self.arena, self.scratch = arena, scratch
-        self._reach, self.transfer = reach, reach.transfer
-        self._heads = torch.arange(shape.heads, device=shape.device)[:, None]
-        self.index = Index(shape, config, pinning, self.transfer)
         self._booking = Booking(ledger)
         self.chapters = Chapters(shape, config, self.index.keys, self.transfer, self._booking, ordinal)
         self._pages, self._spans = IdPool(), IdPool()
@@ -212,53 +200,3 @@ class Cold:
             "summaries of the last pages": self.chapters.near_bytes,
             "span summaries": self._spans.used * self.index.span_bytes,
         }
-
-    def upload_summaries(self, row: ColdRow, first: int, stop: int) -> torch.Tensor:
-        """Mean and spread ``[stop - first, H, 2 D]`` of pages of a row, on the device; the last pages' are there."""
-        if row.near_start <= first < stop <= row.near_start + row.near.shape[0]:
-            return row.near[first - row.near_start : stop - row.near_start]
-        found = row.records(self.index.keys, first, stop)
-        self.counters.summary_bytes_read += found.nbytes
-        return self.transfer.upload(found)
-
-    def gather(self, table: Table, units: torch.Tensor, width: int) -> torch.Tensor:
-        """Rows int64 ``[K]`` of a table in RAM seen as ``[-1, width]``; numbers and rows are on the device."""
-        found = self._reach.rows(table, width, units)
-        self.counters.summary_bytes_read += found.nbytes
-        return found
-
-    def page_ids(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
-        """Ids of pages of a row, int64 of any shape, both on the device."""
-        table = row.table
-        if table.pages and table.whole == len(table.pages):
-            return pages + table.pages[0] if table.pages[0] else pages
-        return self.transfer.upload(row.ids(0, len(table.pages)))[pages]
-
-    def units(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
-        """``id * H + head`` of pages int64 ``[H, K]`` of a row, each head its own, both on the device."""
-        return self.page_ids(row, pages) * self.shape.heads + self._heads
-
-    def counts(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
-        """Valid tokens of pages of a row, int64 of any shape, both on the device."""
-        if not row.table.padded:
-            return torch.full_like(pages, self.config.page_tokens)
-        return self.transfer.upload(row.counts(0, len(row.table.pages)))[pages]
-
-    def spans(self, row: ColdRow, pages: int) -> Spans:
-        """The spans of the first `pages` pages of a row (SPEC 3.2)."""
-        table, index, size = row.table, self.index, self.config.span_pages
-        count = pages // size if pages < len(table.pages) else len(table.spans)
-        key, value, tokens = index.span_keys.tensor, index.span_values.tensor, index.span_counts.tensor
-        if count and table.whole_spans:
-            at = slice(table.spans[0], table.spans[0] + count)
-            key, value, tokens = key[at], value[at], tokens[at]
-        else:
-            picked = self.transfer.send(torch.tensor(table.spans[:count], dtype=torch.int64))
-            key, value, tokens = (part.index_select(0, picked) for part in (key, value, tokens))
-        if count * size < pages:  # the last span of the row has more pages than these
-            part = slice(count * size, pages)
-            *last, more = index.merge(table.pages[part], table.counts[part])
-            last_key, last_value = (self.transfer.send(mean[None]) for mean in last)
-            key, value = torch.cat([key, last_key]), torch.cat([value, last_value])
-            tokens = torch.cat([tokens, tokens.new_full((1,), more)])
-        return Spans(key.transpose(0, 1), value.transpose(0, 1), tokens)

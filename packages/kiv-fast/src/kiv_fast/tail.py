@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 
 from .attend import Less, Part, Queries
-from .cold import Cold, Spans
+from .cold import Cold
+from .lookup import Spans
 from .rows import ColdRow
 
 
