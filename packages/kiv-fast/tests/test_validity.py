@@ -15,12 +15,12 @@ def test_flags_are_those_that_were_appended(seed):
         n, padded = (int(torch.randint(1, high, (1,), generator=generator)) for high in (60, 4))
         flags = torch.rand(2, n, generator=generator) < 0.8 if padded == 1 else None
         room = validity.bytes_with(expected.shape[1] + n, flags is not None)
-        validity.append(flags, expected.shape[1], n)
+        validity = validity.extended(flags, expected.shape[1], n)
         assert validity.nbytes == room
         expected = torch.cat([expected, torch.ones(2, n, dtype=torch.bool) if flags is None else flags], dim=1)
         if n % 7 == 0:
             expected = expected[:, : expected.shape[1] - n]
-            validity.crop(expected.shape[1])
+            validity = validity.cropped(expected.shape[1])
         if n % 5 == 0:
             rows = torch.tensor([1, 0] if padded == 2 else [1, 1])
             expected, validity = expected[rows], validity.select(rows)
@@ -37,10 +37,10 @@ def test_flags_are_those_that_were_appended(seed):
 
 def test_no_flag_takes_room_while_all_tokens_are_valid():
     validity = Validity(3, CPU)
-    validity.append(None, 0, 1000)
+    validity = validity.extended(None, 0, 1000)
     assert validity.nbytes == validity.bytes_with(10**6, padded=False) == 0
-    validity.append(torch.tensor([[True], [False], [True]]), 1000, 1)
+    validity = validity.extended(torch.tensor([[True], [False], [True]]), 1000, 1)
     assert validity.nbytes == 3 * 1001
-    validity.crop(1000)
+    validity = validity.cropped(1000)
     assert validity.whole
     assert validity.nbytes == 0

@@ -60,6 +60,7 @@ class Chapters:
             self.scanner = Scanner(shape, product)
         self._summaries, self._transfer, self._booking = summaries, transfer, booking
         self._ids = IdPool()
+        self._nothing = torch.empty(0, 0, 0, device=shape.device)
         self._delay = ordinal % STAGGER_PAGES
         self.near_bytes = self.near_promised = 0
 
@@ -92,7 +93,11 @@ class Chapters:
             for stop in stops[kept:]:
                 first = table.chapter_stops[-1] if table.chapter_stops else 0
                 (chapter,) = self._ids.take(1)
-                self.scanner.put(chapter, self._upload(row, first, stop))
+                try:
+                    self.scanner.put(chapter, self._upload(row, first, stop))
+                except BaseException:
+                    self._ids.drop([chapter])
+                    raise
                 table.chapters.append(chapter)
                 table.chapter_stops.append(stop)
 
@@ -116,18 +121,22 @@ class Chapters:
         if room is not None and room < unpromised:
             self.drop_near(row)
             return
-        self.near_promised -= max(0, more) - unpromised
-        self._booking.take(unpromised)
-        self.near_bytes += more
         if not before or start != row.near_start:
             first = start
-        row.follow(first, self._upload(row, first, pages))
+        self._booking.take(unpromised)
+        try:
+            row.follow(first, self._upload(row, first, pages))
+        except BaseException:
+            self._booking.take(-unpromised)
+            raise
+        self.near_promised -= max(0, more) - unpromised
+        self.near_bytes += more
 
     def drop_near(self, row: ColdRow) -> None:
         """Give the room of a row's near summaries back: steps read them from RAM from now on."""
         self._booking.take(-row.near.nbytes)
         self.near_bytes -= row.near.nbytes
-        row.near = row.near[:0].clone()
+        row.near = self._nothing
 
     def more_bytes(self, table: Row, more_pages: int) -> int:
         """Most bytes that a row's chapters take in addition while it gets so many pages more."""

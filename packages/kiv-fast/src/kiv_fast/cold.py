@@ -104,24 +104,37 @@ class Cold(Lookup):
             self._pages.drop(ids)
             raise
         first = len(row.table.pages)
-        for start in range(0, n, SUMMARY_CHUNK):
-            part = slice(start, start + SUMMARY_CHUNK)
-            summary = summarise(key[part], value[part], None if valid is None else valid[part], self.shape.compute)
-            summary = Summary(*(self.transfer.fetch(numbers) for numbers in summary))
-            self.index.put(ids[part], summary)
-            row.sizes.add(summary, first + start)
-        row.table.extend(ids, [size] * n if valid is None else valid.sum(dim=1).tolist(), size)
-        row.append(first)
-        self._build(row, first)
+        try:
+            for start in range(0, n, SUMMARY_CHUNK):
+                part = slice(start, start + SUMMARY_CHUNK)
+                summary = summarise(key[part], value[part], None if valid is None else valid[part], self.shape.compute)
+                summary = Summary(*(self.transfer.fetch(numbers) for numbers in summary))
+                self.index.put(ids[part], summary)
+                row.sizes.add(summary, first + start)
+            counts: list[int] = [size] * n if valid is None else valid.sum(dim=1).tolist()
+        except BaseException:
+            row.sizes.cut(first)
+            self.arena.free(self._pages.drop(ids))
+            raise
+        row.outdate(first)
+        row.table.extend(ids, counts, size)
+        self.mend(row)
         self.counters.evicted_pages += n
 
-    def _build(self, row: ColdRow, first: int) -> None:
-        """Spans, chapters, and near summaries once the pages from `first` on are new."""
+    def mend(self, row: ColdRow) -> None:
+        """Build what is not up to date: page ids on the device, spans, chapters, near summaries.
+
+        It can be done again if memory was refused on the way.
+        """
+        if (first := row.stale) is None:
+            return
         table, span_pages = row.table, self.config.span_pages
+        row.number(first)
         for number in range(first // span_pages, -(-len(table.pages) // span_pages)):
             self._put_span(table, number)
         self.chapters.build(row)
         self.chapters.follow(row, first)
+        row.stale = None
 
     def _more_spans(self, table: Row, more_pages: int) -> int:
         """Most spans that a row takes in addition while it gets so many pages more."""
@@ -140,46 +153,57 @@ class Cold(Lookup):
 
     def share(self, row: ColdRow) -> ColdRow:
         """A second row with the same pages."""
-        table = row.table.copy()
-        self._pages.share(table.pages)
-        self._spans.share(table.spans)
-        self.chapters.share(table.chapters)
-        copy = ColdRow(table, self.shape)
+        self.mend(row)
+        copy = ColdRow(row.table.copy(), self.shape)
         copy.sizes = deepcopy(row.sizes)
-        self.chapters.follow(copy, 0)
+        copy.number(0)
+        copy.stale = None
+        self._pages.share(copy.table.pages)
+        self._spans.share(copy.table.spans)
+        self.chapters.share(copy.table.chapters)
+        try:
+            self.chapters.follow(copy, 0)
+        except BaseException:
+            self.cut(copy, 0)
+            raise
         return copy
 
-    def prepare_cut(self, owner: object, rows: list[ColdRow], pages: int) -> None:
-        """Book what rows need once they are cut to so many pages, or refuse: what other rows hold as well stays.
+    def promise_cut(self, owner: object, rows: list[ColdRow], pages: int) -> TierBytes:
+        """Book what is built anew of rows that are cut to so many pages, or refuse: what other rows hold too stays.
 
-        With success, nothing is promised to `owner` any more.
+        Takes the place of what was promised to `owner`; as `promise`.
         """
         number, part = divmod(pages, self.config.span_pages)
         spans = sum(self._spans.shared(row.table.spans[number]) for row in rows) if part else 0
         chapters = sum(self.chapters.parted_bytes(row.table, pages) for row in rows)
-        more, promised = self._bytes(0, spans, chapters), self._promises.pop(owner, None)
-        due = self._due
+        before, more = self._promises.get(owner), self._bytes(0, spans, chapters)
+        self._promises[owner] = more, 0
         try:
-            self._booking.book(due._replace(device=due.device + more.device))
+            self._booking.book(self._due)
         except BaseException:
-            if promised is not None:
-                self._promises[owner] = promised
+            if before is None:
+                del self._promises[owner]
+            else:
+                self._promises[owner] = before
             raise
+        return more
 
     def cut(self, row: ColdRow, pages: int) -> None:
-        """Keep the first `pages` pages of a row."""
-        table = row.table
-        gone = table.cut(pages, self.config.span_pages, self.config.page_tokens)
+        """Keep the first `pages` pages of a row. It asks for no memory: `mend` builds what is to be built of them."""
+        gone = row.table.cut(pages, self.config.span_pages, self.config.page_tokens)
         self.arena.free(self._pages.drop(gone.pages))
         self._spans.drop(gone.spans)
-        row.sizes.cut(pages)
-        if pages % self.config.span_pages and gone.pages:
-            self._put_span(table, pages // self.config.span_pages)
         self.chapters.drop(gone.chapters)
+        row.sizes.cut(pages)
         if gone.pages:
-            self.chapters.build(row)
-            self.chapters.follow(row, pages)
+            row.outdate(pages)
+        if not pages:
+            self.chapters.drop_near(row)
         self._booking.book(self._due)
+
+    def renew(self) -> None:
+        """Book the room of promises again, some of which was taken for pages that were given back."""
+        self.arena.promise(self._promised_pages)
 
     def _bytes(self, pages: int, spans: int, extra: int) -> TierBytes:
         index = self.index

@@ -69,24 +69,19 @@ class Recent:
 
     def append(self, key: torch.Tensor, value: torch.Tensor) -> None:
         """Add tokens ``[B, H, n, D]``, filling up the sinks first."""
-        n, first = key.shape[2], 0
-        if self.sink_count < self._config.sink_tokens:
-            if self._sinks[0].shape[2] == 0:
-                self._sinks = self._buffers(self._config.sink_tokens)
-            first = min(n, self._config.sink_tokens - self.sink_count)
-            at = slice(self.sink_count, self.sink_count + first)
-            self._sinks[0][:, :, at] = key[:, :, :first]
-            self._sinks[1][:, :, at] = value[:, :, :first]
-            self.sink_count += first
-        if first == n:
-            return
+        n, sinks = key.shape[2], self.sink_count
+        first = min(n, self._config.sink_tokens - sinks)
         count = self.hot_count + n - first
+        if first and self._sinks[0].shape[2] == 0:
+            self._sinks = self._buffers(self._config.sink_tokens)
         if self._start + count > self._hot[0].shape[2]:
             self._make_room(count)
         at = slice(self._start + self.hot_count, self._start + count)
-        self._hot[0][:, :, at] = key[:, :, first:]
-        self._hot[1][:, :, at] = value[:, :, first:]
-        self.hot_count = count
+        for sink, hot, part in zip(self._sinks, self._hot, (key, value), strict=True):
+            sink[:, :, sinks : sinks + first] = part[:, :, :first]
+            hot[:, :, at] = part[:, :, first:]
+        # Only now: where memory was refused on the way, nothing was appended.
+        self.sink_count, self.hot_count = sinks + first, count
 
     def take_back(self) -> None:
         """Forget the last token; the buffers stay as they are."""
@@ -96,16 +91,12 @@ class Recent:
             self.sink_count -= 1
 
     def _make_room(self, count: int) -> None:
-        """Move the tokens to the front of buffers with room for `count`."""
-        room = capacity(self._config, count)
+        """Move the tokens to the front of new buffers with room for `count`."""
         live = slice(self._start, self._start + self.hot_count)
-        old = self._hot
-        if room != old[0].shape[2]:
-            self._hot = self._buffers(room)
-        for new, before in zip(self._hot, old, strict=True):
-            moved = before[:, :, live]
-            new[:, :, : self.hot_count] = moved.clone() if new is before else moved
-        self._start = 0
+        buffers = self._buffers(capacity(self._config, count))
+        for new, old in zip(buffers, self._hot, strict=True):
+            new[:, :, : self.hot_count] = old[:, :, live]
+        self._hot, self._start = buffers, 0
 
     def pages(self, row: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first `n` pages of the hot window of one sequence, as ``[n, H, P, D]``; views."""
@@ -124,23 +115,25 @@ class Recent:
         if self._hot[0].shape[2] != capacity(self._config, self.hot_count):
             self._make_room(self.hot_count)
 
-    def crop(self, sinks: int, hot: int) -> None:
-        """Keep the first so many of each."""
-        self.sink_count, self.hot_count = sinks, hot
-        if sinks == 0:
-            self._sinks = self._buffers(0)
-        self.settle()
+    def cropped(self, sinks: int, hot: int, back: tuple[torch.Tensor, torch.Tensor] | None) -> Recent:
+        """The first so many of each, with tokens ``[B, H, n, D]`` before the hot ones.
 
-    def put_back(self, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Insert tokens ``[B, H, n, D]`` before the hot window."""
-        n = key.shape[2]
-        old = self.hot_count
-        keep = [part[:, :, self._start : self._start + old] for part in self._hot]
-        self._hot = self._buffers(capacity(self._config, n + old))
-        self._start, self.hot_count = 0, n + old
-        for new, front, rest in zip(self._hot, (key, value), keep, strict=True):
+        Another object, perhaps of the same buffers: this one serves no longer, once the other is used.
+        """
+        copy = Recent(self._shape, self._config)
+        copy.sink_count, copy.hot_count, copy._start = sinks, hot, self._start
+        copy._hot = self._hot
+        if sinks:
+            copy._sinks = self._sinks
+        if back is None:
+            copy.settle()
+            return copy
+        n = back[0].shape[2]
+        copy._hot, copy._start, copy.hot_count = copy._buffers(capacity(self._config, n + hot)), 0, n + hot
+        for new, front, old in zip(copy._hot, back, self._hot, strict=True):
             new[:, :, :n] = front
-            new[:, :, n : n + old] = rest
+            new[:, :, n : n + hot] = old[:, :, self._start : self._start + hot]
+        return copy
 
     def select(self, rows: torch.Tensor) -> Recent:
         """A copy whose sequence i is sequence ``rows[i]``."""

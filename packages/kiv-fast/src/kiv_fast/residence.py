@@ -88,44 +88,62 @@ class Residence:
         spilled = max(0, len(ids) - self._promised)
         old = list(self._resident)[:spilled]
         direct = spilled - len(old)
+        for page in old:
+            self._spill(page)
+            self._promised_disk -= 1
+        extra = max(0, len(ids) - direct - self._promised)
+        self._make_room(extra)
         try:
-            for page in old:
-                self._spill(page)
-                self._promised_disk -= 1
             for number in range(direct):
                 self._to_disk(ids[number], key[number], value[number])
+            for number in range(direct, len(ids)):
+                self._keep(ids[number], key[number], value[number])
         except BaseException:
-            for page in ids[:direct]:
+            for page in ids:
                 if page in self._segments:
                     self._segments.drop(page)
+                elif page in self._resident:
+                    self._forget(page)
+            self._ledger.give(ram=extra * self.page_bytes)
             raise
         self._promised_disk -= direct
-        self._make_room(len(ids) - direct - self._promised)
-        for number in range(direct, len(ids)):
-            self._keep(ids[number], key[number], value[number])
-        self._promised = max(0, self._promised - (len(ids) - direct))
+        self._promised -= len(ids) - direct - extra
 
     def _make_room(self, pages: int) -> None:
         """RAM for so many pages beyond the promised ones: what was just spilled left at least that much."""
         need = pages * self.page_bytes
-        room = self._ledger.room(1)
-        while need > 0 and room is not None and room < need:
+        while need > 0 and (room := self._ledger.room(1)) is not None and room < need:
             self._uncache(next(iter(self._cached)))
-            room = self._ledger.room(1)
-        if need > 0:
-            self._ledger.take(ram=need)
+        self._ledger.take(ram=need)
 
     def _keep(self, page: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Put a page ``[H, P, D]``, ``[H, P, DV]`` into RAM that is already booked."""
         heads = self._shape.heads
-        slots = self._key_slots.take(heads)
-        self._key.ensure(self._key_slots.top)
+        slots, (place,) = self._key_slots.take(heads), self._value_slots.take(1)
+        try:
+            self._key.ensure(self._key_slots.top)
+            self._value.ensure(self._value_slots.top)
+            for head, slot in enumerate(slots):
+                self._key.tensor[slot] = key[head].reshape(-1)
+            self._value.tensor[place] = value.flatten(1)
+        except BaseException:
+            self._key_slots.drop(slots)
+            self._value_slots.drop([place])
+            raise
+        self._resident[page] = place
         for head, slot in enumerate(slots):
-            self._key.tensor[slot] = key[head].reshape(-1)
             self._slot[page * heads + head] = slot
-        (self._resident[page],) = self._value_slots.take(1)
-        self._value.ensure(self._value_slots.top)
-        self._value.tensor[self._resident[page]] = value.flatten(1)
+
+    def _forget(self, page: int) -> None:
+        """Take a resident page out of RAM that stays booked."""
+        heads = self._shape.heads
+        slots = [self._slot.pop(page * heads + head) for head in range(heads)]
+        place = self._resident.pop(page)
+        self._key_slots.drop(slots)
+        self._value_slots.drop([place])
+        self._value.forget(place)
+        for slot in slots:
+            self._key.forget(slot)
 
     def _to_disk(self, page: int, key: torch.Tensor, value: torch.Tensor) -> None:
         heads = self._shape.heads
@@ -168,13 +186,7 @@ class Residence:
                     if unit in self._cached:
                         self._uncache(unit)
                 continue
-            slots = [self._slot.pop(page * heads + head) for head in range(heads)]
-            self._key_slots.drop(slots)
-            slot = self._resident.pop(page)
-            self._value_slots.drop([slot])
-            self._value.forget(slot)
-            for old in slots:
-                self._key.forget(old)
+            self._forget(page)
             self._ledger.give(ram=self.page_bytes)
         self._segments.trim(self._promised_disk)
 
@@ -202,10 +214,14 @@ class Residence:
                 self._uncache(oldest)
             if unit in self._slot:
                 continue
-            self._ledger.take(ram=size)
             (slot,) = self._key_slots.take(1)
-            self._key.ensure(slot + 1)
-            self._key.tensor[slot] = rows[at]
+            try:
+                self._key.ensure(slot + 1)
+                self._key.tensor[slot] = rows[at]
+                self._ledger.take(ram=size)
+            except BaseException:
+                self._key_slots.drop([slot])
+                raise
             self._slot[unit] = slot
             self._cached[unit] = None
 

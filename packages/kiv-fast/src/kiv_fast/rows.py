@@ -31,6 +31,8 @@ class ColdRow:
         fetch them from RAM.
     near_start : int
     sizes : Sizes
+    stale : int, or None
+        The page from which on what is built of the table is not up to date: the tensors here, spans, chapters.
     """
 
     def __init__(self, table: Row, shape: Shape) -> None:
@@ -41,9 +43,13 @@ class ColdRow:
         self.near = torch.empty(0, 0, 0, device=shape.device)
         self.near_start = 0
         self.sizes = Sizes(shape.heads)
-        self.append(0)
+        self.stale: int | None = 0
 
-    def append(self, first: int) -> None:
+    def outdate(self, first: int) -> None:
+        """What is built of the pages from `first` on is not up to date."""
+        self.stale = first if self.stale is None else min(first, self.stale)
+
+    def number(self, first: int) -> None:
         """Bring ids and counts up to date with the pages from `first` on."""
         pages = len(self.table.pages)
         for tensor_table, numbers in ((self._ids, self.table.pages), (self._counts, self.table.counts)):
@@ -60,13 +66,13 @@ class ColdRow:
         """Bring the near summaries up to date: ``[n, H, 2 D]`` of pages from `first` on, `far` or where they end."""
         start, pages = self.far, len(self.table.pages)
         capacity = near_capacity(pages - start)
-        if (capacity, *summaries.shape[1:]) != self.near.shape:
-            grown = summaries.new_empty(capacity, *summaries.shape[1:])
+        near = self.near
+        if (capacity, *summaries.shape[1:]) != near.shape:
+            near = summaries.new_empty(capacity, *summaries.shape[1:])
             if first > start:
-                grown[: first - start] = self.near[: first - start]
-            self.near = grown
-        self.near_start = start
-        self.near[first - start : pages - start] = summaries
+                near[: first - start] = self.near[: first - start]
+        near[first - start : pages - start] = summaries
+        self.near, self.near_start = near, start
 
     def ids(self, first: int, stop: int) -> torch.Tensor:
         """Page ids int64 ``[stop - first]``, in RAM."""

@@ -12,6 +12,7 @@ from kiv_reference.report import TierBytes, TierTokens
 from .attend import Tile
 from .cold import Cold
 from .layout import Row
+from .ledger import NOTHING
 from .recent import Recent
 from .rows import ColdRow
 from .scratch import step_bytes
@@ -42,7 +43,7 @@ class State:
         self.pages = 0  # cold pages of each row that have left the hot window
         self.finite = True  # whether every value is a number
         self._booked = 0
-        self._promised = TierBytes(0, 0, 0)  # booked for pages that will leave the hot window
+        self._promised = NOTHING  # booked for pages that will leave the hot window
         self._settled = True
         pool.enter()
 
@@ -54,15 +55,19 @@ class State:
             self._pool.scratch.plan(step_bytes(self.shape, self.config))
             self._book(self.recent.bytes_with(tokens) + self.validity.bytes_with(self.length + tokens, padded))
         except BaseException:
-            self.cold.settle(self)
-            self._promised = TierBytes(0, 0, 0)
+            self.withdraw()
             raise
 
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, finite: bool) -> None:
         """Add tokens; keys and values at invalid positions are zeros."""
         n = key.shape[2]
-        self.validity.append(valid, self.length, n)
-        self.recent.append(key, value)
+        try:
+            validity = self.validity.extended(valid, self.length, n)
+            self.recent.append(key, value)
+        except BaseException:
+            self.withdraw()
+            raise
+        self.validity = validity
         self.length += n
         self.finite = self.finite and finite
         self._settled = n <= SETTLE_TOKENS
@@ -71,8 +76,12 @@ class State:
         """Undo the append of one token that needed no new buffer, before anything was evicted after it."""
         self.recent.take_back()
         self.length -= 1
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """End what was promised to an append that did not come about, or is over."""
         self.cold.settle(self)
-        self._promised = TierBytes(0, 0, 0)
+        self._promised = NOTHING
         self._book(self._device_bytes)
 
     def fits(self, tokens: int) -> bool:
@@ -81,6 +90,8 @@ class State:
 
     def evict(self, pages: int) -> None:
         """Move pages out of the hot window until `pages` of each row are cold (SPEC 2.3). None ever comes back here."""
+        for row in self.rows:
+            self.cold.mend(row)
         n = pages - self.pages
         if n > 0:
             size, start = self.config.page_tokens, self.config.sink_tokens + self.pages * self.config.page_tokens
@@ -93,16 +104,15 @@ class State:
             except BaseException:
                 for row in self.rows:
                     self.cold.cut(row, before)
+                self.cold.renew()
                 raise
             self.pages = pages
             self.recent.drop_pages(n)
         if pages == self.config.cold_pages(self.length):
-            self.cold.settle(self)
-            self._promised = TierBytes(0, 0, 0)
             if not self._settled:
                 self.recent.settle()
                 self._settled = True
-            self._book(self._device_bytes)
+            self.withdraw()
 
     @property
     def _device_bytes(self) -> int:
@@ -156,26 +166,29 @@ class State:
 
     def crop(self, length: int) -> None:
         """Keep the first `length` tokens (SPEC 9.2): pages that are hot again come back."""
-        pages = self.config.cold_pages(length)
-        start = self.hot_start(self.pages)
+        pages, size = self.config.cold_pages(length), self.config.page_tokens
+        self.evict(max(pages, self.pages))
+        first, start = self.hot_start(pages), self.hot_start(self.pages)
         back: tuple[torch.Tensor, torch.Tensor] | None = None
-        if pages < self.pages and length > self.hot_start(pages):
-            last = -(-(min(length, start) - self.hot_start(pages)) // self.config.page_tokens) + pages
-            tiles = [self._tile(row, self.hot_start(pages), self.hot_start(last)) for row in range(self.shape.batch)]
-            back = torch.stack([tile.key for tile in tiles]), torch.stack([tile.value for tile in tiles])
-        if pages < self.pages:
-            self.cold.prepare_cut(self, self.rows, pages)
-        self.recent.crop(min(length, self.config.sink_tokens, self.recent.sink_count), max(0, length - start))
-        if back is not None:
-            keep = min(length, start) - self.hot_start(pages)
-            self.recent.put_back(back[0][:, :, :keep], back[1][:, :, :keep])
+        if pages < self.pages and length > first:
+            keep = min(length, start) - first
+            tiles = [self._tile(row, first, first - (-keep // size) * size) for row in range(self.shape.batch)]
+            back = (
+                torch.stack([tile.key[:, :keep] for tile in tiles]),
+                torch.stack([tile.value[:, :keep] for tile in tiles]),
+            )
+        sinks = min(length, self.recent.sink_count)
+        recent, validity = self.recent.cropped(sinks, max(0, length - start), back), self.validity.cropped(length)
+        promised = self.cold.promise_cut(self, self.rows, pages) if pages < self.pages else NOTHING
+        # From here on nothing asks for memory.
+        self.recent, self.validity, self.length, self._settled = recent, validity, length, True
         if pages < self.pages:
             for row in self.rows:
                 self.cold.cut(row, pages)
-            self.pages = pages
-        self.length = length
-        self.validity.crop(length)
-        self.evict(pages)  # which also ends what was promised to the last append
+            self.pages, self._promised = pages, promised
+        if promised == NOTHING:
+            self.withdraw()
+        self._book(self._device_bytes)
 
     def select(self, rows: list[int]) -> State:
         """A state whose sequence i is sequence ``rows[i]``, with the same pages (SPEC 9.3, 9.4)."""
@@ -183,7 +196,9 @@ class State:
         try:
             copy._book(len(rows) * (self._device_bytes // self.shape.batch))
             at = torch.tensor(rows, dtype=torch.int64, device=self.shape.device)
-            copy.rows = [self.cold.share(self.rows[row]) for row in rows]
+            copy.rows.clear()
+            for row in rows:
+                copy.rows.append(self.cold.share(self.rows[row]))
             copy.recent = self.recent.select(at)
             copy.length, copy.pages, copy.finite, copy._settled = self.length, self.pages, self.finite, self._settled
             copy.validity = self.validity.select(at)

@@ -83,9 +83,10 @@ class FastStore:
         self._make_sure()
         state = self._state
         shape = check_append(key, value, valid, None if state is None else state.shape)
+        n = key.shape[2]
         if valid is not None and bool(valid.all()):
             valid = None
-        hopeful = state is not None and valid is None and self._hopes(state, key.shape[2]) and state.fits(1)
+        hopeful = state is not None and valid is None and self._hopes(state, n) and state.fits(1)
         finite = True
         if not hopeful:
             good_keys, finite = finite_sums(key, value)
@@ -95,19 +96,19 @@ class FastStore:
                 seen = valid[:, None, :, None]
                 key, value = key.masked_fill(~seen, 0), value.masked_fill(~seen, 0)
             finite = finite or bool(torch.isfinite(value).all())
+        fresh = state is None
         if state is None:
             state = State(shape, self._config, self._pool, self._ordinal)
-            try:
-                state.prepare(key.shape[2], valid is not None)
-            except BaseException:
-                state.release()
-                raise
-        else:
+        try:
             state.evict(self._config.cold_pages(state.length))
-            state.prepare(key.shape[2], valid is not None)
-        state.append(key, value, valid, finite)
+            state.prepare(n, valid is not None)
+            state.append(key, value, valid, finite)
+        except BaseException:
+            if fresh:
+                state.release()
+            raise
         self._appended = Appended(key, value, self._pending) if hopeful else None
-        self._state, self._pending = state, key.shape[2]
+        self._state, self._pending = state, n
 
     @plain_tensors
     def attend(
@@ -167,14 +168,14 @@ class FastStore:
 
     def _settle(self, state: State, doubt: Doubt) -> bool:
         """Whether what was assumed holds. An append that must be refused is undone."""
-        appended, self._appended = self._appended, None
         try:
             finite = doubt.check_append()
         except KIVNonFiniteError:
-            assert appended is not None, "another append was refused"
+            assert self._appended is not None, "another append was refused"
             state.take_back()
-            self._pending = appended.before
+            self._pending, self._appended = self._appended.before, None
             raise
+        self._appended = None
         state.finite = state.finite and finite
         doubt.check_query()
         return finite and doubt.enough

@@ -44,23 +44,29 @@ class Validity:
         flags = self._flags[row, start:stop]
         return None if bool(flags.all()) else flags
 
-    def append(self, valid: torch.Tensor | None, length: int, n: int) -> None:
-        """Add `n` tokens after the first `length`: their flags, bool ``[B, n]``, or None if they are all valid."""
-        if valid is None and self._flags is None:
-            return
-        old, capacity = self._flags, self._capacity(length + n)
-        if old is None or old.shape[1] < capacity:
-            self._flags = torch.ones(self._batch, capacity, dtype=torch.bool, device=self._device)
-            if old is not None:
-                self._flags[:, :length] = old[:, :length]
-        assert self._flags is not None, "flags were just made"
-        self._flags[:, length : length + n] = True if valid is None else valid
+    def extended(self, valid: torch.Tensor | None, length: int, n: int) -> Validity:
+        """With `n` tokens more after the first `length`, of flags bool ``[B, n]``, or None if they are all valid.
 
-    def crop(self, length: int) -> None:
-        """Keep the flags of the first `length` tokens."""
-        if self._flags is not None:
-            kept = self._flags[:, :length]
-            self._flags = None if bool(kept.all()) else kept.clone()
+        Another object, perhaps of the same buffer, so that this one still serves for the first `length`.
+        """
+        if valid is None and self._flags is None:
+            return self
+        copy, old, capacity = Validity(self._batch, self._device), self._flags, self._capacity(length + n)
+        flags = old
+        if flags is None or flags.shape[1] < capacity:
+            flags = torch.ones(self._batch, capacity, dtype=torch.bool, device=self._device)
+            if old is not None:
+                flags[:, :length] = old[:, :length]
+        flags[:, length : length + n] = True if valid is None else valid
+        copy._flags = flags
+        return copy
+
+    def cropped(self, length: int) -> Validity:
+        """The flags of the first `length` tokens, another object."""
+        copy = Validity(self._batch, self._device)
+        if self._flags is not None and not bool(self._flags[:, :length].all()):
+            copy._flags = self._flags[:, :length].clone()
+        return copy
 
     def select(self, rows: torch.Tensor) -> Validity:
         """A copy whose sequence i is sequence ``rows[i]``."""
