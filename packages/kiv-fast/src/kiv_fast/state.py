@@ -188,7 +188,9 @@ class State:
             self.pages, self._promised = pages, promised
         if promised == NOTHING:
             self.withdraw()
-        self._book(self._device_bytes)
+        else:  # until the next call has built what it is for
+            self.cold.renew()
+            self._book(self._device_bytes)
 
     def select(self, rows: list[int]) -> State:
         """A state whose sequence i is sequence ``rows[i]``, with the same pages (SPEC 9.3, 9.4)."""
