@@ -199,7 +199,9 @@ class Cold(Lookup):
             row.outdate(pages)
         if not pages:
             self.chapters.drop_near(row)
-        self._booking.book(self._due)
+        # Only lowered, which is never refused: a call that failed may hold what it was promised beside the promise.
+        due, held = self._due, self._booking.held
+        self._booking.book(TierBytes(min(due.device, held.device), min(due.ram, held.ram), 0))
 
     def renew(self) -> None:
         """Book the room of promises again, some of which was taken for pages that were given back."""
