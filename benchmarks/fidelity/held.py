@@ -27,7 +27,7 @@ SUMMARY_BYTES = 4
 class Held(NamedTuple):
     """Bytes on the device."""
 
-    recent: int  # sinks, hot tokens, a byte of validity for each token
+    recent: int  # sinks and hot tokens, all valid
     index: int  # chapters of 8-bit page summaries
     near: int  # summaries of the pages that are in no chapter yet
     spans: int
@@ -63,7 +63,7 @@ def held(
         index += sum(chapter_bytes(heads, width, size) for size in sizes)
         near += near_capacity(pages - sum(sizes)) * heads * width * SUMMARY_BYTES
     return Held(
-        recent=layers * (slots * shape.recent_bytes + tokens),
+        recent=layers * slots * shape.recent_bytes,
         index=index,
         near=near,
         spans=layers * -(-pages // config.span_pages) * span,
