@@ -120,3 +120,19 @@ def test_a_crop_that_does_not_fit_changes_nothing(config, least, monkeypatch):
         torch.testing.assert_close(fork.attend(query, scale=SCALE), again.attend(query, scale=SCALE))
         pool.close()
     assert all(outcomes.values())
+
+
+@pytest.mark.parametrize("least", [4, 512])
+def test_a_crop_holds_no_more_than_its_tokens(config, least, monkeypatch):
+    monkeypatch.setattr(chapters, "LEAST_CHAPTER_PAGES", least)
+    data = draw(3, 300)
+    for length in range(0, 300, 9):
+        pool, fresh = FastPool(config), FastPool(config)
+        store, other = pool.layer_store(), fresh.layer_store()
+        feed(store, data, [60] * 5)
+        store.crop(length)
+        if length:
+            feed(other, part(data, 0, length), [length])
+        held, least_held = store.memory(), other.memory()
+        assert all(have <= enough for have, enough in zip(held, least_held, strict=True)), length
+        assert pool.memory().ram == held.ram

@@ -197,7 +197,6 @@ class Cold(Lookup):
         row.sizes.cut(pages)
         if gone.pages:
             row.outdate(pages)
-        if not pages:
             self.chapters.drop_near(row)
         # Only lowered, which is never refused: a call that failed may hold what it was promised beside the promise.
         due, held = self._due, self._booking.held
