@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kiv_reference import KIVConfig
 
@@ -13,6 +13,10 @@ from .oracle_mass import missed_mass, true_missed, whole_pages
 from .oracle_shift import Shift
 
 NO_SINK = -math.inf
+
+
+Member = tuple[int, int, Vector, float]
+"""Query head, position, query and sink logit."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,13 @@ class HeadBlock:
     block: Block
     head: Head
     modifiers: Modifiers
-    members: list[tuple[int, int, Vector, float]]  # query head, position, query, sink logit; valid queries only
+    members: list[Member]  # valid queries only
+    others: list[Member] = field(default_factory=list)  # the invalid ones
+
+    @property
+    def apart(self) -> HeadBlock:
+        """The invalid queries, as a block of their own (SPEC 2.4)."""
+        return replace(self, members=self.others, others=[])
 
     @property
     def vectors(self) -> list[Vector]:
@@ -201,12 +211,14 @@ class OracleStore:
             row: list[HeadBlock] = []
             for h, keys in enumerate(self.keys[b]):
                 head = Head(self.config, keys, self.values[b][h], flags, block.start)
-                members = [
-                    (g, at, query[b][g][at - first], NO_SINK if sinks is None else sinks[b][g][at - first])
-                    for g in range(h * groups, (h + 1) * groups)
-                    for at in range(block.start, block.stop)
-                    if flags[at]
-                ]
-                row.append(HeadBlock(b, h, block, head, modifiers, members))
+                members: dict[bool, list[Member]] = {True: [], False: []}
+                for g in range(h * groups, (h + 1) * groups):
+                    for at in range(block.start, block.stop):
+                        vector = query[b][g][at - first]
+                        if not flags[at]:
+                            vector = [x if math.isfinite(x) else 0.0 for x in vector]
+                        sink = NO_SINK if sinks is None else sinks[b][g][at - first]
+                        members[flags[at]].append((g, at, vector, sink))
+                row.append(HeadBlock(b, h, block, head, modifiers, members[True], members[False]))
             result.append(row)
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -108,6 +109,16 @@ class Test_2_3_AttendFirstEvictAfterwards:
         driver.scene.require(first.cold_pages == 0, "2.3", "pages were cold before the call", got=first.cold_pages)
 
 
+def _asked(scenario: Scenario, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Validity of the queries of each call, bool ``[B, 1, TQ, 1]``."""
+    flags, start = [], 0
+    for n, attends in scenario.chunks:
+        if attends:
+            flags.append(scenario.tokens.valid[:, None, start : start + n, None].to(outputs[len(flags)].device))
+        start += n
+    return flags
+
+
 class Test_2_4_Padding:
     """An invalid position keeps its place and is otherwise as if it were not there, whatever it holds."""
 
@@ -127,10 +138,21 @@ class Test_2_4_Padding:
             chunk = Tokens(key, value, query, tokens.valid).slice(start, start + n)
             other.append(chunk)
             if attends:
-                outputs.append(other.attend(chunk.query, scenario.scale, scenario.softcap, scenario.sink_logits(n)))
+                output = other.attend(chunk.query, scenario.scale, scenario.softcap, scenario.sink_logits(n))
+                outputs.append(output.masked_fill(hole[:, :, start : start + n].to(output.device), 0))
             start += n
-        same = all(map(same_bits, driver.journal.outputs, outputs))
-        other.scene.require(same, "2.4", "what padding holds changed an output", filler=filler)
+        there = driver.journal.outputs
+        here = [output.masked_fill(~flags, 0) for output, flags in zip(there, _asked(scenario, there), strict=True)]
+        same = all(map(same_bits, here, outputs))
+        other.scene.require(same, "2.4", "what padding holds changed another token's output", filler=filler)
+
+    @given(scenario=scenarios(masks=PADDED))
+    def test_padding_sees_the_valid_tokens_before_it(self, target: Target, scenario: Scenario) -> None:
+        """What a plain cache gives: here in exact mode, where full attention is the answer."""
+        config = dataclasses.replace(scenario.config, retrieve_tokens=None, prefill="exact", max_missed_mass=None)
+        driver = Driver(target, config)
+        for output, flags in zip(driver.run(scenario), _asked(scenario, driver.journal.outputs), strict=True):
+            event(f"padding has something to see: {bool(output.masked_fill(flags, 0).any())}")
 
     @given(scenario=scenarios(masks=("left", "ragged"), calls=decode_only()))
     def test_no_mask_means_all_valid(self, target: Target, scenario: Scenario) -> None:

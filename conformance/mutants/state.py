@@ -49,6 +49,26 @@ def _(original: Any) -> Any:
     return changed
 
 
+@mutant("padding answers zeros", (call.BlockCall, "_head"), look="2.4")
+def _(original: Any) -> Any:
+    def changed(self: call.BlockCall, query: torch.Tensor, sequence: int, head: int, given: Any) -> Any:
+        result = original(self, query, sequence, head, given)
+        valid = self.tokens.valid[sequence, self.block.start : self.block.stop]
+        output = result.attended.output.masked_fill(~valid[:, None], 0)
+        return result._replace(attended=result.attended._replace(output=output))
+
+    return changed
+
+
+@mutant("padding has a say in what others retrieve", (call.BlockCall, "_some"), look="2.4")
+def _(original: Any) -> Any:
+    def changed(self: call.BlockCall, query: torch.Tensor, sequence: int, head: int, mine: Any, given: Any) -> Any:
+        everyone = torch.arange(query.shape[1], device=mine.device)
+        return original(self, query, sequence, head, everyone if mine.numel() else mine, given)
+
+    return changed
+
+
 @mutant("validity of the first sequence for all", (Tokens, "view"), look="2.4")
 def _(original: Any) -> Any:
     return lambda self, *rest: dataclasses.replace(original(self, *rest), valid=self.valid[0])

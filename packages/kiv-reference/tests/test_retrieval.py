@@ -132,10 +132,10 @@ def test_padding_is_never_seen(tiny, store_of):
     assert store.report.key_bytes == 4
 
 
-def test_a_query_that_is_padding_gets_zeros(tiny, store_of):
-    store = store_of(tiny, KEYS[:2], VALUES[:2], valid=[True, False])
+def test_a_query_that_is_padding_sees_what_is_valid_and_is_not_reported(tiny, store_of):
+    store = store_of(tiny, KEYS[2:4], VALUES[2:4], valid=[True, False])
     output = store.attend(torch.full((1, 1, 1, 1), torch.nan), scale=1.0)
-    assert output.item() == 0.0
+    assert output.item() == VALUES[2][0] != 0.0
     assert store.report.blocks[0].exact_mass.item() == 0.0
 
 

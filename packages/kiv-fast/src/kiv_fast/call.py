@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -48,17 +48,31 @@ def answer(state: State, call: Call, trace: BlockTrace, row: int, first: int, ou
     output : [HQ, TQ, DV]
         Where the answers of the whole call in this sequence go.
     """
+    block = trace.block
+    valid = state.validity.row(row, block.start, block.stop)
+    if valid is None:
+        _answer_some(state, call, trace, row, first, output, None)
+        return
+    _answer_some(state, call, trace, row, first, output, valid)
+    if not bool(valid.all()):  # the others, apart: neither counted nor reported (SPEC 2.4)
+        apart = replace(call, bound=False)
+        _answer_some(state, apart, BlockTrace(block), row, first, output, ~valid)
+
+
+def _answer_some(
+    state: State, call: Call, trace: BlockTrace, row: int, first: int, output: torch.Tensor, mine: torch.Tensor | None
+) -> None:
+    """Answer the queries `mine`, bool ``[TQ]`` of the block, or all of them; the others' output stays as it is."""
     block, bound = trace.block, call.bound
-    mine = slice(block.start - first, block.stop - first)
-    query = call.query[row, :, :, mine]
-    sinks = None if call.sinks is None else call.sinks[row, :, :, mine]
+    at = slice(block.start - first, block.stop - first)
+    query = call.query[row, :, :, at]
+    sinks = None if call.sinks is None else call.sinks[row, :, :, at]
     heads, groups, count, _ = query.shape
     positions = torch.arange(block.start, block.stop, device=query.device)
-    valid = state.validity.row(row, block.start, block.stop)
-    if valid is not None:
-        positions = positions[valid]
-        query = query[:, :, valid]
-        sinks = None if sinks is None else sinks[:, :, valid]
+    if mine is not None:
+        positions = positions[mine]
+        query = query[:, :, mine]
+        sinks = None if sinks is None else sinks[:, :, mine]
     queries = Queries(query, positions, block.start, call.scale, call.softcap, sinks)
     missed: torch.Tensor | None = None
     retrieval = None
@@ -67,7 +81,7 @@ def answer(state: State, call: Call, trace: BlockTrace, row: int, first: int, ou
         attended = Attended(query.new_zeros(heads, 0, state.shape.value_width), zeros, zeros)
         missed = zeros
     elif block.mode == "exact":
-        attended, missed = _exact(state, row, queries, block, valid is None)
+        attended, missed = _exact(state, row, queries, block, mine is None)
         rows = heads * sum(state.rows[row].table.counts[: block.pages])
         trace.key_rows += rows
         trace.value_rows += rows
@@ -85,7 +99,7 @@ def answer(state: State, call: Call, trace: BlockTrace, row: int, first: int, ou
             trace.key_rows += result.key_rows
             trace.value_rows += result.value_rows
             if retrieval.streamed is not None and bool(retrieval.streamed.any()):
-                whole, none = _exact(state, row, queries, block, valid is None)
+                whole, none = _exact(state, row, queries, block, mine is None)
                 pick = retrieval.streamed[:, None]
                 attended = Attended(
                     torch.where(pick[:, :, None], whole.output, attended.output),
@@ -96,13 +110,17 @@ def answer(state: State, call: Call, trace: BlockTrace, row: int, first: int, ou
 
     def place(part: torch.Tensor) -> torch.Tensor:
         part = part.unflatten(1, (groups, positions.numel()))
-        if valid is None:
+        if mine is None:
             return part
         whole = part.new_zeros(heads, groups, count, *part.shape[3:])
-        whole[:, :, valid] = part
+        whole[:, :, mine] = part
         return whole
 
-    output[:, mine] = place(attended.output).flatten(0, 1)
+    found = place(attended.output).flatten(0, 1)
+    if mine is None:
+        output[:, at] = found
+    else:
+        output[:, at][:, mine] = found[:, mine].to(output.dtype)
     trace.rows.append(
         RowTrace(
             None if retrieval is None else retrieval.candidates,

@@ -135,7 +135,7 @@ class FastStore:
             if not all(finite_sums(query)):
                 check_finite("query", query, valid)
         if valid is not None:
-            query = query.masked_fill(~valid[:, None, :, None], 0)
+            query = torch.where(valid[:, None, :, None], query, query.nan_to_num(0.0, 0.0, 0.0))  # SPEC 2.4
         grouped = aligned(query.to(shape.compute)).unflatten(1, (shape.heads, -1))
         sinks = None if sinks is None else sinks.to(shape.compute).unflatten(1, (shape.heads, -1))
         call = Call(grouped, sinks, scale, softcap, bound, None if doubt is None else doubt.later)

@@ -35,10 +35,20 @@ class BlockCall:
         return self._stack([[r.attended.output for r in row] for row in results]), self._report(results)
 
     def _head(self, query: torch.Tensor, sequence: int, head: int, given: BlockReport | None) -> HeadResult:
-        """One sequence and KV head; queries at invalid positions stay out and get zeros (SPEC 2.4)."""
+        """One sequence and KV head; queries at invalid positions are answered apart, and not reported (SPEC 2.4)."""
+        valid = self.tokens.valid[sequence, self.block.start : self.block.stop]
+        retrieval = None if given is None else _given(given, sequence, head)
+        result = self._some(query, sequence, head, valid.nonzero()[:, 0], retrieval)
+        apart = self._some(query, sequence, head, (~valid).nonzero()[:, 0], None)
+        output = torch.where(valid[:, None], result.attended.output, apart.attended.output)
+        return result._replace(attended=result.attended._replace(output=output))
+
+    def _some(
+        self, query: torch.Tensor, sequence: int, head: int, mine: torch.Tensor, retrieval: Retrieval | None
+    ) -> HeadResult:
+        """The queries `mine`, int64 ``[TQ']``, counted from the block's first."""
         block, groups = self.block, query.shape[0]
         view = self.tokens.view(sequence, head, partition(self.config, block.start))
-        mine = self.tokens.valid[sequence, block.start : block.stop].nonzero()[:, 0]  # [TQ']
         sinks = self.sink_logits
         if sinks is not None:
             sinks = sinks[sequence, head * groups : (head + 1) * groups][:, mine].to(query.dtype)
@@ -46,21 +56,20 @@ class BlockCall:
         if mine.numel() == 0:
             result = self._nothing(groups, view.value.shape[1], mine)
         else:
-            retrieval = None if given is None else _given(given, sequence, head)
             result = attend_block(
                 query[:, mine], block.start + mine, view, modifiers, self.config, block.mode, self.bound, retrieval
             )
         return self._spread(result, mine, block.stop - block.start)
 
     def _nothing(self, groups: int, width: int, none: torch.Tensor) -> HeadResult:
-        """The result of a block without a valid query."""
+        """The result of no query."""
         mass = torch.zeros(groups, 0, dtype=compute_dtype(self.tokens.key.tensor.dtype), device=none.device)
         attended = Attended(mass[:, :, None].expand(-1, -1, width), mass, mass)
         retrieval = Retrieval(none, none, streamed=self.block.mode == "exact")
         return HeadResult(attended, retrieval, mass if self.bound else None, 0, 0)
 
     def _spread(self, result: HeadResult, mine: torch.Tensor, queries: int) -> HeadResult:
-        """Put the results of the valid queries in their places among all `queries`."""
+        """Put the results of the queries `mine` in their places among all `queries`."""
 
         def place(part: torch.Tensor) -> torch.Tensor:
             whole = part.new_zeros(part.shape[0], queries, *part.shape[2:])

@@ -91,7 +91,9 @@ class ReferenceStore:
         if tokens is None or self._pending == 0:
             rule = "attend must follow an append (SPEC 9.1)"
             raise refuse(KIVUsageError, rule, "none since the last crop", "Append the queries' own tokens first.")
-        check_query(query, tokens.key.tensor, self._pending, tokens.valid[:, -self._pending :])
+        valid = tokens.valid[:, -self._pending :]
+        check_query(query, tokens.key.tensor, self._pending, valid)
+        query = torch.where(valid[:, None, :, None], query, query.nan_to_num(0.0, 0.0, 0.0))  # SPEC 2.4
         sinks = check_modifiers(query, scale, softcap, sink_logits)
 
         outputs: list[torch.Tensor] = []

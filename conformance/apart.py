@@ -1,0 +1,37 @@
+"""Queries at invalid positions: answered apart from the valid ones, by the same rules (SPEC 2.4)."""
+
+from __future__ import annotations
+
+import torch
+
+from .budgets import Precision, output_budget, token_errors, with_shift
+from .checks import check_output, mark
+from .failure import Scene
+from .low import LowPrecision
+from .oracle import answer
+from .oracle_store import HeadBlock
+
+
+def check_apart(scene: Scene, hb: HeadBlock, output: torch.Tensor, exact: bool, precision: Precision) -> None:
+    """The queries at invalid positions, `hb`'s members, output ``[HQ, TQ, DV]`` (SPEC 2.4).
+
+    What they retrieve is not reported: their output tells only where there is nothing to choose or nothing to doubt.
+    """
+    if not hb.members:
+        return
+    config, head = hb.head.config, hb.head
+    given = hb.retrieve()
+    everything = [i for page in head.pages.values() for i in page.positions]
+    certain = given.streamed or given.selected == everything or (exact and config.max_missed_mass is None)
+    mark(f"padding asks: {hb.block.mode}, {'certain' if certain else 'unknown'}")
+    if not certain:
+        return
+    low = LowPrecision(head, precision.compute)
+    shift = hb.shift(given)
+    errors = [] if not given.selected else token_errors(low, hb.vectors, given.selected, hb.modifiers.scale, precision)
+    for n, (g, at, query, sink) in enumerate(hb.members):
+        terms = hb.terms(query, at, given, shift)
+        expected = answer(terms, sink, output.shape[2])
+        budget = output_budget(low, query, terms, expected, hb.modifiers, precision)
+        limit = with_shift(budget, terms, expected, shift, (query, n, errors, precision))
+        check_output(scene.at(head=g, query=at), output[g, at - hb.block.start].tolist(), expected.output, limit)
