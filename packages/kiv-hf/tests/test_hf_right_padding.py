@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hf_models import EXACT, FULL_BUDGET
@@ -48,3 +50,13 @@ def test_a_row_that_is_fed_padding_while_the_other_goes_on(tiny, config):
             got = tiny.kiv(**feed, position_ids=positions, past_key_values=kiv).logits
         assert torch.equal(got.argmax(dim=2), right.argmax(dim=2))
         assert (got - right).abs().max() <= 1e-3 * right.abs().max()
+
+
+def test_compare_serves_a_batch_padded_on_the_right(tiny):
+    config = replace(FULL_BUDGET, retrieve_tokens=3, candidate_pages=2, tail="mean")
+    ids = torch.cat([tiny.ids, tiny.ids.flip(1)])
+    mask = torch.ones_like(ids)
+    mask[0, -20:] = 0
+    cache = tiny.cache(config, impl="compare")
+    tiny.kiv.generate(ids, attention_mask=mask, past_key_values=cache, **SETTINGS)
+    assert cache.get_seq_length() == ids.shape[1] + SETTINGS["max_new_tokens"] - 1
