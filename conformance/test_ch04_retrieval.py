@@ -184,6 +184,8 @@ class Test_4_7_ValuesAreReadLast:
             read[:, :, : scenario.config.sink_tokens] = True
             read[:, :, hot:] = True
             read |= block.streamed[:, :, None]
+            if tokens.valid is not None:  # what padding retrieves is not reported (SPEC 2.4)
+                read |= ~tokens.valid[:, None, -1:]
             for b, h in torch.cartesian_prod(torch.arange(read.shape[0]), torch.arange(read.shape[1])).tolist():
                 chosen = block.selected_positions[b, h]
                 read[b, h, chosen[chosen >= 0]] = True
