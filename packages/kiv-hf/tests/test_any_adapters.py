@@ -69,7 +69,7 @@ def test_latents_are_kept_as_latents():
     try:
         cache = model.cache()
         feed(model.kiv, model.ids[:, :81], cache, [80, 1])
-        token_bytes = (16 + 4 + 16) * 4  # latents and rotary keys, latents as values, float32
+        token_bytes = (16 + 4 + 16) * 8  # latents and rotary keys, latents as values, float64
         assert cache.memory().device + cache.memory().ram < 2 * 2 * 81 * token_bytes  # two layers, summaries included
         widths.clear()
         model.kiv(model.ids[:, 81:82], past_key_values=cache)
