@@ -3,6 +3,9 @@
 A segment is allocated whole before it is used. Its header is written first, padded so that the data begins at a page
 of the file system; it is a valid safetensors file at any time. A page has a place in the segment once it was written
 whole, and not before.
+
+A file belongs to the process that made it. After `os.fork` parent and child hold the same file, and either might give
+a place to another page without the other's knowledge: a child writes to files of its own and reads no other.
 """
 
 from __future__ import annotations
@@ -96,6 +99,12 @@ class Segment:
     start: int  # of the data
     nbytes: int  # of the whole file
     free: list[int] = field(default_factory=list[int])
+    process: int = field(default_factory=os.getpid)  # that made it
+
+    @property
+    def mine(self) -> bool:
+        """Whether this process made the file, and not one that it was forked from."""
+        return self.process == os.getpid()
 
 
 class Segments:
@@ -127,7 +136,7 @@ class Segments:
     @property
     def free(self) -> int:
         """Pages that fit without another file."""
-        return sum(len(segment.free) for segment in self._segments)
+        return sum(len(segment.free) for segment in self._segments if segment.mine)
 
     def ensure(self, pages: int) -> None:
         """Have room for so many more pages, or refuse (SPEC 10.2)."""
@@ -168,7 +177,8 @@ class Segments:
 
     def write(self, page: int, key: memoryview, value: memoryview) -> None:
         """Write one page; it has a place only once both parts are written whole."""
-        segment = next(segment for segment in self._segments if segment.free)
+        self.ensure(1)  # a child does not have the room that its parent had made
+        segment = next(segment for segment in self._segments if segment.free and segment.mine)
         number = segment.free[-1]
         offsets = self._offsets(segment, number)
         for part, offset in zip((key, value), offsets, strict=True):
@@ -189,6 +199,10 @@ class Segments:
     def place(self, page: int, value: bool) -> tuple[int, int]:
         """File and offset of a page's keys or values."""
         segment, number = self._places[page]
+        if not segment.mine:
+            rule = "pages on disk can be read by the process that wrote them only"
+            got = f"process {os.getpid()}, forked from {segment.process}"
+            raise refuse(KIVUsageError, rule, got, "Reset the store, or fill a cache in each process.")
         return segment.handle, self._offsets(segment, number)[value]
 
     def read(self, runs: list[tuple[int, int, memoryview]]) -> None:
@@ -214,7 +228,7 @@ class Segments:
     def trim(self, keep: int) -> None:
         """Close the segments that hold nothing, as long as there is room for `keep` pages without them."""
         for segment in [s for s in self._segments if len(s.free) == s.pages]:
-            if self.free - segment.pages < keep:
+            if segment.mine and self.free - segment.pages < keep:
                 continue
             self._segments.remove(segment)
             self._ledger.give(disk=segment.nbytes)
