@@ -131,7 +131,7 @@ class RamArena:
         if ids[-1] - first == n - 1 and all(b == a + 1 for a, b in itertools.pairwise(ids)):
             key, value = self._key.tensor[first : first + n], self._value.tensor[first : first + n]
         else:
-            at = torch.tensor(ids)
+            at = torch.tensor(ids, device="cpu")
             key, value = self._key.tensor.index_select(0, at), self._value.tensor.index_select(0, at)
         return (
             aligned(key.transpose(0, 1).reshape(heads, -1, self._shape.key_width)),

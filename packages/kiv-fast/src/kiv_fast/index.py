@@ -62,8 +62,8 @@ class Sizes:
     LIMIT = 16.0
 
     def __init__(self, heads: int) -> None:
-        self._least = torch.full((2, heads), torch.inf)
-        self._most = torch.zeros(2, heads)
+        self._least = torch.full((2, heads), torch.inf, device="cpu")
+        self._most = torch.zeros(2, heads, device="cpu")
         self.finite = self.alike = 0
 
     def add(self, summary: Summary, pages: int) -> None:
@@ -138,8 +138,8 @@ class Index:
         count = sum(counts)
         table = self.keys.tensor
         keep = [(page, n) for page, n in zip(pages, counts, strict=True) if n]
-        ids = torch.tensor([page for page, _ in keep], dtype=torch.int64)
-        weights = torch.tensor([n / max(count, 1) for _, n in keep], dtype=table.dtype)
+        ids = torch.tensor([page for page, _ in keep], dtype=torch.int64, device="cpu")
+        weights = torch.tensor([n / max(count, 1) for _, n in keep], dtype=table.dtype, device="cpu")
         mean = table.index_select(0, ids)[:, :, : table.shape[2] // 2]  # [k, H, D]
         values = self.values.tensor.index_select(0, ids)
         return (weights[:, None, None] * mean).sum(0), (weights[:, None, None] * values).sum(0), count
