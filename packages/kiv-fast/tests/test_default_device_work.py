@@ -1,4 +1,4 @@
-"""Stores work under any default device of torch: what they make for themselves is made where the keys are, or in RAM."""
+"""Stores work under any default device of torch: what they make is made where the keys are, or in RAM."""
 
 from dataclasses import replace
 

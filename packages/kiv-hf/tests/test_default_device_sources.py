@@ -1,4 +1,4 @@
-"""Every tensor of the packages is made on a device that the source names: `torch.set_default_device` changes nothing."""
+"""Every tensor of the packages is made on a device that the source names, whatever torch's default is."""
 
 import ast
 from importlib.util import find_spec

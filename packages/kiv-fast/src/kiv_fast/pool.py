@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import NoReturn, SupportsIndex
 
 import torch
 from kiv_reference.config import KIVConfig
@@ -51,6 +52,15 @@ class FastPool:
         self.scratch = Scratch(self.ledger)
         self._pinning: dict[torch.device, tuple[Pinning, bool]] = {}  # and whether a device reads what is pinned
         self._states = 0
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse to be copied or pickled: a copy would give back what it does not own (SPEC 9.4)."""
+        raise refuse(
+            KIVUsageError,
+            "a pool cannot be copied, pickled or saved",
+            "a pool",
+            "Make a new pool and append to its stores again.",
+        )
 
     @property
     def config(self) -> KIVConfig:
