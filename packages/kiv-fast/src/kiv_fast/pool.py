@@ -43,6 +43,7 @@ class FastPool:
     def __init__(self, config: KIVConfig, io: FileIO | None = None) -> None:
         self._config = config
         self._io = io or FileIO()
+        self._folder = "" if config.ram_bytes is None else folder_for(config.spill_dir)
         self._stores: weakref.WeakSet[FastStore] = weakref.WeakSet()
         self._made = 0
         self._closed = False
@@ -132,7 +133,6 @@ class FastPool:
     def _arena(self, shape: Shape, pinning: Pinning, reach: Reach) -> Arena:
         config = self._config
         if config.ram_bytes is not None:
-            folder = folder_for(config.spill_dir)
-            segments = Segments(shape, config.page_tokens, folder, self._io, self.ledger, self.counters)
+            segments = Segments(shape, config.page_tokens, self._folder, self._io, self.ledger, self.counters)
             return TieredArena(shape, config.page_tokens, self.ledger, self.counters, segments, reach.transfer)
         return RamArena(shape, self._config.page_tokens, self.ledger, self.scratch, pinning, reach)
