@@ -116,11 +116,16 @@ class Index:
     def put(self, pages: list[int], summary: Summary) -> None:
         """Store the summaries of new pages, which are in RAM."""
         for table, rows in ((self.keys, summary.key), (self.values, summary.value)):
-            table.ensure(max(pages) + 1)
+            table.use(pages)
             if pages[-1] - pages[0] == len(pages) - 1:
                 table.tensor[pages[0] : pages[-1] + 1] = rows
             else:
                 table.tensor[pages] = rows
+
+    def forget(self, pages: list[int]) -> None:
+        """Return the memory of the summaries of pages that nobody holds."""
+        self.keys.forget(pages)
+        self.values.forget(pages)
 
     def put_span(self, span: int, row: Row, first: int) -> None:
         """Store the summary of a span: `span_pages` pages of `row` from `first` on, or those there are (SPEC 3.2)."""
