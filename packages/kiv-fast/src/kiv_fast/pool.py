@@ -133,6 +133,8 @@ class FastPool:
     def _arena(self, shape: Shape, pinning: Pinning, reach: Reach) -> Arena:
         config = self._config
         if config.ram_bytes is not None:
+            if config.spill_dir is not None:
+                folder_for(self._folder)  # it may be gone by now
             segments = Segments(shape, config.page_tokens, self._folder, self._io, self.ledger, self.counters)
             return TieredArena(shape, config.page_tokens, self.ledger, self.counters, segments, reach.transfer)
         return RamArena(shape, self._config.page_tokens, self.ledger, self.scratch, pinning, reach)
