@@ -134,7 +134,7 @@ def test_pinned_memory_is_not_given_back(small_slabs):
         table = Table((1024,), torch.float32, torch.device("cpu"), means)
         table.ensure(2)
         table.tensor[:2] = 1
-        table.forget(1)
+        table.forget([1])
         assert bool((table.tensor[1] == 1).all()) == kept
         assert bool((table.tensor[0] == 1).all())
 

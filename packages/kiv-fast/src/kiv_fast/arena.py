@@ -94,7 +94,7 @@ class RamArena:
         if n > self._promised:
             self.promise(n)
         for table, rows in ((self._key, key), (self._value, value)):
-            table.ensure(max(ids) + 1)
+            table.use(ids)
             if ids[-1] - ids[0] == n - 1:
                 table.tensor[ids[0] : ids[-1] + 1] = rows
             else:
@@ -103,9 +103,8 @@ class RamArena:
 
     def free(self, ids: list[int]) -> None:
         """Return the memory of pages."""
-        for page in ids:
-            self._key.forget(page)
-            self._value.forget(page)
+        self._key.forget(ids)
+        self._value.forget(ids)
         self._ledger.give(ram=len(ids) * self.page_bytes)
 
     def keys(self, ids: torch.Tensor) -> torch.Tensor:
@@ -131,7 +130,7 @@ class RamArena:
         if ids[-1] - first == n - 1 and all(b == a + 1 for a, b in itertools.pairwise(ids)):
             key, value = self._key.tensor[first : first + n], self._value.tensor[first : first + n]
         else:
-            at = torch.tensor(ids)
+            at = torch.tensor(ids, device="cpu")
             key, value = self._key.tensor.index_select(0, at), self._value.tensor.index_select(0, at)
         return (
             aligned(key.transpose(0, 1).reshape(heads, -1, self._shape.key_width)),

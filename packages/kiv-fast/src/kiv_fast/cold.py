@@ -115,6 +115,7 @@ class Cold(Lookup):
         except BaseException:
             row.sizes.cut(first)
             self.arena.free(self._pages.drop(ids))
+            self.index.forget(ids)
             raise
         row.outdate(first)
         row.table.extend(ids, counts, size)
@@ -191,7 +192,9 @@ class Cold(Lookup):
     def cut(self, row: ColdRow, pages: int) -> None:
         """Keep the first `pages` pages of a row. It asks for no memory: `mend` builds what is to be built of them."""
         gone = row.table.cut(pages, self.config.span_pages, self.config.page_tokens)
-        self.arena.free(self._pages.drop(gone.pages))
+        freed = self._pages.drop(gone.pages)
+        self.arena.free(freed)
+        self.index.forget(freed)
         self._spans.drop(gone.spans)
         self.chapters.drop(gone.chapters)
         row.sizes.cut(pages)

@@ -13,6 +13,7 @@ import mmap
 import platform
 import sys
 import weakref
+from collections.abc import Collection
 
 import torch
 
@@ -20,6 +21,9 @@ from .pinning import NullPinning, Pinning, Region
 
 RESERVE_BYTES = 1 << 34
 """Addresses, not memory, reserved for one table."""
+
+HUGE_BYTES = 1 << 21
+"""Of a large memory page."""
 
 FIRST_RECORDS = 64
 """Capacity of a table that must grow by doubling."""
@@ -75,6 +79,7 @@ class Table:
         huge: bool = False,
     ) -> None:
         self._shape, self._used = shape, 0
+        self._forgotten: set[int] = set()
         self.record_bytes = math.prod(shape) * dtype.itemsize
         self._mapping: mmap.mmap | None = None
         self.mapped: torch.Tensor | None = None
@@ -117,9 +122,35 @@ class Table:
         self._region.nbytes = 0
         self.tensor, self._mapping, self.mapped = grown, None, None
 
-    def forget(self, record: int) -> None:
-        """Return the memory of a record that is no longer needed, as far as whole memory pages and pinning allow."""
-        start = record * self.record_bytes
-        if self._mapping is None or self.record_bytes % mmap.PAGESIZE or start < self._region.pinned:
+    def use(self, records: Collection[int]) -> None:
+        """Make room for these records, which are about to be written."""
+        self._forgotten.difference_update(records)
+        self.ensure(max(records) + 1)
+
+    def forget(self, records: Collection[int]) -> None:
+        """Return the memory of records that are no longer needed: every memory page without another, if not pinned."""
+        if self._mapping is None:
             return
-        self._mapping.madvise(mmap.MADV_DONTNEED, start, self.record_bytes)
+        self._forgotten.update(records)
+        given, size, done = set(records), mmap.PAGESIZE, -1
+        for record in sorted(given):
+            if record <= done:
+                continue
+            done = record
+            while done + 1 in given:
+                done += 1
+            first, last = record, done  # and as many beside them as share a memory page
+            while (
+                first * self.record_bytes > record * self.record_bytes // size * size and first - 1 in self._forgotten
+            ):
+                first -= 1
+            most = -(-(done + 1) * self.record_bytes // size) * size
+            while (last + 1) * self.record_bytes < most and last + 1 in self._forgotten:
+                last += 1
+            stop = (last + 1) * self.record_bytes
+            if last + 1 >= self._used:  # nothing lies above, but what came with a large memory page
+                stop = min(stop + HUGE_BYTES, self._region.nbytes)
+            start = -(-max(first * self.record_bytes, self._region.pinned) // size) * size
+            nbytes = stop // size * size - start
+            if nbytes > 0:
+                self._mapping.madvise(mmap.MADV_DONTNEED, start, nbytes)

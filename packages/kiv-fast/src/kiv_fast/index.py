@@ -62,8 +62,8 @@ class Sizes:
     LIMIT = 16.0
 
     def __init__(self, heads: int) -> None:
-        self._least = torch.full((2, heads), torch.inf)
-        self._most = torch.zeros(2, heads)
+        self._least = torch.full((2, heads), torch.inf, device="cpu")
+        self._most = torch.zeros(2, heads, device="cpu")
         self.finite = self.alike = 0
 
     def add(self, summary: Summary, pages: int) -> None:
@@ -116,11 +116,16 @@ class Index:
     def put(self, pages: list[int], summary: Summary) -> None:
         """Store the summaries of new pages, which are in RAM."""
         for table, rows in ((self.keys, summary.key), (self.values, summary.value)):
-            table.ensure(max(pages) + 1)
+            table.use(pages)
             if pages[-1] - pages[0] == len(pages) - 1:
                 table.tensor[pages[0] : pages[-1] + 1] = rows
             else:
                 table.tensor[pages] = rows
+
+    def forget(self, pages: list[int]) -> None:
+        """Return the memory of the summaries of pages that nobody holds."""
+        self.keys.forget(pages)
+        self.values.forget(pages)
 
     def put_span(self, span: int, row: Row, first: int) -> None:
         """Store the summary of a span: `span_pages` pages of `row` from `first` on, or those there are (SPEC 3.2)."""
@@ -138,8 +143,8 @@ class Index:
         count = sum(counts)
         table = self.keys.tensor
         keep = [(page, n) for page, n in zip(pages, counts, strict=True) if n]
-        ids = torch.tensor([page for page, _ in keep], dtype=torch.int64)
-        weights = torch.tensor([n / max(count, 1) for _, n in keep], dtype=table.dtype)
+        ids = torch.tensor([page for page, _ in keep], dtype=torch.int64, device="cpu")
+        weights = torch.tensor([n / max(count, 1) for _, n in keep], dtype=table.dtype, device="cpu")
         mean = table.index_select(0, ids)[:, :, : table.shape[2] // 2]  # [k, H, D]
         values = self.values.tensor.index_select(0, ids)
         return (weights[:, None, None] * mean).sum(0), (weights[:, None, None] * values).sum(0), count

@@ -77,7 +77,7 @@ class Lookup:
             at = slice(table.spans[0], table.spans[0] + count)
             key, value, tokens = key[at], value[at], tokens[at]
         else:
-            picked = self.transfer.send(torch.tensor(table.spans[:count], dtype=torch.int64))
+            picked = self.transfer.send(torch.tensor(table.spans[:count], dtype=torch.int64, device="cpu"))
             key, value, tokens = (part.index_select(0, picked) for part in (key, value, tokens))
         if count * size < pages:  # the last span of the row has more pages than these
             part = slice(count * size, pages)

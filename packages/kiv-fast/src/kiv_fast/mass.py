@@ -99,7 +99,7 @@ def window_bound(view: View, queries: Queries) -> torch.Tensor:
     """The bound of SPEC 6.2, ``[H, M]`` in float32, where no cold token is attended."""
     queries = _widen(queries)
     always = _always(view, queries)
-    none = torch.empty(0, dtype=torch.int64)
+    none = torch.empty(0, dtype=torch.int64, device=queries.query.device)
     bounds: list[torch.Tensor] = []
     for head in range(queries.query.shape[0]):
         held = _attended_mass(always, None, queries, head)
@@ -155,7 +155,7 @@ def enlarge(
     taken: list[int] = []
     masks: list[torch.Tensor] = []
     for head in range(heads):
-        mask = torch.zeros(view.pages * size, dtype=torch.bool)
+        mask = torch.zeros(view.pages * size, dtype=torch.bool, device="cpu")
         mask[positions[head][positions[head] >= 0]] = True
         masks.append(mask)
         here = mask.view(-1, size)[pages[head]].flatten()
@@ -189,7 +189,7 @@ def _assemble(
     for head, k in enumerate(taken):
         mask = masks[head]
         if k < 0:
-            chosen.append(torch.empty(0, dtype=torch.int64))
+            chosen.append(torch.empty(0, dtype=torch.int64, device="cpu"))
             continue
         whole = ranked[head, :k]
         mask.view(-1, size)[whole] = True
@@ -197,7 +197,7 @@ def _assemble(
         here = here & (taken_pages[head] >= 0)[:, None]
         seen = transfer.fetch(tokens.raw[head, 0] > -torch.inf)
         chosen.append((here.flatten() & seen).nonzero()[:, 0])
-    streamed = transfer.send(torch.tensor([k < 0 for k in taken]))
+    streamed = transfer.send(torch.tensor([k < 0 for k in taken], device="cpu"))
     return best, tokens, transfer.send(_padded(chosen)), streamed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import NoReturn, SupportsIndex
 
 import torch
 from kiv_reference.config import KIVConfig
@@ -42,6 +43,7 @@ class FastPool:
     def __init__(self, config: KIVConfig, io: FileIO | None = None) -> None:
         self._config = config
         self._io = io or FileIO()
+        self._folder = "" if config.ram_bytes is None else folder_for(config.spill_dir)
         self._stores: weakref.WeakSet[FastStore] = weakref.WeakSet()
         self._made = 0
         self._closed = False
@@ -51,6 +53,15 @@ class FastPool:
         self.scratch = Scratch(self.ledger)
         self._pinning: dict[torch.device, tuple[Pinning, bool]] = {}  # and whether a device reads what is pinned
         self._states = 0
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse to be copied or pickled: a copy would give back what it does not own (SPEC 9.4)."""
+        raise refuse(
+            KIVUsageError,
+            "a pool cannot be copied, pickled or saved",
+            "a pool",
+            "Make a new pool and append to its stores again.",
+        )
 
     @property
     def config(self) -> KIVConfig:
@@ -122,7 +133,8 @@ class FastPool:
     def _arena(self, shape: Shape, pinning: Pinning, reach: Reach) -> Arena:
         config = self._config
         if config.ram_bytes is not None:
-            folder = folder_for(config.spill_dir)
-            segments = Segments(shape, config.page_tokens, folder, self._io, self.ledger, self.counters)
+            if config.spill_dir is not None:
+                folder_for(self._folder)  # it may be gone by now
+            segments = Segments(shape, config.page_tokens, self._folder, self._io, self.ledger, self.counters)
             return TieredArena(shape, config.page_tokens, self.ledger, self.counters, segments, reach.transfer)
         return RamArena(shape, self._config.page_tokens, self.ledger, self.scratch, pinning, reach)

@@ -37,7 +37,8 @@ class PackedProduct:
     def pack(self, levels: torch.Tensor) -> list[Any]:
         """One packed matrix a head."""
         pages = levels.shape[1]
-        ones, zeros = torch.ones(pages, dtype=torch.float64), torch.zeros(pages, dtype=torch.int64)
+        ones = torch.ones(pages, dtype=torch.float64, device="cpu")
+        zeros = torch.zeros(pages, dtype=torch.int64, device="cpu")
         with warnings.catch_warnings():
             # Torch means to drop quantised tensors, the only way to its packed product; `product_for` will notice.
             warnings.simplefilter("ignore", UserWarning)

@@ -128,7 +128,7 @@ def works(reach: MappedReach, device: torch.device, pinning: Pinning) -> bool:
     table.ensure(4)
     at = torch.tensor([3, 1], device=device)
     for start in (0.0, 100.0):
-        table.tensor[:4] = torch.arange(start, start + 8).view(4, 2)
+        table.tensor[:4] = torch.arange(start, start + 8, device="cpu").view(4, 2)
         if not torch.equal(reach.rows(table, 2, at).cpu(), table.tensor[[3, 1]]):
             return False
     return True

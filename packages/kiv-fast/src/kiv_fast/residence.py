@@ -121,8 +121,8 @@ class Residence:
         heads = self._shape.heads
         slots, (place,) = self._key_slots.take(heads), self._value_slots.take(1)
         try:
-            self._key.ensure(self._key_slots.top)
-            self._value.ensure(self._value_slots.top)
+            self._key.use(slots)
+            self._value.use([place])
             for head, slot in enumerate(slots):
                 self._key.tensor[slot] = key[head].reshape(-1)
             self._value.tensor[place] = value.flatten(1)
@@ -141,9 +141,8 @@ class Residence:
         place = self._resident.pop(page)
         self._key_slots.drop(slots)
         self._value_slots.drop([place])
-        self._value.forget(place)
-        for slot in slots:
-            self._key.forget(slot)
+        self._value.forget([place])
+        self._key.forget(slots)
 
     def _to_disk(self, page: int, key: torch.Tensor, value: torch.Tensor) -> None:
         heads = self._shape.heads
@@ -162,7 +161,7 @@ class Residence:
         self._to_disk(page, self._key.tensor[slots], self._value.tensor[slot])
         del self._resident[page]
         self._value_slots.drop([slot])
-        self._value.forget(slot)
+        self._value.forget([slot])
         self._ledger.give(ram=self._value.record_bytes)
         for head in range(heads):
             self._cached[page * heads + head] = None
@@ -172,7 +171,7 @@ class Residence:
         del self._cached[unit]
         slot = self._slot.pop(unit)
         self._key_slots.drop([slot])
-        self._key.forget(slot)
+        self._key.forget([slot])
         self._ledger.give(ram=self._key.record_bytes)
         self._counters.cache_evictions += 1
 
@@ -216,7 +215,7 @@ class Residence:
                 continue
             (slot,) = self._key_slots.take(1)
             try:
-                self._key.ensure(slot + 1)
+                self._key.use([slot])
                 self._key.tensor[slot] = rows[at]
                 self._ledger.take(ram=size)
             except BaseException:

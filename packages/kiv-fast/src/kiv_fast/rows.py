@@ -55,7 +55,7 @@ class ColdRow:
         for tensor_table, numbers in ((self._ids, self.table.pages), (self._counts, self.table.counts)):
             tensor_table.ensure(pages)
             if first < pages:
-                tensor_table.tensor[first:pages] = torch.tensor(numbers[first:], dtype=torch.int64)
+                tensor_table.tensor[first:pages] = torch.tensor(numbers[first:], dtype=torch.int64, device="cpu")
 
     @property
     def far(self) -> int:

@@ -3,6 +3,9 @@
 A segment is allocated whole before it is used. Its header is written first, padded so that the data begins at a page
 of the file system; it is a valid safetensors file at any time. A page has a place in the segment once it was written
 whole, and not before.
+
+A file belongs to the process that made it. After `os.fork` parent and child hold the same file, and either might give
+a place to another page without the other's knowledge: a child writes to files of its own and reads no other.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import struct
 import tempfile
 import warnings
@@ -57,34 +61,57 @@ def _product(numbers: list[int]) -> int:
 
 
 def folder_for(configured: str | os.PathLike[str] | None) -> str:
-    """The folder for segments: the configured one, else one for temporary files that is not kept in memory."""
+    """The folder for segments, absolute: the configured one, else one for temporary files that is not in memory."""
     if configured is not None:
-        place = os.fspath(configured)
+        place = os.path.abspath(configured)
         if not os.path.isdir(place):
             raise refuse(KIVUsageError, "spill_dir must be an existing folder", repr(place), "Create it first.")
         if in_memory(place):
             rule = "spill_dir must be on a disk, not in memory"
             raise refuse(KIVUsageError, rule, repr(place), "Choose a folder on a disk.")
-        return place
-    place = tempfile.gettempdir()
-    if not in_memory(place):
-        return place
-    cache = platformdirs.user_cache_path("kiv")
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    warnings.warn(f"{place} is kept in memory; cold pages spill to {cache} instead.", RuntimeWarning, stacklevel=2)
-    return os.fspath(cache)
-
-
-def in_memory(place: str) -> bool:
-    """Whether a folder is on a file system that is kept in memory."""
+        return _writable(place)
     try:
-        with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
-            fields = [line.split() for line in mounts]
-    except OSError:  # not Linux: nothing is known, and nothing is refused
+        place = tempfile.gettempdir()
+        if not in_memory(place):
+            return _writable(place)
+        cache = platformdirs.user_cache_path("kiv")
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        rule = "the disk tier needs a folder for its files"
+        raise refuse(KIVUsageError, rule, str(error), "Set spill_dir to a folder on a disk.") from error
+    warnings.warn(f"{place} is kept in memory; cold pages spill to {cache} instead.", RuntimeWarning, stacklevel=2)
+    return _writable(os.fspath(cache))
+
+
+def _writable(place: str) -> str:
+    """The folder, in which a file can be made: a read-only one shows here and not at the first spill."""
+    io = FileIO()
+    try:
+        io.close(io.create(place))
+    except OSError as error:
+        rule = "spill_dir must be a folder in which files can be made"
+        raise refuse(KIVUsageError, rule, f"{place!r} ({error})", "Set spill_dir to another one.") from error
+    return place
+
+
+def in_memory(place: str, mounts: str = "/proc/self/mountinfo") -> bool:
+    """Whether a folder is on a file system that is kept in memory, or on an overlay that writes to one.
+
+    A mount is known by its device, whatever its path looks like and whatever was mounted over it.
+    """
+    try:
+        device = os.stat(place).st_dev
+        with open(mounts, encoding="utf-8", errors="surrogateescape") as lines:
+            fields = [line.split() for line in lines]
+    except OSError:  # not Linux, or not a folder of this process: nothing is known, and nothing is refused
         return False
-    real = os.path.realpath(place)
-    under = [f for f in fields if len(f) > 2 and os.path.commonpath([real, f[1]]) == f[1]]
-    return bool(under) and max(under, key=lambda f: len(f[1]))[2] in ("tmpfs", "ramfs")
+    for line in fields:
+        if line[2] == f"{os.major(device)}:{os.minor(device)}":
+            kind, _, options = line[line.index("-") + 1 :]
+            upper = [option[len("upperdir=") :] for option in options.split(",") if option.startswith("upperdir=")]
+            above = [re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), folder) for folder in upper]
+            return kind in ("tmpfs", "ramfs") or any(in_memory(folder, mounts) for folder in above)
+    return False
 
 
 @dataclass
@@ -96,6 +123,12 @@ class Segment:
     start: int  # of the data
     nbytes: int  # of the whole file
     free: list[int] = field(default_factory=list[int])
+    process: int = field(default_factory=os.getpid)  # that made it
+
+    @property
+    def mine(self) -> bool:
+        """Whether this process made the file, and not one that it was forked from."""
+        return self.process == os.getpid()
 
 
 class Segments:
@@ -127,7 +160,7 @@ class Segments:
     @property
     def free(self) -> int:
         """Pages that fit without another file."""
-        return sum(len(segment.free) for segment in self._segments)
+        return sum(len(segment.free) for segment in self._segments if segment.mine)
 
     def ensure(self, pages: int) -> None:
         """Have room for so many more pages, or refuse (SPEC 10.2)."""
@@ -168,7 +201,8 @@ class Segments:
 
     def write(self, page: int, key: memoryview, value: memoryview) -> None:
         """Write one page; it has a place only once both parts are written whole."""
-        segment = next(segment for segment in self._segments if segment.free)
+        self.ensure(1)  # a child does not have the room that its parent had made
+        segment = next(segment for segment in self._segments if segment.free and segment.mine)
         number = segment.free[-1]
         offsets = self._offsets(segment, number)
         for part, offset in zip((key, value), offsets, strict=True):
@@ -189,6 +223,10 @@ class Segments:
     def place(self, page: int, value: bool) -> tuple[int, int]:
         """File and offset of a page's keys or values."""
         segment, number = self._places[page]
+        if not segment.mine:
+            rule = "pages on disk can be read by the process that wrote them only"
+            got = f"process {os.getpid()}, forked from {segment.process}"
+            raise refuse(KIVUsageError, rule, got, "Reset the store, or fill a cache in each process.")
         return segment.handle, self._offsets(segment, number)[value]
 
     def read(self, runs: list[tuple[int, int, memoryview]]) -> None:
@@ -214,7 +252,7 @@ class Segments:
     def trim(self, keep: int) -> None:
         """Close the segments that hold nothing, as long as there is room for `keep` pages without them."""
         for segment in [s for s in self._segments if len(s.free) == s.pages]:
-            if self.free - segment.pages < keep:
+            if segment.mine and self.free - segment.pages < keep:
                 continue
             self._segments.remove(segment)
             self._ledger.give(disk=segment.nbytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, SupportsIndex, TypeVar
 
 import torch
 from kiv_reference.errors import KIVNonFiniteError, KIVUsageError, refuse
@@ -15,7 +15,17 @@ from .doubt import Appended, Doubt
 from .partition import blocks
 from .state import State
 from .trace import BlockTrace, report
-from .validate import aligned, check_append, check_finite, check_modifiers, check_query, check_rows, finite_sums
+from .validate import (
+    aligned,
+    check_append,
+    check_finite,
+    check_modifiers,
+    check_query,
+    check_rows,
+    check_tensor,
+    finite_sums,
+    integer,
+)
 
 if TYPE_CHECKING:
     from .pool import FastPool
@@ -48,6 +58,15 @@ class FastStore:
         self._appended: Appended | None = None  # that append, if it is not known yet whether it is finite
         self._traces: list[BlockTrace] | None = None
         self._report: AttendReport | None = None
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse to be copied or pickled: a copy would give back what it does not own (SPEC 9.4)."""
+        raise refuse(
+            KIVUsageError,
+            "a store cannot be copied, pickled or saved",
+            "a store",
+            "Use fork() for a copy in the same pool.",
+        )
 
     @property
     def state(self) -> State | None:
@@ -125,7 +144,7 @@ class FastStore:
         state = self._state
         shape = check_query(query, None if state is None else state.shape, self._pending)
         assert state is not None, "a shape without a state"
-        sinks = check_modifiers(query, scale, softcap, sink_logits)
+        sinks = check_modifiers(query, scale, softcap, sink_logits, bound)
         valid = state.validity.part(state.length - self._pending, state.length)
         doubt = None
         if not bound and self._hopes(state, self._pending):
@@ -190,6 +209,7 @@ class FastStore:
     def crop(self, length: int) -> None:
         """Keep the first tokens (`LayerStore.crop`)."""
         self._pool.check_open()
+        length = integer("length", length)
         if not 0 <= length <= self.length:
             rule = f"crop needs a length in 0..{self.length} (SPEC 9.2)"
             raise refuse(KIVUsageError, rule, length, "A store cannot be made longer; append instead.")
@@ -209,6 +229,7 @@ class FastStore:
     def repeat_interleave(self, repeats: int) -> None:
         """Repeat sequences (`LayerStore.repeat_interleave`)."""
         self._pool.check_open()
+        repeats = integer("repeats", repeats)
         if repeats < 1:
             rule = "repeats must be 1 or more (SPEC 9.3)"
             raise refuse(KIVUsageError, rule, repeats, "Use reset() to empty a store.")
@@ -218,6 +239,7 @@ class FastStore:
     @plain_tensors
     def _select(self, rows: torch.Tensor, same_size: bool) -> None:
         self._pool.check_open()
+        check_tensor("rows", rows)
         if self._state is not None:
             self._replace(check_rows(rows, self._state.shape.batch, same_size))
 

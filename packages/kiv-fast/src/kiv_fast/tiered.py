@@ -47,9 +47,8 @@ class TieredArena(Residence):
         heads = self._shape.heads
         rows, buffer = self._staging[0].rows(len(units))
         slots = [self._slot.get(unit, -1) for unit in units]
-        torch.index_select(
-            self._key.tensor, 0, torch.tensor([max(slot, 0) for slot in slots], dtype=torch.int64), out=rows
-        )
+        at = torch.tensor([max(slot, 0) for slot in slots], dtype=torch.int64, device="cpu")
+        torch.index_select(self._key.tensor, 0, at, out=rows)
         missing = [at for at, slot in enumerate(slots) if slot < 0]
         size = self._key.record_bytes
         where: list[tuple[int, int, int]] = []
@@ -80,7 +79,8 @@ class TieredArena(Residence):
             if slot is None:
                 handle, start = self._segments.place(page, value=True)
                 where.append((handle, start + token * row_bytes, at * row_bytes))
-        torch.index_select(self._value.tensor.view(-1, width), 0, torch.tensor(picks, dtype=torch.int64), out=rows)
+        at = torch.tensor(picks, dtype=torch.int64, device="cpu")
+        torch.index_select(self._value.tensor.view(-1, width), 0, at, out=rows)
         self._segments.read(joined(where, row_bytes, buffer))
         return self._transfer.upload(rows.view(heads, count, width))
 
@@ -100,6 +100,6 @@ class TieredArena(Residence):
                     handle, start = self._segments.place(page, value=True)
                     where.append((handle, start + head * unit, (head * len(ids) + number) * unit))
         flat = self._value.tensor.view(-1, size * self._shape.value_width)
-        torch.index_select(flat, 0, torch.tensor(picks, dtype=torch.int64), out=rows)
+        torch.index_select(flat, 0, torch.tensor(picks, dtype=torch.int64, device="cpu"), out=rows)
         self._segments.read(joined(where, unit, buffer))
         return key.view(heads, -1, self._shape.key_width), rows.view(heads, -1, self._shape.value_width)

@@ -161,10 +161,10 @@ class CudaStreams:
     def pinned(self, nbytes: int) -> torch.Tensor:
         """Pinned memory, or ordinary memory with a warning."""
         try:
-            return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+            return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
         except RuntimeError as error:
             warnings.warn(f"host memory was not pinned ({error}): copies will be slow", RuntimeWarning, stacklevel=2)
-            return torch.empty(nbytes, dtype=torch.uint8)
+            return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
 
     def copy(self, host: torch.Tensor) -> torch.Tensor:
         """Asynchronous on the current stream, where the arithmetic that follows waits for it."""
@@ -176,7 +176,8 @@ class CudaStreams:
 
     def reply(self, tensor: torch.Tensor) -> torch.Tensor:
         """Into pinned memory, on the current stream."""
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+        return host.copy_(tensor, non_blocking=True)
 
     def record(self) -> Event:
         """An event on the current stream."""

@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+import numbers
+import operator
+import sys
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import torch
 from kiv_reference.errors import KIVNonFiniteError, KIVShapeError, KIVUsageError, refuse
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Refuse what is not a tensor with numbers of its own, side by side in memory."""
+    if not isinstance(value, torch.Tensor):
+        raise refuse(KIVShapeError, f"{name} must be a tensor", type(value).__name__, "Make it one.")
+    if value.layout != torch.strided or value.is_nested or value.is_quantized or value.is_meta:
+        got = f"{value.layout}, {value.dtype} on {value.device}"
+        rule = f"{name} must be a dense tensor with numbers, not sparse, nested, quantised or on meta"
+        raise refuse(KIVShapeError, rule, got, "Convert it first.")
+
+
+def integer(name: str, value: object) -> int:
+    """`value` as an integer; refuses everything that is not a whole number by its type, bool too."""
+    try:
+        if isinstance(value, bool) or (isinstance(value, torch.Tensor) and value.dtype == torch.bool):
+            raise TypeError
+        return operator.index(value)  # pyright: ignore[reportArgumentType]
+    except (TypeError, RuntimeError):
+        raise refuse(KIVUsageError, f"{name} must be an integer", repr(value), "Convert it first.") from None
+
+
+def _positive(number: Any) -> bool:
+    """Whether it is a finite number above 0 that a tensor can be multiplied by."""
+    if isinstance(number, torch.Tensor):
+        return number.ndim == 0 and number.is_floating_point() and not number.is_meta and 0 < float(number) < math.inf
+    real = isinstance(number, numbers.Real) and not isinstance(number, (bool, Fraction))
+    return real and bool(0 < number <= sys.float_info.max)  # pyright: ignore[reportOperatorIssue]
 
 
 class Shape(NamedTuple):
@@ -44,6 +76,8 @@ class Shape(NamedTuple):
 
 def check_append(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, fixed: Shape | None) -> Shape:
     """Check shapes, dtypes and devices; returns the shape of the store."""
+    for name, tensor in (("key", key), ("value", value), *(() if valid is None else (("valid", valid),))):
+        check_tensor(name, tensor)
     if key.ndim != 4 or value.ndim != 4 or key.shape[:3] != value.shape[:3] or 0 in key.shape or 0 in value.shape:
         got = f"key {list(key.shape)}, value {list(value.shape)}"
         rule = "key must be [B, H, n, D] and value [B, H, n, DV], no size 0 (SPEC 9.1)"
@@ -103,6 +137,7 @@ def check_query(query: torch.Tensor, shape: Shape | None, tokens: int) -> Shape:
     if shape is None or tokens == 0:
         rule = "attend must follow an append (SPEC 9.1)"
         raise refuse(KIVUsageError, rule, "no tokens appended since the last crop", "Append the queries' own tokens.")
+    check_tensor("query", query)
     good = query.ndim == 4 and query.shape[0] == shape.batch and query.shape[3] == shape.key_width
     if not good or query.shape[1] == 0 or query.shape[1] % shape.heads or query.dtype != shape.dtype:
         rule = f"query must be [{shape.batch}, multiple of {shape.heads}, TQ, {shape.key_width}] {shape.dtype}"
@@ -118,14 +153,20 @@ def check_query(query: torch.Tensor, shape: Shape | None, tokens: int) -> Shape:
 
 
 def check_modifiers(
-    query: torch.Tensor, scale: float, softcap: float | None, sink_logits: torch.Tensor | None
+    query: torch.Tensor, scale: float, softcap: float | None, sink_logits: torch.Tensor | None, bound: bool = False
 ) -> torch.Tensor | None:
     """Check SPEC 8's arguments; returns the sink logits as ``[B, HQ, TQ]``, or None."""
     for name, number in (("scale", scale), ("softcap", softcap)):
-        if number is not None and not (math.isfinite(number) and number > 0):
-            raise refuse(KIVUsageError, f"{name} must be a finite number > 0", number, "Take the model's own.")
+        if (number is not None or name == "scale") and not _positive(number):
+            raise refuse(KIVUsageError, f"{name} must be a finite number > 0", repr(number), "Take the model's own.")
+    if not isinstance(bound, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise refuse(KIVUsageError, "bound must be True or False", repr(bound), "Say which.")
     if sink_logits is None:
         return None
+    check_tensor("sink_logits", sink_logits)
+    if not sink_logits.is_floating_point() or sink_logits.device != query.device:
+        rule = f"sink_logits must be floating on {query.device} (SPEC 8.2)"
+        raise refuse(KIVShapeError, rule, f"{sink_logits.dtype} on {sink_logits.device}", "Convert the model's sinks.")
     batch, heads, tokens, _ = query.shape
     if tuple(sink_logits.shape) == (heads,):
         sink_logits = sink_logits[None, :, None].expand(batch, heads, tokens)
@@ -137,9 +178,9 @@ def check_modifiers(
 
 def check_rows(rows: torch.Tensor, batch: int, same_size: bool) -> list[int]:
     """Check row numbers for reorder and select (SPEC 9.3); returns them as integers."""
-    numbers: list[int] = rows.tolist() if rows.ndim == 1 and rows.dtype == torch.int64 else []
-    if not numbers or min(numbers) < 0 or max(numbers) >= batch or (same_size and len(numbers) != batch):
+    at: list[int] = rows.tolist() if rows.ndim == 1 and rows.dtype == torch.int64 else []
+    if not at or min(at) < 0 or max(at) >= batch or (same_size and len(at) != batch):
         size = f"[{batch}]" if same_size else "[1 or more]"
         rule = f"rows must be int64 {size} with values in 0..{batch - 1} (SPEC 9.3)"
         raise refuse(KIVUsageError, rule, f"{rows.tolist()} ({rows.dtype})", "Count sequences from 0.")
-    return numbers
+    return at

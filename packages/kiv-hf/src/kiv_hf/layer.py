@@ -50,7 +50,7 @@ class KIVLayerMixin:
     def keys(self) -> torch.Tensor | None:
         """None while the layer is empty; a KIV layer has no tensor of all keys."""
         if self.handshake.keys_are_measured and self._staged is None and self.store.length > 0:
-            return torch.full((1, 1, 1, 1), float("nan")).expand(1, 1, self.store.length, 1)
+            return torch.full((1, 1, 1, 1), float("nan"), device="cpu").expand(1, 1, self.store.length, 1)
         return self._no_tensor("keys")
 
     @keys.setter

@@ -87,7 +87,7 @@ def attend_block(
     if retrieval.streamed:
         attended = attend_exactly(query, query_positions, view, modifiers)
         rows = view.cold_positions().numel()
-        missed = torch.zeros(query.shape[:2], dtype=torch.float64) if bound else None
+        missed = torch.zeros(query.shape[:2], dtype=torch.float64, device=query.device) if bound else None
         return HeadResult(attended, retrieval, missed, rows, rows)
 
     pseudo = None

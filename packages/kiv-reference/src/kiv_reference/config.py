@@ -13,6 +13,12 @@ Group = Literal["exp_sum", "max"]
 Tail = Literal["mean", "none"]
 Prefill = Literal["exact", "retrieve", "window"]
 
+MOST = 2**63 - 1
+"""The largest integer that a tensor holds."""
+
+MOST_TOGETHER = 2**31 - 1
+"""The largest number of what lies in one tensor: its bytes are counted in the same integers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class KIVConfig:
@@ -105,9 +111,10 @@ class KIVConfig:
         value: object = getattr(self, name)
         if optional and value is None:
             return
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            rule = f"{name} must be an integer >= {least}" + (" or None" if optional else "")
-            raise refuse(KIVConfigError, rule, repr(value), f"Set {name} to {least} or more.")
+        most = MOST_TOGETHER if name in ("sink_tokens", "page_tokens", "span_pages") else MOST
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            rule = f"{name} must be an integer >= {least} and <= {most}" + (" or None" if optional else "")
+            raise refuse(KIVConfigError, rule, repr(value), f"Set {name} to a number between.")
 
     def _check_float(self, name: str, low: float, high: float, closed: bool) -> None:
         value: object = getattr(self, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
+from typing import NoReturn, SupportsIndex
 
 from .budget import check_budget
 from .config import KIVConfig
@@ -19,6 +20,15 @@ class ReferencePool:
         self._config = config
         self._stores: weakref.WeakSet[ReferenceStore] = weakref.WeakSet()
         self._closed = False
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse to be copied or pickled: a copy would give back what it does not own (SPEC 9.4)."""
+        raise refuse(
+            KIVUsageError,
+            "a pool cannot be copied, pickled or saved",
+            "a pool",
+            "Make a new pool and append to its stores again.",
+        )
 
     @property
     def config(self) -> KIVConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, SupportsIndex, TypeVar
 
 import torch
 
@@ -12,7 +12,7 @@ from .errors import KIVUsageError, refuse
 from .partition import partition, query_blocks
 from .report import AttendReport, BlockReport, TierBytes, TierTokens
 from .tokens import Tokens, tier_bytes
-from .validate import check_append, check_modifiers, check_query, check_rows
+from .validate import check_append, check_modifiers, check_query, check_rows, check_tensor, integer
 
 if TYPE_CHECKING:
     from .pool import ReferencePool
@@ -39,6 +39,15 @@ class ReferenceStore:
         self._tokens: Tokens | None = None
         self._pending = 0  # tokens of the last append, if no crop came after it
         self._report: AttendReport | None = None
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse to be copied or pickled: a copy would give back what it does not own (SPEC 9.4)."""
+        raise refuse(
+            KIVUsageError,
+            "a store cannot be copied, pickled or saved",
+            "a store",
+            "Use fork() for a copy in the same pool.",
+        )
 
     @property
     def length(self) -> int:
@@ -94,7 +103,7 @@ class ReferenceStore:
         valid = tokens.valid[:, -self._pending :]
         check_query(query, tokens.key.tensor, self._pending, valid)
         query = torch.where(valid[:, None, :, None], query, query.nan_to_num(0.0, 0.0, 0.0))  # SPEC 2.4
-        sinks = check_modifiers(query, scale, softcap, sink_logits)
+        sinks = check_modifiers(query, scale, softcap, sink_logits, bound)
 
         outputs: list[torch.Tensor] = []
         reports: list[BlockReport] = []
@@ -115,6 +124,7 @@ class ReferenceStore:
     def crop(self, length: int) -> None:
         """Keep the first tokens (`LayerStore.crop`)."""
         self._pool.check_open()
+        length = integer("length", length)
         if not 0 <= length <= self.length:
             rule = f"crop needs a length in 0..{self.length} (SPEC 9.2)"
             raise refuse(KIVUsageError, rule, length, "A store cannot be made longer; append instead.")
@@ -132,6 +142,7 @@ class ReferenceStore:
 
     def repeat_interleave(self, repeats: int) -> None:
         """Repeat sequences (`LayerStore.repeat_interleave`)."""
+        repeats = integer("repeats", repeats)
         if repeats < 1:
             rule = "repeats must be 1 or more (SPEC 9.3)"
             raise refuse(KIVUsageError, rule, repeats, "Use reset() to empty a store.")
@@ -142,6 +153,7 @@ class ReferenceStore:
     @plain_tensors
     def _select(self, rows: torch.Tensor, same_size: bool) -> None:
         self._pool.check_open()
+        check_tensor("rows", rows)
         tokens = self._tokens
         if tokens is None:
             return

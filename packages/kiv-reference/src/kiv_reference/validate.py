@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+import numbers
+import operator
+import sys
+from fractions import Fraction
+from typing import Any
 
 import torch
 
@@ -11,10 +16,40 @@ from .errors import KIVNonFiniteError, KIVShapeError, KIVUsageError, refuse
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Refuse what is not a tensor with numbers of its own, side by side in memory."""
+    if not isinstance(value, torch.Tensor):
+        raise refuse(KIVShapeError, f"{name} must be a tensor", type(value).__name__, "Make it one.")
+    if value.layout != torch.strided or value.is_nested or value.is_quantized or value.is_meta:
+        got = f"{value.layout}, {value.dtype} on {value.device}"
+        rule = f"{name} must be a dense tensor with numbers, not sparse, nested, quantised or on meta"
+        raise refuse(KIVShapeError, rule, got, "Convert it first.")
+
+
+def integer(name: str, value: object) -> int:
+    """`value` as an integer; refuses everything that is not a whole number by its type, bool too."""
+    try:
+        if isinstance(value, bool) or (isinstance(value, torch.Tensor) and value.dtype == torch.bool):
+            raise TypeError
+        return operator.index(value)  # pyright: ignore[reportArgumentType]
+    except (TypeError, RuntimeError):
+        raise refuse(KIVUsageError, f"{name} must be an integer", repr(value), "Convert it first.") from None
+
+
+def _positive(number: Any) -> bool:
+    """Whether it is a finite number above 0 that a tensor can be multiplied by."""
+    if isinstance(number, torch.Tensor):
+        return number.ndim == 0 and number.is_floating_point() and not number.is_meta and 0 < float(number) < math.inf
+    real = isinstance(number, numbers.Real) and not isinstance(number, (bool, Fraction))
+    return real and bool(0 < number <= sys.float_info.max)  # pyright: ignore[reportOperatorIssue]
+
+
 def check_append(
     key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, like: tuple[torch.Tensor, torch.Tensor] | None
 ) -> None:
     """Check the arguments of `append`; `like` is a key and a value tensor already in the store."""
+    for name, tensor in (("key", key), ("value", value), *(() if valid is None else (("valid", valid),))):
+        check_tensor(name, tensor)
     if key.ndim != 4 or value.ndim != 4 or key.shape[:3] != value.shape[:3] or 0 in key.shape or 0 in value.shape:
         shapes = f"key {list(key.shape)}, value {list(value.shape)}"
         rule = "key must be [B, H, n, D] and value [B, H, n, DV], no size 0 (SPEC 9.1)"
@@ -61,6 +96,7 @@ def check_query(query: torch.Tensor, key: torch.Tensor, tokens: int, valid: torc
     if tokens == 0:
         rule = "attend must follow an append (SPEC 9.1)"
         raise refuse(KIVUsageError, rule, "no tokens appended since the last crop", "Append the queries' own tokens.")
+    check_tensor("query", query)
     batch, heads, width = key.shape[0], key.shape[1], key.shape[3]
     good = query.ndim == 4 and query.shape[0] == batch and query.shape[3] == width
     if not good or query.shape[1] == 0 or query.shape[1] % heads or query.dtype != key.dtype:
@@ -76,14 +112,20 @@ def check_query(query: torch.Tensor, key: torch.Tensor, tokens: int, valid: torc
 
 
 def check_modifiers(
-    query: torch.Tensor, scale: float, softcap: float | None, sink_logits: torch.Tensor | None
+    query: torch.Tensor, scale: float, softcap: float | None, sink_logits: torch.Tensor | None, bound: bool = False
 ) -> torch.Tensor | None:
     """Check SPEC 8's arguments; returns the sink logits as ``[B, HQ, TQ]``, or None."""
     for name, number in (("scale", scale), ("softcap", softcap)):
-        if number is not None and not (math.isfinite(number) and number > 0):
-            raise refuse(KIVUsageError, f"{name} must be a finite number > 0", number, "Take the model's own.")
+        if (number is not None or name == "scale") and not _positive(number):
+            raise refuse(KIVUsageError, f"{name} must be a finite number > 0", repr(number), "Take the model's own.")
+    if not isinstance(bound, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise refuse(KIVUsageError, "bound must be True or False", repr(bound), "Say which.")
     if sink_logits is None:
         return None
+    check_tensor("sink_logits", sink_logits)
+    if not sink_logits.is_floating_point() or sink_logits.device != query.device:
+        rule = f"sink_logits must be floating on {query.device} (SPEC 8.2)"
+        raise refuse(KIVShapeError, rule, f"{sink_logits.dtype} on {sink_logits.device}", "Convert the model's sinks.")
     batch, heads, tokens, _ = query.shape
     if tuple(sink_logits.shape) == (heads,):
         sink_logits = sink_logits[None, :, None].expand(batch, heads, tokens)

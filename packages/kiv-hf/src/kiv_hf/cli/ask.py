@@ -106,7 +106,7 @@ def converse(
     answer: list[int] = []
     step_s: list[float] = []
     for token, seconds in decode(model, logits, cache, settings.max_new_tokens, stop_tokens(model, tokenizer)):
-        streamer.put(torch.tensor([token]))
+        streamer.put(torch.tensor([token], device="cpu"))
         answer.append(token)
         if seconds is not None:
             step_s.append(seconds)

@@ -55,7 +55,7 @@ def prefill(
     -------
     Tensor [1, V], the logits of the last token.
     """
-    logits = torch.empty(0)
+    logits = torch.empty(0, device=ids.device)
     for part in ids.split(chunk_sizes(ids.shape[1], chunk_tokens), dim=1):
         logits = _step(model, part, cache)
         on_chunk(part.shape[1])

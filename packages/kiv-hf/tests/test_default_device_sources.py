@@ -1,0 +1,74 @@
+"""Every tensor of the packages is made on a device that the source names, whatever torch's default is."""
+
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from hf_models import TINY_MODELS
+from kiv_hf import KIVCache, KIVConfig
+from torch.utils._device import _device_constructors
+
+FACTORIES = {constructor.__name__ for constructor in _device_constructors()}
+"""The functions of torch that a default device changes; `from_numpy` and `frombuffer` are always in RAM."""
+
+
+def sources(package):
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    return sorted(Path(spec.origin).parent.rglob("*.py"))
+
+
+def unnamed(text):
+    """Lines of calls to factories that do not name their device."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func).startswith("torch.")
+        and node.func.attr in FACTORIES
+        and not any(keyword.arg == "device" for keyword in node.keywords)
+    ]
+
+
+@pytest.mark.parametrize("package", ["kiv_reference", "kiv_fast", "kiv_hf"])
+def test_every_factory_names_its_device(package):
+    found = [(str(path), line) for path in sources(package) for line in unnamed(path.read_text(encoding="utf-8"))]
+    assert found == []
+
+
+def test_a_factory_without_a_device_is_found():
+    assert {"empty", "zeros", "ones", "full", "tensor", "arange", "eye", "randn", "asarray"} <= FACTORIES
+    assert unnamed("import torch\n\ntorch.zeros(3)\ntorch.zeros(3, device='cpu')\ntorch.eye(2)") == [3, 5]
+
+
+@pytest.fixture
+def elsewhere():
+    before = torch.get_default_device()
+    yield lambda: torch.set_default_device("meta")
+    torch.set_default_device(before)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "fast", "fast with a disk"])
+@pytest.mark.parametrize("retrieve_tokens", [None, 7])
+def test_a_model_generates_the_same_text(implementation, retrieve_tokens, elsewhere, tmp_path):
+    tiny = TINY_MODELS["llama"]()
+    config = KIVConfig(
+        hot_tokens=8, sink_tokens=2, page_tokens=4, span_pages=3, candidate_pages=5, retrieve_tokens=retrieve_tokens
+    )
+    if implementation == "fast with a disk":
+        config = KIVConfig(**{**vars(config), "ram_bytes": 30_000, "spill_dir": tmp_path})
+
+    def text():
+        cache = KIVCache(tiny.config, config, impl=implementation.partition(" ")[0])
+        return tiny.kiv.generate(
+            ids, attention_mask=mask, past_key_values=cache, max_new_tokens=8, do_sample=False, pad_token_id=0
+        )
+
+    ids, mask = tiny.ids[:, :40], torch.ones(1, 40, dtype=torch.int64)
+    expected = text()
+    elsewhere()
+    assert torch.equal(text(), expected)
