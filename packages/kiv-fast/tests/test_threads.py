@@ -61,7 +61,7 @@ def forks(config):
 @pytest.mark.parametrize(("retrieve_tokens", "prefill"), [(7, "exact"), (7, "retrieve"), (None, "exact")])
 def test_forks_in_threads(config, small, disk, retrieve_tokens, prefill, restless):
     # What forks have of their own in RAM, summaries and tables, must fit beside a few pages.
-    config = replace(small, ram_bytes=(4 if retrieve_tokens else 1) * small.ram_bytes) if disk else config
+    config = replace(small, ram_bytes=(4 if retrieve_tokens else 2) * small.ram_bytes) if disk else config
     config = replace(config, retrieve_tokens=retrieve_tokens, prefill=prefill)
     pool, store, alone = forks(config)
     expected = [work(fork, seed) for seed, fork in enumerate(alone)]
