@@ -12,6 +12,7 @@ from kiv_reference.report import TierBytes
 
 from .arena import Arena, RamArena
 from .cold import Cold
+from .guard import Guard, locked
 from .ledger import Counters, Ledger
 from .pinning import Pinning, pinning_for
 from .reach import Reach, reach_for, reads_host_memory
@@ -26,6 +27,10 @@ from .validate import Shape
 class FastPool:
     """A cache with tiers: device, RAM and disk.
 
+    A pool has one lock, which every public call of the pool and of its stores takes: different stores, forks of one
+    store among them, may be used by different threads at the same time, and their calls take turns. One store belongs
+    to one thread at a time, since what it answers depends on the order of its own calls.
+
     Parameters
     ----------
     config : KIVConfig
@@ -38,13 +43,17 @@ class FastPool:
         What the stores did so far.
     ledger : Ledger
         The budgets.
+    guard : Guard
+        The lock.
     """
 
     def __init__(self, config: KIVConfig, io: FileIO | None = None) -> None:
         self._config = config
         self._io = io or FileIO()
         self._folder = "" if config.ram_bytes is None else folder_for(config.spill_dir)
-        self._stores: weakref.WeakSet[FastStore] = weakref.WeakSet()
+        self.guard = Guard()
+        # Not a WeakSet: garbage collection in another thread would change it while it is gone through.
+        self._references: list[weakref.ref[FastStore]] = []
         self._made = 0
         self._closed = False
         self.ledger = Ledger(config)
@@ -68,18 +77,30 @@ class FastPool:
         """The configuration that every store obeys."""
         return self._config
 
+    @locked
     def layer_store(self) -> FastStore:
         """A new, empty store for one attention layer."""
         self.check_open()
+        return self.new_store()
+
+    def new_store(self) -> FastStore:
+        """`layer_store` for a call that has the lock."""
         store = FastStore(self, self._made)
         self._made += 1
-        self._stores.add(store)
+        living = [reference for reference in self._references if reference() is not None]
+        self._references = [*living, weakref.ref(store)]
         return store
 
+    @property
+    def _stores(self) -> list[FastStore]:
+        return [store for reference in self._references if (store := reference()) is not None]
+
+    @locked
     def memory(self) -> TierBytes:
         """Bytes held in each tier (SPEC 10.3)."""
         return self.ledger.used
 
+    @locked
     def device_breakdown(self) -> dict[str, int]:
         """Device bytes by what they are for; together, `memory().device`."""
         states = [store.state for store in self._stores if store.state is not None]
@@ -91,9 +112,10 @@ class FastPool:
         parts["promised to calls in progress"] = self.ledger.used.device - sum(parts.values())
         return parts
 
+    @locked
     def close(self) -> None:
         """Free everything; using the pool afterwards is an error."""
-        for store in list(self._stores):
+        for store in self._stores:
             store.release()
         self._closed = True
 

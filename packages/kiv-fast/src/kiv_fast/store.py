@@ -12,6 +12,7 @@ from kiv_reference.report import AttendReport, TierBytes, TierTokens
 
 from .call import Call, answer
 from .doubt import Appended, Doubt
+from .guard import locked
 from .partition import blocks
 from .state import State
 from .trace import BlockTrace, report
@@ -41,17 +42,22 @@ def plain_tensors(method: Callable[P, Out]) -> Callable[P, Out]:
 
 
 class FastStore:
-    """One layer of a `FastPool`.
+    """One layer of a `FastPool`, whose stores may each be used by a thread of its own.
 
     Parameters
     ----------
     pool : FastPool
     ordinal : int
         Number of the store in its pool.
+
+    Attributes
+    ----------
+    guard : Guard
+        The pool's.
     """
 
     def __init__(self, pool: FastPool, ordinal: int) -> None:
-        self._pool, self._ordinal = pool, ordinal
+        self._pool, self._ordinal, self.guard = pool, ordinal, pool.guard
         self._config = pool.config
         self._state: State | None = None
         self._pending = 0  # tokens of the last append, if no crop came after it
@@ -74,19 +80,26 @@ class FastStore:
         return self._state
 
     @property
+    @locked
     def length(self) -> int:
         """T (`LayerStore.length`)."""
+        return self._length
+
+    @property
+    def _length(self) -> int:
         return 0 if self._state is None else self._state.length
 
     @property
+    @locked
     def valid(self) -> torch.Tensor | None:
         """Validity, bool [B, T], or None (`LayerStore.valid`)."""
         if self._state is None:
             return None
-        valid = self._state.validity.part(0, self.length)
+        valid = self._state.validity.part(0, self._length)
         return None if valid is None or bool(valid.all()) else valid.clone()
 
     @property
+    @locked
     def report(self) -> AttendReport:
         """The last attend (`LayerStore.report`)."""
         if self._report is None:
@@ -95,6 +108,7 @@ class FastStore:
             self._report = report(self._traces, self._traced_shape, self._config.sink_tokens)
         return self._report
 
+    @locked
     @plain_tensors
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
         """Add tokens (`LayerStore.append`)."""
@@ -129,6 +143,7 @@ class FastStore:
         self._appended = Appended(key, value, self._pending) if hopeful else None
         self._state, self._pending = state, n
 
+    @locked
     @plain_tensors
     def attend(
         self,
@@ -205,27 +220,31 @@ class FastStore:
             assert self._state is not None, "nothing was appended to"
             self._settle(self._state, Doubt(self._state.cold.transfer, self._appended, None))
 
+    @locked
     @plain_tensors
     def crop(self, length: int) -> None:
         """Keep the first tokens (`LayerStore.crop`)."""
         self._pool.check_open()
         length = integer("length", length)
-        if not 0 <= length <= self.length:
-            rule = f"crop needs a length in 0..{self.length} (SPEC 9.2)"
+        if not 0 <= length <= self._length:
+            rule = f"crop needs a length in 0..{self._length} (SPEC 9.2)"
             raise refuse(KIVUsageError, rule, length, "A store cannot be made longer; append instead.")
         self._make_sure()
         if self._state is not None:
             self._state.crop(length)
         self._pending = 0
 
+    @locked
     def reorder(self, rows: torch.Tensor) -> None:
         """Permute or copy sequences (`LayerStore.reorder`)."""
         self._select(rows, same_size=True)
 
+    @locked
     def select(self, rows: torch.Tensor) -> None:
         """Choose sequences (`LayerStore.select`)."""
         self._select(rows, same_size=False)
 
+    @locked
     def repeat_interleave(self, repeats: int) -> None:
         """Repeat sequences (`LayerStore.repeat_interleave`)."""
         self._pool.check_open()
@@ -250,12 +269,13 @@ class FastStore:
         self._state.release()
         self._state = chosen
 
+    @locked
     @plain_tensors
     def fork(self) -> FastStore:
         """An independent store that shares the pages (`LayerStore.fork`)."""
         self._pool.check_open()
         self._make_sure()
-        copy = self._pool.layer_store()
+        copy = self._pool.new_store()
         if self._state is not None:
             copy._state = self._state.select(list(range(self._state.shape.batch)))
         copy._pending, copy._traces, copy._report = self._pending, self._traces, self._report
@@ -263,6 +283,7 @@ class FastStore:
             copy._traced_shape = self._traced_shape
         return copy
 
+    @locked
     def reset(self) -> None:
         """Forget everything (`LayerStore.reset`)."""
         self._pool.check_open()
@@ -275,13 +296,16 @@ class FastStore:
         self._state, self._pending, self._traces, self._report, self._appended = None, 0, None, None, None
 
     def __del__(self) -> None:
-        if getattr(self, "_state", None) is not None:
-            self.release()
+        state = getattr(self, "_state", None)
+        if state is not None:
+            self.guard.died(state)
 
+    @locked
     def memory(self) -> TierBytes:
         """Bytes by tier; pages shared with a fork count in both (`LayerStore.memory`)."""
         return TierBytes(0, 0, 0) if self._state is None else self._state.memory()
 
+    @locked
     def tokens(self) -> TierTokens:
         """Positions by part (`LayerStore.tokens`)."""
         return TierTokens(0, 0, 0, 0) if self._state is None else self._state.tokens()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -28,6 +29,13 @@ class _SharedPool:
 
     pool: StorePool
     users: int = 1
+    lock: threading.Lock = field(default_factory=threading.Lock)  # of `users`: forks live in threads of their own
+
+    def count(self, more: int) -> int:
+        """Return how many users there are with so many more."""
+        with self.lock:
+            self.users += more
+            return self.users
 
 
 class KIVCache(DynamicCache):
@@ -183,7 +191,7 @@ class KIVCache(DynamicCache):
         ]
         if twin.layer_class_to_replicate is not None:
             twin.layer_class_to_replicate = twin._new_layer
-        self._shared.users += 1
+        self._shared.count(1)
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KIVCache:
@@ -197,6 +205,5 @@ class KIVCache(DynamicCache):
             return
         self.reset()
         self._handshake.closed = True
-        self._shared.users -= 1
-        if self._shared.users == 0:
+        if self._shared.count(-1) == 0:
             self.pool.close()

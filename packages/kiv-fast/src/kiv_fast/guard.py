@@ -1,0 +1,78 @@
+"""One lock for each pool: its stores may be used from several threads, since their calls take turns."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+
+class Releasable(Protocol):
+    """What a store that died leaves behind."""
+
+    def release(self) -> None:
+        """Give everything back."""
+        ...
+
+
+class Guard:
+    """The lock of a pool, and what dead stores have left to be released under it.
+
+    Garbage collection runs in any thread at any allocation, inside a call of the same thread too, where a lock that a
+    thread may take twice is no protection: so what dies is queued, and released where no call is half-way.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._inside = False  # whether the thread that has the lock is in a call
+        self._dead: deque[Releasable] = deque()
+
+    def call(self, do: Callable[[], Out]) -> Out:
+        """Run a public call. Public calls do not call each other."""
+        with self._lock:
+            self._inside = True
+            try:
+                self._bury()
+                return do()
+            finally:
+                self._inside = False
+
+    def died(self, left: Releasable) -> None:
+        """Release what a store held: now, or before the next call if this thread or another is in one."""
+        self._dead.append(left)
+        if self._lock.acquire(blocking=False):
+            try:
+                if not self._inside:
+                    self.call(lambda: None)
+            finally:
+                self._lock.release()
+
+    def _bury(self) -> None:
+        while self._dead:
+            self._dead.popleft().release()
+
+
+class Guarded(Protocol):
+    """A pool or a store."""
+
+    @property
+    def guard(self) -> Guard:
+        """That of the pool."""
+        ...
+
+
+Self = TypeVar("Self", bound=Guarded)
+P = ParamSpec("P")
+Out = TypeVar("Out")
+
+
+def locked(method: Callable[Concatenate[Self, P], Out]) -> Callable[Concatenate[Self, P], Out]:
+    """Make `method` a public call: it has the pool to itself."""
+
+    @wraps(method)
+    def call(self: Self, *args: P.args, **kwargs: P.kwargs) -> Out:
+        return self.guard.call(lambda: method(self, *args, **kwargs))
+
+    return call

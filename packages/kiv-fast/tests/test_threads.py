@@ -1,0 +1,122 @@
+"""Forks of one store, each in a thread of its own, give what they give one after the other, bit for bit."""
+
+import gc
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+from fast_helpers import SCALE, draw
+from kiv_fast import FastPool
+
+THREADS = 6
+PROMPT, STEPS = 60, 16
+
+
+@pytest.fixture
+def restless():
+    """Threads that take turns as often as Python lets them."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def step(store, data, at):
+    key, value, query = (part[:, :, at : at + 1] for part in data)
+    store.append(key, value)
+    return store.attend(query, scale=SCALE)
+
+
+def work(store, seed):
+    """A life of a fork: decode, crop, fork again, change the batch; all its answers."""
+    data = draw(seed, STEPS)
+    answers = [step(store, data, at) for at in range(STEPS // 2)]
+    store.crop(PROMPT - seed)
+    twin = store.fork()
+    for at in range(STEPS // 2, STEPS):
+        answers.append(step(twin, data, at))
+        assert sum(twin.tokens()) == twin.length
+        twin.memory()
+    del twin
+    store.reorder(torch.tensor([0]))
+    answers += [step(store, data, at) for at in range(STEPS)]
+    selected = [block.selected_positions for block in store.report.blocks]
+    store.reset()
+    return torch.cat(answers, dim=2), selected
+
+
+def forks(config):
+    pool = FastPool(config)
+    store = pool.layer_store()
+    key, value, query = draw(99, PROMPT)
+    store.append(key, value)
+    store.attend(query, scale=SCALE)
+    return pool, store, [store.fork() for _ in range(THREADS)]
+
+
+@pytest.mark.parametrize("disk", [False, True], ids=["RAM", "disk"])
+@pytest.mark.parametrize(("retrieve_tokens", "prefill"), [(7, "exact"), (7, "retrieve"), (None, "exact")])
+def test_forks_in_threads(config, small, disk, retrieve_tokens, prefill, restless):
+    # What forks have of their own in RAM, summaries and tables, must fit beside a few pages.
+    config = replace(small, ram_bytes=(4 if retrieve_tokens else 2) * small.ram_bytes) if disk else config
+    config = replace(config, retrieve_tokens=retrieve_tokens, prefill=prefill)
+    pool, store, alone = forks(config)
+    expected = [work(fork, seed) for seed, fork in enumerate(alone)]
+    pool, store, together = forks(config)
+    with ThreadPoolExecutor(THREADS) as threads:
+        found = list(threads.map(work, together, range(THREADS)))
+    for (output, selected), (right, right_selected) in zip(found, expected, strict=True):
+        assert torch.equal(output, right)
+        assert all(torch.equal(a, b) for a, b in zip(selected, right_selected, strict=True))
+    assert (pool.counters.disk_bytes_read > 0) == disk
+    store.reset()
+    assert pool.memory() == (0, 0, 0)
+
+
+def test_garbage_inside_a_call_is_released_after_it(config, monkeypatch):
+    """A store that dies in the middle of another's call, in the same thread, as collected cycles do."""
+    pool, store, others = forks(config)
+    write = store.state.cold.arena.write
+
+    def collect(*args):
+        held = pool.ledger.used
+        assert others
+        others.clear()
+        gc.collect()
+        assert pool.ledger.used == held, "a dead store was released inside a call"
+        write(*args)
+
+    monkeypatch.setattr(store.state.cold.arena, "write", collect)
+    key, value, query = draw(3, 4)
+    store.append(key, value)
+    store.attend(query, scale=SCALE)
+    assert not others
+    assert pool.memory() == store.memory()._replace(device=pool.memory().device)
+    store.reset()
+    assert pool.memory() == (0, 0, 0)
+
+
+def test_a_dead_store_is_released_while_another_thread_is_in_a_call(config, monkeypatch):
+    pool, store, others = forks(config)
+    inside, go_on = threading.Event(), threading.Event()
+    evict = store.state.evict
+
+    def wait(pages):
+        inside.set()
+        assert go_on.wait(20)
+        evict(pages)
+
+    monkeypatch.setattr(store.state, "evict", wait)
+    data = draw(3, 1)
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(store.append, *data[:2])
+        assert inside.wait(20)
+        others.clear()
+        gc.collect()
+        go_on.set()
+        call.result()
+    store.reset()
+    assert pool.memory() == (0, 0, 0)

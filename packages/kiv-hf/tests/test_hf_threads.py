@@ -1,0 +1,54 @@
+"""Forks of one cache, each in a thread of its own, write the texts that they write one after the other."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+from hf_models import EXACT, FULL_BUDGET, VOCABULARY
+
+THREADS = 6
+RETRIEVAL = replace(FULL_BUDGET, retrieve_tokens=9, candidate_pages=4, prefill="exact", tail="mean")
+
+
+def write(llama, cache, seed):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.cat([llama.ids[:, :70], torch.randint(2, VOCABULARY, (1, 12), generator=generator)], dim=1)
+    settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+    out = llama.kiv.generate(ids, past_key_values=cache, output_scores=True, return_dict_in_generate=True, **settings)
+    cache.close()
+    return out.sequences, torch.stack(out.scores)
+
+
+def forks(llama, config, impl):
+    cache = llama.cache(config, impl=impl)
+    llama.kiv(llama.ids[:, :70], past_key_values=cache)
+    with ThreadPoolExecutor(THREADS) as threads:
+        return cache, list(threads.map(lambda _: cache.fork(), range(THREADS)))
+
+
+@pytest.mark.parametrize(
+    ("impl", "ram"), [("fast", None), ("fast", 60_000), ("reference", None)], ids=["RAM", "disk", "reference"]
+)
+@pytest.mark.parametrize("config", [EXACT, RETRIEVAL], ids=["exact", "retrieval"])
+def test_forks_in_threads(llama, config, ram, impl, tmp_path):
+    if ram is not None:
+        config = replace(config, ram_bytes=ram, spill_dir=tmp_path)
+    _, alone = forks(llama, config, impl)
+    expected = [write(llama, fork, seed) for seed, fork in enumerate(alone)]
+    cache, together = forks(llama, config, impl)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(THREADS) as threads:
+            found = list(threads.map(lambda at: write(llama, together[at], at), range(THREADS)))
+    finally:
+        sys.setswitchinterval(before)
+    for (text, scores), (right_text, right_scores) in zip(found, expected, strict=True):
+        assert torch.equal(text, right_text)
+        assert torch.equal(scores, right_scores)
+    if ram is not None:
+        assert cache.pool.counters.disk_bytes_read > 0
+    cache.close()
+    assert cache.memory() == (0, 0, 0)
