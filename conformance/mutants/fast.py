@@ -12,6 +12,8 @@ def real(test: str) -> tuple[str, ...]:
     return (f"{REAL}::test_{test}",)
 
 
+COST = "packages/kiv-fast/tests/test_cost_contract.py::test_"
+
 FAULTS = [
     Fault(
         "no summaries of the last partial chunk",
@@ -82,5 +84,56 @@ FAULTS = [
         "row.sizes.cut(pages)",
         "pass",
         real("a_crop_forgets_which_sizes_there_were"),
+    ),
+    Fault(
+        "whole pages gathered from RAM",
+        "kiv_fast.arena:RamArena.values",
+        "return self._reach.rows(",
+        "self._reach.rows(self._value, self._page_tokens * width, (ids * heads + self._heads).view(-1))\n"
+        "    return self._reach.rows(",
+        (f"{COST}a_step_gathers_candidates_and_selected_rows",),
+    ),
+    Fault(
+        "whole pages read from disk",
+        "kiv_fast.tiered:TieredArena.values",
+        "self._segments.read(joined(where, row_bytes, buffer))",
+        "self.tile(sorted(set(pages))); self._segments.read(joined(where, row_bytes, buffer))",
+        (f"{COST}a_step_reads_no_more_from_disk",),
+    ),
+    Fault(
+        "copies of keys kept beyond the budget",
+        "kiv_fast.residence:Residence.touch",
+        "self._ledger.take(ram=size)",
+        "pass",
+        (f"{COST}a_step_reads_no_more_from_disk",),
+    ),
+    Fault(
+        "first in, first out for least recently used",
+        "kiv_fast.residence:Residence.touch",
+        "self._cached.move_to_end(unit)",
+        "pass",
+        (f"{COST}the_cache_of_keys_drops_the_one_used_longest_ago",),
+    ),
+    Fault(
+        "keys in use evicted",
+        "kiv_fast.residence:Residence.touch",
+        "if oldest is None or oldest in used:",
+        "if oldest is None:",
+        (f"{COST}the_cache_of_keys_drops_the_one_used_longest_ago",),
+    ),
+    Fault(
+        "every cold key read",
+        "kiv_fast.retrieve:read_candidates",
+        "known = pages.clamp(min=0)",
+        "known = pages.clamp(min=0); cold.arena.keys(cold.page_ids(view.row, torch.arange(view.pages).repeat("
+        "len(pages), 1)))",
+        (f"{COST}a_step_gathers_candidates_and_selected_rows",),
+    ),
+    Fault(
+        "the index is built and never used",
+        "kiv_fast.select:candidates",
+        "if scanner is None or not chapters or n == pages:",
+        "if True:",
+        (f"{COST}a_step_gathers_candidates_and_selected_rows",),
     ),
 ]
