@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kiv_fast.select import LOOK_PAGES
+from kiv_fast import Tuning
 from kiv_reference.config import KIVConfig
 
 from .held import SUMMARY_BYTES, held
@@ -90,7 +90,7 @@ def cost(rule: Rule, setting: Setting, at: Geometry, key_tokens: float, value_to
     if rule.tail is not None and rule.tail.span_tokens is not None:  # else the page means are on the device already
         summaries = key_tokens / rule.page_tokens * SUMMARY_BYTES * (at.key_width + at.value_width)
     if rule.score is not None and not rule.own_costs:  # pages that the index leaves undecided are looked at as they are
-        summaries += LOOK_PAGES * key_tokens / rule.page_tokens * SUMMARY_BYTES * 2 * at.key_width
+        summaries += Tuning().look_pages * key_tokens / rule.page_tokens * SUMMARY_BYTES * 2 * at.key_width
 
     staged_keys = min(key_tokens, rule.budget(setting)[1])
     if rule.score is None and rule.budget(setting)[0]:

@@ -11,7 +11,7 @@ import itertools
 from typing import Any, NamedTuple
 
 import torch
-from kiv_fast.chapters import LEAST_CHAPTER_PAGES, MOST_CHAPTER_PAGES, STAGGER_PAGES
+from kiv_fast import Tuning
 from kiv_fast.layout import chapter_stops
 from kiv_fast.product import PackedProduct
 from kiv_fast.recent import capacity
@@ -56,9 +56,10 @@ def held(
     hot = tokens - config.sink_tokens - pages * config.page_tokens
     slots = config.sink_tokens + capacity(config, hot)
     span = (heads * (key_width + value_width) + 1) * SUMMARY_BYTES  # and its number of tokens
-    index = near = 0
+    tuning, index, near = Tuning(), 0, 0
+    chapters = tuning.least_chapter_pages, tuning.most_chapter_pages
     for layer in range(layers):
-        stops = chapter_stops(pages - layer % STAGGER_PAGES, LEAST_CHAPTER_PAGES, MOST_CHAPTER_PAGES)
+        stops = chapter_stops(pages - layer % tuning.stagger_pages, *chapters)
         sizes = [stop - start for start, stop in itertools.pairwise([0, *stops])]
         index += sum(chapter_bytes(heads, width, size) for size in sizes)
         near += near_capacity(pages - sum(sizes)) * heads * width * SUMMARY_BYTES
@@ -67,7 +68,7 @@ def held(
         index=index,
         near=near,
         spans=layers * -(-pages // config.span_pages) * span,
-        buffers=step_bytes(shape, config),
+        buffers=step_bytes(shape, config, tuning),
     )
 
 

@@ -12,7 +12,8 @@ from .. import profiles
 
 profiles.load("kill")  # before the test modules are imported
 
-from . import attention, retrieval, state  # noqa: E402
+from . import attention, fast, hf, retrieval, state  # noqa: E402
+from .faulty import SHORT_SHARE, kill_run  # noqa: E402
 from .patching import MUTANTS, Mutant  # noqa: E402
 from .run import Death, first_failure, reference, without  # noqa: E402
 
@@ -64,8 +65,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="part of the names of the mutants to run")
     parser.add_argument("--assertions", action="store_true", help="also delete each assertion in turn (slow)")
+    parser.add_argument("--target", choices=["reference", "fast", "hf"], default="reference", help="what gets faults")
+    parser.add_argument("--short", action="store_true", help="a sample: every third fault of fast or hf")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.target != "reference":
+        faults = [f for f in {"fast": fast, "hf": hf}[options.target].FAULTS if (options.only or "") in f.name]
+        return kill_run(faults[:: SHORT_SHARE if options.short else 1], control=not options.only)
     start = time.perf_counter()
     chosen = [m for m in MUTANTS if not options.only or options.only in m.name]
     control = first_failure(reference()) if not options.only else None
@@ -81,7 +87,7 @@ def main() -> int:
     return 0 if control is None and not survivors and enough and shown else 1
 
 
-__all__ = ["attention", "main", "retrieval", "state"]
+__all__ = ["attention", "fast", "hf", "main", "retrieval", "state"]
 
 if __name__ == "__main__":
     sys.exit(main())

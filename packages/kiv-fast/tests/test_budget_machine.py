@@ -4,21 +4,19 @@ What is refused changes nothing, what was taken in can be attended to, the bits 
 byte comes back.
 """
 
-from unittest import mock
-
 import torch
 from fast_helpers import SCALE, draw
 from faulty_disk import Faulty
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from kiv_fast import FastPool, chapters, spill
+from kiv_fast import FastPool, Tuning
 from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVBudgetError, KIVStorageError
 
 MOST_STORES, MOST_TOKENS, MOST_ROWS = 3, 160, 3
 PICK = st.integers(0, MOST_STORES - 1)
-SMALL_CHAPTERS = {"LEAST_CHAPTER_PAGES": 4, "MOST_CHAPTER_PAGES": 8, "STAGGER_PAGES": 2}
+SMALL = Tuning(least_chapter_pages=4, most_chapter_pages=8, stagger_pages=2, first_segment_bytes=4096)
 CONFIG = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4, "span_pages": 3, "candidate_pages": 5}
 
 
@@ -30,7 +28,10 @@ class BudgetMachine(RuleBasedStateMachine):
         more = {"retrieve_tokens": 7, "prefill": prefill, "query_block_tokens": 8, "exact_suffix_tokens": 4}
         free = KIVConfig(**CONFIG, **more)
         self.disk, self.number = Faulty(), 0
-        self.pools = FastPool(KIVConfig(**CONFIG, **more, ram_bytes=ram), self.disk), FastPool(free)
+        self.pools = (
+            FastPool(KIVConfig(**CONFIG, **more, ram_bytes=ram), self.disk, SMALL),
+            FastPool(free, tuning=SMALL),
+        )
         self.stores = [tuple(pool.layer_store() for pool in self.pools) for _ in range(2)]
         self.queries = {}  # of the last append, by the number of the store
 
@@ -159,5 +160,4 @@ class BudgetMachine(RuleBasedStateMachine):
 
 def test_stores_under_budgets():
     steps = settings(max_examples=200, stateful_step_count=30, deadline=None, derandomize=True)
-    with mock.patch.multiple(chapters, **SMALL_CHAPTERS), mock.patch.object(spill, "FIRST_BYTES", 4096):
-        run_state_machine_as_test(BudgetMachine, settings=steps)
+    run_state_machine_as_test(BudgetMachine, settings=steps)

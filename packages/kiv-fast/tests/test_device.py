@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fast_helpers import SCALE, draw
-from kiv_fast import FastPool, chapters, pool, select
+from kiv_fast import FastPool, Tuning, pool
 from kiv_fast.pinning import NullPinning, SlabPinning
 from kiv_fast.reach import HostReach, MappedReach, StagedReach, works
 from kiv_fast.store import FastStore
@@ -61,10 +61,7 @@ def streams(monkeypatch, mapped):
     return made
 
 
-@pytest.fixture
-def small_chapters(monkeypatch):
-    monkeypatch.setattr(chapters, "LEAST_CHAPTER_PAGES", 8)
-    monkeypatch.setattr(chapters, "MOST_CHAPTER_PAGES", 32)
+SMALL = Tuning(least_chapter_pages=8, most_chapter_pages=32)
 
 
 def feed(store, data, device, modifiers, valid=None, chunks=CHUNKS):
@@ -97,7 +94,7 @@ CASES = {
     ("case", "padded", "mapped"),
     [*[(case, padded, True) for case in CASES for padded in (False, True)], ("plain", False, False)],
 )
-def test_a_device_answers_as_the_cpu_does(config, case, padded, streams, small_chapters, tmp_path):
+def test_a_device_answers_as_the_cpu_does(config, case, padded, streams, tmp_path):
     fields, modifiers = CASES[case]
     config = replace(config, spill_dir=tmp_path, **fields)
     data = draw(0, sum(CHUNKS), batch=2)
@@ -105,9 +102,9 @@ def test_a_device_answers_as_the_cpu_does(config, case, padded, streams, small_c
     if padded:
         valid = torch.ones(2, sum(CHUNKS), dtype=torch.bool)
         valid[1, :53] = False
-    expected, picks = feed(FastPool(config).layer_store(), data, "cpu", modifiers, valid)
+    expected, picks = feed(FastPool(config, tuning=SMALL).layer_store(), data, "cpu", modifiers, valid)
     with SimulatedDevice():
-        store = FastPool(config).layer_store()
+        store = FastPool(config, tuning=SMALL).layer_store()
         output, chosen = feed(store, data, DEVICE, modifiers, valid)
         store.repeat_interleave(2)
         store.crop(100)
@@ -121,12 +118,12 @@ def test_a_device_answers_as_the_cpu_does(config, case, padded, streams, small_c
         each.land(10**9)
 
 
-def waits_of_steps(config):
+def waits_of_steps(config, tuning=None):
     """For each decode step, the functions that waited for the device."""
     steps, start, chunks = [], 0, [286, *[1] * 9]
     data = draw(1, sum(chunks))
     with SimulatedDevice() as device:
-        store = FastPool(config).layer_store()
+        store = FastPool(config, tuning=tuning).layer_store()
         for n in chunks:
             key, value, query = (part[:, :, start : start + n].to(DEVICE) for part in data)
             device.waits.clear()
@@ -148,8 +145,8 @@ def test_the_waits_of_a_decode_step(config, streams, mapped):
     count_steps(waits_of_steps(config), STEP if mapped else STAGED_STEP + STEP)
 
 
-def test_the_waits_of_a_decode_step_over_chapters(config, streams, small_chapters, mapped):
-    count_steps(waits_of_steps(config), STEP if mapped else STAGED_CHAPTER_STEP + STEP)
+def test_the_waits_of_a_decode_step_over_chapters(config, streams, mapped):
+    count_steps(waits_of_steps(config, SMALL), STEP if mapped else STAGED_CHAPTER_STEP + STEP)
 
 
 @pytest.mark.parametrize("mapped", [True])
@@ -235,13 +232,13 @@ def test_an_infinite_value_is_seen_by_whom_it_concerns(config, streams, monkeypa
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
-def test_a_first_look_that_was_not_enough_is_followed_by_another(config, streams, small_chapters, monkeypatch):
-    monkeypatch.setattr(select, "LOOK_PAGES", 1)
+def test_a_first_look_that_was_not_enough_is_followed_by_another(config, streams, monkeypatch):
+    tuning = replace(SMALL, look_pages=1)
     data, answer, made = draw(5, sum(CHUNKS)), FastStore._answer, []
-    expected, picks = feed(FastPool(config).layer_store(), data, "cpu", {})
+    expected, picks = feed(FastPool(config, tuning=tuning).layer_store(), data, "cpu", {})
     monkeypatch.setattr(FastStore, "_answer", lambda *arguments: made.append(1) or answer(*arguments))
     with SimulatedDevice():
-        output, chosen = feed(FastPool(config).layer_store(), data, DEVICE, {})
+        output, chosen = feed(FastPool(config, tuning=tuning).layer_store(), data, DEVICE, {})
     assert len(made) > len(CHUNKS), "no call was made again"
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(chosen, picks, strict=True))

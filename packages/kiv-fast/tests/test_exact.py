@@ -4,21 +4,20 @@ from dataclasses import replace
 import pytest
 import torch
 from fast_helpers import SCALE, draw, feed
-from kiv_fast import FastPool, exact, state
+from kiv_fast import FastPool, Tuning, exact
 from kiv_reference import ReferencePool
 
 
 @pytest.mark.parametrize("chunks", [[300], [100, 100, 100], [37, 263], [299, 1]])
 @pytest.mark.parametrize("value_width", [16, 8, 24])
-def test_exact_calls_are_full_attention(config, chunks, value_width, monkeypatch):
-    monkeypatch.setattr(state, "TILE_TOKENS", 64)
+def test_exact_calls_are_full_attention(config, chunks, value_width):
     config = replace(config, retrieve_tokens=None)
     data = draw(0, 300, batch=2, value_width=value_width)
     key, value, query = data
     full = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, scale=SCALE, enable_gqa=True
     )
-    torch.testing.assert_close(feed(FastPool(config).layer_store(), data, chunks), full)
+    torch.testing.assert_close(feed(FastPool(config, tuning=Tuning(tile_tokens=64)).layer_store(), data, chunks), full)
 
 
 def test_a_second_attend_gives_the_same_bits(config):
@@ -55,16 +54,14 @@ def test_infinite_values_show_only_where_they_are_attended(config):
 @pytest.mark.parametrize("chunks", [[40], [20, 20], [1] * 40])
 @pytest.mark.parametrize("logit", [1e3, 1e6, 1e8, 1e17, 1e36])
 @pytest.mark.parametrize("sinks", [False, True])
-def test_equal_huge_logits_still_average_over_tiles(config, chunks, logit, sinks, monkeypatch):
+def test_equal_huge_logits_still_average_over_tiles(config, chunks, logit, sinks):
     # Logits without rounding, so that only the merge of tiles can lose the number of tokens in each.
-    monkeypatch.setattr(state, "TILE_TOKENS", 4)
-    monkeypatch.setattr(exact, "QUERY_CHUNK", 7)
     config = replace(config, retrieve_tokens=None)
     size = 2.0 ** round(math.log2(logit))
     key, value, query = torch.full((1, 1, 40, 1), size), draw(4, 40, heads=1)[1], torch.ones(1, 2, 40, 1)
     logits = torch.full((2,), size) if sinks else None
     outputs = {}
-    for pool in (FastPool(config), ReferencePool(config)):
+    for pool in (FastPool(config, tuning=Tuning(tile_tokens=4, query_chunk=7)), ReferencePool(config)):
         store, start = pool.layer_store(), 0
         for n in chunks:
             at = slice(start, start + n)

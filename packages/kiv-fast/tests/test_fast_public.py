@@ -9,7 +9,7 @@ ALLOWED = {"kiv_reference.contract", "kiv_reference.config", "kiv_reference.repo
 
 
 def test_public_names_are_pinned():
-    assert kiv_fast.__all__ == ["Counters", "FastPool"]
+    assert kiv_fast.__all__ == ["Counters", "FastPool", "Tuning"]
 
 
 def test_nothing_of_the_reference_is_used_but_its_types():

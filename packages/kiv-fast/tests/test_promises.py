@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fast_helpers import SCALE, draw, feed
-from kiv_fast import FastPool, chapters
+from kiv_fast import FastPool, Tuning
 from kiv_reference.errors import KIVBudgetError
 
 
@@ -88,13 +88,13 @@ def test_a_step_whose_tokens_were_taken_in_has_room_for_its_pages(config, tmp_pa
 
 
 @pytest.mark.parametrize("least", [4, 512])
-def test_a_crop_that_does_not_fit_changes_nothing(config, least, monkeypatch):
+def test_a_crop_that_does_not_fit_changes_nothing(config, least):
     """A fork that is cropped takes its own span and chapters, where those that it shared end elsewhere."""
-    monkeypatch.setattr(chapters, "LEAST_CHAPTER_PAGES", least)
+    tuning = Tuning(least_chapter_pages=least)
     data = draw(3, 200)
     outcomes = {True: 0, False: 0}
     for budget in range(23_000, 45_000, 150):
-        pool = FastPool(replace(config, device_bytes=budget))
+        pool = FastPool(replace(config, device_bytes=budget), tuning=tuning)
         store = pool.layer_store()
         try:
             feed(store, data, [20] * 10)
@@ -113,7 +113,7 @@ def test_a_crop_that_does_not_fit_changes_nothing(config, least, monkeypatch):
         assert fork.length == length
         store.reset()
         fork.append(*part(data, 0, 1)[:2])
-        again = FastPool(config).layer_store()
+        again = FastPool(config, tuning=tuning).layer_store()
         feed(again, part(data, 0, length), [length])
         again.append(*part(data, 0, 1)[:2])
         query = data[2][:, :, :1]
@@ -123,11 +123,11 @@ def test_a_crop_that_does_not_fit_changes_nothing(config, least, monkeypatch):
 
 
 @pytest.mark.parametrize("least", [4, 512])
-def test_a_crop_holds_no_more_than_its_tokens(config, least, monkeypatch):
-    monkeypatch.setattr(chapters, "LEAST_CHAPTER_PAGES", least)
+def test_a_crop_holds_no_more_than_its_tokens(config, least):
+    tuning = Tuning(least_chapter_pages=least)
     data = draw(3, 300)
     for length in range(0, 300, 9):
-        pool, fresh = FastPool(config), FastPool(config)
+        pool, fresh = FastPool(config, tuning=tuning), FastPool(config, tuning=tuning)
         store, other = pool.layer_store(), fresh.layer_store()
         feed(store, data, [60] * 5)
         store.crop(length)

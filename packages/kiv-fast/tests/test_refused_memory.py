@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fast_helpers import SCALE, draw
-from kiv_fast import FastPool, chapters
+from kiv_fast import FastPool, Tuning
 from kiv_reference.errors import KIVBudgetError
 from torch.overrides import TorchFunctionMode
 
@@ -52,7 +52,7 @@ def calls_of(padded):
 
 def play(config, padded, mode):
     """All answers, device bytes in the end, and how many calls were refused."""
-    pool, answers, refused = FastPool(config), [], 0
+    pool, answers, refused = FastPool(config, tuning=Tuning(least_chapter_pages=4)), [], 0
     store = pool.layer_store()
     for call in calls_of(padded):
         length = store.length
@@ -71,8 +71,7 @@ def play(config, padded, mode):
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("ram", [None, 16_000])
-def test_refused_memory_changes_nothing(config, padded, ram, tmp_path, monkeypatch):
-    monkeypatch.setattr(chapters, "LEAST_CHAPTER_PAGES", 4)
+def test_refused_memory_changes_nothing(config, padded, ram, tmp_path):
     config = replace(config, prefill="retrieve", query_block_tokens=8, exact_suffix_tokens=4)
     config = replace(config, ram_bytes=ram, spill_dir=tmp_path)
     mode = Refusing()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from fast_helpers import SCALE, draw, feed
-from kiv_fast import FastPool, chapters
+from kiv_fast import FastPool, Tuning, chapters
 from kiv_fast.product import WidenedProduct, product_for
 from kiv_fast.ranking import largest, top, top_set
 from kiv_fast.scan import Scanner
@@ -58,10 +58,8 @@ def test_pruning_never_changes_what_is_retrieved(config, group, product, monkeyp
     config = replace(config, group=group)
     data = draw(3, 900)
     chunks = [860] + [1] * 40
-    plain, quick = FastPool(config), FastPool(config)
+    plain, quick = FastPool(config), FastPool(config, tuning=Tuning(least_chapter_pages=8, most_chapter_pages=32))
     expected = feed(plain.layer_store(), data, chunks)
-    monkeypatch.setattr(chapters, "LEAST_CHAPTER_PAGES", 8)
-    monkeypatch.setattr(chapters, "MOST_CHAPTER_PAGES", 32)
     monkeypatch.setattr(chapters, "product_for", lambda device: PRODUCTS[product])
     assert torch.equal(feed(quick.layer_store(), data, chunks), expected)
     assert plain.counters.pages_pruned == 0
@@ -95,11 +93,9 @@ def test_the_best_are_those_of_a_stable_sort(values, dtype):
 
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e4, 1e5])
 @pytest.mark.parametrize("group", ["exp_sum", "max"])
-def test_a_bound_that_overflows_excludes_nothing(config, group, size, monkeypatch):
+def test_a_bound_that_overflows_excludes_nothing(config, group, size):
     """Scores so large that the exponential of the error is infinite, and that of most differences zero."""
-    monkeypatch.setattr(chapters, "LEAST_CHAPTER_PAGES", 16)
-    monkeypatch.setattr(chapters, "MOST_CHAPTER_PAGES", 32)
-    store = FastPool(config).layer_store()
+    store = FastPool(config, tuning=Tuning(least_chapter_pages=16, most_chapter_pages=32)).layer_store()
     key, value, query = draw(4, 900)
     # Every other page lies far below the others, which are nearly alike.
     far = (torch.arange(900) - config.sink_tokens) // config.page_tokens % 2 == 0

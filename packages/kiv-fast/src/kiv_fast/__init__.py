@@ -2,5 +2,6 @@
 
 from .ledger import Counters
 from .pool import FastPool
+from .tuning import Tuning
 
-__all__ = ["Counters", "FastPool"]
+__all__ = ["Counters", "FastPool", "Tuning"]

@@ -12,7 +12,7 @@ from .exact import attend_exactly
 from .mass import window_bound
 from .partition import Block
 from .retrieve import View, attend_block
-from .state import TILE_TOKENS, State
+from .state import State
 from .trace import BlockTrace, RowTrace
 from .transfer import Reply
 
@@ -136,16 +136,16 @@ def _answer_some(
 def _exact(state: State, row: int, queries: Queries, block: Block, whole: bool) -> tuple[Attended, torch.Tensor]:
     """Full attention, and a missed bound of zero; `whole` if the queries are all of the block."""
     stop = block.stop if whole else int(queries.positions[-1]) + 1
-    output = attend_exactly(queries, _all_tiles(state, row, block.pages, stop), state.shape.value_width, state.finite)
+    tiles, chunk = _all_tiles(state, row, block.pages, stop), state.cold.tuning.query_chunk
+    output = attend_exactly(queries, tiles, state.shape.value_width, state.finite, chunk)
     zeros = output.new_zeros(output.shape[:2])
     return Attended(output, zeros + 1, zeros), zeros
 
 
 def _all_tiles(state: State, row: int, pages: int, stop: int) -> Iterator[Tile]:
     """Every token before position `stop`, under a partition of so many pages."""
-    step = max(1, TILE_TOKENS // state.config.page_tokens)
-    for first in range(0, pages, step):
-        yield state.cold_tile(row, first, min(first + step, pages))
+    for first in range(0, pages, state.tile_pages):
+        yield state.cold_tile(row, first, min(first + state.tile_pages, pages))
     yield from state.tiles(row, pages, stop)
 
 

@@ -15,16 +15,8 @@ from .product import product_for
 from .rows import ColdRow, near_capacity
 from .scan import Scanner
 from .transfer import Transfer
+from .tuning import Tuning
 from .validate import Shape
-
-LEAST_CHAPTER_PAGES = 512
-"""Pages of the smallest chapter: fewer are scored as they are, at four times the bytes but without one call more."""
-
-MOST_CHAPTER_PAGES = 8192
-"""Pages of the largest chapter: a step that packs one must not take twice as long as others."""
-
-STAGGER_PAGES = 64
-"""Stores of a pool pack their chapters at different pages, within this many."""
 
 
 class Chapters:
@@ -38,6 +30,7 @@ class Chapters:
         Where near summaries are booked as they come and go; chapters are booked by who calls.
     ordinal : int
         Of the store in its pool.
+    tuning : Tuning
 
     Attributes
     ----------
@@ -53,7 +46,9 @@ class Chapters:
         transfer: Transfer,
         booking: Booking,
         ordinal: int,
+        tuning: Tuning,
     ) -> None:
+        self._tuning = tuning
         product = product_for(shape.device)
         self.scanner = None
         if product is not None and shape.compute == torch.float32 and not config.exact:
@@ -61,7 +56,7 @@ class Chapters:
         self._summaries, self._transfer, self._booking = summaries, transfer, booking
         self._ids = IdPool()
         self._nothing = torch.empty(0, 0, 0, device=shape.device)
-        self._delay = ordinal % STAGGER_PAGES
+        self._delay = ordinal % self._tuning.stagger_pages
         self.near_bytes = self.near_promised = 0
 
     @property
@@ -152,7 +147,7 @@ class Chapters:
         freed = 0 if stays or not going else table.chapter_stops[-1] - start
         grown = max(0, stops[-1] - start - freed) if stops else 0
         # On the way there are at most so many chapters more than in the end, one of each size.
-        sizes = (MOST_CHAPTER_PAGES // LEAST_CHAPTER_PAGES).bit_length()
+        sizes = (self._tuning.most_chapter_pages // self._tuning.least_chapter_pages).bit_length()
         return grown * self.scanner.page_bytes + (len(stops) - kept + sizes) * self.scanner.table_bytes
 
     def parted_bytes(self, table: Row, pages: int) -> int:
@@ -179,12 +174,12 @@ class Chapters:
         if self.scanner is None:
             return 0
         # Never so many are near as make a chapter.
-        most = min(len(row.table.pages) + more_pages - row.far, LEAST_CHAPTER_PAGES + self._delay)
+        most = min(len(row.table.pages) + more_pages - row.far, self._tuning.least_chapter_pages + self._delay)
         return max(0, near_capacity(most) * self._summaries.record_bytes - row.near.nbytes)
 
     def _stops(self, pages: int) -> list[int]:
         """Where the chapters of a row of so many pages end."""
-        return chapter_stops(pages - self._delay, LEAST_CHAPTER_PAGES, MOST_CHAPTER_PAGES)
+        return chapter_stops(pages - self._delay, self._tuning.least_chapter_pages, self._tuning.most_chapter_pages)
 
     def _upload(self, row: ColdRow, first: int, stop: int) -> torch.Tensor:
         return self._transfer.upload(row.records(self._summaries, first, stop))

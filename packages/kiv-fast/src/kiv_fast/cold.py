@@ -18,10 +18,8 @@ from .pinning import Pinning
 from .reach import Reach
 from .rows import ColdRow
 from .scratch import Scratch
+from .tuning import Tuning
 from .validate import Shape
-
-SUMMARY_CHUNK = 256
-"""Pages summarised at once in a long call."""
 
 TABLE_BYTES = 16
 """Of a page in the table of a row: two integers, in RAM."""
@@ -41,11 +39,12 @@ class Cold(Lookup):
         ordinal: int,
         pinning: Pinning,
         reach: Reach,
+        tuning: Tuning,
     ) -> None:
         super().__init__(shape, config, Index(shape, config, pinning, reach.transfer), counters, reach)
-        self.arena, self.scratch = arena, scratch
+        self.arena, self.scratch, self.tuning = arena, scratch, tuning
         self._booking = Booking(ledger)
-        self.chapters = Chapters(shape, config, self.index.keys, self.transfer, self._booking, ordinal)
+        self.chapters = Chapters(shape, config, self.index.keys, self.transfer, self._booking, ordinal, tuning)
         self._pages, self._spans = IdPool(), IdPool()
         self._promises: dict[object, tuple[TierBytes, int]] = {}  # bytes beside the arena's, and pages, by owner
 
@@ -105,8 +104,8 @@ class Cold(Lookup):
             raise
         first = len(row.table.pages)
         try:
-            for start in range(0, n, SUMMARY_CHUNK):
-                part = slice(start, start + SUMMARY_CHUNK)
+            for start in range(0, n, self.tuning.summary_chunk):
+                part = slice(start, start + self.tuning.summary_chunk)
                 summary = summarise(key[part], value[part], None if valid is None else valid[part], self.shape.compute)
                 summary = Summary(*(self.transfer.fetch(numbers) for numbers in summary))
                 self.index.put(ids[part], summary)

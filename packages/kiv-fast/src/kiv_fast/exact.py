@@ -8,9 +8,6 @@ import torch
 
 from .attend import LEAST, Queries, Tile, weigh
 
-QUERY_CHUNK = 256
-"""Queries at once where logits are written out."""
-
 LOST = 2.0**-11
 """Where the unit of a log-sum-exp is larger than this, the fused operation's one number does not tell the sum."""
 
@@ -22,7 +19,8 @@ class Merge:
     number would lose the sum where logits are huge.
     """
 
-    def __init__(self, queries: Queries, value_width: int) -> None:
+    def __init__(self, queries: Queries, value_width: int, chunk: int) -> None:
+        self.chunk = chunk  # queries at once where logits are written out
         shape = queries.query.shape[:3]
         self.most = queries.query.new_full(shape, -torch.inf)
         self.total = queries.query.new_zeros(shape)
@@ -46,7 +44,7 @@ class Merge:
         self.total[mine] = both
 
 
-def attend_exactly(queries: Queries, tiles: Iterator[Tile], value_width: int, finite: bool) -> torch.Tensor:
+def attend_exactly(queries: Queries, tiles: Iterator[Tile], value_width: int, finite: bool, chunk: int) -> torch.Tensor:
     """Output ``[H, M, DV]`` of full attention.
 
     Parameters
@@ -54,8 +52,10 @@ def attend_exactly(queries: Queries, tiles: Iterator[Tile], value_width: int, fi
     tiles : of all tokens up to the last query's, in any order
     finite : bool
         Whether every value is a number.
+    chunk : int
+        Queries at once where logits are written out.
     """
-    merge = Merge(queries, value_width)
+    merge = Merge(queries, value_width, chunk)
     count = queries.positions.numel()
     # Fused attention serves unbroken runs of queries and of valid keys.
     fused = finite and queries.softcap is None and queries.query.device.type == "cpu" and count > 1
@@ -124,8 +124,8 @@ def _plain(merge: Merge, queries: Queries, tile: Tile, finite: bool, start: int,
     """
     key, value = tile.key.to(queries.query.dtype), tile.value.to(queries.query.dtype)
     heads, groups = queries.query.shape[:2]
-    for begin in range(start, stop, QUERY_CHUNK):
-        end = min(begin + QUERY_CHUNK, stop)
+    for begin in range(start, stop, merge.chunk):
+        end = min(begin + merge.chunk, stop)
         mine = slice(begin, end)
         first = queries.first + begin
         part = Queries(queries.query[:, :, mine], queries.positions[mine], first, queries.scale, queries.softcap, None)

@@ -21,6 +21,7 @@ from .shim import FileIO
 from .spill import Segments, folder_for
 from .store import FastStore
 from .tiered import TieredArena
+from .tuning import Tuning
 from .validate import Shape
 
 
@@ -36,6 +37,8 @@ class FastPool:
     config : KIVConfig
     io : FileIO, optional
         The system calls of the disk tier.
+    tuning : Tuning, optional
+        How much is done at once.
 
     Attributes
     ----------
@@ -47,8 +50,9 @@ class FastPool:
         The lock.
     """
 
-    def __init__(self, config: KIVConfig, io: FileIO | None = None) -> None:
+    def __init__(self, config: KIVConfig, io: FileIO | None = None, tuning: Tuning | None = None) -> None:
         self._config = config
+        self.tuning = tuning or Tuning()
         self._io = io or FileIO()
         self._folder = "" if config.ram_bytes is None else folder_for(config.spill_dir)
         self.guard = Guard()
@@ -150,13 +154,26 @@ class FastPool:
         pinning, direct = self._pinning[shape.device]
         reach = reach_for(shape.device, direct)
         arena = self._arena(shape, pinning, reach)
-        return Cold(shape, self._config, arena, self.scratch, self.ledger, self.counters, ordinal, pinning, reach)
+        return Cold(
+            shape,
+            self._config,
+            arena,
+            self.scratch,
+            self.ledger,
+            self.counters,
+            ordinal,
+            pinning,
+            reach,
+            self.tuning,
+        )
 
     def _arena(self, shape: Shape, pinning: Pinning, reach: Reach) -> Arena:
         config = self._config
         if config.ram_bytes is not None:
             if config.spill_dir is not None:
                 folder_for(self._folder)  # it may be gone by now
-            segments = Segments(shape, config.page_tokens, self._folder, self._io, self.ledger, self.counters)
-            return TieredArena(shape, config.page_tokens, self.ledger, self.counters, segments, reach.transfer)
+            place = self._folder, self._io
+            segments = Segments(shape, config.page_tokens, *place, self.ledger, self.counters, self.tuning)
+            tier = segments, reach.transfer, self.tuning
+            return TieredArena(shape, config.page_tokens, self.ledger, self.counters, *tier)
         return RamArena(shape, self._config.page_tokens, self.ledger, self.scratch, pinning, reach)

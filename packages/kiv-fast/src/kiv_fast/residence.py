@@ -17,13 +17,8 @@ from .layout import IdPool
 from .ledger import Counters, Ledger
 from .spill import Segments
 from .staging import Staging
+from .tuning import Tuning
 from .validate import Shape
-
-CACHE_SHARE = 4
-"""A quarter of the RAM in use goes to the key cache before residents are kept for it."""
-
-CONVERT_PAGES = 8
-"""Residents that one step may move to disk to make room for the cache."""
 
 
 class Residence:
@@ -35,7 +30,16 @@ class Residence:
     segments : Segments
     """
 
-    def __init__(self, shape: Shape, page_tokens: int, ledger: Ledger, counters: Counters, segments: Segments) -> None:
+    def __init__(
+        self,
+        shape: Shape,
+        page_tokens: int,
+        ledger: Ledger,
+        counters: Counters,
+        segments: Segments,
+        tuning: Tuning,
+    ) -> None:
+        self._tuning = tuning
         host = torch.device("cpu")
         self._shape, self._page_tokens = shape, page_tokens
         self._ledger, self._counters, self._segments = ledger, counters, segments
@@ -226,11 +230,11 @@ class Residence:
 
     def _convert(self) -> None:
         """Move a few residents to disk while the cache has less than its share of the RAM."""
-        for _ in range(CONVERT_PAGES):
+        for _ in range(self._tuning.convert_pages):
             cache = len(self._cached) * self._key.record_bytes
             held = cache + len(self._resident) * self.page_bytes
             spare = self._segments.free - self._promised_disk
-            if not self._resident or spare <= 0 or cache * CACHE_SHARE >= held:
+            if not self._resident or spare <= 0 or cache * self._tuning.cache_share >= held:
                 return
             self._spill(next(iter(self._resident)))
 

@@ -81,7 +81,7 @@ def read_candidates(view: View, queries: Queries, pages: torch.Tensor) -> Candid
     known = pages.clamp(min=0)
     ids, members = cold.page_ids(view.row, known), queries.members
     raw = members.new_empty(*members.shape[:2], ids.shape[1] * size)
-    step = chunk_pages(cold.shape, size)
+    step = chunk_pages(cold.shape, size, cold.tuning)
     for first in range(0, ids.shape[1], step):
         keys = cold.arena.keys(ids[:, first : first + step])
         cold.counters.key_bytes_gathered += keys.numel() * keys.element_size()

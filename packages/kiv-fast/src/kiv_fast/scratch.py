@@ -8,6 +8,7 @@ import torch
 from kiv_reference.config import KIVConfig
 
 from .ledger import Ledger
+from .tuning import Tuning
 from .validate import Shape
 
 
@@ -57,22 +58,18 @@ class Scratch:
         self._planned = 0
 
 
-CHUNK_BYTES = 1 << 20
-"""Keys of candidates are read and multiplied so many at a time, in the dtype of computation: a cache holds them."""
-
-
-def chunk_pages(shape: Shape, page_tokens: int) -> int:
+def chunk_pages(shape: Shape, page_tokens: int, tuning: Tuning) -> int:
     """Pages whose keys are in the works at a time."""
-    return max(1, CHUNK_BYTES // (shape.heads * page_tokens * shape.key_width * shape.compute.itemsize))
+    return max(1, tuning.chunk_bytes // (shape.heads * page_tokens * shape.key_width * shape.compute.itemsize))
 
 
-def step_bytes(shape: Shape, config: KIVConfig) -> int:
+def step_bytes(shape: Shape, config: KIVConfig, tuning: Tuning) -> int:
     """Bytes of the buffers that a decode step of such a store fills."""
     if config.exact:
         return 0
     recent = config.sink_tokens + config.hot_tokens + config.page_tokens
     chosen = config.retrieve_tokens or 0
-    tokens = min(config.candidate_pages, chunk_pages(shape, config.page_tokens)) * config.page_tokens
+    tokens = min(config.candidate_pages, chunk_pages(shape, config.page_tokens, tuning)) * config.page_tokens
     narrow, wide = shape.dtype.itemsize, shape.compute.itemsize
     key, value = shape.key_width, shape.value_width
     gathered = chosen * value + tokens * key

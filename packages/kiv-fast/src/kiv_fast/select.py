@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 LEAST_SCORE = 1e-30
 """Group scores below this have lost terms to underflow."""
 
-LOOK_PAGES = 3
-"""Pages looked at first, for each page that is wanted."""
-
 
 def group_scores(scores: torch.Tensor, group: Group, most: torch.Tensor | None = None) -> torch.Tensor:
     """One score for each item from those of all members (SPEC 4.3).
@@ -108,7 +105,7 @@ def candidates(
     # Whatever may be the maximum of a member, by which all terms are scaled, is looked at first and in any case.
     rough.masked_fill_((quick >= best - 2 * error[:, :, None]).any(dim=1), torch.inf)
     after = torch.arange(seen, pages, device=members.device).expand(rough.shape[0], -1)
-    width = min(seen, LOOK_PAGES * n)
+    width = min(seen, cold.tuning.look_pages * n)
     while True:
         # The pages that look best, as they are: their scores give the threshold that others must be able to reach.
         picked = largest(rough, width)

@@ -25,12 +25,10 @@ from kiv_reference.errors import KIVBudgetError, KIVError, KIVStorageError, KIVU
 
 from .ledger import Counters, Ledger
 from .shim import FileIO, read_all, write_all
+from .tuning import Tuning
 from .validate import Shape
 
 ALIGN = 4096
-FIRST_BYTES = 1 << 20
-MOST_BYTES = 128 << 20
-"""Segments double in size from the first to this."""
 
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -142,8 +140,16 @@ class Segments:
     """
 
     def __init__(
-        self, shape: Shape, page_tokens: int, folder: str, io: FileIO, ledger: Ledger, counters: Counters
+        self,
+        shape: Shape,
+        page_tokens: int,
+        folder: str,
+        io: FileIO,
+        ledger: Ledger,
+        counters: Counters,
+        tuning: Tuning,
     ) -> None:
+        self._tuning = tuning
         self._shape, self._page_tokens, self._folder = shape, page_tokens, folder
         self._io, self._ledger, self._counters = io, ledger, counters
         self._key_bytes = shape.heads * page_tokens * shape.key_width * shape.dtype.itemsize
@@ -170,8 +176,9 @@ class Segments:
     def _add(self, missing: int) -> None:
         page = self._key_bytes + self._value_bytes
         held = sum(segment.nbytes for segment in self._segments)
-        wanted = max(missing, min(max(held, FIRST_BYTES), MOST_BYTES) // page)
-        wanted = max(min(wanted, MOST_BYTES // page), 1)
+        first, most = self._tuning.first_segment_bytes, self._tuning.most_segment_bytes
+        wanted = max(missing, min(max(held, first), most) // page)
+        wanted = max(min(wanted, most // page), 1)
         room = self._ledger.room(2)
         if room is not None:
             wanted = max(min(wanted, (room - 2 * ALIGN) // page), min(missing, wanted))

@@ -22,12 +22,6 @@ from .validity import Validity
 if TYPE_CHECKING:
     from .pool import FastPool
 
-TILE_TOKENS = 8192
-"""Tokens that attention takes at once."""
-
-SETTLE_TOKENS = 64
-"""A call of more tokens than this returns, once it is over, the memory that they took in the hot window."""
-
 
 class State:
     """The tokens of one store. Rows share pages; recent tokens are each state's own."""
@@ -52,7 +46,7 @@ class State:
         more = self.config.cold_pages(self.length + tokens) - self.pages
         self._promised = self.cold.promise(self, self.rows, more)
         try:
-            self._pool.scratch.plan(step_bytes(self.shape, self.config))
+            self._pool.scratch.plan(step_bytes(self.shape, self.config, self.cold.tuning))
             self._book(self.recent.bytes_with(tokens) + self.validity.bytes_with(self.length + tokens, padded))
         except BaseException:
             self.withdraw()
@@ -70,7 +64,7 @@ class State:
         self.validity = validity
         self.length += n
         self.finite = self.finite and finite
-        self._settled = n <= SETTLE_TOKENS
+        self._settled = n <= self.cold.tuning.settle_tokens
 
     def take_back(self) -> None:
         """Undo the append of one token that needed no new buffer, before anything was evicted after it."""
@@ -122,6 +116,11 @@ class State:
         self._pool.ledger.take(device=device - self._booked)
         self._booked = device
 
+    @property
+    def tile_pages(self) -> int:
+        """Pages of a tile."""
+        return max(1, self.cold.tuning.tile_tokens // self.config.page_tokens)
+
     def hot_start(self, pages: int) -> int:
         """First hot position with so many cold pages."""
         return self.config.sink_tokens + pages * self.config.page_tokens
@@ -135,7 +134,7 @@ class State:
         if sinks:
             key, value = self.recent.sinks(row)
             yield Tile(key[:, :sinks], value[:, :sinks], 0, self.validity.row(row, 0, sinks))
-        step = max(1, TILE_TOKENS // self.config.page_tokens) * self.config.page_tokens
+        step = self.tile_pages * self.config.page_tokens
         for start in range(self.hot_start(pages), stop, step):
             yield self._tile(row, start, min(start + step, stop))
 

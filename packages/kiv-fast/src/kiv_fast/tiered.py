@@ -12,6 +12,7 @@ from .residence import Residence
 from .spill import Segments
 from .staging import Staging, joined
 from .transfer import Transfer
+from .tuning import Tuning
 from .validate import Shape
 
 
@@ -26,8 +27,9 @@ class TieredArena(Residence):
         counters: Counters,
         segments: Segments,
         transfer: Transfer,
+        tuning: Tuning,
     ) -> None:
-        super().__init__(shape, page_tokens, ledger, counters, segments)
+        super().__init__(shape, page_tokens, ledger, counters, segments, tuning)
         self._transfer = transfer
         self._staging = (
             Staging(shape.dtype, page_tokens * shape.key_width),

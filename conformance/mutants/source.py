@@ -1,0 +1,68 @@
+"""How a mutant of the tiered implementation or of the binding is made: a few words of one function replaced.
+
+The function's code is exchanged, not its name, so every module that imported it has the fault.
+"""
+
+from __future__ import annotations
+import __future__
+
+import importlib
+import inspect
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType, FunctionType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault.
+
+    Attributes
+    ----------
+    name : what is wrong, in a few words
+    where : "module:function" or "module:Class.method"
+    old, new : what its source says once, and what it says with the fault
+    tests : files or node ids, one of which must fail
+    """
+
+    name: str
+    where: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The function has the fault while this lasts."""
+        function = self._function()
+        source = textwrap.dedent(inspect.getsource(function))
+        if source.count(self.old) != 1:
+            raise LookupError(f"{self.where} has {self.old!r} {source.count(self.old)} times: change the mutant")
+        faulty, right = _code(function, source.replace(self.old, self.new)), function.__code__
+        function.__code__ = faulty
+        try:
+            yield
+        finally:
+            function.__code__ = right
+
+    def _function(self) -> FunctionType:
+        module, _, path = self.where.partition(":")
+        thing: Any = importlib.import_module(module)
+        for name in path.split("."):
+            thing = inspect.getattr_static(thing, name)
+        found = inspect.unwrap(thing.fget if isinstance(thing, property) else thing)
+        assert isinstance(found, FunctionType), self.where
+        return found
+
+
+def _code(function: FunctionType, source: str) -> CodeType:
+    """What the definition in `source` compiles to, under the rules of the module that `function` comes from."""
+    flags = __future__.annotations.compiler_flag
+    whole = compile(source, function.__code__.co_filename, "exec", flags=flags, dont_inherit=True)
+    codes = [one for one in whole.co_consts if isinstance(one, CodeType) and one.co_name == function.__name__]
+    (code,) = codes
+    assert code.co_freevars == function.__code__.co_freevars, function.__qualname__
+    return code
