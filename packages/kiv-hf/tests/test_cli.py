@@ -8,7 +8,7 @@ import pytest
 import torch
 from cli_models import NATIVE_TOKENS, save_llama, tokenizer
 from kiv_hf.cli.app import app
-from kiv_hf.cli.text import compose
+from kiv_hf.cli.prompt import compose
 from transformers import AutoModelForCausalLM, DynamicCache
 from typer.testing import CliRunner
 

@@ -102,6 +102,12 @@ def ask_command(
     ] = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.", rich_help_panel=RUN)] = 256,
     chunk_tokens: Annotated[int, typer.Option(min=1, help="Tokens read at once.", rich_help_panel=RUN)] = 512,
+    control_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--control-tokens", help="Let the text speak with control tokens, as <|im_end|>.", rich_help_panel=RUN
+        ),
+    ] = False,
 ) -> None:  # fmt: skip
     """Ask MODEL a QUESTION about the text in FILE."""
     knobs = {
@@ -112,7 +118,7 @@ def ask_command(
     }  # fmt: skip
     with one_message():
         config = build_config(knobs, exact)
-        settings = Settings(impl, dtype, _device(device), chunk_tokens, max_new_tokens)
+        settings = Settings(impl, dtype, _device(device), chunk_tokens, max_new_tokens, control_tokens)
         wanted = check_question(question)
         text = read_text(file)
         ask(model, text, wanted, config, settings, Console(), Console(stderr=True))

@@ -17,8 +17,8 @@ from .display import AnswerStreamer, outcome_table, prompt_progress, waiting
 from .estimate import check_memory, estimate
 from .generate import Run, decode, prefill, stop_tokens
 from .gguf import converted
+from .prompt import encode_prompt
 from .source import DTYPES, Source, find_source, load_config, load_model, load_tokenizer
-from .text import compose, encode
 from .trace import Trace
 
 SPILLING = ("fast",)
@@ -34,6 +34,7 @@ class Settings:
     device: str
     chunk_tokens: int
     max_new_tokens: int
+    control_tokens: bool = False
 
 
 def ask(
@@ -51,7 +52,7 @@ def ask(
     with waiting(err, "Looking at the model and the text"):
         model_config = load_config(source)
         tokenizer = load_tokenizer(source)
-        ids = encode(tokenizer, compose(tokenizer, text, question))
+        ids = encode_prompt(tokenizer, text, question, control_tokens=settings.control_tokens)
         tokens = ids.shape[1] + settings.max_new_tokens
         dtype = weights_dtype(settings.dtype, model_config, is_gguf=source.gguf is not None)
         need = estimate(model_config, config, dtype, tokens, settings.chunk_tokens)

@@ -1,10 +1,9 @@
-"""The text and the question: read, checked, and put together as the model wants them."""
+"""The text and the question: read and checked."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 from kiv_reference.errors import KIVError, KIVUsageError, refuse
 
@@ -38,22 +37,6 @@ def check_question(question: str) -> str:
     if not question.strip():
         raise refuse(KIVUsageError, "The question must not be empty", repr(question), "Write what you want to know.")
     return question.strip()
-
-
-def compose(tokenizer: Any, text: str, question: str) -> str:
-    """Return the prompt: a user's turn if the tokenizer has a chat template, else text, question and "Answer:".
-
-    The question comes last: what a prompt ends with attends to the whole text exactly (SPEC 7.4).
-    """
-    if tokenizer.chat_template:
-        turn = [{"role": "user", "content": f"{text.strip()}\n\n{question}"}]
-        return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    return f"{text.strip()}\n\nQuestion: {question}\nAnswer:"
-
-
-def encode(tokenizer: Any, prompt: str) -> Any:
-    """Return the token ids of a composed prompt, int64 [1, T]; a chat template has put in the special tokens itself."""
-    return tokenizer(prompt, add_special_tokens=not tokenizer.chat_template, return_tensors="pt").input_ids
 
 
 def _read_bytes(path: Path) -> bytes:
