@@ -10,15 +10,17 @@ import torch
 from kiv_reference.config import KIVConfig
 from rich.console import Console
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
 from ..cache import KIVCache
 from ..impls import resolve_impl
+from .budgets import check_budgets
 from .display import AnswerStreamer, outcome_table, prompt_progress, waiting
 from .estimate import check_memory, estimate
 from .generate import Run, decode, prefill, stop_tokens
 from .gguf import converted
 from .prompt import encode_prompt
-from .source import DTYPES, Source, find_source, load_config, load_model, load_tokenizer
+from .source import Source, find_source, load_config, load_model, load_tokenizer
 from .trace import Trace
 
 SPILLING = ("fast",)
@@ -40,7 +42,7 @@ class Settings:
 def ask(
     model_name: str, text: str, question: str, config: KIVConfig, settings: Settings, out: Console, err: Console
 ) -> None:
-    """Answer `question` about `text`: the answer and the table go to `out`, progress and warnings to `err`.
+    """Answer `question` about `text`: the answer goes to `out`, everything else to `err`.
 
     Raises
     ------
@@ -48,6 +50,7 @@ def ask(
         The model cannot be served, or the context does not fit. Both are found out before the model is loaded.
     """
     resolve_impl(settings.impl)
+    quieten()
     source = find_source(model_name)
     with waiting(err, "Looking at the model and the text"):
         model_config = load_config(source)
@@ -57,6 +60,7 @@ def ask(
         dtype = weights_dtype(settings.dtype, model_config, is_gguf=source.gguf is not None)
         need = estimate(model_config, config, dtype, tokens, settings.chunk_tokens)
     check_memory(need, config, settings.device, spills=settings.impl in SPILLING)
+    check_budgets(need, config, spills=settings.impl in SPILLING)
     warn_beyond_native(model_config, tokens, err)
 
     model = load(source, settings, err)
@@ -64,13 +68,20 @@ def ask(
     try:
         trace = Trace(page_tokens=config.page_tokens, sink_tokens=config.sink_tokens)
         run = converse(model, tokenizer, ids, cache, settings, out, err, trace=trace)
-        out.print(outcome_table(run, cache.tokens(), cache.memory(), trace))
+        err.print(outcome_table(run, cache.tokens(), cache.memory(), trace))
     finally:
         cache.close()
 
 
+def quieten() -> None:
+    """Let transformers print errors only, and no bars of its own."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def load(source: Source, settings: Settings, err: Console) -> Any:
     """Load the model behind a spinner; converting a ``.gguf`` has a bar of its own, which transformers shows."""
+    quieten()
     if source.gguf is not None and converted(source.gguf) is None:
         err.print(f"Converting {source.gguf.name}; the result is kept for the next time.", highlight=False)
         return load_model(source, settings.dtype, settings.device)
@@ -120,7 +131,7 @@ def converse(
 def weights_dtype(name: str, model_config: PreTrainedConfig, is_gguf: bool) -> torch.dtype:
     """Return the dtype that a model will be loaded in."""
     if name != "auto":
-        return DTYPES[name]
+        return getattr(torch, name)
     if is_gguf:
         return torch.bfloat16
     saved = model_config.dtype or model_config.get_text_config(decoder=True).dtype

@@ -1,4 +1,4 @@
-"""What the user sees: progress on standard error, the answer and the table on standard output."""
+"""What the user sees: the answer on standard output, progress and the table on standard error."""
 
 from __future__ import annotations
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,9 @@ from typing import Any
 import torch
 import xxhash
 from platformdirs import user_cache_path
+
+UNFINISHED = ".converting-"
+"""How the names of folders of unfinished conversions begin."""
 
 
 def cache_folder(gguf: Path) -> Path:
@@ -45,8 +52,7 @@ def convert(gguf: Path, dtype: torch.dtype) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
-    try:
+    with ended_by_signals(), scratch_folder(folder.parent) as scratch:
         source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         AutoTokenizer.from_pretrained(**source).save_pretrained(scratch)
         AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, **_dense()).save_pretrained(scratch)
@@ -55,9 +61,38 @@ def convert(gguf: Path, dtype: torch.dtype) -> Path:
         except OSError:
             if not folder.exists():  # else another process was faster, and its result is as good
                 raise
+    return folder
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Generator[Path]:
+    """Make a folder for an unfinished conversion; it goes at the end, whatever ends it."""
+    scratch = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
+    try:
+        yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+
+
+@contextmanager
+def ended_by_signals() -> Generator[None]:
+    """Let signals that ask a process to end raise SystemExit, so that it clears up behind itself."""
+    if threading.current_thread() is not threading.main_thread():  # handlers belong to the main thread
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # nohup ignores SIGHUP
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _dense() -> dict[str, Any]:

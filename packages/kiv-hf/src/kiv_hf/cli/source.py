@@ -16,8 +16,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from ..cache import KIVCache
 from ..routing import use_kiv
 from .gguf import convert, converted
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from .gguf_file import check_gguf
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,14 @@ def find_source(name: str) -> Source:
     ------
     KIVUsageError
         `name` is a path, and nothing that holds a model is there.
+    KIVUnsupportedError
+        It is a ``.gguf`` that is truncated or damaged.
     """
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise refuse(KIVUsageError, "--model must name a file that exists", name, "Check the path.")
+        check_gguf(path)
         return Source(name, str(path.parent), path)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -100,7 +102,7 @@ def load_model(source: Source, dtype: str, device: str) -> Any:
 
     Parameters
     ----------
-    dtype : "auto" or a key of `DTYPES`
+    dtype : "auto" or one of `DTYPES`
         "auto" is the dtype of the saved weights; bfloat16 for a ``.gguf``, which is converted on first use.
     device : str
         As torch names it.
@@ -110,7 +112,7 @@ def load_model(source: Source, dtype: str, device: str) -> Any:
     KIVUnsupportedError
         The model cannot be loaded, or its attention cannot be routed.
     """
-    kind: Any = "auto" if dtype == "auto" else DTYPES[dtype]
+    kind: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
     if source.gguf is not None:
         kind = torch.bfloat16 if dtype == "auto" else kind
         with _explained(source):

@@ -28,7 +28,8 @@ def read_text(file: str) -> str:
     if "\0" in text:
         raise _not_text(name, f"a NUL byte at offset {contents.index(0)}")
     if not text.strip():
-        raise refuse(KIVUsageError, "--file must hold some text", f"an empty {name}", "Name a file with text in it.")
+        found = f"nothing but blanks and line breaks in {name}" if text else f"an empty {name}"
+        raise refuse(KIVUsageError, "--file must hold some text", found, "Name a file with text in it.")
     return text
 
 

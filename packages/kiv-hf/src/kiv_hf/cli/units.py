@@ -1,8 +1,11 @@
-"""Bytes as people write them."""
+"""Bytes and dtypes as people write them."""
 
 from __future__ import annotations
 
 import re
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Names of the dtypes that a model may be loaded in, as torch has them."""
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
