@@ -10,7 +10,7 @@ import numpy
 import pytest
 import torch
 from gguf import GGUFWriter
-from kiv_hf.cli import gguf
+from kiv_hf.cli import gguf, unfinished
 from kiv_hf.cli.gguf_file import check_gguf
 from kiv_reference.errors import KIVUnsupportedError
 from transformers import AutoTokenizer
@@ -81,7 +81,7 @@ def test_a_signal_leaves_no_unfinished_conversion(whole, tmp_path, monkeypatch, 
     number = getattr(signal, name)
 
     def interrupted(*arguments, **keywords):
-        assert len(list(gguf.cache_folder(whole).glob(f"{gguf.UNFINISHED}*"))) == 1
+        assert len(list(gguf.cache_folder(whole).glob(f"{unfinished.PREFIX}*"))) == 1
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(gguf, "user_cache_path", lambda name: tmp_path / "cache")

@@ -21,6 +21,7 @@ from .generate import Run, decode, prefill, stop_tokens
 from .gguf import converted
 from .prompt import encode_prompt
 from .source import Source, find_source, load_config, load_model, load_tokenizer
+from .terminal import printable
 from .trace import Trace
 
 SPILLING = ("fast",)
@@ -83,7 +84,8 @@ def load(source: Source, settings: Settings, err: Console) -> Any:
     """Load the model behind a spinner; converting a ``.gguf`` has a bar of its own, which transformers shows."""
     quieten()
     if source.gguf is not None and converted(source.gguf) is None:
-        err.print(f"Converting {source.gguf.name}; the result is kept for the next time.", highlight=False)
+        name = printable(source.gguf.name)
+        err.print(f"Converting {name}; the result is kept for the next time.", markup=False, highlight=False)
         return load_model(source, settings.dtype, settings.device)
     with waiting(err, "Loading the model"):
         return load_model(source, settings.dtype, settings.device)

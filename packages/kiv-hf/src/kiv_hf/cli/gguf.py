@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ import torch
 import xxhash
 from platformdirs import user_cache_path
 
-UNFINISHED = ".converting-"
-"""How the names of folders of unfinished conversions begin."""
+from .manifest import is_intact, write_manifest
+from .unfinished import scratch_folder, sweep
 
 
 def cache_folder(gguf: Path) -> Path:
@@ -38,16 +37,18 @@ def _digest(gguf: Path, size: int, changed_ns: int) -> str:  # size and time of 
 def converted(gguf: Path, dtype: torch.dtype | None = None) -> Path | None:
     """Return a folder to which `gguf` was converted, in `dtype` or in any, or None."""
     pattern = "[!.]*" if dtype is None else _name(dtype)  # a folder with a dot is not finished
-    return next(iter(sorted(cache_folder(gguf).glob(pattern))), None)
+    return next((folder for folder in sorted(cache_folder(gguf).glob(pattern)) if is_intact(folder)), None)
 
 
 def convert(gguf: Path, dtype: torch.dtype) -> Path:
     """Return the folder with config, tokenizer and dense weights of `gguf`; make it if it is not there.
 
-    A conversion that breaks off leaves nothing behind; two at once do not disturb each other.
+    A conversion that breaks off leaves nothing behind; two at once do not disturb each other; what a killed process
+    left is removed, and a damaged result is made again.
     """
     folder = cache_folder(gguf) / _name(dtype)
-    if folder.exists():
+    sweep(folder.parent.parent)
+    if is_intact(folder):
         return folder
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -56,22 +57,15 @@ def convert(gguf: Path, dtype: torch.dtype) -> Path:
         source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         AutoTokenizer.from_pretrained(**source).save_pretrained(scratch)
         AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, **_dense()).save_pretrained(scratch)
+        write_manifest(scratch)
+        if folder.exists() and not is_intact(folder):
+            shutil.rmtree(folder)
         try:
             scratch.rename(folder)
         except OSError:
-            if not folder.exists():  # else another process was faster, and its result is as good
+            if not is_intact(folder):  # else another process was faster, and its result is as good
                 raise
     return folder
-
-
-@contextmanager
-def scratch_folder(parent: Path) -> Generator[Path]:
-    """Make a folder for an unfinished conversion; it goes at the end, whatever ends it."""
-    scratch = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=parent))
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
