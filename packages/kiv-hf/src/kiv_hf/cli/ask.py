@@ -20,7 +20,7 @@ from .estimate import check_memory, estimate
 from .generate import Run, decode, prefill, stop_tokens
 from .gguf import converted
 from .prompt import encode_prompt
-from .source import Source, find_source, load_config, load_model, load_tokenizer
+from .source import Source, explained, find_source, load_config, load_model, load_tokenizer
 from .terminal import printable
 from .trace import Trace
 
@@ -53,7 +53,7 @@ def ask(
     resolve_impl(settings.impl)
     quieten()
     source = find_source(model_name)
-    with waiting(err, "Looking at the model and the text"):
+    with waiting(err, "Looking at the model and the text"), explained(source):
         model_config = load_config(source)
         tokenizer = load_tokenizer(source)
         ids = encode_prompt(tokenizer, text, question, control_tokens=settings.control_tokens)

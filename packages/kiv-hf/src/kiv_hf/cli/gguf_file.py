@@ -10,8 +10,13 @@ from pathlib import Path
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from kiv_reference.errors import KIVUnsupportedError, refuse
 
+from .model_files import check_fields
+
 SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of each kind of value but strings and arrays."""
+
+INTEGERS = {4: "I", 5: "i", 10: "Q", 11: "q"}
+"""Letters of `struct` for integers in which counts and widths are stored."""
 
 STRING, ARRAY, UINT32 = 8, 9, 4
 VERSIONS = (2, 3)
@@ -37,7 +42,8 @@ def check_gguf(path: Path) -> None:
             if size == 0:
                 raise _Damaged("truncated: it is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                missing = _Header(data).end - size
+                header = _Header(data)
+                missing = header.end - size
         if missing > 0:
             raise _Damaged(f"truncated: {missing:,} of its bytes are missing at the end")
     except _Damaged as error:
@@ -47,12 +53,14 @@ def check_gguf(path: Path) -> None:
             f"{str(path)!r}, which is {error}",
             "Download or copy the file again.",
         ) from error
+    check_fields(header.numbers, repr(str(path)))
 
 
 class _Header:
-    """A walk over the metadata and the list of tensors; `end` is where the last tensor ends."""
+    """A walk over metadata and list of tensors; `end` is where the last one ends, `numbers` are the integers."""
 
     def __init__(self, data: mmap.mmap) -> None:
+        self.numbers: dict[str, int] = {}
         self._data, self._at, self._order = data, 0, "<"
         if self._take(4) != b"GGUF":
             raise _Damaged("no .gguf: it does not begin with GGUF")
@@ -74,6 +82,8 @@ class _Header:
             self._alignment = self._number("I")
             if self._alignment == 0 or self._alignment % 8:
                 raise _Damaged(f"damaged: it aligns its tensors to {self._alignment} bytes")
+        elif kind in INTEGERS:
+            self.numbers[key.decode(errors="replace")] = self._number(INTEGERS[kind])
         else:
             self._skip(kind, DEEPEST)
 

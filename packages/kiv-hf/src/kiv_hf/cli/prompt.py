@@ -13,6 +13,11 @@ from typing import Any
 import torch
 from kiv_reference.errors import KIVUnsupportedError, refuse
 
+from .template import render
+
+MARK = uuid.uuid4().hex
+"""What a chat template gets in place of the content, which it never sees: no template can know it."""
+
 
 def compose(tokenizer: Any, text: str, question: str) -> str:
     """Return the prompt: a user's turn if the tokenizer has a chat template, else text, question and "Answer:".
@@ -109,9 +114,7 @@ def _frame(tokenizer: Any) -> list[str]:
     """Return what a prompt has before and after its content, from the chat template if there is one."""
     if not tokenizer.chat_template:
         return ["", ""]
-    mark = uuid.uuid4().hex
-    turn = [{"role": "user", "content": mark}]
-    frame = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True).split(mark)
+    frame = render(tokenizer, MARK).split(MARK)
     if len(frame) < 2:
         raise refuse(
             KIVUnsupportedError,

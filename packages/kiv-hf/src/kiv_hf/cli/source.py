@@ -17,6 +17,7 @@ from ..cache import KIVCache
 from ..routing import use_kiv
 from .gguf import convert, converted
 from .gguf_file import check_gguf
+from .model_files import check_fields, check_folder
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def find_source(name: str) -> Source:
         if not (path / "config.json").is_file():
             remedy = "Name the folder that save_pretrained wrote, or a .gguf file in it."
             raise refuse(KIVUsageError, "A model folder must hold a config.json", name, remedy)
+        check_folder(path)
         return Source(name, str(path))
     if path.exists():
         raise refuse(KIVUsageError, "A model file must be a .gguf", name, "Name a .gguf file, a folder or a hub id.")
@@ -74,6 +76,10 @@ def load_config(source: Source) -> PreTrainedConfig:
     KIVUnsupportedError
         It cannot be loaded, is no causal language model, or has no layer of full attention.
     """
+    if source.gguf is None:
+        with explained(source):
+            fields, _ = PreTrainedConfig.get_config_dict(source.location)
+        check_fields(fields, f"the config.json of {source.name!r}")
     config = _load(source, AutoConfig.from_pretrained)
     problem = None
     if config.is_encoder_decoder:
@@ -115,10 +121,11 @@ def load_model(source: Source, dtype: str, device: str) -> Any:
     kind: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
     if source.gguf is not None:
         kind = torch.bfloat16 if dtype == "auto" else kind
-        with _explained(source):
+        with explained(source):
             source = Source(source.name, str(convert(source.gguf, kind)))
-    model = _load(source, AutoModelForCausalLM.from_pretrained, dtype=kind)
-    return use_kiv(model.to(device).eval())
+    with explained(source):
+        model = _load(source, AutoModelForCausalLM.from_pretrained, dtype=kind).to(device)
+        return use_kiv(model.eval())
 
 
 def _load(source: Source, loader: Callable[..., Any], **keywords: Any) -> Any:
@@ -129,22 +136,27 @@ def _load(source: Source, loader: Callable[..., Any], **keywords: Any) -> Any:
             keywords["gguf_file"] = source.gguf.name
         else:
             location = folder
-    with _explained(source):
+    with explained(source):
         return loader(location, **keywords)
 
 
 @contextmanager
-def _explained(source: Source) -> Generator[None]:
+def explained(source: Source) -> Generator[None]:
     """Turn transformers' ways of failing to load a model into one sentence."""
     try:
         yield
     except KIVError:
         raise
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    except Exception as error:
+        # Malformed files make libraries fail in any way; the kind says what the text of a KeyError does not.
+        kind = "" if isinstance(error, (OSError, ValueError, ImportError)) else f"{type(error).__name__}: "
+        reason = kind + (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        local = source.gguf is not None or Path(source.location).is_dir()
         raise refuse(
             KIVUnsupportedError,
             "--model must be a hub id, a local folder, or a .gguf file that transformers can load",
             f"{source.name!r}: {reason}",
-            "Check the name, and the connection if it is on the hub (HF_HUB_OFFLINE=1 allows local models only).",
+            "Download or save the model again, or choose another one."
+            if local
+            else "Check the name, and the connection (HF_HUB_OFFLINE=1 allows local models only).",
         ) from error
