@@ -10,6 +10,7 @@ from importlib.metadata import version
 import kiv_hf
 import pytest
 import typer
+from cli_models import save_llama
 from kiv_hf.cli.app import app
 from kiv_hf.cli.units import DTYPES
 
@@ -48,6 +49,16 @@ def test_nothing_heavy_is_imported(monkeypatch, arguments):
     assert imported is not None, ended.stderr
     assert ended.returncode == (2 if "Why?" in arguments else 0)
     assert not [name for name in HEAVY if f"'{name}'" in imported[1]]
+
+
+def test_a_run_in_a_process_of_its_own(monkeypatch, tmp_path):
+    """Where nothing has imported transformers before: "kiv" is registered all the same."""
+    (tmp_path / "text.txt").write_text("In the beginning.", encoding="utf-8")
+    model = str(save_llama(tmp_path / "model"))
+    ended = kiv(monkeypatch, "ask", "-m", model, "-f", str(tmp_path / "text.txt"), "--max-new-tokens", "2", "Why?")
+    assert ended.returncode == 0, ended.stderr
+    assert "What KIV held" in ended.stderr
+    assert "What KIV held" not in ended.stdout
 
 
 def test_the_version(monkeypatch):

@@ -12,7 +12,7 @@ from rich.console import Console
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from ..cache import KIVCache
+from .. import KIVCache
 from ..impls import resolve_impl
 from .budgets import check_budgets
 from .display import AnswerStreamer, outcome_table, prompt_progress, waiting

@@ -11,7 +11,7 @@ from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVBudgetError, refuse
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from ..cache import KIVCache
+from .. import KIVCache
 from .units import format_bytes
 
 COMPUTE_BYTES = 4
