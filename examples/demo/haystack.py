@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from kiv_hf.cli.text import compose, encode
+from kiv_hf.cli.prompt import compose, encode
 
 FACT = "The best thing to do in San Francisco is to eat a sandwich and sit in Dolores Park on a sunny day."
 QUESTION = "What is the best thing to do in San Francisco?"

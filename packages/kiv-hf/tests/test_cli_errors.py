@@ -49,10 +49,18 @@ def test_folder_in_place_of_a_file(model, tmp_path):
     assert "got the folder" in message("-m", model, "-f", tmp_path, "Why?")
 
 
-@pytest.mark.parametrize("contents", [b"", b" \n\t "])
+@pytest.mark.parametrize("contents", [b"", b"\xef\xbb\xbf"])
 def test_empty_file(model, text, contents):
     text.write_bytes(contents)
     assert "must hold some text; got an empty" in message("-m", model, "-f", text, "Why?")
+
+
+@pytest.mark.parametrize("contents", [b"\n", b" \n\t "])
+def test_blank_file(model, text, contents):
+    text.write_bytes(contents)
+    said = message("-m", model, "-f", text, "Why?")
+    assert "got nothing but blanks and line breaks in" in said
+    assert "empty" not in said
 
 
 def test_empty_standard_input(model):
@@ -135,7 +143,16 @@ def test_context_beyond_the_ram_budget(model, text):
         (["--impl", "quick"], "impl must name an implementation"),
         (["--chunk-tokens", "0"], "chunk-tokens"),
         (["--max-new-tokens", "0"], "max-new-tokens"),
-        (["--device", "abacus"], "'abacus' is no device"),
+        (["--device", "abacus"], "'abacus', which is no device"),
+        (["--device", "mps"], "'mps', which is no device"),
+        (["--device", "xpu"], "'xpu', which is no device"),
+        (["--device", "hpu"], "'hpu', which is no device"),
+        (["--device", "cuda:99"], "'cuda:99', which is no device"),
+        (["--device", "meta"], "'meta', which is no device"),
+        (["--device-bytes", "0"], "must fit into --device-bytes 0 B"),
+        (["--hot-tokens", "32", "--ram-bytes", "0", "--disk-bytes", "1KB"], "must fit into --disk-bytes 1 KB"),
+        (["--spill-dir", "/no/such/folder"], "spill_dir must be an existing folder"),
+        (["--spill-dir", "/dev/shm"], "spill_dir must be on a disk"),
     ],
 )
 def test_bad_option(model, text, arguments, finding):

@@ -1,21 +1,54 @@
 """KIV for transformers: ``KIVCache`` is a `DynamicCache` whose full-attention layers are KIV stores.
 
-Importing this package registers the attention function and the mask function named "kiv".
+Using any name of this package registers the attention function and the mask function named "kiv"; importing the
+package does so too where transformers is imported already. Until then neither torch nor transformers is imported, so
+that the command line can answer ``kiv --help`` at once.
 """
 
 from __future__ import annotations
 
-from ._transformers import check_version
+import sys
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
 
-check_version()
+if TYPE_CHECKING:
+    from kiv_reference.config import KIVConfig
+    from kiv_reference.errors import KIVError
 
-from kiv_reference.config import KIVConfig  # noqa: E402
-from kiv_reference.errors import KIVError  # noqa: E402
+    from .cache import KIVCache
+    from .routing import use_kiv
 
-from .attention import register_attention  # noqa: E402
-from .cache import KIVCache  # noqa: E402
-from .routing import use_kiv  # noqa: E402
-
-register_attention()
+    __version__: str
 
 __all__ = ["KIVCache", "KIVConfig", "KIVError", "use_kiv"]
+
+_HOMES = {
+    "KIVCache": "kiv_hf.cache",
+    "KIVConfig": "kiv_reference.config",
+    "KIVError": "kiv_reference.errors",
+    "use_kiv": "kiv_hf.routing",
+}
+
+
+def _load() -> None:
+    """Check the version of transformers, make "kiv" known to it, and put the public names in place."""
+    import_module("kiv_hf._transformers").check_version()
+    import_module("kiv_hf.attention").register_attention()
+    globals().update({name: getattr(import_module(home), name) for name, home in _HOMES.items()})
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("kiv-hf")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _load()
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+if "transformers" in sys.modules:
+    _load()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from kiv_reference.contract import PoolFactory
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError, refuse
+
+if TYPE_CHECKING:
+    from kiv_reference.contract import PoolFactory
 
 DEFAULT_IMPL = "fast"
 """The implementation of a `KIVCache` that names none."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from .errors import KIVConfigError, refuse
+from .sizes import parse_bytes
 
 Group = Literal["exp_sum", "max"]
 Tail = Literal["mean", "none"]
@@ -52,8 +53,8 @@ class KIVConfig:
         Last queries of a call of several that always attend exactly (SPEC 7.4).
     max_missed_mass : float in (0, 1), or None
         Upper bound on the softmax mass that may be left out of a retrieval (SPEC 6.3).
-    device_bytes, ram_bytes, disk_bytes : int >= 0, or None
-        Hard budgets in bytes, for all layers together; None is no limit (SPEC 10.2).
+    device_bytes, ram_bytes, disk_bytes : int >= 0, a size such as "512MiB", or None
+        Hard budgets in bytes, for all layers together; None is no limit (SPEC 10.2). A size becomes its number.
     spill_dir : str, path, or None
         Folder of the disk tier; None takes the system's place for temporary files.
 
@@ -87,6 +88,7 @@ class KIVConfig:
         for name in ("hot_tokens", "sink_tokens", "exact_suffix_tokens"):
             self._check_int(name, least=0)
         for name in ("device_bytes", "ram_bytes", "disk_bytes"):
+            self._read_size(name)
             self._check_int(name, least=0, optional=True)
         self._check_int("retrieve_tokens", least=1, optional=True)
         self._check_float("spread_weight", 0.0, 1.0, closed=True)
@@ -106,6 +108,15 @@ class KIVConfig:
     def cold_pages(self, boundary: int) -> int:
         """N(boundary), the number of cold pages for a boundary in tokens (SPEC 2.2)."""
         return max(0, (boundary - self.hot_tokens - self.sink_tokens) // self.page_tokens)
+
+    def _read_size(self, name: str) -> None:
+        value: object = getattr(self, name)
+        if isinstance(value, str):
+            try:
+                object.__setattr__(self, name, parse_bytes(value))
+            except ValueError as error:
+                rule = f"{name} must be an integer >= 0, a size such as '512MiB', or None"
+                raise refuse(KIVConfigError, rule, repr(value[:80]), "Write a number and B, KiB, MB, GiB …") from error
 
     def _check_int(self, name: str, least: int, optional: bool = False) -> None:
         value: object = getattr(self, name)

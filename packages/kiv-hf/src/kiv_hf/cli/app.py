@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Annotated, Any
 
-import torch
 import typer
 from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVError
 from rich.console import Console
-from transformers.utils import logging
 
+from .. import __version__
 from ..impls import DEFAULT_IMPL
-from .ask import Settings, ask
-from .source import DTYPES
+from .terminal import printable
 from .text import check_question, read_text
-from .units import parse_bytes
+from .units import DTYPES, parse_bytes
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+# Nothing above imports torch or transformers, which take seconds: help and mistakes in options are answered at once.
+
+PANEL_COLUMNS = 80
+"""Narrower terminals get help without panels, which would cut the names of options there."""
+
+WIDE = shutil.get_terminal_size().columns >= PANEL_COLUMNS
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich" if WIDE else None,
+)
 
 KEEP, RETRIEVE, BUDGETS, RUN = "What stays", "What is retrieved", "Budgets", "How to run"
 
@@ -30,8 +42,18 @@ def main() -> None:
     app()
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kiv {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """KIV: a key-value cache for long contexts."""
 
 
@@ -102,6 +124,12 @@ def ask_command(
     ] = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.", rich_help_panel=RUN)] = 256,
     chunk_tokens: Annotated[int, typer.Option(min=1, help="Tokens read at once.", rich_help_panel=RUN)] = 512,
+    control_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--control-tokens", help="Let the text speak with control tokens, as <|im_end|>.", rich_help_panel=RUN
+        ),
+    ] = False,
 ) -> None:  # fmt: skip
     """Ask MODEL a QUESTION about the text in FILE."""
     knobs = {
@@ -112,10 +140,15 @@ def ask_command(
     }  # fmt: skip
     with one_message():
         config = build_config(knobs, exact)
-        settings = Settings(impl, dtype, _device(device), chunk_tokens, max_new_tokens)
         wanted = check_question(question)
         text = read_text(file)
-        ask(model, text, wanted, config, settings, Console(), Console(stderr=True))
+        answer = Console(file=sys.stdout)
+        with redirect_stdout(sys.stderr):  # whatever a library prints is no part of the answer
+            from .ask import Settings, ask
+            from .devices import find_device
+
+            settings = Settings(impl, dtype, find_device(device), chunk_tokens, max_new_tokens, control_tokens)
+            ask(model, text, wanted, config, settings, answer, Console(stderr=True))
 
 
 def build_config(knobs: dict[str, Any], exact: bool) -> KIVConfig:
@@ -132,23 +165,10 @@ def build_config(knobs: dict[str, Any], exact: bool) -> KIVConfig:
 def one_message() -> Generator[None]:
     """Silence the libraries; turn a refusal into one message on standard error and exit code 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         yield
     except KIVError as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        text = printable(f"Error: {error}")
+        Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
-
-
-def _device(name: str) -> str:
-    """Return the device that `name` means: "auto" is cuda where there is one."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(name).type
-    except RuntimeError as error:
-        raise typer.BadParameter(f"--device {name!r} is no device of torch; try cpu or cuda") from error
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter(f"--device {name!r}: torch sees no CUDA device here; try cpu")
-    return name

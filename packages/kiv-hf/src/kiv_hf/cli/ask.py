@@ -10,15 +10,18 @@ import torch
 from kiv_reference.config import KIVConfig
 from rich.console import Console
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
-from ..cache import KIVCache
+from .. import KIVCache
 from ..impls import resolve_impl
+from .budgets import check_budgets
 from .display import AnswerStreamer, outcome_table, prompt_progress, waiting
 from .estimate import check_memory, estimate
 from .generate import Run, decode, prefill, stop_tokens
 from .gguf import converted
-from .source import DTYPES, Source, find_source, load_config, load_model, load_tokenizer
-from .text import compose, encode
+from .prompt import encode_prompt
+from .source import Source, explained, find_source, load_config, load_model, load_tokenizer
+from .terminal import printable
 from .trace import Trace
 
 SPILLING = ("fast",)
@@ -34,12 +37,13 @@ class Settings:
     device: str
     chunk_tokens: int
     max_new_tokens: int
+    control_tokens: bool = False
 
 
 def ask(
     model_name: str, text: str, question: str, config: KIVConfig, settings: Settings, out: Console, err: Console
 ) -> None:
-    """Answer `question` about `text`: the answer and the table go to `out`, progress and warnings to `err`.
+    """Answer `question` about `text`: the answer goes to `out`, everything else to `err`.
 
     Raises
     ------
@@ -47,15 +51,17 @@ def ask(
         The model cannot be served, or the context does not fit. Both are found out before the model is loaded.
     """
     resolve_impl(settings.impl)
+    quieten()
     source = find_source(model_name)
-    with waiting(err, "Looking at the model and the text"):
+    with waiting(err, "Looking at the model and the text"), explained(source):
         model_config = load_config(source)
         tokenizer = load_tokenizer(source)
-        ids = encode(tokenizer, compose(tokenizer, text, question))
+        ids = encode_prompt(tokenizer, text, question, control_tokens=settings.control_tokens)
         tokens = ids.shape[1] + settings.max_new_tokens
         dtype = weights_dtype(settings.dtype, model_config, is_gguf=source.gguf is not None)
         need = estimate(model_config, config, dtype, tokens, settings.chunk_tokens)
     check_memory(need, config, settings.device, spills=settings.impl in SPILLING)
+    check_budgets(need, config, spills=settings.impl in SPILLING)
     warn_beyond_native(model_config, tokens, err)
 
     model = load(source, settings, err)
@@ -63,15 +69,23 @@ def ask(
     try:
         trace = Trace(page_tokens=config.page_tokens, sink_tokens=config.sink_tokens)
         run = converse(model, tokenizer, ids, cache, settings, out, err, trace=trace)
-        out.print(outcome_table(run, cache.tokens(), cache.memory(), trace))
+        err.print(outcome_table(run, cache.tokens(), cache.memory(), trace))
     finally:
         cache.close()
 
 
+def quieten() -> None:
+    """Let transformers print errors only, and no bars of its own."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def load(source: Source, settings: Settings, err: Console) -> Any:
     """Load the model behind a spinner; converting a ``.gguf`` has a bar of its own, which transformers shows."""
+    quieten()
     if source.gguf is not None and converted(source.gguf) is None:
-        err.print(f"Converting {source.gguf.name}; the result is kept for the next time.", highlight=False)
+        name = printable(source.gguf.name)
+        err.print(f"Converting {name}; the result is kept for the next time.", markup=False, highlight=False)
         return load_model(source, settings.dtype, settings.device)
     with waiting(err, "Loading the model"):
         return load_model(source, settings.dtype, settings.device)
@@ -119,7 +133,7 @@ def converse(
 def weights_dtype(name: str, model_config: PreTrainedConfig, is_gguf: bool) -> torch.dtype:
     """Return the dtype that a model will be loaded in."""
     if name != "auto":
-        return DTYPES[name]
+        return getattr(torch, name)
     if is_gguf:
         return torch.bfloat16
     saved = model_config.dtype or model_config.get_text_config(decoder=True).dtype

@@ -1,4 +1,4 @@
-"""What the user sees: progress on standard error, the answer and the table on standard output."""
+"""What the user sees: the answer on standard output, progress and the table on standard error."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.text import Text
 from transformers import TextStreamer
 
 from .generate import Run
+from .terminal import printable
 from .trace import Trace
 from .units import format_bytes
 
@@ -34,8 +35,8 @@ class AnswerStreamer(TextStreamer):
         self._console = console
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Print `text` as it is: without markup, colours or breaks of rich's own."""
-        self._console.out(text, end="\n" if stream_end else "", highlight=False)
+        """Print `text` as it is, but for control characters: without markup, colours or breaks of rich's own."""
+        self._console.out(printable(text), end="\n" if stream_end else "", highlight=False)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVBudgetError, refuse
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from ..cache import KIVCache
+from .. import KIVCache
 from .units import format_bytes
 
 COMPUTE_BYTES = 4
@@ -36,6 +36,8 @@ class Estimate:
         Keys and values of one token in all layers of full attention.
     weights : int
         The model.
+    kept : int
+        Keys and values of sinks and hot tokens in layers of full attention.
     near, cold : int
         Keys and values of sinks, hot tokens and sliding layers, and the summaries of pages; keys and values of pages.
     work : int
@@ -45,6 +47,7 @@ class Estimate:
     tokens: int
     token_bytes: int
     weights: int
+    kept: int
     near: int
     cold: int
     work: int
@@ -89,6 +92,7 @@ def estimate(
         tokens=tokens,
         token_bytes=row_bytes * full_layers,
         weights=_weight_bytes(model_config, dtype),
+        kept=row_bytes * full_layers * min(tokens, config.sink_tokens + config.hot_tokens),
         near=near,
         cold=row_bytes * full_layers * cold_tokens,
         work=scores + activations + one_layer,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,9 @@ from typing import Any
 import torch
 import xxhash
 from platformdirs import user_cache_path
+
+from .manifest import is_intact, write_manifest
+from .unfinished import scratch_folder, sweep
 
 
 def cache_folder(gguf: Path) -> Path:
@@ -31,33 +37,56 @@ def _digest(gguf: Path, size: int, changed_ns: int) -> str:  # size and time of 
 def converted(gguf: Path, dtype: torch.dtype | None = None) -> Path | None:
     """Return a folder to which `gguf` was converted, in `dtype` or in any, or None."""
     pattern = "[!.]*" if dtype is None else _name(dtype)  # a folder with a dot is not finished
-    return next(iter(sorted(cache_folder(gguf).glob(pattern))), None)
+    return next((folder for folder in sorted(cache_folder(gguf).glob(pattern)) if is_intact(folder)), None)
 
 
 def convert(gguf: Path, dtype: torch.dtype) -> Path:
     """Return the folder with config, tokenizer and dense weights of `gguf`; make it if it is not there.
 
-    A conversion that breaks off leaves nothing behind; two at once do not disturb each other.
+    A conversion that breaks off leaves nothing behind; two at once do not disturb each other; what a killed process
+    left is removed, and a damaged result is made again.
     """
     folder = cache_folder(gguf) / _name(dtype)
-    if folder.exists():
+    sweep(folder.parent.parent)
+    if is_intact(folder):
         return folder
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
-    try:
+    with ended_by_signals(), scratch_folder(folder.parent) as scratch:
         source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         AutoTokenizer.from_pretrained(**source).save_pretrained(scratch)
         AutoModelForCausalLM.from_pretrained(**source, dtype=dtype, **_dense()).save_pretrained(scratch)
+        write_manifest(scratch)
+        if folder.exists() and not is_intact(folder):
+            shutil.rmtree(folder)
         try:
             scratch.rename(folder)
         except OSError:
-            if not folder.exists():  # else another process was faster, and its result is as good
+            if not is_intact(folder):  # else another process was faster, and its result is as good
                 raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def ended_by_signals() -> Generator[None]:
+    """Let signals that ask a process to end raise SystemExit, so that it clears up behind itself."""
+    if threading.current_thread() is not threading.main_thread():  # handlers belong to the main thread
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]  # nohup ignores SIGHUP
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _dense() -> dict[str, Any]:

@@ -13,11 +13,10 @@ import torch
 from kiv_reference.errors import KIVError, KIVUnsupportedError, KIVUsageError, refuse
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from ..cache import KIVCache
-from ..routing import use_kiv
+from .. import KIVCache, use_kiv
 from .gguf import convert, converted
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from .gguf_file import check_gguf
+from .model_files import check_fields, check_folder
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,20 @@ def find_source(name: str) -> Source:
     ------
     KIVUsageError
         `name` is a path, and nothing that holds a model is there.
+    KIVUnsupportedError
+        It is a ``.gguf`` that is truncated or damaged.
     """
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise refuse(KIVUsageError, "--model must name a file that exists", name, "Check the path.")
+        check_gguf(path)
         return Source(name, str(path.parent), path)
     if path.is_dir():
         if not (path / "config.json").is_file():
             remedy = "Name the folder that save_pretrained wrote, or a .gguf file in it."
             raise refuse(KIVUsageError, "A model folder must hold a config.json", name, remedy)
+        check_folder(path)
         return Source(name, str(path))
     if path.exists():
         raise refuse(KIVUsageError, "A model file must be a .gguf", name, "Name a .gguf file, a folder or a hub id.")
@@ -72,6 +75,10 @@ def load_config(source: Source) -> PreTrainedConfig:
     KIVUnsupportedError
         It cannot be loaded, is no causal language model, or has no layer of full attention.
     """
+    if source.gguf is None:
+        with explained(source):
+            fields, _ = PreTrainedConfig.get_config_dict(source.location)
+        check_fields(fields, f"the config.json of {source.name!r}")
     config = _load(source, AutoConfig.from_pretrained)
     problem = None
     if config.is_encoder_decoder:
@@ -100,7 +107,7 @@ def load_model(source: Source, dtype: str, device: str) -> Any:
 
     Parameters
     ----------
-    dtype : "auto" or a key of `DTYPES`
+    dtype : "auto" or one of `DTYPES`
         "auto" is the dtype of the saved weights; bfloat16 for a ``.gguf``, which is converted on first use.
     device : str
         As torch names it.
@@ -110,13 +117,14 @@ def load_model(source: Source, dtype: str, device: str) -> Any:
     KIVUnsupportedError
         The model cannot be loaded, or its attention cannot be routed.
     """
-    kind: Any = "auto" if dtype == "auto" else DTYPES[dtype]
+    kind: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
     if source.gguf is not None:
         kind = torch.bfloat16 if dtype == "auto" else kind
-        with _explained(source):
+        with explained(source):
             source = Source(source.name, str(convert(source.gguf, kind)))
-    model = _load(source, AutoModelForCausalLM.from_pretrained, dtype=kind)
-    return use_kiv(model.to(device).eval())
+    with explained(source):
+        model = _load(source, AutoModelForCausalLM.from_pretrained, dtype=kind).to(device)
+        return use_kiv(model.eval())
 
 
 def _load(source: Source, loader: Callable[..., Any], **keywords: Any) -> Any:
@@ -127,22 +135,27 @@ def _load(source: Source, loader: Callable[..., Any], **keywords: Any) -> Any:
             keywords["gguf_file"] = source.gguf.name
         else:
             location = folder
-    with _explained(source):
+    with explained(source):
         return loader(location, **keywords)
 
 
 @contextmanager
-def _explained(source: Source) -> Generator[None]:
+def explained(source: Source) -> Generator[None]:
     """Turn transformers' ways of failing to load a model into one sentence."""
     try:
         yield
     except KIVError:
         raise
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    except Exception as error:
+        # Malformed files make libraries fail in any way; the kind says what the text of a KeyError does not.
+        kind = "" if isinstance(error, (OSError, ValueError, ImportError)) else f"{type(error).__name__}: "
+        reason = kind + (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        local = source.gguf is not None or Path(source.location).is_dir()
         raise refuse(
             KIVUnsupportedError,
             "--model must be a hub id, a local folder, or a .gguf file that transformers can load",
             f"{source.name!r}: {reason}",
-            "Check the name, and the connection if it is on the hub (HF_HUB_OFFLINE=1 allows local models only).",
+            "Download or save the model again, or choose another one."
+            if local
+            else "Check the name, and the connection (HF_HUB_OFFLINE=1 allows local models only).",
         ) from error

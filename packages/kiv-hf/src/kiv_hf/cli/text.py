@@ -1,15 +1,20 @@
-"""The text and the question: read, checked, and put together as the model wants them."""
+"""The text and the question: read and checked."""
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 from kiv_reference.errors import KIVError, KIVUsageError, refuse
 
 STDIN = "-"
 """In place of a file name: read the text from standard input."""
+
+LARGEST_BYTES = 1 << 30
+"""Longest text that is read, some hundred times what models take: a device never ends."""
 
 
 def read_text(file: str) -> str:
@@ -18,10 +23,11 @@ def read_text(file: str) -> str:
     Raises
     ------
     KIVUsageError
-        There is no such file, it cannot be read, it is empty, or it is not UTF-8 text.
+        There is no such file, it cannot be read, it is empty, it is not UTF-8 text, or it is
+        larger than `LARGEST_BYTES`.
     """
     name = "standard input" if file == STDIN else file
-    contents = sys.stdin.buffer.read() if file == STDIN else _read_bytes(Path(file).expanduser())
+    contents = _bounded(sys.stdin.buffer, name) if file == STDIN else _read_bytes(Path(file).expanduser())
     try:
         text = contents.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -29,7 +35,8 @@ def read_text(file: str) -> str:
     if "\0" in text:
         raise _not_text(name, f"a NUL byte at offset {contents.index(0)}")
     if not text.strip():
-        raise refuse(KIVUsageError, "--file must hold some text", f"an empty {name}", "Name a file with text in it.")
+        found = f"nothing but blanks and line breaks in {name}" if text else f"an empty {name}"
+        raise refuse(KIVUsageError, "--file must hold some text", found, "Name a file with text in it.")
     return text
 
 
@@ -40,25 +47,14 @@ def check_question(question: str) -> str:
     return question.strip()
 
 
-def compose(tokenizer: Any, text: str, question: str) -> str:
-    """Return the prompt: a user's turn if the tokenizer has a chat template, else text, question and "Answer:".
-
-    The question comes last: what a prompt ends with attends to the whole text exactly (SPEC 7.4).
-    """
-    if tokenizer.chat_template:
-        turn = [{"role": "user", "content": f"{text.strip()}\n\n{question}"}]
-        return tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    return f"{text.strip()}\n\nQuestion: {question}\nAnswer:"
-
-
-def encode(tokenizer: Any, prompt: str) -> Any:
-    """Return the token ids of a composed prompt, int64 [1, T]; a chat template has put in the special tokens itself."""
-    return tokenizer(prompt, add_special_tokens=not tokenizer.chat_template, return_tensors="pt").input_ids
-
-
 def _read_bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        # Without waiting: a pipe that nobody writes to would keep it for ever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                found = f"{path}, which is a pipe or a device"
+                raise refuse(KIVUsageError, "--file must name a file", found, f"Pipe the text into --file {STDIN}.")
+            return _bounded(file, str(path))
     except FileNotFoundError as error:
         raise refuse(KIVUsageError, "--file must name a file that exists", str(path), "Check the path.") from error
     except IsADirectoryError as error:
@@ -68,6 +64,18 @@ def _read_bytes(path: Path) -> bytes:
         raise refuse(
             KIVUsageError, "--file must be readable", f"{path} ({reason})", "Check its permissions."
         ) from error
+
+
+def _bounded(file: BinaryIO, name: str) -> bytes:
+    contents = file.read(LARGEST_BYTES + 1)
+    if len(contents) > LARGEST_BYTES:
+        raise refuse(
+            KIVUsageError,
+            f"--file must hold at most {LARGEST_BYTES:,} bytes",
+            f"more than that in {name}",
+            "Name a shorter text.",
+        )
+    return contents
 
 
 def _not_text(name: str, finding: str) -> KIVError:

@@ -1,25 +1,13 @@
-"""Bytes as people write them."""
+"""Bytes and dtypes as people write them."""
 
 from __future__ import annotations
 
-import re
+from kiv_reference.sizes import parse_bytes
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
-          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}  # fmt: skip
+__all__ = ["DTYPES", "format_bytes", "parse_bytes"]
 
-
-def parse_bytes(text: str) -> int:
-    """Return the bytes that `text` names: a number with an optional unit, as in 512MiB, 2 GB or 1000000.
-
-    Raises
-    ------
-    ValueError
-        `text` is nothing of the kind.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if match is None or match[2].upper() not in _UNITS:
-        raise ValueError(f"{text!r} is no size; write for instance 512MiB, 2GB or 1000000")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+DTYPES = ("float32", "bfloat16", "float16")
+"""Names of the dtypes that a model may be loaded in, as torch has them."""
 
 
 def format_bytes(count: int) -> str:
