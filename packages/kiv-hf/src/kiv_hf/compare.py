@@ -125,17 +125,19 @@ class CompareStore:
         truth = self._truth.attend(query.double(), scale=scale, softcap=softcap, sink_logits=fine, given=report)
         low = self._low.attend(query, scale=scale, softcap=softcap, sink_logits=sink_logits, given=report)
         apart = self._apart(report)
-        compared = (tensor.masked_fill(apart, 0) for tensor in (output, truth, low))
-        check_outputs(place, *compared, self._rounding(query, scale))
+        got, truth, low = (tensor.masked_fill(apart, 0) for tensor in (output, truth, low))
+        check_outputs(place, got, truth, low, self._rounding(query, scale))
         return output
 
     def _apart(self, report: AttendReport) -> torch.Tensor:
         """Bool [B, 1, TQ, 1]: padding that retrieves for itself, of which no report tells what (SPEC 2.4)."""
         tokens = self._truth._tokens
         assert tokens is not None, "a report without tokens"
-        sizes = [torch.full((block.query_tokens,), block.mode == "retrieve") for block in report.blocks]
-        retrieves = torch.cat(sizes).to(tokens.valid.device)
-        return (~tokens.valid[:, -retrieves.numel() :] & retrieves)[:, None, :, None]
+        first, apart = report.blocks[0].first_query, ~tokens.valid
+        for block in report.blocks:
+            if block.mode != "retrieve":
+                apart[:, block.first_query : block.first_query + block.query_tokens] = False
+        return apart[:, None, first:, None]
 
     def _rounding(self, query: torch.Tensor, scale: float) -> float:
         """Worst case of what the order of sums does to an output, in the dtype of computation."""
