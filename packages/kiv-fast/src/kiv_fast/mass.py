@@ -99,7 +99,7 @@ def window_bound(view: View, queries: Queries) -> torch.Tensor:
     """The bound of SPEC 6.2, ``[H, M]`` in float32, where no cold token is attended."""
     queries = _widen(queries)
     always = _always(view, queries)
-    none = torch.empty(0, dtype=torch.int64, device=queries.query.device)
+    none = torch.empty(0, dtype=torch.int64, device="cpu")
     bounds: list[torch.Tensor] = []
     for head in range(queries.query.shape[0]):
         held = _attended_mass(always, None, queries, head)

@@ -19,7 +19,8 @@ def check_tensor(name: str, value: object) -> None:
     """Refuse what is not a tensor with numbers of its own, side by side in memory."""
     if not isinstance(value, torch.Tensor):
         raise refuse(KIVShapeError, f"{name} must be a tensor", type(value).__name__, "Make it one.")
-    if value.layout != torch.strided or value.is_nested or value.is_quantized or value.is_meta:
+    empty = value.is_meta and type(value) is torch.Tensor  # a subclass may keep its numbers elsewhere
+    if value.layout != torch.strided or value.is_nested or value.is_quantized or empty:
         got = f"{value.layout}, {value.dtype} on {value.device}"
         rule = f"{name} must be a dense tensor with numbers, not sparse, nested, quantised or on meta"
         raise refuse(KIVShapeError, rule, got, "Convert it first.")
