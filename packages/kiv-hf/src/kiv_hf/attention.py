@@ -101,6 +101,9 @@ def kiv_attention(
     )
     if adapted is not None:
         output = adapted.output(output)
+    kind = output.device.type
+    if torch.is_autocast_enabled(kind):  # what sdpa gives then
+        output = output.to(torch.get_autocast_dtype(kind))
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -117,6 +117,9 @@ class KIVLayerMixin:
         """
         for name, tensor in (("keys", key_states), ("values", value_states)):
             check_states(name, tensor)
+        # Under autocast rotary embeddings make float32 of keys alone; as in a plain cache, both get the wider dtype.
+        dtype = torch.promote_types(key_states.dtype, value_states.dtype)
+        key_states, value_states = key_states.to(dtype), value_states.to(dtype)
         total = self.store.length + key_states.shape[-2]
         self.handshake.before_update(total)
         if not self.is_initialized:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import wraps
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, SupportsIndex, TypeVar
 
 import torch
@@ -22,12 +24,22 @@ Out = TypeVar("Out")
 
 
 def plain_tensors(method: Callable[P, Out]) -> Callable[P, Out]:
-    """Run `method` outside inference mode and without gradients.
+    """Run `method` outside inference mode and autocast, and without gradients.
 
     What it stores are then plain tensors: those of inference mode cannot be written to outside of it, and a caller may
     read a prompt inside and go on outside.
     """
-    return torch.inference_mode(False)(torch.no_grad()(method))
+    plain = torch.inference_mode(False)(torch.no_grad()(method))
+
+    @wraps(method)
+    def exact(*args: P.args, **kwargs: P.kwargs) -> Out:
+        with ExitStack() as stack:
+            for kind in ("cpu", "cuda"):  # autocast would round what SPEC 1.2 computes in float32
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+            return plain(*args, **kwargs)
+
+    return exact
 
 
 class ReferenceStore:

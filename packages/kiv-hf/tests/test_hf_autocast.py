@@ -1,0 +1,59 @@
+"""A float32 model under autocast: KIV errs as the stock cache does, measured against float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hf_models import EXACT, FEEDS, FULL_BUDGET, STARVED, TinyModel, feed, pair
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+
+MODELS = {
+    "llama": lambda: pair(LlamaConfig, LlamaForCausalLM, dtype=torch.float32, num_hidden_layers=2),
+    "gemma3": lambda: pair(
+        Gemma3TextConfig, Gemma3ForCausalLM, dtype=torch.float32, num_hidden_layers=2, sliding_window=12,
+        layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=8,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(params=MODELS)
+def single(request) -> TinyModel:
+    return MODELS[request.param]()
+
+
+def truth(model) -> torch.Tensor:
+    twin = TinyModel(model.kiv, copy.deepcopy(model.stock).double(), model.ids)
+    return feed(twin.stock, twin.ids, twin.stock_cache(), FEEDS["chunks"])
+
+
+def mixed(model, ids, cache, lengths) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return feed(model, ids, cache, lengths).double()
+
+
+@pytest.mark.parametrize("config", [EXACT, FULL_BUDGET], ids=["exact", "retrieval"])
+@pytest.mark.parametrize("lengths", FEEDS.values(), ids=FEEDS.keys())
+def test_logits(single, config, lengths):
+    right = truth(single)
+    stock = mixed(single.stock, single.ids, single.stock_cache(), lengths) - right
+    logits = mixed(single.kiv, single.ids, single.cache(config), lengths) - right
+    starved = mixed(single.kiv, single.ids, single.cache(STARVED), lengths) - right
+    assert logits.square().mean() <= 4 * stock.square().mean() < starved.square().mean()
+
+
+def test_generate(single):
+    cache = single.cache()
+    with torch.autocast("cpu", torch.bfloat16):
+        single.kiv.generate(single.ids, past_key_values=cache, max_new_tokens=5, do_sample=False)
+    assert cache.get_seq_length() == single.ids.shape[1] + 4
+
+
+def test_autocast_may_end_between_two_calls(single):
+    right = truth(single)[:, 60:]
+    errors = []
+    for model, cache in ((single.stock, single.stock_cache()), (single.kiv, single.cache())):
+        mixed(model, single.ids[:, :60], cache, [60])
+        errors.append((feed(model, single.ids[:, 60:], cache, [36]).double() - right).square().mean())
+    assert errors[1] <= 4 * errors[0]
