@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NoReturn, SupportsIndex, cast
 
 import torch
 from kiv_reference.config import KIVConfig
@@ -61,7 +61,7 @@ class KIVCache(DynamicCache):
     Raises
     ------
     KIVUsageError
-        `config` is no model configuration, or `impl` is unknown.
+        `config` is no model configuration, `kiv_config` no KIVConfig, or `impl` is unknown.
     KIVUnsupportedError
         The implementation is not installed.
     """
@@ -71,6 +71,9 @@ class KIVCache(DynamicCache):
     ) -> None:
         if not isinstance(config, PreTrainedConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise refuse(KIVUsageError, "KIVCache needs the model's configuration", type(config), "Pass model.config.")
+        if kiv_config is not None and not isinstance(kiv_config, KIVConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+            remedy = "Pass KIVConfig(hot_tokens=512) and the like."
+            raise refuse(KIVUsageError, "kiv_config must be a KIVConfig", repr(kiv_config), remedy)
         super().__init__(config=config)
         self._shared = _SharedPool(resolve_impl(impl)(KIVConfig() if kiv_config is None else kiv_config))
         self._handshake = Handshake(config, self)
@@ -100,6 +103,30 @@ class KIVCache(DynamicCache):
     def is_compileable(self) -> bool:
         """False: what a KIV layer does depends on data."""
         return False
+
+    def __repr__(self) -> str:
+        if self._handshake.closed:
+            return "KIVCache(closed)"
+        layers, used = self.kiv_layers(), self.memory()
+        tiers = ", ".join(f"{name} {count} B" for name, count in used._asdict().items())
+        length = max(self.lengths(), default=0)
+        return (
+            f"KIVCache({length} tokens, {len(layers)} of {len(self.layers)} layers KIV's, {tiers}, {self.pool.config})"
+        )
+
+    def __enter__(self) -> KIVCache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __copy__(self) -> NoReturn:
+        raise refuse(KIVUsageError, "a KIVCache cannot be copied by halves", "copy.copy", "Call cache.fork().")
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Refuse to be pickled or saved: what a store holds lies in tiers of this process."""
+        remedy = "Keep the text, and feed it again."
+        raise refuse(KIVUsageError, "a KIVCache cannot be pickled or saved", "pickle or torch.save", remedy)
 
     def kiv_layers(self) -> dict[int, KIVLayerMixin]:
         """Return the KIV layers by their index in the cache."""
@@ -183,7 +210,8 @@ class KIVCache(DynamicCache):
     def fork(self) -> KIVCache:
         """Return an independent cache with equal state, in the same pool (SPEC 9.4)."""
         self._handshake.require_settled("fork")
-        twin = copy.copy(self)
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
         twin._handshake = self._handshake.fork(twin)
         twin.layers = [
             layer.fork(twin._handshake) if isinstance(layer, (KIVLayer, KIVHybridLayer)) else copy.deepcopy(layer)
