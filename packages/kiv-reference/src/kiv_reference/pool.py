@@ -18,7 +18,8 @@ class ReferencePool:
 
     def __init__(self, config: KIVConfig) -> None:
         self._config = config
-        self._stores: weakref.WeakSet[ReferenceStore] = weakref.WeakSet()
+        # Not a WeakSet: garbage collection in another thread would change it while it is gone through.
+        self._references: list[weakref.ref[ReferenceStore]] = []
         self._closed = False
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
@@ -39,8 +40,12 @@ class ReferencePool:
         """A new, empty store for one attention layer."""
         self.check_open()
         store = ReferenceStore(self)
-        self._stores.add(store)
+        self._references.append(weakref.ref(store, self._references.remove))
         return store
+
+    @property
+    def _stores(self) -> list[ReferenceStore]:
+        return [store for reference in list(self._references) if (store := reference()) is not None]
 
     def memory(self) -> TierBytes:
         """Bytes held in each tier by all stores (SPEC 10.3)."""

@@ -32,7 +32,7 @@ def encode(tokenizer: Any, prompt: str) -> torch.Tensor:
 
     Control tokens that the text spells out act as such: `encode_prompt` is for texts of others.
     """
-    return torch.tensor([_ids(tokenizer, prompt, add_special_tokens=not tokenizer.chat_template)])
+    return torch.tensor([_ids(tokenizer, prompt, add_special_tokens=not tokenizer.chat_template)], device="cpu")
 
 
 def encode_prompt(tokenizer: Any, text: str, question: str, *, control_tokens: bool = False) -> torch.Tensor:
@@ -61,7 +61,7 @@ def encode_prompt(tokenizer: Any, text: str, question: str, *, control_tokens: b
             together += spelt_out + _ids(tokenizer, after)
         if special:
             together = _with_special_tokens(tokenizer, together)
-    return torch.tensor([together])
+    return torch.tensor([together], device="cpu")
 
 
 def control_contents(tokenizer: Any) -> dict[int, str]:
