@@ -109,7 +109,8 @@ def test_a_failure_warns_once_and_loses_nothing(config, small_slabs, monkeypatch
     with pytest.warns(RuntimeWarning, match="not pinned from here on .out of lockable memory") as caught:
         outputs = [feed(store, data, CHUNKS) for store in stores]
     assert all(torch.equal(output, expected) for output in outputs)
-    assert len(caught) == 1
+    # Garbage of other tests may warn meanwhile: only these count.
+    assert sum("not pinned" in str(warning.message) for warning in caught) == 1
     assert runtime.calls == fail_at
     assert len(runtime.slabs) == fail_at - 1
     del stores
