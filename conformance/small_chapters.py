@@ -12,7 +12,6 @@ from kiv_reference import KIVConfig
 SMALL = Tuning(
     tile_tokens=8,
     query_chunk=3,
-    settle_tokens=2,
     summary_chunk=2,
     chunk_bytes=512,
     look_pages=1,
@@ -23,7 +22,7 @@ SMALL = Tuning(
     first_segment_bytes=4096,
     most_segment_bytes=16384,
 )
-"""Chapters of 2, 4 and 8 pages."""
+"""Chapters of 2, 4 and 8 pages. What a long call took is kept as by default: budgets are set by what a pool held."""
 
 
 def pool(config: KIVConfig) -> FastPool:
