@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fast_helpers import SCALE, draw
+from fast_helpers import SCALE, draw, summary_bytes
 from kiv_fast import FastPool
 
 THREADS = 6
-PROMPT, STEPS = 60, 16
+PROMPT, STEPS = 240, 16
+ROOM_BYTES = 24 << 10  # beside summaries: what forks add, but not half of the prompt's pages
 
 
 @pytest.fixture
@@ -59,11 +60,14 @@ def forks(config):
 
 @pytest.mark.parametrize("disk", [False, True], ids=["RAM", "disk"])
 @pytest.mark.parametrize(("retrieve_tokens", "prefill"), [(7, "exact"), (7, "retrieve"), (None, "exact")])
-def test_forks_in_threads(config, small, disk, retrieve_tokens, prefill, restless):
-    # What forks have of their own in RAM, summaries and tables, must fit beside a few pages.
-    config = replace(small, ram_bytes=(4 if retrieve_tokens else 2) * small.ram_bytes) if disk else config
+def test_forks_in_threads(config, tmp_path, disk, retrieve_tokens, prefill, restless):
     config = replace(config, retrieve_tokens=retrieve_tokens, prefill=prefill)
     pool, store, alone = forks(config)
+    if disk:
+        config = replace(config, ram_bytes=summary_bytes(store) + ROOM_BYTES, spill_dir=tmp_path)
+        pool, store, alone = forks(config)
+        # Before any thread begins: whether pages are on disk must not depend on how the threads take turns.
+        assert pool.memory().disk > ROOM_BYTES
     expected = [work(fork, seed) for seed, fork in enumerate(alone)]
     pool, store, together = forks(config)
     with ThreadPoolExecutor(THREADS) as threads:
