@@ -8,13 +8,17 @@ import pytest
 import torch
 from hf_models import EXACT, FULL_BUDGET, VOCABULARY
 
-THREADS = 6
+THREADS, PROMPT = 6, 240
 RETRIEVAL = replace(FULL_BUDGET, retrieve_tokens=9, candidate_pages=4, prefill="exact", tail="mean")
+
+
+def prompt(llama):
+    return llama.ids.repeat(1, 3)[:, :PROMPT]
 
 
 def write(llama, cache, seed):
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.cat([llama.ids[:, :70], torch.randint(2, VOCABULARY, (1, 12), generator=generator)], dim=1)
+    ids = torch.cat([prompt(llama), torch.randint(2, VOCABULARY, (1, 12), generator=generator)], dim=1)
     settings = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
     out = llama.kiv.generate(ids, past_key_values=cache, output_scores=True, return_dict_in_generate=True, **settings)
     cache.close()
@@ -23,13 +27,13 @@ def write(llama, cache, seed):
 
 def forks(llama, config, impl):
     cache = llama.cache(config, impl=impl)
-    llama.kiv(llama.ids[:, :70], past_key_values=cache)
+    llama.kiv(prompt(llama), past_key_values=cache)
     with ThreadPoolExecutor(THREADS) as threads:
         return cache, list(threads.map(lambda _: cache.fork(), range(THREADS)))
 
 
 @pytest.mark.parametrize(
-    ("impl", "ram"), [("fast", None), ("fast", 60_000), ("reference", None)], ids=["RAM", "disk", "reference"]
+    ("impl", "ram"), [("fast", None), ("fast", 100_000), ("reference", None)], ids=["RAM", "disk", "reference"]
 )
 @pytest.mark.parametrize("config", [EXACT, RETRIEVAL], ids=["exact", "retrieval"])
 def test_forks_in_threads(llama, config, ram, impl, tmp_path):
@@ -38,6 +42,8 @@ def test_forks_in_threads(llama, config, ram, impl, tmp_path):
     _, alone = forks(llama, config, impl)
     expected = [write(llama, fork, seed) for seed, fork in enumerate(alone)]
     cache, together = forks(llama, config, impl)
+    # Before any thread begins: whether pages are on disk must not depend on how the threads take turns.
+    assert (cache.memory().disk > 0) == (ram is not None)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
