@@ -18,6 +18,7 @@ PACKAGES = tuple(f"packages/kiv-{name}" for name in ("reference", "fast", "hf"))
 EDITABLE = tuple(argument for package in PACKAGES for argument in ("-e", package))
 CONSTRAINTS = ("-c", "constraints.txt", "--no-compile")  # Python compiles what it imports; pip compiles all of torch
 GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
+TORCH = ("2.6.0", "2.11.0")  # the oldest, and one that is common where GPUs are; constraints.txt has the newest
 TRANSFORMERS = ("5.18.0", "5.19.0", "5.20.2", "5.21.1", "5.22.2", "5.23.0")  # the last of each release in the range
 ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
 NO_KERNELS = {"DISABLE_CUDA": "1"}  # hqq would else try to compile them when it is installed
@@ -92,18 +93,26 @@ def conformance(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
-@nox.parametrize("transformers", TRANSFORMERS, ids=TRANSFORMERS)
-def versions(session: nox.Session, transformers: str) -> None:
-    """Run the binding's tests and a type of each kind of attention with another transformers: -s "versions(5.18.0)"."""
+@nox.parametrize(
+    "package,version",
+    [*(("transformers", version) for version in TRANSFORMERS), *(("torch", version) for version in TORCH)],
+    ids=[*TRANSFORMERS, *(f"torch{version}" for version in TORCH)],
+)
+def versions(session: nox.Session, package: str, version: str) -> None:
+    """Run the tests with another transformers or torch: -s "versions(5.18.0)", -s "versions(torch2.6.0)"."""
+    loose = ("torch==", "sympy==", "setuptools==") if package == "torch" else ("transformers==",)  # torch pins its own
     pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     others = Path(session.create_tmp()) / "constraints.txt"
-    others.write_text("\n".join(pin for pin in pins if not pin.startswith("transformers==")), encoding="utf-8")
-    constraints = ("-c", str(others), "--no-compile", f"transformers=={transformers}")
+    others.write_text("\n".join(pin for pin in pins if not pin.startswith(loose)), encoding="utf-8")
+    constraints = ("-c", str(others), "--no-compile", f"{package}=={version}")
     session.install(*constraints, "hatchling", "editables", "pytest", "pytest-timeout", "hypothesis")
     session.install(*constraints, "--no-build-isolation", *EDITABLE)
     names = ("test_kinds_of_attention", "test_refusals_name_their_cause")
-    models = [f"conformance/models/test_models.py::{name}" for name in names]
-    session.run("python", "-m", "pytest", *(session.posargs or ["packages/kiv-hf", *models, "-m", "not real"]), env=ENV)
+    chosen = ["packages/kiv-hf", *(f"conformance/models/test_models.py::{name}" for name in names)]
+    if package == "torch":
+        chosen += ["packages/kiv-fast", "conformance/test_ch04_retrieval.py", "conformance/test_ch05_attention.py"]
+        chosen += ["--impl", "fast"]
+    session.run("python", "-m", "pytest", *(session.posargs or [*chosen, "-m", "not real"]), env=ENV)
 
 
 @nox.session(venv_backend="none", requires=["dev"])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from kiv_hf import KIVCache, KIVConfig
+from packaging.version import Version
 from transformers import (
     DynamicCache,
     Gemma2Config,
@@ -20,6 +21,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+OLD_TORCH = Version(torch.__version__) < Version("2.7")
+"""transformers itself does less with it."""
 
 VOCABULARY = 97
 TEXT_TOKENS = 96

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hf_models import EXACT, FEEDS, TINY_MODELS, VOCABULARY, feed
+from hf_models import EXACT, FEEDS, OLD_TORCH, TINY_MODELS, VOCABULARY, feed
 from kiv_hf import KIVCache, use_kiv
 from kiv_reference.errors import KIVUnsupportedError
 from test_any_adapters import MODELS as ADAPTED
@@ -72,6 +72,7 @@ def test_training_is_refused(llama):
         llama.kiv.train()(llama.ids, past_key_values=llama.cache())
 
 
+@pytest.mark.skipif(OLD_TORCH, reason="transformers 5.23 compiles no model, with its own cache either, below torch 2.7")
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_a_compiled_model(name):
     """What is around the attention is compiled; KIV itself runs as it is."""

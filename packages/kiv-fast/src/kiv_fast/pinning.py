@@ -84,10 +84,14 @@ class SlabPinning:
     runtime : Runtime
     limit_bytes : int
         Of all regions together.
+
+    Attributes
+    ----------
+    limit_bytes : int
     """
 
     def __init__(self, runtime: Runtime, limit_bytes: int) -> None:
-        self._runtime, self._limit = runtime, limit_bytes
+        self._runtime, self.limit_bytes = runtime, limit_bytes
         self._held = 0
         self._failed = False
 
@@ -98,8 +102,8 @@ class SlabPinning:
             if done + slab > region.nbytes:
                 return  # the very end of the addresses that were reserved
             try:
-                if self._held + slab > self._limit:
-                    raise RuntimeError(f"{self._held} bytes are pinned, and {self._limit} are the most")
+                if self._held + slab > self.limit_bytes:
+                    raise RuntimeError(f"{self._held} bytes are pinned, and {self.limit_bytes} are the most")
                 self._runtime.register(region.address + done, slab)
             except RuntimeError as error:
                 self._failed = True

@@ -39,7 +39,10 @@ def _load() -> None:
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return metadata.version("kiv-hf")
+        try:
+            return metadata.version("kiv-hf")
+        except metadata.PackageNotFoundError:  # the sources on PYTHONPATH, as where a GPU is and nothing is installed
+            return "0+unknown"
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _load()

@@ -151,6 +151,24 @@ def ask_command(
             ask(model, text, wanted, config, settings, answer, Console(stderr=True))
 
 
+@app.command("doctor")
+def doctor_command(
+    device: Annotated[str, typer.Option(help="As torch names it; auto is cuda where there is one.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
+) -> None:
+    """Check whether KIV works on this machine, in under two minutes; exit code 1 if not all is well."""
+    with one_message():
+        out = Console(file=sys.stdout)
+        with redirect_stdout(sys.stderr):
+            import torch
+
+            from .devices import find_device
+            from .doctor import doctor
+
+            well = doctor(torch.device(find_device(device)), as_json, out, Console(stderr=True))
+    raise typer.Exit(0 if well else 1)
+
+
 def build_config(knobs: dict[str, Any], exact: bool) -> KIVConfig:
     """Build the configuration from the options that were given."""
     given = {name: value for name, value in knobs.items() if value is not None}

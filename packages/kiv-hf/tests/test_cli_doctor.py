@@ -1,0 +1,158 @@
+"""``kiv doctor``: what it checks, what it says where something is not well, and its exit code; never a time."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import torch
+from kiv_fast.pinning import SlabPinning
+from kiv_fast.store import FastStore
+from kiv_hf.cli import doctor_machine, doctor_stores, doctor_times
+from kiv_hf.cli.app import app
+from kiv_hf.cli.doctor import checks
+from kiv_hf.cli.doctor_finding import Finding, examine
+from typer.testing import CliRunner
+
+CPU = torch.device("cpu")
+
+NAMES = [
+    "torch", "transformers", "device", "memory", "pinned quota", "direct reads", "fused attention",
+    "store in float32", "store in bfloat16", "store in float16", "store in float64",
+    "step at 4K", "step at 16K", "step at 64K",
+]  # fmt: skip
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setitem(doctor_times.CONTEXTS, "cpu", (1024, 2048, 3072))
+    monkeypatch.setattr(doctor_times, "ROUNDS", 2)
+    monkeypatch.setattr(doctor_stores, "CALLS", (120, 1, 20, 1))
+
+
+def run(*arguments):
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["doctor", *arguments])
+
+
+def test_all_that_it_checks():
+    assert [name for name, _, _ in checks(CPU)] == NAMES
+    on_a_gpu = [name for name, _, _ in checks(torch.device("cuda"))]
+    assert on_a_gpu == [*NAMES[:-3], "step at 4K", "step at 32K", "step at 128K"]
+
+
+def test_a_well_machine(quick):
+    result = run("--json", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["well"]
+    assert found["device"] == "cpu"
+    assert [finding["name"] for finding in found["findings"]] == [*NAMES[:-3], "step at 1K", "step at 2K", "step at 3K"]
+    assert all(finding["value"] and finding["well"] and not finding["reason"] for finding in found["findings"])
+
+
+def test_the_table_has_every_check(quick):
+    said = run("--device", "cpu").stdout
+    assert [name for name in [*NAMES[:-3], "KIV", "plain", "all is well"] if name not in said] == []
+    assert said.count("│ well") == len(NAMES)
+
+
+def test_wrong_numbers_are_found_with_a_reason_and_a_remedy(quick, monkeypatch):
+    attend = FastStore.attend
+
+    def off(self, query, **keywords):
+        output = attend(self, query, **keywords)
+        return output * 1.5 if query.dtype == torch.float16 else output
+
+    monkeypatch.setattr(FastStore, "attend", off)
+    result = run("--json", "--device", "cpu")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout)
+    assert not found["well"]
+    (wrong,) = [finding for finding in found["findings"] if not finding["well"]]
+    assert wrong["name"] == "store in float16"
+    assert "SPEC 5.1: another output" in wrong["reason"]
+    assert "Do not use this dtype" in wrong["remedy"]
+
+
+def test_a_check_that_raises_is_a_finding_and_the_others_go_on(quick, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("CUDA error: out of order\nmore")
+
+    monkeypatch.setattr(doctor_times, "FastPool", broken)
+    result = run("--device", "cpu")
+    assert result.exit_code == 1
+    assert result.stdout.count("not well") == 3
+    assert "RuntimeError: CUDA error: out of order. Free memory" in result.stdout
+    assert "not all is well" in result.stdout
+
+
+def test_a_warning_is_a_reason():
+    def check():
+        warnings.warn("host memory is not pinned from here on", RuntimeWarning, stacklevel=2)
+        return Finding("pinned quota", "1 GB")
+
+    found = examine("pinned quota", check, "Raise the limit.")
+    expected = Finding("pinned quota", "1 GB", False, "host memory is not pinned from here on.", "Raise the limit.")
+    assert found == expected
+
+
+def test_memory_that_cannot_be_pinned(monkeypatch):
+    class Refusing:
+        def register(self, address, nbytes):
+            raise RuntimeError("operation not permitted")
+
+        def unregister(self, address):
+            raise AssertionError("nothing was registered")
+
+    monkeypatch.setattr(doctor_machine, "pinning_for", lambda device: SlabPinning(Refusing(), 1 << 30))
+    by_name = {name: (check, remedy) for name, check, remedy in checks(torch.device("cuda"))}
+    found = examine("pinned quota", *by_name["pinned quota"])
+    assert not found.well
+    assert "operation not permitted" in found.reason
+    assert "ulimit -l" in found.remedy
+
+
+def test_a_card_that_torch_does_not_see(monkeypatch):
+    monkeypatch.setattr(doctor_machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = doctor_machine.torch_build(CPU)
+    assert not found.well
+    assert "torch sees no CUDA device" in found.reason
+    assert "driver" in found.remedy
+
+
+def test_another_transformers(monkeypatch):
+    monkeypatch.setattr("transformers.__version__", "4.50.0")
+    monkeypatch.setattr("kiv_hf._transformers.check_version.__defaults__", ("4.50.0",))
+    found = doctor_machine.transformers_version()
+    assert not found.well
+    assert "pip install 'transformers>=" in found.reason
+
+
+def test_little_memory(monkeypatch):
+    from types import SimpleNamespace
+
+    little = SimpleNamespace(available=1 << 29, total=1 << 32)
+    monkeypatch.setattr(doctor_machine.psutil, "virtual_memory", lambda: little)
+    found = doctor_machine.memory(CPU)
+    assert not found.well
+    assert "RAM" in found.reason
+
+
+def test_the_plain_cache_is_full_attention():
+    torch.manual_seed(0)
+    plain = doctor_times.PlainCache()
+    for tokens in (5, 1):
+        plain.append(torch.randn(1, 2, tokens, 4), torch.randn(1, 2, tokens, 4))
+    query = torch.randn(1, 4, 1, 4)
+    key, value = (tensor.repeat_interleave(2, dim=1) for tensor in (plain.key, plain.value))
+    expected = torch.softmax(0.5 * query @ key.transpose(2, 3), dim=3) @ value
+    torch.testing.assert_close(plain.attend(query, scale=0.5), expected)
+
+
+def test_no_such_device():
+    result = run("--device", "abacus")
+    assert result.exit_code == 2
+    assert "'abacus'" in result.stderr
+    assert result.stdout == ""

@@ -1,0 +1,15 @@
+"""The sources on PYTHONPATH, with nothing installed: where a GPU is, that is all there may be."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import kiv_hf
+
+
+def test_the_version_of_sources_that_are_not_installed(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert kiv_hf.__version__ == "0+unknown"
