@@ -9,7 +9,7 @@ from kiv_reference.errors import KIVUnsupportedError, refuse
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import logging
 
-from .handshake import NAME, active_handshake, foreign_tensors
+from .handshake import NAME, active_handshake, foreign_tensors, other_cache_active
 from .masks import kiv_mask
 from .resolve import resolve, resolve_adapted
 from .stock import stock_attention
@@ -112,8 +112,11 @@ def _refuse_foreign(module: torch.nn.Module, key: torch.Tensor, value: torch.Ten
     handshake = active_handshake()
     if handshake is None:
         return
-    if handshake.staged is not None:
+    if handshake.waits():
         raise foreign_tensors(module)
+    if handshake.staged is not None:  # of a forward pass that has ended: this module belongs to another
+        other_cache_active()
+        return
     # A copy of placeholders, as a move between devices makes; only that length is looked at, to spare a device sync.
     if handshake.plain is not None and key.shape[2] == handshake.plain.kv_length:
         first = torch.stack([key[0, 0, 0, 0].float(), value[0, 0, 0, 0].float()])

@@ -8,11 +8,15 @@ names the way out, never a wrong number.
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
+from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 from kiv_reference.errors import KIVError, KIVUnsupportedError, KIVUsageError, refuse
+
+from .running import still_runs
 
 if TYPE_CHECKING:
     import torch
@@ -89,6 +93,7 @@ class Handshake:
         self._mask_owed = False
         self.plain: PlainMask | None = None
         self.staged: KIVLayerMixin | None = None
+        self._stager: FrameType | None = None  # the call that staged; kept no longer, for a frame keeps its tensors
         self.adapted: tuple[KIVLayerMixin, Staged] | None = None
         self.closed = False
 
@@ -141,6 +146,19 @@ class Handshake:
         self._mask_owed = False
         self.adapted = None
         self.activate()
+
+    def stage(self, layer: KIVLayerMixin) -> None:
+        """Note that `layer` has new tokens which wait for their attention call."""
+        self._stager = sys._getframe(1)
+        self.staged = layer
+
+    def unstage(self) -> None:
+        """Note that no tokens wait any more."""
+        self.staged = self._stager = None
+
+    def waits(self) -> bool:
+        """Whether new tokens wait, and the forward pass that brought them still runs."""
+        return self.staged is not None and (self._stager is None or still_runs(self._stager))
 
     def require_routing(self) -> None:
         """Refuse a model whose configuration names another attention implementation.

@@ -130,7 +130,7 @@ class KIVLayerMixin:
         value = value_states[...] if real else placeholder(value_states, total)
         self._staged = Staged(key_states, value_states)
         self._returned = weakref.ref(key)
-        self.handshake.staged = self
+        self.handshake.stage(self)
         register(key, value, self)
         return key, value
 
@@ -177,7 +177,7 @@ class KIVLayerMixin:
         states = self._staged if states is None else states
         self.store.append(states.key, states.value, valid)
         self._staged = None
-        self.handshake.staged = None
+        self.handshake.unstage()
 
     def get_seq_length(self) -> int:
         """T, all tokens of the layer, wherever they live, padding and staged tokens included."""
@@ -230,7 +230,7 @@ class KIVLayerMixin:
         self.store.reset()
         self._staged = None
         if self.handshake.staged is self:
-            self.handshake.staged = None
+            self.handshake.unstage()
         self._changed()
         self._module = None
         self.adapter = None
