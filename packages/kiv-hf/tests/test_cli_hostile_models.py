@@ -137,7 +137,6 @@ def test_weights_with_a_broken_header(model, tmp_path):
     assert "damaged" in message(model, tmp_path)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "model.safetensors"])
 def test_a_pipe_in_place_of_a_file(model, tmp_path, name):
     (model / name).unlink(missing_ok=True)
