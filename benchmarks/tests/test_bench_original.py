@@ -53,8 +53,8 @@ def test_decode_is_the_rule_in_loops(total, chunk):
 
 def test_prompts_are_attended_exactly():
     generator = torch.Generator().manual_seed(1)
-    key, value = (torch.randn(1, HEADS, 2400, WIDTH, generator=generator) for _ in range(2))
-    query = torch.randn(1, HEADS * GROUPS, 100, WIDTH, generator=generator)
+    key, value = (torch.randn(1, HEADS, 2400, WIDTH, generator=generator).double() for _ in range(2))
+    query = torch.randn(1, HEADS * GROUPS, 100, WIDTH, generator=generator).double()
     store = OriginalStore()
     store.append(key[:, :, :2300], value[:, :, :2300])
     store.append(key[:, :, 2300:], value[:, :, 2300:])

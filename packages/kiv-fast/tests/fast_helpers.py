@@ -6,6 +6,16 @@ import torch
 
 SCALE = 0.25
 
+CLOSE = {torch.float64: 1e-10, torch.float32: 1e-4}
+"""How near right answers lie on any processor. In float32 the order of sums moves them by far less, by how much depends
+on the processor: it is float64 that tells a wrong answer from a right one."""
+
+
+def assert_close(output, expected, **kwargs):
+    """Equal on any processor, relative to the numbers or to one."""
+    close = CLOSE[expected.dtype]
+    torch.testing.assert_close(output, expected, rtol=close, atol=close, **kwargs)
+
 
 def draw(seed, length, batch=1, heads=2, groups=2, width=16, value_width=16, dtype=torch.float32):
     """Keys, values and queries."""

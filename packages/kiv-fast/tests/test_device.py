@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fast_helpers import SCALE, draw
+from fast_helpers import SCALE, assert_close, draw
 from kiv_fast import FastPool, Tuning, pool
 from kiv_fast.pinning import NullPinning, SlabPinning
 from kiv_fast.reach import HostReach, MappedReach, StagedReach, works
@@ -90,14 +90,17 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
     ("case", "padded", "mapped"),
     [*[(case, padded, True) for case in CASES for padded in (False, True)], ("plain", False, False)],
 )
-def test_a_device_answers_as_the_cpu_does(config, case, padded, streams, tmp_path):
+def test_a_device_answers_as_the_cpu_does(config, case, padded, dtype, streams, tmp_path):
     fields, modifiers = CASES[case]
     config = replace(config, spill_dir=tmp_path, **fields)
-    data = draw(0, sum(CHUNKS), batch=2)
+    if config.ram_bytes is not None:
+        config = replace(config, ram_bytes=config.ram_bytes * dtype.itemsize // torch.float32.itemsize)
+    data = draw(0, sum(CHUNKS), batch=2, dtype=dtype)
     valid = None
     if padded:
         valid = torch.ones(2, sum(CHUNKS), dtype=torch.bool)
@@ -111,7 +114,7 @@ def test_a_device_answers_as_the_cpu_does(config, case, padded, streams, tmp_pat
         key, value, query = (part[:, :, :1].repeat_interleave(2, dim=0).to(DEVICE) for part in data)
         store.append(key, value)
         assert bool(torch.isfinite(store.fork().attend(query, scale=SCALE)).all())
-    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    assert_close(output, expected)
     assert all(torch.equal(a, b) for a, b in zip(chosen, picks, strict=True))
     assert streams
     for each in streams:
@@ -171,7 +174,7 @@ def spoil(data, part, at, number):
 
 @pytest.mark.parametrize(("part", "attended"), [(0, True), (0, False), (2, True)], ids=["key", "key, later", "query"])
 def test_a_token_that_is_refused_late_leaves_no_trace(config, streams, part, attended):
-    data = draw(3, 200)
+    data = draw(3, 200, dtype=torch.float64)
     bad = spoil(data, part, 190, torch.nan)
     whole = FastPool(config).layer_store()
     feed(whole, [tensor[:, :, :190] for tensor in data], "cpu", {}, chunks=[180, *[1] * 10])
@@ -193,9 +196,9 @@ def test_a_token_that_is_refused_late_leaves_no_trace(config, streams, part, att
             assert store.length == 190
             again = store.attend(data[2][:, :, 189:190].to(DEVICE), scale=SCALE).to("cpu")
             expected = whole.attend(data[2][:, :, 189:190], scale=SCALE)
-            torch.testing.assert_close(again, expected, rtol=1e-5, atol=1e-5)
+            assert_close(again, expected)
             output = step(store, data, 190, DEVICE)
-        torch.testing.assert_close(output, step(whole, data, 190, "cpu"), rtol=1e-5, atol=1e-5)
+        assert_close(output, step(whole, data, 190, "cpu"))
 
 
 @pytest.mark.parametrize("call", ["crop", "fork", "reorder"])
@@ -220,7 +223,7 @@ def test_whatever_follows_an_append_asks_first(config, streams, call):
 
 def test_an_infinite_value_is_seen_by_whom_it_concerns(config, streams, monkeypatch):
     """The call assumes that there is none, and is made again once it knows better."""
-    data = spoil(draw(4, 300), 1, 293, torch.inf)
+    data = spoil(draw(4, 300, dtype=torch.float64), 1, 293, torch.inf)
     config = replace(config, hot_tokens=8)
     chunks, answer, made = [286, *[1] * 14], FastStore._answer, []
     expected, _ = feed(FastPool(config).layer_store(), data, "cpu", {}, chunks=chunks)
@@ -229,7 +232,7 @@ def test_an_infinite_value_is_seen_by_whom_it_concerns(config, streams, monkeypa
         output, _ = feed(FastPool(config).layer_store(), data, DEVICE, {}, chunks=chunks)
     assert len(made) == len(chunks) + 1
     assert torch.isinf(expected).any()
-    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert_close(output, expected, equal_nan=True)
 
 
 def test_a_first_look_that_was_not_enough_is_followed_by_another(config, streams, monkeypatch):
@@ -240,7 +243,7 @@ def test_a_first_look_that_was_not_enough_is_followed_by_another(config, streams
     with SimulatedDevice():
         output, chosen = feed(FastPool(config, tuning=tuning).layer_store(), data, DEVICE, {})
     assert len(made) > len(CHUNKS), "no call was made again"
-    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    assert_close(output, expected)
     assert all(torch.equal(a, b) for a, b in zip(chosen, picks, strict=True))
 
 

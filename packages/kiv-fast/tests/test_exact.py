@@ -3,21 +3,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fast_helpers import SCALE, draw, feed
+from fast_helpers import SCALE, assert_close, draw, feed
 from kiv_fast import FastPool, Tuning, exact
 from kiv_reference import ReferencePool
 
 
 @pytest.mark.parametrize("chunks", [[300], [100, 100, 100], [37, 263], [299, 1]])
 @pytest.mark.parametrize("value_width", [16, 8, 24])
-def test_exact_calls_are_full_attention(config, chunks, value_width):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_exact_calls_are_full_attention(config, chunks, value_width, dtype):
     config = replace(config, retrieve_tokens=None)
-    data = draw(0, 300, batch=2, value_width=value_width)
+    data = draw(0, 300, batch=2, value_width=value_width, dtype=dtype)
     key, value, query = data
     full = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, scale=SCALE, enable_gqa=True
     )
-    torch.testing.assert_close(feed(FastPool(config, tuning=Tuning(tile_tokens=64)).layer_store(), data, chunks), full)
+    assert_close(feed(FastPool(config, tuning=Tuning(tile_tokens=64)).layer_store(), data, chunks), full)
 
 
 def test_a_second_attend_gives_the_same_bits(config):

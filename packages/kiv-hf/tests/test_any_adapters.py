@@ -94,7 +94,7 @@ class Expanding(torch.nn.Module):
         super().__init__()
         self.bent = bent
         generator = torch.Generator().manual_seed(3)
-        self.weight = torch.randn(2, 6, 5 + 4, generator=generator)
+        self.weight = torch.randn(2, 6, 5 + 4, generator=generator).double()
 
     def expand_kv(self, latents, rotary):
         both = latents @ self.weight + self.bent * (latents**2).sum(-1, keepdim=True)
@@ -107,19 +107,19 @@ class TestByNumbers:
     def states(self, heads=2, key=6, value=3):
         generator = torch.Generator().manual_seed(1)
         shapes = ((1, heads, 7, key), (1, heads, 7, value))
-        return Staged(*(torch.randn(shape, generator=generator) for shape in shapes))
+        return Staged(*(torch.randn(shape, generator=generator).double() for shape in shapes))
 
     def test_latent_scores_and_outputs_equal_the_expanded_ones(self):
         module, staged = Expanding(), self.states(heads=1)
         key, value = module.expand_kv(*staged)
         found = latent(module, staged, key, value)
         assert found is not None
-        query = torch.randn(1, 2, 7, 8)
+        query = torch.randn(1, 2, 7, 8, dtype=torch.float64)
         scores = query @ key.transpose(-1, -2)
         mine = found.query(query) @ found.states.key.transpose(-1, -2)
-        assert torch.allclose(mine, scores, atol=1e-4)
+        assert torch.allclose(mine, scores, rtol=0, atol=1e-10)
         weights = scores.softmax(-1)
-        assert torch.allclose(found.output(weights @ found.states.value), weights @ value, atol=1e-4)
+        assert torch.allclose(found.output(weights @ found.states.value), weights @ value, rtol=0, atol=1e-10)
 
     def test_an_expansion_that_is_not_linear_is_not_latent(self):
         module, staged = Expanding(bent=0.1), self.states(heads=1)

@@ -50,14 +50,20 @@ MODELS = {
         "patch_size": 8,
     }}),
 }  # fmt: skip
+SINGLE = {"bloom", "codegen", "gpt_neo", "gptj", "mpt", "xglm"}
+"""Their own attention takes its softmax in float32 whatever the dtype, so that float64 would show its rounding."""
 ALIBI = ["bloom", "falcon, ALiBi", "falcon, ALiBi, one KV head", "mpt"]
 
 
-def build(name: str, dtype: torch.dtype = torch.float32):
+def build(name: str, dtype: torch.dtype | None = None):
     model_type, sizes = MODELS[name]
     tokens = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
     torch.manual_seed(5)
-    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**sizes, **tokens)).eval().to(dtype)
+    return (
+        AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**sizes, **tokens))
+        .eval()
+        .to(dtype or (torch.float32 if name in SINGLE else torch.float64))
+    )
 
 
 @pytest.fixture(params=MODELS)
@@ -68,11 +74,10 @@ def name(request) -> str:
 IDS = torch.randint(2, VOCABULARY, (1, TEXT_TOKENS), generator=torch.Generator().manual_seed(7))
 
 
-def rounding(model, dtype_error: float = 1.0) -> float:
-    """Twice the largest move of the model's own logits when it is fed in other pieces."""
-    answers = [feed(model, IDS, DynamicCache(config=model.config), lengths) for lengths in FEEDS.values()]
-    eps = torch.finfo(answers[0].dtype).eps * answers[0].abs().max().item()
-    return 2 * dtype_error * max([eps, *((a - answers[0]).abs().max().item() for a in answers)])
+def rounding(model) -> float:
+    """How far right logits may lie apart, whatever the processor."""
+    logits = feed(model, IDS, DynamicCache(config=model.config), [TEXT_TOKENS])
+    return (1e-10 if logits.dtype == torch.float64 else 1e-4) * logits.abs().max().item()
 
 
 def test_logits_equal_those_of_the_stock_cache(name):
@@ -134,13 +139,13 @@ def test_weights_and_names_stay(name):
 
 @pytest.mark.parametrize("model_name", ALIBI)
 def test_alibi_in_half_precision(model_name):
-    """The bias keeps its precision in the channels: no farther from float32 than the stock cache."""
-    truth = feed(build(model_name), IDS, None, [TEXT_TOKENS])
+    """The bias keeps its precision in the channels: KIV errs as the stock cache does, measured against float64."""
+    truth = feed(build(model_name, torch.float64), IDS, None, [TEXT_TOKENS])
     model = build(model_name, torch.bfloat16)
-    stock = feed(model, IDS, DynamicCache(config=model.config), FEEDS["chunks"]).float()
+    stock = feed(model, IDS, DynamicCache(config=model.config), FEEDS["chunks"]).double()
     use_kiv(model)
-    logits = feed(model, IDS, KIVCache(model.config, EXACT), FEEDS["chunks"]).float()
-    assert (logits - truth).abs().max() <= 2 * (stock - truth).abs().max()
+    logits = feed(model, IDS, KIVCache(model.config, EXACT), FEEDS["chunks"]).double()
+    assert (logits - truth).square().mean() <= 4 * (stock - truth).square().mean()
 
 
 class TestPositionBias:

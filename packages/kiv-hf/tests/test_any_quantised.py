@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from float64_truth import TIMES, error
 from kiv_hf import KIVCache, KIVConfig
 from kiv_hf.cli.gguf import convert
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
@@ -35,31 +36,41 @@ def folder() -> Path:
 
 @pytest.mark.parametrize("bits", BITS)
 def test_the_answer_is_that_of_the_stock_cache(folder, bits):
-    """Where layers round what goes through them, a last bit becomes a step; the stock answers say how large."""
+    """Where layers round what goes through them, a last bit becomes a step: truth is the same weights in float64."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=BITS[bits], dtype=torch.float32).eval()
+    model, twin = (
+        AutoModelForCausalLM.from_pretrained(folder, quantization_config=BITS[bits], dtype=torch.float32).eval()
+        for _ in range(2)
+    )
     assert isinstance(model.model.layers[0].self_attn.k_proj, (Linear4bit, Linear8bitLt))
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True, tokenize=False
     )
     ids = tokenizer(chat + BEGUN, return_tensors="pt").input_ids
 
-    def answer(attention, cache) -> tuple[str, torch.Tensor]:
+    def answer(attention, cache, model=model) -> tuple[str, torch.Tensor]:
         model.set_attn_implementation(attention)
         settings = {"do_sample": False, "max_new_tokens": 3, "return_dict_in_generate": True, "output_logits": True}
         output = model.generate(ids, past_key_values=cache, **settings)
-        return tokenizer.decode(output.sequences[0, ids.shape[1] :]), output.logits[0]
+        words = tokenizer.decode(output.sequences[0, ids.shape[1] :])
+        cache.reset()
+        return words, model(ids, past_key_values=cache).logits  # of every token: a step at one of them counts little
 
     said, expected = answer("sdpa", DynamicCache(config=model.config))
     assert said.startswith(" Bruno.")
-    bound = 2 * (answer("eager", DynamicCache(config=model.config))[1] - expected).abs().max()
+    answers = {}
     for impl in ("reference", "fast"):
         cache = KIVCache(model.config, EXACT, impl=impl)
         told, logits = answer("kiv", cache)
         assert told == said, impl
-        assert (logits - expected).abs().max() <= bound, impl
+        answers[impl] = logits
         assert cache.tokens().cold_ram > ids.shape[1] // 2
     starved = answer("kiv", KIVCache(model.config, STARVED))[1]
-    assert (starved - expected).abs().max() > bound
+    # The twin has answered nothing yet: on some processors the first answer packs the weights in another way.
+    truth = answer("sdpa", DynamicCache(config=model.config), twin.dequantize().double())[1]
+    stock = error(expected, truth)
+    for impl, logits in answers.items():
+        assert error(logits, truth) <= TIMES * stock, impl
+    assert error(starved, truth) > TIMES * stock
