@@ -10,7 +10,8 @@ from hypothesis import event, settings
 from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVBudgetError, KIVError
 
-from .driver import Driver, same_bits
+from .answers import picked, same_bits
+from .driver import Driver
 from .target import Target
 
 
@@ -67,8 +68,7 @@ def same_report(driver: Driver, other: Driver, clause: str) -> None:
 
 def same_retrieval(driver: Driver, other: Driver, clause: str) -> None:
     """Two stores retrieved the same in their last call."""
-    mine = [(b.candidate_pages.tolist(), b.selected_positions.tolist()) for b in driver.store.report.blocks]
-    theirs = [(b.candidate_pages.tolist(), b.selected_positions.tolist()) for b in other.store.report.blocks]
+    mine, theirs = picked(driver.store), picked(other.store)
     other.scene.require(mine == theirs, clause, "another retrieval for the same tokens", got=theirs, expected=mine)
 
 

@@ -20,9 +20,10 @@ from hypothesis import event, note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from .answers import same_bits
 from .checks import check_state
 from .data import EXACT_KINDS, FLOAT_KINDS, MASKS, Recipe, Shape, Tokens, mask, poison
-from .driver import Driver, same_bits
+from .driver import Driver
 from .expect import replays_alike
 from .strategies import SCALES, configs, shapes
 from .target import Target
@@ -155,7 +156,7 @@ class StoreMachine(RuleBasedStateMachine):
             return
         other = self._refill(driver, chunk, driver.oracle.values)
         if driver.last is not None:
-            query, arguments, _ = driver.last
+            query, arguments, *_ = driver.last
             other.attend(query, **arguments)
             if self.exact and driver.config.max_missed_mass is None:
                 mine = [b.selected_positions.tolist() for b in driver.store.report.blocks]
@@ -168,7 +169,7 @@ class StoreMachine(RuleBasedStateMachine):
         driver = self.pick(pick)
         if driver.last is None or driver.config.tail != "none":
             return
-        query, arguments, _ = driver.last
+        query, arguments, *_ = driver.last
         twins = [self._refill(driver, driver.oracle.length, v) for v in (driver.oracle.values, self._holes(driver))]
         clean, holed = (twin.store.attend(query, **arguments) for twin in twins)
         twins[1].scene.require(same_bits(clean, holed), "4.7", "a value that is not needed was read", got=holed)

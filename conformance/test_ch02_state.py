@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVNonFiniteError
 
+from .answers import same_bits
 from .data import MASKS, Recipe, Shape, Tokens
-from .driver import Driver, drive, same_bits
+from .driver import Driver, drive
 from .expect import refused, same_retrieval
 from .strategies import Scenario, blocks_only, configs, decode_only, scenarios
 from .target import Target
@@ -27,6 +28,24 @@ WEIGHTLESS = Scenario(
     bad_values=1,
 )
 """An infinite value in a tail whose weight is zero in any precision."""
+
+ROUNDING = Scenario(
+    KIVConfig(
+        hot_tokens=0,
+        sink_tokens=0,
+        page_tokens=1,
+        span_pages=1,
+        candidate_pages=1,
+        retrieve_tokens=1,
+        prefill="retrieve",
+        query_block_tokens=1,
+        exact_suffix_tokens=0,
+    ),
+    Shape(groups=2, width=16, value_width=3),
+    Recipe("near_ties", 1),
+    ((1, True), (9, True)),
+)
+"""Pages alike but for rounding, which decides otherwise once they all are cold."""
 
 PADDED = tuple(kind for kind in MASKS if kind != "none")
 
@@ -55,7 +74,7 @@ class Test_2_1_FunctionOfTheTokens:
         if start < stop:
             other.append(tokens.slice(start, stop))
         other.append(tokens.slice(stop, stop + last))
-        query, arguments, _ = driver.last
+        query, arguments, *_ = driver.last
         other.attend(query, **arguments)
         other.scene.require(other.store.tokens() == driver.store.tokens(), "2.1", "another partition")
         if exact:
@@ -176,6 +195,7 @@ class Test_2_5_FiniteKeys:
         what=st.sampled_from(["key", "query"]),
         seed=st.integers(0, 999),
     )
+    @example(scenario=ROUNDING, bad=math.nan, what="key", seed=0)
     def test_keys_and_queries(self, target: Target, scenario: Scenario, bad: float, what: str, seed: int) -> None:
         driver = drive(target, scenario)
         n = scenario.chunks[-1][0]

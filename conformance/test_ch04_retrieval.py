@@ -10,8 +10,9 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 from hypothesis import target as steer
 
+from .answers import same_bits
 from .data import EXACT_KINDS
-from .driver import Driver, drive, same_bits
+from .driver import Driver, drive
 from .expect import same_retrieval
 from .strategies import Scenario, blocks_only, configs, decode_only, scenarios, shapes
 from .target import Target
@@ -176,7 +177,7 @@ class Test_4_7_ValuesAreReadLast:
     @given(scenario=scenarios(config=configs(tail="none"), calls=decode_only(1)))
     def test_poisoned_values(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
-        query, arguments, output = driver.last
+        query, arguments, output, _ = driver.last
         tokens, n = scenario.tokens, driver.store.length
         read = torch.zeros(*tokens.value.shape[:3], dtype=torch.bool)
         for block in driver.store.report.blocks:

@@ -25,7 +25,7 @@ class Test_8_1_Softcap:
     @given(scenario=scenarios())
     def test_bad_numbers(self, target: Target, bad: dict[str, float], scenario: Scenario) -> None:
         driver = drive(target, scenario)
-        query, _, _ = driver.last
+        query = driver.last.query
         refused(driver, KIVError, "8.1", "attend", query=query, **{"scale": 0.5, **bad})
 
 
@@ -40,7 +40,7 @@ class Test_8_2_SinkLogits:
     @given(scenario=scenarios(sinks="head"))
     def test_bad_forms(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
-        query, arguments, _ = driver.last
+        query, arguments, *_ = driver.last
         wrong = torch.zeros(query.shape[1] + 1)
         refused(driver, KIVError, "8.2", "attend", query=query, **{**arguments, "sink_logits": wrong})
 
@@ -52,7 +52,7 @@ class Test_8_3_SharedLayers:
     def test_several_attends(self, target: Target, scenario: Scenario, turns: int) -> None:
         driver: Driver = drive(target, scenario)
         first = driver.last
-        query, arguments, _ = first
+        query, arguments, *_ = first
         for turn in range(turns):
             driver.attend(query.roll(turn + 1, dims=3) * 0.5, **arguments)
         driver.last = first

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVShapeError, KIVUsageError
 
+from .answers import same_bits
 from .data import Recipe, Shape
-from .driver import Driver, drive, same_bits
+from .driver import Driver, drive
 from .expect import refused
 from .strategies import Scenario, configs, decode_only, recipes, scenarios, shapes
 from .target import Target
@@ -201,7 +202,7 @@ class Test_9_3_Batch:
     @given(scenario=scenarios(shape=shapes(batch=2), calls=decode_only(1)))
     def test_the_queries_of_the_last_append_go_along(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
-        query, arguments, _ = driver.last
+        query, arguments, *_ = driver.last
         driver.select([1, 0, 1])
         if arguments["sink_logits"] is None or arguments["sink_logits"].ndim == 1:
             driver.attend(query[[1, 0, 1]], **arguments)

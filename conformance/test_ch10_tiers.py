@@ -115,7 +115,7 @@ class Test_10_4_Errors:
     def test_after_an_error_all_goes_on(self, target: Target, scenario: Scenario, what: str) -> None:
         driver = drive(target, scenario)
         tokens = scenario.recipe.make(scenario.shape, 3)
-        query, arguments, _ = driver.last
+        query, arguments, *_ = driver.last
         if what == "key":
             bad = tokens.key.clone()
             bad[-1, -1, -1, -1] = torch.nan
