@@ -21,6 +21,7 @@ GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
 TORCH = ("2.6.0", "2.11.0")  # the oldest, and one that is common where GPUs are; constraints.txt has the newest
 TRANSFORMERS = ("5.18.0", "5.19.0", "5.20.2", "5.21.1", "5.22.2", "5.23.0")  # the last of each release in the range
 ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
+PYTEST = ("-m", "pytest", "-n", "logical", "--maxprocesses=4", "--dist=worksteal")  # a process for each core
 NO_KERNELS = {"DISABLE_CUDA": "1"}  # hqq would else try to compile them when it is installed
 
 LOCAL_MODEL = """
@@ -72,20 +73,20 @@ def dev(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["dev"])
 def tests(session: nox.Session) -> None:
     """Run the tests of the packages and the benchmarks; further arguments go to pytest."""
-    run(session, "-m", "pytest", *(session.posargs or ("packages", "benchmarks")))
+    run(session, *PYTEST, *(session.posargs or ("packages", "benchmarks")))
 
 
 @nox.session(venv_backend="none", requires=["dev"])
 def conformance(session: nox.Session) -> None:
     """Check both implementations against SPEC.md, or one: -- --impl reference|fast|module:factory [--profile ci]."""
-    run(session, "-m", "pytest", "conformance", *session.posargs)
+    run(session, *PYTEST, "conformance", *session.posargs)
     if not session.posargs:
         # The same for the tiered implementation, without what checks the suite itself and the binding.
         chapters = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "conformance").glob("test_ch*.py"))
         machine, models = "conformance/test_machine.py", "conformance/test_models.py"
-        run(session, "-m", "pytest", *chapters, machine, models, "--impl", "fast")
+        run(session, *PYTEST, *chapters, machine, models, "--impl", "fast")
         ranked = [path for path in chapters if re.search("ch(0[24679]|10)", path)]
-        run(session, "-m", "pytest", *ranked, machine, "--impl", "fast-late-answers")
+        run(session, *PYTEST, *ranked, machine, "--impl", "fast-late-answers")
 
 
 @nox.session(default=False)
@@ -101,14 +102,14 @@ def versions(session: nox.Session, package: str, version: str) -> None:
     others = Path(session.create_tmp()) / "constraints.txt"
     others.write_text("\n".join(pin for pin in pins if not pin.startswith(loose)), encoding="utf-8")
     constraints = ("-c", str(others), "--no-compile", f"{package}=={version}")
-    session.install(*constraints, "hatchling", "editables", "pytest", "pytest-timeout", "hypothesis")
+    session.install(*constraints, "hatchling", "editables", *GROUPS["test"][:-1])  # without bitsandbytes
     session.install(*constraints, "--no-build-isolation", *EDITABLE)
     models = "conformance/models/test_models.py::test_"
     chosen = ["packages/kiv-hf", f"{models}kinds_of_attention", f"{models}refusals_name_their_cause"]
     if package == "torch":
         chapters = (f"conformance/test_ch0{name}.py" for name in ("4_retrieval", "5_attention"))
         chosen += ["packages/kiv-fast", *chapters, "--impl", "fast"]
-    session.run("python", "-m", "pytest", *(session.posargs or [*chosen, "-m", "not real"]), env=ENV)
+    session.run("python", *PYTEST, *(session.posargs or [*chosen, "-m", "not real"]), env=ENV)
 
 
 @nox.session(venv_backend="none", requires=["dev"])
