@@ -9,6 +9,7 @@ from kiv_reference.errors import KIVUnsupportedError, refuse
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import logging
 
+from .class_tables import register_tables
 from .handshake import NAME, active_handshake, foreign_tensors, other_cache_active
 from .masks import kiv_mask
 from .resolve import resolve, resolve_adapted
@@ -25,6 +26,7 @@ def register_attention() -> None:
     """Make the name "kiv" known to transformers; the last registration of a name holds."""
     AttentionInterface.register(NAME, kiv_attention)
     AttentionMaskInterface.register(NAME, kiv_mask)
+    register_tables()
 
 
 @torch.compiler.disable

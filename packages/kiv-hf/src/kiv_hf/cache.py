@@ -20,6 +20,7 @@ from .hybrid import KIVHybridLayer
 from .impls import DEFAULT_IMPL, resolve_impl
 from .layer import KIVLayer, KIVLayerMixin
 from .layer_choice import stock_layers
+from .longrope import keep_cache
 from .stages import TOKEN_LAYERS, is_pipeline, seen_tokens, sizes_if_used
 
 
@@ -78,6 +79,7 @@ class KIVCache(DynamicCache):
         self._shared = _SharedPool(resolve_impl(impl)(KIVConfig() if kiv_config is None else kiv_config))
         self._handshake = Handshake(config, self)
         self._pipeline = is_pipeline(config)
+        keep_cache(config, KIVCache)
         stock = stock_layers(config)
         self.layers = [layer if i in stock else self._kiv_layer(layer) for i, layer in enumerate(self.layers)]
         if self.layer_class_to_replicate is not None:

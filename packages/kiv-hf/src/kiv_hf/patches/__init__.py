@@ -48,12 +48,17 @@ def patch_attention(model: torch.nn.Module) -> int:
         kind = type(module)
         if kind.__module__.startswith(__name__):
             patched += 1
-        elif kind.__module__ in MODULES:
-            classes = import_module(f".{MODULES[kind.__module__]}", __name__).CLASSES
-            if kind in classes:
-                _change_class(module, classes[kind])
-                patched += 1
+        elif (version := kiv_version(kind)) is not None:
+            _change_class(module, version)
+            patched += 1
     return patched
+
+
+def kiv_version(kind: type[torch.nn.Module]) -> type[torch.nn.Module] | None:
+    """Return the KIV version of an attention class, or None if it has none."""
+    if kind.__module__ not in MODULES:
+        return None
+    return import_module(f".{MODULES[kind.__module__]}", __name__).CLASSES.get(kind)
 
 
 def _change_class(module: torch.nn.Module, kind: type[torch.nn.Module]) -> None:
