@@ -11,7 +11,7 @@ import math
 
 import torch
 from hypothesis import currently_in_test_context, event
-from kiv_hf.admissible import violation
+from kiv_reference.admissible import violation
 from kiv_reference.contract import AttendReport, BlockReport
 
 from .budgets import Precision, group_errors, output_budget, page_errors, token_errors, with_shift

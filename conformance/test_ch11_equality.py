@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
-from kiv_hf.admissible import violation
+from kiv_reference.admissible import violation
 
 from .budgets import Precision, group_errors, page_errors, token_errors
 from .driver import drive

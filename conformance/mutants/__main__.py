@@ -13,7 +13,7 @@ from .. import profiles
 profiles.load("kill")  # before the test modules are imported
 
 from . import attention, fast, hf, retrieval, state  # noqa: E402
-from .faulty import SHORT_SHARE, kill_run  # noqa: E402
+from .faulty import run_faults  # noqa: E402
 from .patching import MUTANTS, Mutant  # noqa: E402
 from .run import Death, first_failure, reference, without  # noqa: E402
 
@@ -70,8 +70,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.target != "reference":
-        faults = [f for f in {"fast": fast, "hf": hf}[options.target].FAULTS if (options.only or "") in f.name]
-        return kill_run(faults[:: SHORT_SHARE if options.short else 1], control=not options.only)
+        return run_faults({"fast": fast, "hf": hf}[options.target].FAULTS, options.only or "", options.short)
     start = time.perf_counter()
     chosen = [m for m in MUTANTS if not options.only or options.only in m.name]
     control = first_failure(reference()) if not options.only else None

@@ -1,7 +1,8 @@
-"""Faults in the tiered implementation."""
+"""Faults in the tiered implementation: those that once lived here, those of its modules beside."""
 
 from __future__ import annotations
 
+from . import fast_places, fast_rules
 from .source import Fault
 
 REAL = "packages/kiv-fast/tests/test_real_faults.py"
@@ -136,4 +137,6 @@ FAULTS = [
         "if True:",
         (f"{COST}a_step_gathers_candidates_and_selected_rows",),
     ),
+    *fast_rules.FAULTS,
+    *fast_places.FAULTS,
 ]

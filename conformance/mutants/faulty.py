@@ -1,4 +1,8 @@
-"""The kill run over kiv_fast and kiv_hf: the tests named by each fault, in this process, one of which must fail."""
+"""The kill run over kiv_fast and kiv_hf: the tests named by each fault, in a copy of this process; one must fail.
+
+`.ci/run` has the short form, ``nox -s mutants -- --target fast --short`` and the same for ``hf``: the text of every
+fault is checked, and every third fault is run. A nightly run leaves ``--short`` out, and adds the reference's mutants.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,23 @@ from .source import Fault
 SHORT_SHARE = 3
 """The short form takes every third fault."""
 
+HANG_S = 300
+"""A test that takes longer counts as failed: a fault may be an endless loop."""
+
+
+def quietly(arguments: Sequence[str]) -> tuple[int, str]:
+    """Exit status of pytest, and what it printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        status = pytest.main([*arguments, "-q", "-W", "ignore", "-p", "no:cacheprovider", f"--timeout={HANG_S}"])
+    return int(status), printed.getvalue().strip()
+
 
 def first_failed(tests: Sequence[str]) -> tuple[int, str]:
     """Exit status of pytest and the first test that failed, if one did."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        status = pytest.main([*tests, "-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider", "-p", "no:randomly"])
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", printed.getvalue(), re.MULTILINE)
-    return int(status), found[1].rpartition("/")[2] if found else printed.getvalue()[-300:]
+    status, printed = quietly([*tests, "-x", "--tb=no", "-rfE"])
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", printed, re.MULTILINE)
+    return status, found[1].rpartition("tests/")[2] if found else printed[-300:]
 
 
 def in_child(fault: Fault | None, tests: Sequence[str]) -> tuple[int, str]:
@@ -47,22 +60,56 @@ def in_child(fault: Fault | None, tests: Sequence[str]) -> tuple[int, str]:
     return (int(status) if status else 99), text
 
 
+def stale(faults: Sequence[Fault]) -> list[str]:
+    """Why some of the faults can no longer be made: what they replace is gone, or was written twice."""
+    found: list[str] = []
+    for fault in faults:
+        try:
+            with fault.applied():
+                pass
+        except (LookupError, AttributeError, ImportError, SyntaxError, AssertionError) as error:
+            found.append(f"{fault.name}: {type(error).__name__}: {error}")
+    return found
+
+
+def grouped(faults: Sequence[Fault]) -> list[list[str]]:
+    """All tests of the faults, those that want the same options together, as arguments for pytest."""
+    nodes: dict[tuple[str, ...], set[str]] = {}
+    for fault in faults:
+        options = tuple(test for test in fault.tests if test.startswith("-"))
+        nodes.setdefault(options, set()).update(test for test in fault.tests if not test.startswith("-"))
+    return [[*sorted(tests), *options] for options, tests in nodes.items()]
+
+
 def kill_run(faults: Sequence[Fault], control: bool = True) -> int:
     """Exit status 0 if every fault's tests pass without it and one of them fails with it."""
     start, alive = time.perf_counter(), []
-    if control:
-        status, text = in_child(None, sorted({test for fault in faults for test in fault.tests}))
-        print("the unchanged code", "lives" if status == 0 else f"FAILS: {text}", flush=True)
-        if status != 0:
-            return 1
-    print(f"{'mutant':52} {'s':>5}  killed by")
+    groups = grouped(faults)
+    # Whatever the tests import is imported once, before the copies are made.
+    broken = [text for status, text in (quietly([*group, "--collect-only"]) for group in groups) if status]
+    if control and not broken:
+        broken = [text for status, text in (in_child(None, group) for group in groups) if status]
+        print("the unchanged code", "FAILS" if broken else "lives", flush=True)
+    if broken:
+        print("\n".join(broken))
+        return 1
+    print(f"{'mutant':64} {'s':>5}  killed by")
     for fault in faults:
         began = time.perf_counter()
         status, text = in_child(fault, fault.tests)
         killed = status == pytest.ExitCode.TESTS_FAILED
         if not killed:
             alive.append(fault.name)
-        print(f"{fault.name:52} {time.perf_counter() - began:5.1f}  {'' if killed else 'SURVIVED '}{text}", flush=True)
+        print(f"{fault.name:64} {time.perf_counter() - began:5.1f}  {'' if killed else 'SURVIVED '}{text}", flush=True)
     killed_all = len(faults) - len(alive)
     print(f"\n{killed_all} of {len(faults)} mutants killed in {time.perf_counter() - start:.0f} s")
     return 0 if not alive else 1
+
+
+def run_faults(every: Sequence[Fault], only: str = "", short: bool = False) -> int:
+    """The kill run over those of the faults that have `only` in their names; refuses if the text of any is gone."""
+    if gone := stale(every):
+        print("faults whose text no longer applies: change them\n" + "\n".join(gone))
+        return 1
+    chosen = [fault for fault in every if only in fault.name]
+    return kill_run(chosen[:: SHORT_SHARE if short else 1], control=not only)

@@ -1,7 +1,8 @@
-"""Faults in the binding to transformers."""
+"""Faults in the binding to transformers: those that once lived here, those of its modules beside."""
 
 from __future__ import annotations
 
+from . import hf_parts
 from .source import Fault
 
 REAL = "packages/kiv-hf/tests/test_real_hf_faults.py"
@@ -62,4 +63,5 @@ FAULTS = [
         "self.layers",
         real("a_crop_asks_the_layers_that_may_refuse_first"),
     ),
+    *hf_parts.FAULTS,
 ]

@@ -8,10 +8,12 @@ import __future__
 
 import importlib
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -25,7 +27,7 @@ class Fault:
     name : what is wrong, in a few words
     where : "module:function" or "module:Class.method"
     old, new : what its source says once, and what it says with the fault
-    tests : files or node ids, one of which must fail
+    tests : files or node ids, one of which must fail, and options for pytest
     """
 
     name: str
@@ -37,7 +39,7 @@ class Fault:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The function has the fault while this lasts."""
-        function = self._function()
+        function = self.function()
         source = textwrap.dedent(inspect.getsource(function))
         if source.count(self.old) != 1:
             raise LookupError(f"{self.where} has {self.old!r} {source.count(self.old)} times: change the mutant")
@@ -48,7 +50,8 @@ class Fault:
         finally:
             function.__code__ = right
 
-    def _function(self) -> FunctionType:
+    def function(self) -> FunctionType:
+        """Where the fault goes."""
         module, _, path = self.where.partition(":")
         thing: Any = importlib.import_module(module)
         for name in path.split("."):
@@ -56,6 +59,15 @@ class Fault:
         found = inspect.unwrap(thing.fget if isinstance(thing, property) else thing)
         assert isinstance(found, FunctionType), self.where
         return found
+
+
+def clause(number: str, impl: str = "fast-small-chapters") -> tuple[str, ...]:
+    """What the conformance suite says of a clause of SPEC.md, and for which implementation."""
+    chapter, _, rest = number.partition(".")
+    (path,) = Path(__file__).parent.parent.glob(f"test_ch{int(chapter):02d}_*.py")
+    found = re.search(rf"^class (Test_{chapter}_{rest}_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None, f"SPEC {number} has no test class"
+    return (f"conformance/{path.name}::{found[1]}", f"--impl={impl}", "--profile=kill")
 
 
 def _code(function: FunctionType, source: str) -> CodeType:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from kiv_reference.admissible import violation
 from kiv_reference.errors import KIVError
 from kiv_reference.partition import partition
 from kiv_reference.report import AttendReport, BlockReport
 from kiv_reference.select import group_scores, page_scores
 from kiv_reference.store import ReferenceStore
 from kiv_reference.view import HeadView
-
-from .admissible import violation
 
 
 class KIVDivergenceError(KIVError, AssertionError):

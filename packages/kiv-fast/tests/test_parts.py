@@ -1,0 +1,228 @@
+"""Parts that no answer of a short text depends on: ids in any order, the second of two tiles, rounding, room."""
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from fast_helpers import SCALE, assert_close, draw, feed, summary_bytes
+from kiv_fast import FastPool, Tuning, host
+from kiv_fast.host import Table
+from kiv_fast.layout import Row
+from kiv_fast.mass import _round_up
+from kiv_fast.pinning import LEAST_BYTES, Region, SlabPinning
+from kiv_fast.product import WidenedProduct
+from kiv_fast.reach import MappedReach
+from kiv_fast.scan import Scanner
+from kiv_fast.shim import FileIO
+from kiv_fast.transfer import NullTransfer
+from kiv_fast.validate import ALIGNMENT, Shape, aligned
+from kiv_reference import ReferencePool
+
+
+def test_exact_attention_over_pages_that_lie_anywhere(config):
+    """A row that was selected keeps its high ids, and gets the low ones that the other left; some are padding."""
+    store = FastPool(replace(config, retrieve_tokens=None)).layer_store()
+    key, value, query = draw(1, 200, batch=2, dtype=torch.float64)
+    valid = torch.rand(2, 200, generator=torch.Generator().manual_seed(1)) < 0.7
+    store.append(key[:, :, :100], value[:, :, :100], valid[:, :100])
+    store.attend(query[:, :, :100], scale=SCALE)
+    store.select(torch.tensor([1]))
+    key, value, query, valid = (part[1:] for part in (key, value, query, valid))
+    for start, stop in ((100, 160), (160, 199), (199, 200)):
+        store.append(key[:, :, start:stop], value[:, :, start:stop], valid[:, start:stop])
+        output = store.attend(query[:, :, start:stop], scale=SCALE)
+    pages = store.state.rows[0].table.pages
+    assert pages != sorted(pages)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query[:, :, 199:], key, value, valid[:, None, None], scale=SCALE, enable_gqa=True
+    )
+    assert_close(output, expected)
+
+
+@pytest.mark.parametrize("least", [4, 16, 512])
+def test_every_step_ranks_as_the_reference(config, least):
+    """While pages move from the near summaries to one chapter after the other, and the buffer of the former doubles.
+
+    The third store of a pool packs a chapter when two pages more than its own are there.
+    """
+    tuning = Tuning(least_chapter_pages=least, most_chapter_pages=16 * least, look_pages=1, stagger_pages=3)
+    data = draw(12, 260)
+    pool = FastPool(config, tuning=tuning)
+    stores = [pool.layer_store() for _ in range(3)][2], ReferencePool(config).layer_store()
+    for start, stop in ((0, 40), *((token, token + 1) for token in range(40, 260))):
+        key, value, query = (part[:, :, start:stop] for part in data)
+        outputs = []
+        for store in stores:
+            store.append(key, value)
+            outputs.append(store.attend(query, scale=SCALE))
+        mine, right = (store.report.blocks[0].candidate_pages for store in stores)
+        assert torch.equal(mine.sort().values, right.sort().values)
+        assert_close(*outputs)
+
+
+def test_flags_that_were_handed_out_may_be_changed(config):
+    store = FastPool(config).layer_store()
+    valid = torch.arange(20)[None] != 5
+    store.append(*draw(13, 20)[:2], valid)
+    store.valid.fill_(False)
+    assert torch.equal(store.valid, valid)
+
+
+def test_a_device_reads_registered_memory_alone():
+    def mapped(tensor):
+        raise AssertionError("the device was given an address that it does not know")
+
+    table = Table((2,), torch.float32, torch.device("cpu"))
+    table.ensure(4)
+    table.tensor[:4] = torch.arange(8.0).view(4, 2)
+    found = MappedReach(NullTransfer(), mapped).rows(table, 2, torch.tensor([3, 1]))
+    assert found.tolist() == [[6, 7], [2, 3]]
+
+
+def test_stores_pack_their_chapters_at_different_pages(config):
+    """A step that packs a chapter is slower: not all layers of a model are in the same step."""
+    tuning = Tuning(least_chapter_pages=4, most_chapter_pages=8, stagger_pages=4)
+    pool = FastPool(config, tuning=tuning)
+    stores = [pool.layer_store() for _ in range(4)]
+    packed = [[] for _ in stores]
+    data = draw(2, 90)
+    for start in range(0, 90, 2):
+        for store, at in zip(stores, packed, strict=True):
+            feed(store, [part[:, :, start : start + 2] for part in data], [2])
+            at.append(len(store.state.rows[0].table.chapter_stops))
+    assert len({tuple(at) for at in packed}) == 4
+
+
+def test_a_fork_has_sizes_of_its_own(config):
+    """What one learns of its new pages, whether they are alike in size, is not true of the other's."""
+    store = FastPool(config).layer_store()
+    data = draw(3, 140)
+    feed(store, [part[:, :, :100] for part in data], [100])
+    fork = store.fork()
+    before = fork.state.rows[0].sizes.alike
+    assert before == fork.state.pages
+    feed(store, [part[:, :, 100:] for part in data], [40])
+    assert store.state.rows[0].sizes.alike > before
+    assert fork.state.rows[0].sizes.alike == before
+
+
+def test_the_buffers_of_a_step_are_booked(config):
+    """Those that a decode step fills, in a dtype that it converts."""
+    pool = FastPool(replace(config, candidate_pages=16, retrieve_tokens=40))
+    store = pool.layer_store()
+    feed(store, draw(4, 204, dtype=torch.bfloat16), [200, *[1] * 4])
+    used = sum(buffer.nbytes for buffer in pool.scratch._buffers.values())
+    assert 0 < used <= pool.scratch.nbytes <= pool.memory().device
+
+
+def test_a_segment_has_its_room_on_disk(tmp_path):
+    """So that a full disk shows when room is made, and not in the write of a page."""
+    io = FileIO()
+    handle = io.create(os.fspath(tmp_path))
+    try:
+        io.allocate(handle, 1 << 20)
+        status = os.fstat(handle)
+        assert status.st_size == 1 << 20 <= 512 * status.st_blocks
+    finally:
+        io.close(handle)
+
+
+def test_tiles_of_a_repeated_call_are_not_overwritten(config, tmp_path):
+    """What has left the hot window meanwhile is read from disk, tile by tile, into the same memory."""
+    config = replace(config, hot_tokens=24, prefill="retrieve", query_block_tokens=32, exact_suffix_tokens=0)
+    tuning = Tuning(tile_tokens=8)
+    whole = FastPool(config, tuning=tuning).layer_store()
+    key, value, query = draw(5, 150)
+    feed(whole, (key, value, query), [118, 32])
+    small = replace(config, ram_bytes=summary_bytes(whole) + 2_500, spill_dir=tmp_path)
+    store = FastPool(small, tuning=tuning).layer_store()
+    feed(store, (key, value, query), [118])
+    store.append(key[:, :, 118:], value[:, :, 118:])
+    first = store.attend(query[:, :, 118:], scale=SCALE)
+    assert store.tokens().cold_disk > 100
+    assert torch.equal(store.attend(query[:, :, 118:], scale=SCALE), first)
+
+
+def test_a_share_is_never_rounded_down():
+    """A bound that is less than the share that it bounds by one rounding is no bound (SPEC 6.2)."""
+    shares = torch.rand(10_000, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    assert bool((_round_up(shares).double() >= shares).all())
+    assert bool((_round_up(shares) <= 1).all())
+
+
+def test_numbers_begin_where_torch_puts_them():
+    whole = torch.arange(65.0)
+    for start in range(4):
+        part = whole[start:]
+        assert torch.equal(aligned(part), part)
+        assert aligned(part).data_ptr() % ALIGNMENT == 0
+
+
+@pytest.mark.parametrize("pages", [1, 2, 3, 4, 5, 6])
+def test_keys_of_candidates_are_read_in_chunks(config, pages):
+    """Five candidates, so many at a time: the last chunk may be smaller."""
+    tuning = Tuning(chunk_bytes=pages * config.page_tokens * 2 * 16 * 8)
+    data = draw(8, 120, dtype=torch.float64)
+    expected = feed(ReferencePool(config).layer_store(), data, [100, *[1] * 20])
+    assert_close(feed(FastPool(config, tuning=tuning).layer_store(), data, [100, *[1] * 20]), expected)
+
+
+@pytest.mark.parametrize("span_pages", [1, 2, 3])
+def test_a_call_that_is_repeated_sees_the_same_spans(config, span_pages):
+    """Although the pages that it made cold have left the hot window."""
+    store = FastPool(replace(config, span_pages=span_pages)).layer_store()
+    key, value, query = draw(9, 130)
+    feed(store, (key, value, query), [100])
+    for at in (slice(token, token + 1) for token in range(100, 130)):
+        store.append(key[:, :, at], value[:, :, at])
+        first = store.attend(query[:, :, at], scale=SCALE)
+        assert torch.equal(store.attend(query[:, :, at], scale=SCALE), first)
+
+
+def test_a_scan_knows_what_a_large_centre_loses():
+    """Pages that are all alike have neither levels nor residuals: all there is to an error is the centre's product."""
+    generator = torch.Generator().manual_seed(10)
+    scanner = Scanner(Shape(1, 2, 64, 64, torch.float32, torch.device("cpu")), WidenedProduct())
+    summaries = torch.randn(1, 2, 128, generator=generator).expand(32, -1, -1) * 1e3
+    scanner.put(0, summaries)
+    members = torch.randn(2, 50, 128, generator=generator)
+    scores, error = scanner.scores(members, [0])
+    off = (scores - members.double() @ summaries.permute(1, 2, 0).double()).abs().amax(dim=2)
+    assert float(off.max()) > 0
+    assert bool((off <= error).all())
+
+
+def test_tables_that_double(config, monkeypatch):
+    """Where the system reserves no addresses, and there are more pages than a first table has room for."""
+    data = draw(11, 420)
+    expected = feed(FastPool(config).layer_store(), data, [200, 200, *[1] * 20])
+    monkeypatch.setattr(host, "reserve", lambda *arguments: None)
+    store = FastPool(config).layer_store()
+    assert torch.equal(feed(store, data, [200, 200, *[1] * 20]), expected)
+    assert store.state.pages > host.FIRST_RECORDS
+
+
+def test_a_copy_of_a_row_shares_no_list():
+    row = Row([1], [2], [3], [4], [5])
+    copy = row.copy()
+    assert copy == row
+    for name, value in vars(row).items():
+        assert not isinstance(value, list) or vars(copy)[name] is not value, name
+
+
+def test_slabs_of_a_table_that_went_may_be_pinned_again(recwarn):
+    class Runtime:
+        def register(self, address, nbytes):
+            pass
+
+        def unregister(self, address):
+            pass
+
+    pinning = SlabPinning(Runtime(), LEAST_BYTES)
+    for _ in range(3):
+        region = Region(0, 8 * LEAST_BYTES)
+        pinning.cover(region, LEAST_BYTES)
+        assert region.pinned == LEAST_BYTES
+        pinning.release(region)
+    assert not recwarn.list
