@@ -25,6 +25,10 @@ FLOAT_KINDS = (
 )
 """Whatever a model may produce, and worse."""
 
+VALUES = ("gaussian", "distinct", "unlike", "infinite")
+"""Kinds of values. "distinct": every cell holds a number of its own; "unlike": tokens of very different sizes, so that
+a small difference of large sums is not exact; "infinite": one cell in twenty is NaN or infinite."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -59,7 +63,7 @@ class Recipe:
     kind: str = "gaussian"
     seed: int = 0
     queries: str = "same"  # "same": as the keys; "gaussian"; "opposite": against the mean of the keys
-    values: str = "gaussian"  # or "distinct": every cell holds a number of its own
+    values: str = "gaussian"  # of `VALUES`
 
     def make(self, shape: Shape, n: int) -> Tokens:
         """The tokens, valid all."""
@@ -77,6 +81,11 @@ class Recipe:
             value = torch.arange(b * h * n * dv).reshape(b, h, n, dv) % 251 - 125 + self.seed % 7
         else:
             value = torch.randn(b, h, n, dv, generator=generator)
+        if self.values == "unlike":
+            most = 3 if shape.dtype == torch.float16 else 12  # powers of ten
+            value *= 10.0 ** torch.randint(-most, most + 1, (n, 1), generator=generator)
+        elif self.values == "infinite":
+            value = with_bad_values(value, self.seed)
         return Tokens(key.to(shape.dtype), value.to(shape.dtype), query.to(shape.dtype))
 
 

@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from .answers import same_bits
 from .checks import check_state
-from .data import EXACT_KINDS, FLOAT_KINDS, MASKS, Recipe, Shape, Tokens, mask, poison
+from .data import EXACT_KINDS, FLOAT_KINDS, MASKS, VALUES, Recipe, Shape, Tokens, mask, poison
 from .driver import Driver
 from .expect import replays_alike
 from .strategies import SCALES, configs, shapes
@@ -85,7 +85,7 @@ class StoreMachine(RuleBasedStateMachine):
             return
         kinds = EXACT_KINDS if self.exact else FLOAT_KINDS
         shape = self.shape_of(driver)
-        tokens = Recipe(kinds[kind % len(kinds)], seed, values="distinct" if seed % 2 else "gaussian").make(shape, n)
+        tokens = Recipe(kinds[kind % len(kinds)], seed, values=VALUES[seed % len(VALUES)]).make(shape, n)
         flags = None if self.exact else mask(padding, shape.batch, n, seed)
         tokens = poison(tokens._replace(valid=flags))
         driver.append(tokens)
@@ -109,7 +109,8 @@ class StoreMachine(RuleBasedStateMachine):
             return
         driver.crop(max(0, length - back))
         kinds = EXACT_KINDS if self.exact else FLOAT_KINDS
-        tokens = Recipe(kinds[kind % len(kinds)], seed).make(self.shape_of(driver), min(back, length) + 1)
+        recipe = Recipe(kinds[kind % len(kinds)], seed, values=VALUES[seed % len(VALUES)])
+        tokens = recipe.make(self.shape_of(driver), min(back, length) + 1)
         last = tokens.key.shape[2] - 1
         driver.append(tokens.slice(0, last))
         driver.append(tokens.slice(last, last + 1))

@@ -10,7 +10,7 @@ from hypothesis import event
 from hypothesis import strategies as st
 from kiv_reference import KIVConfig
 
-from .data import EXACT_KINDS, FLOAT_KINDS, MASKS, Recipe, Shape, Tokens, mask, poison, with_bad_values
+from .data import EXACT_KINDS, FLOAT_KINDS, MASKS, VALUES, Recipe, Shape, Tokens, mask, poison, with_bad_values
 
 SCALES = (0.0625, 0.125, 0.25, 0.5, 1.0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -81,7 +81,7 @@ def recipes(kinds: tuple[str, ...] = FLOAT_KINDS, **fixed: Any) -> st.SearchStra
         kind=st.sampled_from(kinds),
         seed=st.integers(0, 2**20),
         queries=fixed.get("queries", st.sampled_from(["same", "gaussian", "opposite"])),
-        values=st.sampled_from(["gaussian", "distinct"]),
+        values=fixed.get("values", st.sampled_from(VALUES[:2])),
     )
 
 
@@ -129,6 +129,7 @@ def scenarios(
     kinds: tuple[str, ...] | None = None,
     calls: st.SearchStrategy[list[int]] | None = None,
     masks: tuple[str, ...] | None = None,
+    values: tuple[str, ...] = VALUES[:2],
     most: int = 48,
     **fixed: Any,
 ) -> Scenario:
@@ -153,12 +154,12 @@ def scenarios(
         "mask_seed": st.integers(0, 255),
     }
     fields.update(fixed)
-    values = {name: draw(x) if isinstance(x, st.SearchStrategy) else x for name, x in fields.items()}
-    recipe = draw(recipes(kinds))
+    drawn = {name: draw(x) if isinstance(x, st.SearchStrategy) else x for name, x in fields.items()}
+    recipe = draw(recipes(kinds, values=st.sampled_from(values)))
     event(f"kind: {recipe.kind}")
     event(f"dtype: {drawn_shape.dtype}")
-    event(f"mask: {values['mask_kind']}")
-    return Scenario(drawn_config, drawn_shape, recipe, tuple(chunks), exact_population=exact_population, **values)
+    event(f"mask: {drawn['mask_kind']}")
+    return Scenario(drawn_config, drawn_shape, recipe, tuple(chunks), exact_population=exact_population, **drawn)
 
 
 def decode_only(steps: int = 2) -> st.SearchStrategy[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,13 +13,19 @@ from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVShapeError, KIVUsageError
 
 from .answers import same_bits
-from .data import Recipe, Shape
+from .data import VALUES, Recipe, Shape
 from .driver import Driver, drive
 from .expect import refused
-from .strategies import Scenario, configs, decode_only, recipes, scenarios, shapes
+from .strategies import Scenario, configs, decode_only, shapes
+from .strategies import recipes as recipes_of
+from .strategies import scenarios as scenarios_of
 from .target import Target
 
 B, H, D, DV = 2, 2, 4, 3
+scenarios = partial(scenarios_of, values=VALUES)
+recipes = partial(recipes_of, values=st.sampled_from(VALUES))
+"""With values unlike in size and infinite ones: a store keeps account of which there are, through all of its life."""
+
 TINY = KIVConfig(hot_tokens=2, sink_tokens=1, page_tokens=2, candidate_pages=2, retrieve_tokens=2)
 
 

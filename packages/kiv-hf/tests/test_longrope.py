@@ -15,7 +15,7 @@ import pytest
 import torch
 from hf_models import EXACT, FULL_BUDGET, PAGES, VOCABULARY
 from kiv_hf import KIVCache, KIVConfig, use_kiv
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, LlamaConfig, LlavaConfig, PreTrainedModel
 
 SHORT = 24
 """Longest text with the short factors."""
@@ -234,8 +234,10 @@ class TestTheWarning:
         phi.cache()
         assert caplog.text == ""
 
-    def test_of_a_model_that_keeps_its_cache(self, caplog):
+    @pytest.mark.parametrize("around", [False, True], ids=["itself", "the text part of another"])
+    def test_of_a_model_that_keeps_its_cache(self, caplog, around):
         rope = ROPE | {"original_max_position_embeddings": SHORT}
-        KIVCache(LlamaConfig(**SIZES, rope_parameters=rope), EXACT)
+        text = (CONFIG_MAPPING["phi3"] if around else LlamaConfig)(**SIZES | TYPE_SIZES["phi3"], rope_parameters=rope)
+        KIVCache(LlavaConfig(text_config=text) if around else text, EXACT)
         assert f"more than {SHORT} tokens" in caplog.text
         assert "resets" not in caplog.text

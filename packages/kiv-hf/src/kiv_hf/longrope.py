@@ -61,15 +61,16 @@ def keep_cache(config: PreTrainedConfig, cache_class: type[Cache]) -> None:
     cache_class : type of Cache
         The caches to keep.
     """
-    decoder = config.get_text_config(decoder=True)
-    short = longest_short_text(decoder)
+    # The model that generates drops the cache, not its text part: LLaVA around a Phi-3 keeps it.
+    drops = config.model_type in DROPS_THE_CACHE
+    short = longest_short_text(config.get_text_config(decoder=True))
     if short is not None:
         _logger.warning_once(
             f"This model has other rotary factors for texts of more than {short} tokens. "
-            + (_READS_AGAIN if decoder.model_type in DROPS_THE_CACHE else _KEEPS_FACTORS)
+            + (_READS_AGAIN if drops else _KEEPS_FACTORS)
         )
-    if decoder.model_type in DROPS_THE_CACHE:
-        module, name = DROPS_THE_CACHE[decoder.model_type]
+    if drops:
+        module, name = DROPS_THE_CACHE[config.model_type]
         _wrap(getattr(import_module(module), name), cache_class)
 
 
