@@ -102,9 +102,10 @@ def _(original: Any) -> Any:
 @mutant("attend is allowed after a crop", (ReferenceStore, "crop"), look="9.1")
 def _(original: Any) -> Any:
     def changed(self: ReferenceStore, length: int) -> None:
-        pending = self._pending
+        pending = 0 if self._tokens is None else self._tokens.pending
         original(self, length)
-        self._pending = pending if length == self.length else 0
+        if self._tokens is not None and length == self.length:
+            self._tokens.pending = pending
 
     return changed
 
@@ -194,7 +195,8 @@ def _(original: Any) -> Any:
         try:
             original(self, *arguments, **named)
         except Exception:
-            self._pending = 0
+            if self._tokens is not None:
+                self._tokens.pending = 0
             raise
 
     return changed

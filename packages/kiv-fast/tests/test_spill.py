@@ -18,7 +18,7 @@ from safetensors.torch import load
 def test_a_segment_is_a_safetensors_file_at_page_boundaries(tmp_path):
     shape = Shape(1, 2, 8, 4, torch.bfloat16, torch.device("cpu"))
     ledger = Ledger(KIVConfig())
-    segments = Segments(shape, 16, str(tmp_path), FileIO(), ledger, Counters(), Tuning())
+    segments = Segments(shape, 16, str(tmp_path), FileIO(), ledger.account(), Counters(), Tuning())
     segments.ensure(3)
     key = torch.arange(2 * 16 * 8, dtype=torch.float32).to(torch.bfloat16)
     value = torch.arange(2 * 16 * 4, dtype=torch.float32).to(torch.bfloat16)
@@ -56,12 +56,13 @@ def test_the_key_cache_keeps_what_was_used_last(tmp_path):
     shape = Shape(1, 1, 8, 8, torch.float32, torch.device("cpu"))
     room = 3 * 4 * 8 * 4  # the keys of three pages
     ledger, counters = Ledger(KIVConfig(ram_bytes=room)), Counters()
-    segments = Segments(shape, 4, str(tmp_path), FileIO(), ledger, counters, Tuning())
-    arena = TieredArena(shape, 4, ledger, counters, segments, NullTransfer(), Tuning())
+    account = ledger.account()
+    segments = Segments(shape, 4, str(tmp_path), FileIO(), account, counters, Tuning())
+    arena = TieredArena(shape, 4, account, counters, segments, NullTransfer(), Tuning())
     pages = torch.arange(6 * 4 * 8, dtype=torch.float32).view(6, 1, 4, 8)
-    ledger.take(ram=room)  # nothing stays resident
+    account.take(ram=room)  # nothing stays resident
     arena.write(list(range(6)), pages, pages)
-    ledger.give(ram=room)
+    account.give(ram=room)
 
     def read(page):
         before = counters.cache_hits

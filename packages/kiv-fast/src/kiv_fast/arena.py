@@ -9,7 +9,7 @@ import torch
 from kiv_reference.report import TierBytes
 
 from .host import Table
-from .ledger import Ledger
+from .ledger import Account
 from .pinning import Pinning
 from .reach import Reach
 from .scratch import Scratch
@@ -64,7 +64,7 @@ class RamArena:
     """All pages in RAM, pinned where a device reads them; a page's place is its id."""
 
     def __init__(
-        self, shape: Shape, page_tokens: int, ledger: Ledger, scratch: Scratch, pinning: Pinning, reach: Reach
+        self, shape: Shape, page_tokens: int, ledger: Account, scratch: Scratch, pinning: Pinning, reach: Reach
     ) -> None:
         host = torch.device("cpu")
         self._shape, self._page_tokens, self._ledger, self._scratch = shape, page_tokens, ledger, scratch

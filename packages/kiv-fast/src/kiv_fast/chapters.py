@@ -9,6 +9,7 @@ import torch
 from kiv_reference.config import KIVConfig
 
 from .host import Table
+from .interrupts import REFUSALS
 from .layout import IdPool, Row, chapter_stops, common_prefix
 from .ledger import Booking
 from .product import product_for
@@ -90,7 +91,7 @@ class Chapters:
                 (chapter,) = self._ids.take(1)
                 try:
                     self.scanner.put(chapter, self._upload(row, first, stop))
-                except BaseException:
+                except REFUSALS:
                     self._ids.drop([chapter])
                     raise
                 table.chapters.append(chapter)
@@ -121,7 +122,7 @@ class Chapters:
         self._booking.take(unpromised)
         try:
             row.follow(first, self._upload(row, first, pages))
-        except BaseException:
+        except REFUSALS:
             self._booking.take(-unpromised)
             raise
         self.near_promised -= max(0, more) - unpromised

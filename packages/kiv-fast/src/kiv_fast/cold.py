@@ -11,8 +11,9 @@ from kiv_reference.report import TierBytes
 from .arena import Arena
 from .chapters import Chapters
 from .index import Index, Summary, summarise
+from .interrupts import REFUSALS
 from .layout import IdPool, Row
-from .ledger import NOTHING, Booking, Counters, Ledger
+from .ledger import NOTHING, Account, Booking, Counters
 from .lookup import Lookup
 from .pinning import Pinning
 from .reach import Reach
@@ -34,7 +35,7 @@ class Cold(Lookup):
         config: KIVConfig,
         arena: Arena,
         scratch: Scratch,
-        ledger: Ledger,
+        account: Account,
         counters: Counters,
         ordinal: int,
         pinning: Pinning,
@@ -42,8 +43,8 @@ class Cold(Lookup):
         tuning: Tuning,
     ) -> None:
         super().__init__(shape, config, Index(shape, config, pinning, reach.transfer), counters, reach)
-        self.arena, self.scratch, self.tuning = arena, scratch, tuning
-        self._booking = Booking(ledger)
+        self.arena, self.scratch, self.tuning, self.account = arena, scratch, tuning, account
+        self._booking = Booking(account)
         self.chapters = Chapters(shape, config, self.index.keys, self.transfer, self._booking, ordinal, tuning)
         self._pages, self._spans = IdPool(), IdPool()
         self._promises: dict[object, tuple[TierBytes, int]] = {}  # bytes beside the arena's, and pages, by owner
@@ -67,7 +68,7 @@ class Cold(Lookup):
             self.arena.give_way(due.ram + more.ram - self._booking.held.ram)
             self._booking.book(TierBytes(due.device + more.device + near, due.ram + more.ram, 0))
             after = self.arena.promise(others + pages)
-        except BaseException:
+        except REFUSALS:
             self.settle(owner)
             raise
         self._promises[owner] = more, pages
@@ -99,7 +100,7 @@ class Cold(Lookup):
         ids = self._pages.take(n)
         try:
             self.arena.write(ids, key, value)
-        except BaseException:
+        except REFUSALS:
             self._pages.drop(ids)
             raise
         first = len(row.table.pages)
@@ -111,7 +112,7 @@ class Cold(Lookup):
                 self.index.put(ids[part], summary)
                 row.sizes.add(summary, first + start)
             counts: list[int] = [size] * n if valid is None else valid.sum(dim=1).tolist()
-        except BaseException:
+        except REFUSALS:
             row.sizes.cut(first)
             self.arena.free(self._pages.drop(ids))
             self.index.forget(ids)
@@ -163,7 +164,7 @@ class Cold(Lookup):
         self.chapters.share(copy.table.chapters)
         try:
             self.chapters.follow(copy, 0)
-        except BaseException:
+        except REFUSALS:
             self.cut(copy, 0)
             raise
         return copy
@@ -180,7 +181,7 @@ class Cold(Lookup):
         self._promises[owner] = more, 0
         try:
             self._booking.book(self._due)
-        except BaseException:
+        except REFUSALS:
             if before is None:
                 del self._promises[owner]
             else:

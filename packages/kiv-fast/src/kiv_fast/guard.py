@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
-
-class Releasable(Protocol):
-    """What a store that died leaves behind."""
-
-    def release(self) -> None:
-        """Give everything back."""
-        ...
+if TYPE_CHECKING:
+    from .pool import FastPool
+    from .state import State
 
 
 class Guard:
@@ -24,10 +21,11 @@ class Guard:
     thread may take twice is no protection: so what dies is queued, and released where no call is half-way.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pool: FastPool) -> None:
+        self._pool = weakref.ref(pool)
         self._lock = threading.RLock()
         self._inside = False  # whether the thread that has the lock is in a call
-        self._dead: deque[Releasable] = deque()
+        self._dead: deque[State] = deque()
 
     def call(self, do: Callable[[], Out]) -> Out:
         """Run a public call. Public calls do not call each other."""
@@ -39,7 +37,7 @@ class Guard:
             finally:
                 self._inside = False
 
-    def died(self, left: Releasable) -> None:
+    def died(self, left: State) -> None:
         """Release what a store held: now, or before the next call if this thread or another is in one."""
         self._dead.append(left)
         if self._lock.acquire(blocking=False):
@@ -50,8 +48,9 @@ class Guard:
                 self._lock.release()
 
     def _bury(self) -> None:
-        while self._dead:
-            self._dead.popleft().release()
+        pool = self._pool()
+        if pool is not None:
+            pool.between_calls(self._dead)
 
 
 class Guarded(Protocol):

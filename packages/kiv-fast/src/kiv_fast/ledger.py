@@ -10,6 +10,8 @@ from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVBudgetError, refuse
 from kiv_reference.report import TierBytes
 
+from .interrupts import Change
+
 REMEDIES = {
     "device_bytes": "Raise device_bytes, lower hot_tokens, or prefill in smaller chunks.",
     "ram_bytes": "Raise ram_bytes.",
@@ -27,6 +29,17 @@ class Ledger:
         self._used = [0, 0, 0]
         # Frees what speed alone keeps on the device, and moves what RAM holds to disk, until so many bytes are free.
         self.give_way: weakref.WeakMethod[Callable[[int, int], None]] | None = None
+        self.marked: set[Account] = set()  # in a change
+        self.broken: set[Account] = set()  # whose change was interrupted
+
+    def account(self) -> Account:
+        """An account for one store and its forks."""
+        return Account(self)
+
+    def recount(self, held: set[Account]) -> None:
+        """Set what is taken to what these accounts hold, as nobody else does."""
+        self.broken &= held
+        self._used = [sum(account.used[tier] for account in held) for tier in range(3)]
 
     @property
     def used(self) -> TierBytes:
@@ -63,6 +76,32 @@ class Ledger:
             assert self._used[tier] >= 0, "bytes were returned twice"
 
 
+class Account:
+    """What a store and its forks have taken from a ledger, and whether they are being changed."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger, self.used = ledger, [0, 0, 0]
+
+    def changing(self) -> Change:
+        """Mark a change, as long as it lasts."""
+        return Change(self._ledger.marked, self)
+
+    def room(self, tier: int) -> int | None:
+        """Bytes left (`Ledger.room`)."""
+        return self._ledger.room(tier)
+
+    def take(self, device: int = 0, ram: int = 0, disk: int = 0) -> None:
+        """Book bytes, or refuse and book nothing."""
+        self._ledger.check(device, ram, disk)
+        self.give(-device, -ram, -disk)
+
+    def give(self, device: int = 0, ram: int = 0, disk: int = 0) -> None:
+        """Return bytes."""
+        self._ledger.give(device, ram, disk)
+        for tier, less in enumerate((device, ram, disk)):
+            self.used[tier] -= less
+
+
 class Booking:
     """What one holder has booked on the device and in RAM.
 
@@ -71,7 +110,7 @@ class Booking:
     held : TierBytes
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Account) -> None:
         self._ledger, self.held = ledger, NOTHING
 
     @property

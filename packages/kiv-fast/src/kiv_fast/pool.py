@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from typing import NoReturn, SupportsIndex
 
 import torch
@@ -13,12 +14,13 @@ from kiv_reference.report import TierBytes
 from .arena import Arena, RamArena
 from .cold import Cold
 from .guard import Guard, locked
-from .ledger import Counters, Ledger
+from .ledger import Account, Counters, Ledger
 from .pinning import Pinning, pinning_for
 from .reach import Reach, reach_for, reads_host_memory
 from .scratch import Scratch
 from .shim import FileIO
 from .spill import Segments, folder_for
+from .state import State
 from .store import FastStore
 from .tiered import TieredArena
 from .tuning import Tuning
@@ -55,7 +57,7 @@ class FastPool:
         self.tuning = tuning or Tuning()
         self._io = io or FileIO()
         self._folder = "" if config.ram_bytes is None else folder_for(config.spill_dir)
-        self.guard = Guard()
+        self.guard = Guard(self)
         # Not a WeakSet: garbage collection in another thread would change it while it is gone through.
         self._references: list[weakref.ref[FastStore]] = []
         self._made = 0
@@ -63,9 +65,8 @@ class FastPool:
         self.ledger = Ledger(config)
         self.ledger.give_way = weakref.WeakMethod(self._make_room)
         self.counters = Counters()
-        self.scratch = Scratch(self.ledger)
+        self.scratch = Scratch(self.ledger.account())
         self._pinning: dict[torch.device, tuple[Pinning, bool]] = {}  # and whether a device reads what is pinned
-        self._states = 0
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         """Refuse to be copied or pickled: a copy would give back what it does not own (SPEC 9.4)."""
@@ -121,30 +122,60 @@ class FastPool:
         """Free everything; using the pool afterwards is an error."""
         for store in self._stores:
             store.release()
+        self.tidy()
         self._closed = True
 
     def _make_room(self, device: int, ram: int) -> None:
         """Free device memory that is held for speed alone, and RAM that pages can leave, in whatever store."""
         for state in [store.state for store in self._stores if store.state is not None]:
-            if device:
-                state.drop_near()
-            if ram:
-                state.cold.arena.give_way(ram)
+            if self.is_broken(state):
+                continue
+            with state.cold.account.changing():
+                if device:
+                    state.drop_near()
+                if ram:
+                    state.cold.arena.give_way(ram)
 
     def check_open(self) -> None:
         """Refuse to go on after `close`."""
         if self._closed:
             raise refuse(KIVUsageError, "a closed pool cannot be used", "a call after close()", "Make a new pool.")
 
-    def enter(self) -> None:
-        """A store begins to hold tokens."""
-        self._states += 1
+    def tidy(self) -> None:
+        """Without a store that holds tokens the buffers go too."""
+        if self.scratch.nbytes and not any(store.state is not None for store in self._stores):
+            with self.scratch.account.changing():
+                self.scratch.clear()
 
-    def leave(self) -> None:
-        """A store holds none any more; without any the buffers go too."""
-        self._states -= 1
-        if self._states == 0:
-            self.scratch.clear()
+    def between_calls(self, dead: deque[State]) -> None:
+        """Note which change was interrupted, and release what dead stores held."""
+        ledger = self.ledger
+        if not (ledger.marked or ledger.broken or dead):
+            return
+        # Of a change that is still marked, nothing is known but that it did not end.
+        ledger.broken |= ledger.marked
+        ledger.marked.clear()
+        self._recount(dead)
+        while dead:
+            state = dead[0]
+            if self.is_broken(state):
+                dead.popleft()
+                continue
+            with state.cold.account.changing():
+                state.release()
+                dead.popleft()
+        self._recount(dead)
+        self.tidy()
+
+    def _recount(self, dead: deque[State]) -> None:
+        """Set what is booked to what living accounts hold; what is broken and dropped is nobody's any more."""
+        self.scratch.recount()
+        states = [*[store.state for store in self._stores if store.state is not None], *dead]
+        self.ledger.recount({*[state.cold.account for state in states], self.scratch.account})
+
+    def is_broken(self, state: State) -> bool:
+        """Whether a change of a store or of one of its forks was interrupted."""
+        return state.cold.account in self.ledger.broken
 
     def cold(self, shape: Shape, ordinal: int) -> Cold:
         """The cold pages of a new store of this shape."""
@@ -153,13 +184,14 @@ class FastPool:
             self._pinning[shape.device] = pinning, reads_host_memory(shape.device, pinning)
         pinning, direct = self._pinning[shape.device]
         reach = reach_for(shape.device, direct)
-        arena = self._arena(shape, pinning, reach)
+        account = self.ledger.account()
+        arena = self._arena(shape, account, pinning, reach)
         return Cold(
             shape,
             self._config,
             arena,
             self.scratch,
-            self.ledger,
+            account,
             self.counters,
             ordinal,
             pinning,
@@ -167,13 +199,13 @@ class FastPool:
             self.tuning,
         )
 
-    def _arena(self, shape: Shape, pinning: Pinning, reach: Reach) -> Arena:
+    def _arena(self, shape: Shape, account: Account, pinning: Pinning, reach: Reach) -> Arena:
         config = self._config
         if config.ram_bytes is not None:
             if config.spill_dir is not None:
                 folder_for(self._folder)  # it may be gone by now
             place = self._folder, self._io
-            segments = Segments(shape, config.page_tokens, *place, self.ledger, self.counters, self.tuning)
+            segments = Segments(shape, config.page_tokens, *place, account, self.counters, self.tuning)
             tier = segments, reach.transfer, self.tuning
-            return TieredArena(shape, config.page_tokens, self.ledger, self.counters, *tier)
-        return RamArena(shape, self._config.page_tokens, self.ledger, self.scratch, pinning, reach)
+            return TieredArena(shape, config.page_tokens, account, self.counters, *tier)
+        return RamArena(shape, self._config.page_tokens, account, self.scratch, pinning, reach)

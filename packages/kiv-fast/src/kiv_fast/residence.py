@@ -13,8 +13,9 @@ import torch
 from kiv_reference.report import TierBytes
 
 from .host import Table
+from .interrupts import REFUSALS
 from .layout import IdPool
-from .ledger import Counters, Ledger
+from .ledger import Account, Counters
 from .spill import Segments
 from .staging import Staging
 from .tuning import Tuning
@@ -34,7 +35,7 @@ class Residence:
         self,
         shape: Shape,
         page_tokens: int,
-        ledger: Ledger,
+        ledger: Account,
         counters: Counters,
         segments: Segments,
         tuning: Tuning,
@@ -102,7 +103,7 @@ class Residence:
                 self._to_disk(ids[number], key[number], value[number])
             for number in range(direct, len(ids)):
                 self._keep(ids[number], key[number], value[number])
-        except BaseException:
+        except REFUSALS:
             for page in ids:
                 if page in self._segments:
                     self._segments.drop(page)
@@ -130,7 +131,7 @@ class Residence:
             for head, slot in enumerate(slots):
                 self._key.tensor[slot] = key[head].reshape(-1)
             self._value.tensor[place] = value.flatten(1)
-        except BaseException:
+        except REFUSALS:
             self._key_slots.drop(slots)
             self._value_slots.drop([place])
             raise
@@ -195,6 +196,10 @@ class Residence:
 
     def touch(self, units: list[int], missing: list[int], rows: torch.Tensor) -> None:
         """Note what was used, and keep what had to be read."""
+        with self._ledger.changing():
+            self._touch(units, missing, rows)
+
+    def _touch(self, units: list[int], missing: list[int], rows: torch.Tensor) -> None:
         heads = self._shape.heads
         for unit in units:
             if unit in self._cached:
@@ -222,7 +227,7 @@ class Residence:
                 self._key.use([slot])
                 self._key.tensor[slot] = rows[at]
                 self._ledger.take(ram=size)
-            except BaseException:
+            except REFUSALS:
                 self._key_slots.drop([slot])
                 raise
             self._slot[unit] = slot

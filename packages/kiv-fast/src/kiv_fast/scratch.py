@@ -7,7 +7,7 @@ import math
 import torch
 from kiv_reference.config import KIVConfig
 
-from .ledger import Ledger
+from .ledger import Account
 from .tuning import Tuning
 from .validate import Shape
 
@@ -19,8 +19,8 @@ class Scratch:
     by `plan`, before they are used.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Account) -> None:
+        self.account = self._ledger = ledger
         self._buffers: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
         self._planned = 0
 
@@ -50,6 +50,10 @@ class Scratch:
         if tensor.dtype == dtype:
             return tensor
         return self.take(name, tuple(tensor.shape), dtype, tensor.device).copy_(tensor)
+
+    def recount(self) -> None:
+        """After an interrupt: what is booked is what is planned."""
+        self.account.used = [self._planned, 0, 0]
 
     def clear(self) -> None:
         """Free the buffers."""

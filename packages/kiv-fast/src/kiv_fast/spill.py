@@ -23,7 +23,7 @@ import platformdirs
 import torch
 from kiv_reference.errors import KIVBudgetError, KIVError, KIVStorageError, KIVUsageError, refuse
 
-from .ledger import Counters, Ledger
+from .ledger import Account, Counters
 from .shim import FileIO, read_all, write_all
 from .tuning import Tuning
 from .validate import Shape
@@ -112,16 +112,21 @@ def in_memory(place: str, mounts: str = "/proc/self/mountinfo") -> bool:
     return False
 
 
-@dataclass
+@dataclass(eq=False)
 class Segment:
     """One file."""
 
-    handle: int
     pages: int
     start: int  # of the data
     nbytes: int  # of the whole file
     free: list[int] = field(default_factory=list[int])
+    file: list[int] = field(default_factory=list[int])  # its handle, as long as it is open
     process: int = field(default_factory=os.getpid)  # that made it
+
+    @property
+    def handle(self) -> int:
+        """The file."""
+        return self.file[0]
 
     @property
     def mine(self) -> bool:
@@ -145,7 +150,7 @@ class Segments:
         page_tokens: int,
         folder: str,
         io: FileIO,
-        ledger: Ledger,
+        ledger: Account,
         counters: Counters,
         tuning: Tuning,
     ) -> None:
@@ -185,20 +190,21 @@ class Segments:
         head = header(self._shape, self._page_tokens, wanted)
         nbytes = len(head) + wanted * page
         self._ledger.take(disk=nbytes)
-        handle = -1
+        segment = Segment(wanted, len(head), nbytes)
+        self._segments.append(segment)  # before it has a file, which would stay open if an interrupt came between
         try:
-            handle = self._io.create(self._folder)
-            self._io.allocate(handle, nbytes)
-            write_all(self._io, handle, memoryview(head), 0)
-            self._io.expect_random(handle)
+            segment.file.append(self._io.create(self._folder))
+            self._io.allocate(segment.handle, nbytes)
+            write_all(self._io, segment.handle, memoryview(head), 0)
+            self._io.expect_random(segment.handle)
         except OSError as error:
-            self._ledger.give(disk=nbytes)
-            if handle >= 0:
-                self._close(handle)
+            self._give_back(segment)
             raise self._failed(error, "make a segment", 0, nbytes) from error
-        self._segments.append(Segment(handle, wanted, len(head), nbytes, list(range(wanted - 1, -1, -1))))
+        segment.free = list(range(wanted - 1, -1, -1))
 
     def _failed(self, error: OSError, what: str, offset: int, nbytes: int) -> KIVError:
+        if error.errno is None:  # not the system's, but what a signal's handler raised: `TimeoutError()`
+            raise error
         where = f"{error.strerror or error} on bytes {offset} to {offset + nbytes} of a scratch file in {self._folder}"
         if error.errno in FULL and what != READING:
             rule = f"the disk tier must have room to {what} (SPEC 10.2)"
@@ -261,19 +267,26 @@ class Segments:
         for segment in [s for s in self._segments if len(s.free) == s.pages]:
             if segment.mine and self.free - segment.pages < keep:
                 continue
-            self._segments.remove(segment)
-            self._ledger.give(disk=segment.nbytes)
-            self._close(segment.handle)
+            self._give_back(segment)
 
-    def _close(self, handle: int) -> None:
+    def _give_back(self, segment: Segment) -> None:
+        self._close(segment)
+        self._segments.remove(segment)
+        self._ledger.give(disk=segment.nbytes)
+
+    def _close(self, segment: Segment) -> None:
         """A file that nobody needs any more: the system takes it back, whatever it says about it."""
+        if not segment.file:
+            return
         try:
-            self._io.close(handle)
+            self._io.close(segment.file.pop())
         except OSError as error:
+            if error.errno is None:
+                raise
             warnings.warn(
                 f"a scratch file in {self._folder} was not closed well: {error}", RuntimeWarning, stacklevel=2
             )
 
     def __del__(self) -> None:
         for segment in getattr(self, "_segments", []):
-            self._close(segment.handle)
+            self._close(segment)

@@ -11,6 +11,7 @@ from kiv_reference.report import TierBytes, TierTokens
 
 from .attend import Tile
 from .cold import Cold
+from .interrupts import REFUSALS
 from .layout import Row
 from .ledger import NOTHING
 from .recent import Recent
@@ -39,16 +40,16 @@ class State:
         self._booked = 0
         self._promised = NOTHING  # booked for pages that will leave the hot window
         self._settled = True
-        pool.enter()
+        self._owner = object()  # of promises: not the state, which goes when it is dropped, without a cycle
 
     def prepare(self, tokens: int, padded: bool) -> None:
         """Refuse if so many tokens more do not fit, once appended and once their call is over (SPEC 10.2)."""
         more = self.config.cold_pages(self.length + tokens) - self.pages
-        self._promised = self.cold.promise(self, self.rows, more)
+        self._promised = self.cold.promise(self._owner, self.rows, more)
         try:
             self._pool.scratch.plan(step_bytes(self.shape, self.config, self.cold.tuning))
             self._book(self.recent.bytes_with(tokens) + self.validity.bytes_with(self.length + tokens, padded))
-        except BaseException:
+        except REFUSALS:
             self.withdraw()
             raise
 
@@ -58,7 +59,7 @@ class State:
         try:
             validity = self.validity.extended(valid, self.length, n)
             self.recent.append(key, value)
-        except BaseException:
+        except REFUSALS:
             self.withdraw()
             raise
         self.validity = validity
@@ -74,7 +75,7 @@ class State:
 
     def withdraw(self) -> None:
         """End what was promised to an append that did not come about, or is over."""
-        self.cold.settle(self)
+        self.cold.settle(self._owner)
         self._promised = NOTHING
         self._book(self._device_bytes)
 
@@ -95,7 +96,7 @@ class State:
                     valid = self.validity.row(number, start, start + n * size)
                     key, value = self.recent.pages(number, n)
                     self.cold.add(row, key, value, None if valid is None else valid.view(n, size))
-            except BaseException:
+            except REFUSALS:
                 for row in self.rows:
                     self.cold.cut(row, before)
                 self.cold.renew()
@@ -113,7 +114,7 @@ class State:
         return self.recent.nbytes + self.validity.nbytes
 
     def _book(self, device: int) -> None:
-        self._pool.ledger.take(device=device - self._booked)
+        self.cold.account.take(device=device - self._booked)
         self._booked = device
 
     @property
@@ -178,7 +179,7 @@ class State:
             )
         sinks = min(length, self.recent.sink_count)
         recent, validity = self.recent.cropped(sinks, max(0, length - start), back), self.validity.cropped(length)
-        promised = self.cold.promise_cut(self, self.rows, pages) if pages < self.pages else NOTHING
+        promised = self.cold.promise_cut(self._owner, self.rows, pages) if pages < self.pages else NOTHING
         # From here on nothing asks for memory.
         self.recent, self.validity, self.length, self._settled = recent, validity, length, True
         if pages < self.pages:
@@ -205,8 +206,8 @@ class State:
             copy.validity = self.validity.select(at)
             # What the last append will make cold leaves the copy's hot window too.
             more = self.config.cold_pages(copy.length) - copy.pages
-            copy._promised = self.cold.promise(copy, copy.rows, more)
-        except BaseException:
+            copy._promised = self.cold.promise(copy._owner, copy.rows, more)
+        except REFUSALS:
             copy.release()
             raise
         return copy
@@ -220,9 +221,8 @@ class State:
         """Give back everything."""
         for row in self.rows:
             self.cold.cut(row, 0)
-        self.cold.settle(self)
+        self.cold.settle(self._owner)
         self._book(0)
-        self._pool.leave()
 
     def memory(self) -> TierBytes:
         """Bytes by tier, with what is booked for the call that is not over."""

@@ -15,6 +15,7 @@ from kiv_reference.report import AttendReport, TierBytes, TierTokens
 from .call import Call, answer
 from .doubt import Appended, Doubt
 from .guard import locked
+from .interrupts import REFUSALS
 from .partition import blocks
 from .state import State
 from .trace import BlockTrace, report
@@ -95,6 +96,7 @@ class FastStore:
     @locked
     def length(self) -> int:
         """T (`LayerStore.length`)."""
+        self._check_whole()
         return self._length
 
     @property
@@ -105,6 +107,7 @@ class FastStore:
     @locked
     def valid(self) -> torch.Tensor | None:
         """Validity, bool [B, T], or None (`LayerStore.valid`)."""
+        self._check_whole()
         if self._state is None:
             return None
         valid = self._state.validity.part(0, self._length)
@@ -114,6 +117,7 @@ class FastStore:
     @locked
     def report(self) -> AttendReport:
         """The last attend (`LayerStore.report`)."""
+        self._check_whole()
         if self._report is None:
             if self._traces is None or self._state is None:
                 raise refuse(KIVUsageError, "a report needs an attend before it (SPEC 9.6)", "none", "Call attend.")
@@ -124,7 +128,7 @@ class FastStore:
     @plain_tensors
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
         """Add tokens (`LayerStore.append`)."""
-        self._pool.check_open()
+        self._check()
         self._make_sure()
         state = self._state
         shape = check_append(key, value, valid, None if state is None else state.shape)
@@ -144,16 +148,18 @@ class FastStore:
         fresh = state is None
         if state is None:
             state = State(shape, self._config, self._pool, self._ordinal)
-        try:
-            state.evict(self._config.cold_pages(state.length))
-            state.prepare(n, valid is not None)
-            state.append(key, value, valid, finite)
-        except BaseException:
-            if fresh:
-                state.release()
-            raise
-        self._appended = Appended(key, value, self._pending) if hopeful else None
-        self._state, self._pending = state, n
+        with state.cold.account.changing():
+            try:
+                state.evict(self._config.cold_pages(state.length))
+                state.prepare(n, valid is not None)
+                state.append(key, value, valid, finite)
+            except REFUSALS:
+                if fresh:
+                    state.release()
+                    self._pool.tidy()
+                raise
+            self._appended = Appended(key, value, self._pending) if hopeful else None
+            self._state, self._pending = state, n
 
     @locked
     @plain_tensors
@@ -167,7 +173,7 @@ class FastStore:
         bound: bool = False,
     ) -> torch.Tensor:
         """Answer queries (`LayerStore.attend`)."""
-        self._pool.check_open()
+        self._check()
         state = self._state
         shape = check_query(query, None if state is None else state.shape, self._pending)
         assert state is not None, "a shape without a state"
@@ -189,7 +195,8 @@ class FastStore:
         if doubt is not None and not self._settle(state, doubt):
             output, traces = self._answer(state, replace(call, later=None), query.dtype)
         # The call is over: what it made cold leaves (SPEC 2.3).
-        state.evict(self._config.cold_pages(state.length))
+        with state.cold.account.changing():
+            state.evict(self._config.cold_pages(state.length))
         self._traces, self._report, self._traced_shape = traces, None, shape
         return output
 
@@ -200,7 +207,8 @@ class FastStore:
         output = torch.empty(size, dtype=dtype, device=state.shape.device)
         traces: list[BlockTrace] = []
         for block in blocks(self._config, state.length, count):
-            state.evict(block.pages)
+            with state.cold.account.changing():
+                state.evict(block.pages)
             trace = BlockTrace(block)
             for row in range(batch):
                 answer(state, call, trace, row, state.length - count, output[row])
@@ -218,11 +226,12 @@ class FastStore:
             finite = doubt.check_append()
         except KIVNonFiniteError:
             assert self._appended is not None, "another append was refused"
-            state.take_back()
-            self._pending, self._appended = self._appended.before, None
+            with state.cold.account.changing():
+                state.take_back()
+                self._pending, self._appended = self._appended.before, None
             raise
+        state.finite = state.finite and finite  # first: asked again after an interrupt, it comes out the same
         self._appended = None
-        state.finite = state.finite and finite
         doubt.check_query()
         return finite and doubt.enough
 
@@ -236,15 +245,18 @@ class FastStore:
     @plain_tensors
     def crop(self, length: int) -> None:
         """Keep the first tokens (`LayerStore.crop`)."""
-        self._pool.check_open()
+        self._check()
         length = integer("length", length)
         if not 0 <= length <= self._length:
             rule = f"crop needs a length in 0..{self._length} (SPEC 9.2)"
             raise refuse(KIVUsageError, rule, length, "A store cannot be made longer; append instead.")
         self._make_sure()
-        if self._state is not None:
+        if self._state is None:
+            self._pending = 0
+            return
+        with self._state.cold.account.changing():
             self._state.crop(length)
-        self._pending = 0
+            self._pending = 0
 
     @locked
     def reorder(self, rows: torch.Tensor) -> None:
@@ -259,7 +271,7 @@ class FastStore:
     @locked
     def repeat_interleave(self, repeats: int) -> None:
         """Repeat sequences (`LayerStore.repeat_interleave`)."""
-        self._pool.check_open()
+        self._check()
         repeats = integer("repeats", repeats)
         if repeats < 1:
             rule = "repeats must be 1 or more (SPEC 9.3)"
@@ -269,7 +281,7 @@ class FastStore:
 
     @plain_tensors
     def _select(self, rows: torch.Tensor, same_size: bool) -> None:
-        self._pool.check_open()
+        self._check()
         check_tensor("rows", rows)
         if self._state is not None:
             self._replace(check_rows(rows, self._state.shape.batch, same_size))
@@ -277,19 +289,21 @@ class FastStore:
     def _replace(self, rows: list[int]) -> None:
         self._make_sure()
         assert self._state is not None, "nothing to select from"
-        chosen = self._state.select(rows)
-        self._state.release()
-        self._state = chosen
+        with self._state.cold.account.changing():
+            chosen = self._state.select(rows)
+            self._state.release()
+            self._state = chosen
 
     @locked
     @plain_tensors
     def fork(self) -> FastStore:
         """An independent store that shares the pages (`LayerStore.fork`)."""
-        self._pool.check_open()
+        self._check()
         self._make_sure()
         copy = self._pool.new_store()
         if self._state is not None:
-            copy._state = self._state.select(list(range(self._state.shape.batch)))
+            with self._state.cold.account.changing():
+                copy._state = self._state.select(list(range(self._state.shape.batch)))
         copy._pending, copy._traces, copy._report = self._pending, self._traces, self._report
         if self._traces is not None:
             copy._traced_shape = self._traced_shape
@@ -302,22 +316,44 @@ class FastStore:
         self.release()
 
     def release(self) -> None:
-        """Give back everything that is held."""
-        if self._state is not None:
-            self._state.release()
+        """Give back everything that is held; of what an interrupt left half changed, the pool counts anew."""
+        state = self._state
+        if state is None or self._pool.is_broken(state):
+            self._forget()
+        else:
+            with state.cold.account.changing():
+                state.release()
+                self._forget()
+        self._pool.tidy()
+
+    def _forget(self) -> None:
         self._state, self._pending, self._traces, self._report, self._appended = None, 0, None, None, None
+
+    def _check(self) -> None:
+        """Refuse to go on after `close`, and after an interrupt in the middle of a change."""
+        self._pool.check_open()
+        self._check_whole()
+
+    def _check_whole(self) -> None:
+        if self._state is not None and self._pool.is_broken(self._state):
+            rule = "a store that was interrupted in the middle of a change is not used again (SPEC 10.4)"
+            got = "an exception from outside, in a call of this store or of a fork"
+            raise refuse(KIVUsageError, rule, got, "Call reset() and feed the tokens again.")
 
     def __del__(self) -> None:
         state = getattr(self, "_state", None)
         if state is not None:
+            self._state = None  # the pool still sees this store
             self.guard.died(state)
 
     @locked
     def memory(self) -> TierBytes:
         """Bytes by tier; pages shared with a fork count in both (`LayerStore.memory`)."""
+        self._check_whole()
         return TierBytes(0, 0, 0) if self._state is None else self._state.memory()
 
     @locked
     def tokens(self) -> TierTokens:
         """Positions by part (`LayerStore.tokens`)."""
+        self._check_whole()
         return TierTokens(0, 0, 0, 0) if self._state is None else self._state.tokens()

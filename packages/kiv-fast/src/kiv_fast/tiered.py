@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from .ledger import Counters, Ledger
+from .ledger import Account, Counters
 from .residence import Residence
 from .spill import Segments
 from .staging import Staging, joined
@@ -23,7 +23,7 @@ class TieredArena(Residence):
         self,
         shape: Shape,
         page_tokens: int,
-        ledger: Ledger,
+        ledger: Account,
         counters: Counters,
         segments: Segments,
         transfer: Transfer,

@@ -49,7 +49,6 @@ class ReferenceStore:
         self._pool = pool
         self._config = pool.config
         self._tokens: Tokens | None = None
-        self._pending = 0  # tokens of the last append, if no crop came after it
         self._report: AttendReport | None = None
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
@@ -90,10 +89,9 @@ class ReferenceStore:
         # While the call runs, its queries still see as hot what leaves the hot window after it (SPEC 2.3).
         for boundary in (self.length, length):
             self._pool.check_room(self, tier_bytes(self._config, key, value, length, boundary))
-        if tokens is None:
-            tokens = self._tokens = Tokens.like(key, value)
+        tokens = Tokens.like(key, value) if tokens is None else tokens.begin()
         tokens.append(key, value, valid)
-        self._pending = key.shape[2]
+        self._tokens = tokens
 
     @plain_tensors
     def attend(
@@ -109,18 +107,18 @@ class ReferenceStore:
         """Answer queries (`LayerStore.attend`); `given` replays another's candidates and selections (SPEC 11.2)."""
         self._pool.check_open()
         tokens = self._tokens
-        if tokens is None or self._pending == 0:
+        if tokens is None or tokens.pending == 0:
             rule = "attend must follow an append (SPEC 9.1)"
             raise refuse(KIVUsageError, rule, "none since the last crop", "Append the queries' own tokens first.")
-        valid = tokens.valid[:, -self._pending :]
-        check_query(query, tokens.key.tensor, self._pending, valid)
+        valid = tokens.valid[:, -tokens.pending :]
+        check_query(query, tokens.key.tensor, tokens.pending, valid)
         query = torch.where(valid[:, None, :, None], query, query.nan_to_num(0.0, 0.0, 0.0))  # SPEC 2.4
         sinks = check_modifiers(query, scale, softcap, sink_logits, bound)
 
         outputs: list[torch.Tensor] = []
         reports: list[BlockReport] = []
-        first = self.length - self._pending
-        for i, block in enumerate(query_blocks(self._config, self.length, self._pending)):
+        tokens, first = tokens.begin(), self.length - tokens.pending
+        for i, block in enumerate(query_blocks(self._config, self.length, tokens.pending)):
             tokens.summarise_pages(partition(self._config, block.start))
             mine = slice(block.start - first, block.stop - first)
             call = BlockCall(
@@ -129,7 +127,7 @@ class ReferenceStore:
             output, report = call.run(query[:, :, mine], None if given is None else given.blocks[i])
             outputs.append(output)
             reports.append(report)
-        self._report = AttendReport(tuple(reports))
+        self._tokens, self._report = tokens, AttendReport(tuple(reports))
         return torch.cat(outputs, dim=2).to(query.dtype)
 
     @plain_tensors
@@ -141,8 +139,9 @@ class ReferenceStore:
             rule = f"crop needs a length in 0..{self.length} (SPEC 9.2)"
             raise refuse(KIVUsageError, rule, length, "A store cannot be made longer; append instead.")
         if self._tokens is not None:
-            self._tokens.crop(length, partition(self._config, length))
-        self._pending = 0
+            tokens = self._tokens.begin()
+            tokens.crop(length, partition(self._config, length))
+            self._tokens = tokens
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Permute or copy sequences (`LayerStore.reorder`)."""
@@ -173,7 +172,9 @@ class ReferenceStore:
         batch, key, value = rows.numel(), tokens.key.tensor[:1], tokens.value.tensor[:1]
         like = key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)
         self._pool.check_room(self, tier_bytes(self._config, *like, self.length, self.length))
+        tokens = tokens.begin()
         tokens.select(rows.to(tokens.valid.device))
+        self._tokens = tokens
 
     @plain_tensors
     def fork(self) -> ReferenceStore:
@@ -183,13 +184,13 @@ class ReferenceStore:
         if self._tokens is not None:
             self._pool.check_room(copy, self.memory())
             copy._tokens = self._tokens.clone()
-        copy._pending, copy._report = self._pending, self._report
+        copy._report = self._report
         return copy
 
     def reset(self) -> None:
         """Forget everything (`LayerStore.reset`)."""
         self._pool.check_open()
-        self._tokens, self._pending, self._report = None, 0, None
+        self._tokens, self._report = None, None
 
     def memory(self) -> TierBytes:
         """Bytes by tier (`LayerStore.memory`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,8 @@ class Tokens:
     """Keys ``[B, H, T, D]``, values ``[B, H, T, DV]``, validity bool ``[B, T]``, and summaries of the first pages.
 
     The summaries are a function of the tokens, kept so that they are computed once: they may cover fewer pages
-    than the partition has until `summarise_pages` is called.
+    than the partition has until `summarise_pages` is called. `pending` counts the tokens of the last append, if no crop
+    came after it.
     """
 
     key: Rows
@@ -28,6 +30,7 @@ class Tokens:
     mean: Rows
     spread: Rows
     value_mean: Rows
+    pending: int = 0
 
     @classmethod
     def like(cls, key: torch.Tensor, value: torch.Tensor) -> Tokens:
@@ -49,6 +52,15 @@ class Tokens:
         """T."""
         return self.valid.shape[1]
 
+    def begin(self) -> Tokens:
+        """A copy of the same buffers, to be changed and then put in place of this one, which serves until then.
+
+        So a change is one assignment, and an interrupt comes before it or after it (SPEC 10.4).
+        """
+        rows = (copy(r) for r in (self.key, self.value, self.mean, self.spread, self.value_mean))
+        key, value, mean, spread, value_mean = rows
+        return Tokens(key, value, self.valid, mean, spread, value_mean, self.pending)
+
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None) -> None:
         """Add n tokens (SPEC 9.1)."""
         self.key.append(key)
@@ -56,6 +68,7 @@ class Tokens:
         if valid is None:
             valid = self.valid.new_ones(key.shape[0], key.shape[2])
         self.valid = torch.cat([self.valid, valid], dim=1)
+        self.pending = key.shape[2]
 
     def summarise_pages(self, part: Partition) -> None:
         """Compute the summaries of all cold pages that have none yet (SPEC 3.1)."""
@@ -93,6 +106,7 @@ class Tokens:
         self.key.crop(length)
         self.value.crop(length)
         self.valid = self.valid[:, :length].clone()
+        self.pending = 0
         for rows in (self.mean, self.spread, self.value_mean):
             rows.crop(part.pages)
 
@@ -106,7 +120,7 @@ class Tokens:
         """An independent copy."""
         rows = (r.clone() for r in (self.key, self.value, self.mean, self.spread, self.value_mean))
         key, value, mean, spread, value_mean = rows
-        return Tokens(key, value, self.valid.clone(), mean, spread, value_mean)
+        return Tokens(key, value, self.valid.clone(), mean, spread, value_mean, self.pending)
 
 
 def tier_bytes(config: KIVConfig, key: torch.Tensor, value: torch.Tensor, length: int, boundary: int) -> TierBytes:

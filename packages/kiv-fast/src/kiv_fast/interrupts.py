@@ -1,0 +1,49 @@
+"""Which changes are half-way: an exception may come at any line, and what it leaves half changed is not to be used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from kiv_reference.errors import KIVError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from .ledger import Account
+
+REFUSALS = (KIVError, MemoryError, RuntimeError)
+"""What refuses memory, room or arguments: what was begun is undone. After anything else it is left as it is, marked."""
+
+OWN = ("kiv_fast", "kiv_reference", "torch")
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether what was begun was undone: not after an interrupt, though a signal's handler may raise any class."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    if not isinstance(error, (KIVError, MemoryError)) and type(error) is not RuntimeError:
+        return False
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and str(place.tb_frame.f_globals.get("__name__")).partition(".")[0] in OWN
+
+
+class Change:
+    """The time in which a store, and what it shares with its forks, is being changed.
+
+    The mark is set before the first change and taken away after the last, or once a refused change is undone. It stays
+    where an interrupt comes between.
+    """
+
+    def __init__(self, marked: set[Account], account: Account) -> None:
+        self._marked, self._account = marked, account
+        self._inner = account in marked  # part of a larger change
+
+    def __enter__(self) -> None:
+        self._marked.add(self._account)
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if not self._inner and (error is None or is_refusal(error)):
+            self._marked.discard(self._account)

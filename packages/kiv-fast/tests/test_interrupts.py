@@ -1,0 +1,254 @@
+"""An exception at any line of a call: it came about or can be made again, or the store refuses by name until reset."""
+
+import dataclasses
+import itertools
+import os
+import sys
+from contextlib import suppress
+
+import kiv_fast
+import pytest
+import torch
+from fast_helpers import SCALE, draw
+from faulty_disk import Faulty
+from kiv_fast import FastPool, interrupts
+from kiv_reference.errors import KIVUsageError
+
+SOURCES = os.path.dirname(kiv_fast.__file__)
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+SHARE = 1 if NIGHTLY else 20
+"""One in so many places is tried; a place is the first or the last time that a call comes to a line."""
+
+
+class Stop(BaseException):
+    """What a signal's handler may raise."""
+
+
+ERRORS = [Stop, KeyboardInterrupt, TimeoutError, RuntimeError]
+
+DATA = draw(3, 70, batch=2)
+VALID = torch.ones(2, 30, dtype=torch.bool)
+VALID[0, 4] = False
+
+
+class Lines:
+    """Counts the lines of kiv_fast as they run, and raises at one of them."""
+
+    def __init__(self, place=None, error=None):
+        self.place, self.error, self.seen, self.hit = place, error, {}, False
+
+    def _trace(self, frame, event, argument):
+        # Python itself goes on after an exception in a finalizer: `__del__`, and what tables call to be unpinned.
+        file = frame.f_code.co_filename
+        if not file.startswith(SOURCES) or frame.f_code.co_name == "__del__" or file.endswith("pinning.py"):
+            return None
+        if event == "line":
+            line = os.path.basename(file), frame.f_lineno
+            self.seen[line] = self.seen.get(line, 0) + 1
+            if self.place == (line, self.seen[line]):
+                self.hit = True
+                raise self.error
+        return self._trace
+
+    def __enter__(self):
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *error):
+        sys.settrace(None)
+
+
+def take(store, start, stop, valid=None):
+    store.append(DATA[0][:, :, start:stop], DATA[1][:, :, start:stop], valid)
+
+
+def answer(store, start, stop):
+    return store.attend(DATA[2][:, :, start:stop], scale=SCALE)
+
+
+CALLS = {
+    "first append": lambda pool, store: take(store, 0, 30, VALID),
+    "append": lambda pool, store: take(store, 40, 49),
+    "attend": lambda pool, store: answer(store, 30, 40),
+    "crop": lambda pool, store: store.crop(21),
+    "select": lambda pool, store: store.select(torch.tensor([1, 0, 1])),
+    "reorder": lambda pool, store: store.reorder(torch.tensor([1, 0])),
+    "repeat_interleave": lambda pool, store: store.repeat_interleave(2),
+    "fork": lambda pool, store: store.fork(),
+    "reset": lambda pool, store: store.reset(),
+    "report": lambda pool, store: store.report,
+    "valid": lambda pool, store: store.valid,
+    "memory": lambda pool, store: (store.memory(), pool.memory()),
+    "tokens": lambda pool, store: store.tokens(),
+    "close": lambda pool, store: pool.close(),
+}
+
+
+def prepared(config, name):
+    """A pool with a store, amid a call, and an older fork of it."""
+    pool = FastPool(config, Faulty())
+    store = pool.layer_store()
+    if name == "first append":
+        return pool, store, store.fork()
+    take(store, 0, 30, VALID)
+    answer(store, 0, 30)
+    fork = store.fork()
+    take(store, 30, 40)
+    return pool, store, fork
+
+
+def plain(told):
+    """In numbers."""
+    if dataclasses.is_dataclass(told):
+        return [plain(getattr(told, field.name)) for field in dataclasses.fields(told)]
+    if isinstance(told, tuple):
+        return [plain(part) for part in told]
+    return told.tolist() if isinstance(told, torch.Tensor) else told
+
+
+def later(store):
+    """What the store answers next: whether its state is right."""
+    length = store.length
+    batch = 2 if store.state is None else store.state.shape.batch
+    key, value, query = (part[:1, :, length : length + 3].expand(batch, -1, -1, -1) for part in DATA)
+    store.append(key, value)
+    return length, store.attend(query, scale=SCALE).tolist(), plain(store.valid)
+
+
+def refused(do):
+    """What a call returns, and whether the store says that it must be reset."""
+    try:
+        return do(), False
+    except KIVUsageError as error:
+        if "interrupted in the middle of a change" in str(error) and "Call reset()" in str(error):
+            return None, True
+        raise
+
+
+class Calls:
+    """One call, made without an interrupt: what it should come to."""
+
+    def __init__(self, config, name):
+        self.config, self.name, self.call = config, name, CALLS[name]
+        self.call(*prepared(config, name)[:2])  # what a process does once for all
+        pool, store, fork = prepared(config, name)
+        with Lines() as lines:
+            result = self.call(pool, store)
+        self.told = None if name == "fork" else plain(result)
+        self.places = sorted((line, time) for line, most in lines.seen.items() for time in {1, most})
+        self.ends = []
+        if name != "close":
+            self.fork = later(fork)
+            self.ends.append(later(result if name == "fork" else store))
+            # An append or a choice that came about, just before the interrupt, is there twice when it is repeated.
+            pool, store, _ = prepared(config, name)
+            self.call(pool, store)
+            self.call(pool, store)
+            self.ends.append(later(store))
+
+    def interrupted(self, place, error):
+        """Raise at a place, make the call again, and look at everything. Returns whether it was refused then."""
+        pool, store, fork = prepared(self.config, self.name)
+        with suppress(error), Lines(place, error) as lines:
+            self.call(pool, store)
+        assert lines.hit
+        assert pool.memory() == (0, 0, 0) or self.name != "first append" or store.state is not None
+        again, broken = refused(lambda: self.call(pool, store))
+        if self.name != "close":
+            if not broken:
+                assert self.told is None or plain(again) == self.told
+                assert later(again if self.name == "fork" else store) in self.ends
+            del again
+            told, left = refused(lambda: later(fork))
+            assert left == broken or self.name == "reset"  # which a broken store does not refuse
+            assert left or told == self.fork
+            store.reset()
+            fork.reset()
+            assert pool.memory() == (0, 0, 0)
+            assert not pool._io.open
+            take(store, 0, 30, VALID)
+            answer(store, 0, 30)
+        pool.close()
+        assert pool.memory() == (0, 0, 0)
+        assert not pool._io.open
+        return broken
+
+    def try_some(self, share):
+        """Raise at one in so many places, with each class of error in turn. Returns how often a store was broken."""
+        tries = zip(self.places[::share], itertools.cycle(ERRORS), strict=False)
+        return sum(self.interrupted(place, error) for place, error in tries)
+
+
+@pytest.fixture(params=[None, 16_000], ids=["RAM", "disk"])
+def small(request, config, tmp_path):
+    tiers = {} if request.param is None else {"ram_bytes": request.param, "spill_dir": tmp_path}
+    return dataclasses.replace(config, prefill="retrieve", query_block_tokens=8, **tiers)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_exception_at_any_line(small, name):
+    calls = Calls(small, name)
+    broken = calls.try_some(SHARE if small.ram_bytes is None else 2 * SHARE)
+    if name in ("report", "valid", "memory", "tokens", "close"):
+        assert not broken
+
+
+@pytest.mark.parametrize("name", ["append", "crop", "select", "reset"])
+def test_without_the_mark_it_goes_wrong(small, name, monkeypatch):
+    calls = Calls(small, name)
+    monkeypatch.setattr(interrupts.Change, "__enter__", lambda self: None)
+    with pytest.raises((AssertionError, LookupError, RuntimeError)):
+        calls.try_some(SHARE // 2)
+
+
+def test_a_store_that_was_interrupted_refuses_all_but_reset_and_others_go_on(small):
+    pool, store, fork = prepared(small, "append")
+    other = pool.layer_store()
+    take(other, 0, 30, VALID)
+    place = next(place for place in Calls(small, "append").places if place[0][0] == "recent.py")
+    with suppress(Stop), Lines(place, Stop):
+        take(store, 40, 49)
+    for broken in (store, fork):
+        for name in CALLS.keys() - {"reset", "memory", "close"}:
+            assert refused(lambda name=name, broken=broken: CALLS[name](pool, broken)) == (None, True), name
+        assert refused(lambda broken=broken: broken.length) == (None, True)
+        assert refused(broken.memory) == (None, True)
+    assert answer(other, 0, 30).shape == (2, 4, 30, 16)
+    held = pool.memory()
+    store.reset()
+    assert pool.memory() == held  # as long as the fork has not let go
+    fork.reset()
+    take(store, 0, 30, VALID)
+    assert answer(store, 0, 30).tolist() == answer(other, 0, 30).tolist()
+    store.reset()
+    other.reset()
+    assert pool.memory() == (0, 0, 0)
+
+
+@pytest.mark.parametrize("error", [TimeoutError, OSError])
+@pytest.mark.parametrize("method", ["create", "allocate", "write", "close"])
+def test_a_signal_handlers_oserror_is_not_one_of_the_disk(config, tmp_path, method, error):
+    class Alarmed(Faulty):
+        def fault(self):
+            raise error("a signal's handler")
+
+    config = dataclasses.replace(config, ram_bytes=16_000, spill_dir=tmp_path)
+    io = Alarmed(method, 1)
+    pool = FastPool(config, io)
+    store = pool.layer_store()
+
+    def use():
+        take(store, 0, 60)
+        answer(store, 0, 60)
+        store.reset()
+
+    with pytest.raises(error, match="a signal's handler") as raised:
+        use()
+    assert type(raised.value) is error
+    del raised
+    store.reset()
+    assert pool.memory() == (0, 0, 0)
+    assert not io.open
+    use()
+    pool.close()
+    assert not io.open
