@@ -19,6 +19,7 @@ from .reach import Reach, reach_for, reads_host_memory
 from .scratch import Scratch
 from .shim import FileIO
 from .spill import Segments, folder_for
+from .staging import Staging
 from .store import FastStore
 from .tiered import TieredArena
 from .tuning import Tuning
@@ -64,6 +65,7 @@ class FastPool:
         self.ledger.give_way = weakref.WeakMethod(self._make_room)
         self.counters = Counters()
         self.scratch = Scratch(self.ledger)
+        self._staging = Staging()
         self._pinning: dict[torch.device, tuple[Pinning, bool]] = {}  # and whether a device reads what is pinned
         self._states = 0
 
@@ -174,6 +176,6 @@ class FastPool:
                 folder_for(self._folder)  # it may be gone by now
             place = self._folder, self._io
             segments = Segments(shape, config.page_tokens, *place, self.ledger, self.counters, self.tuning)
-            tier = segments, reach.transfer, self.tuning
+            tier = segments, reach.transfer, self.tuning, self._staging
             return TieredArena(shape, config.page_tokens, self.ledger, self.counters, *tier)
         return RamArena(shape, self._config.page_tokens, self.ledger, self.scratch, pinning, reach)
