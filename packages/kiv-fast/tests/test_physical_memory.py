@@ -8,7 +8,6 @@ import pytest
 import torch
 from fast_helpers import draw
 from kiv_fast import FastPool
-from kiv_fast.cold import PAGE_BYTES, TABLE_BYTES
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -47,7 +46,7 @@ def test_what_is_given_back_is_not_held(width, heads, page, disk, config, tmp_pa
     fill(0, TOKENS)
     mine = tables()
     pages = len(store.state.rows[0].table.pages)
-    booked = store.memory().ram - pages * (PAGE_BYTES + TABLE_BYTES + store.state.cold.arena.place_bytes)
+    booked = pages * (store.state.cold.index.page_bytes + store.state.shape.token_bytes * page)
     assert resident(mine) >= 0.9 * booked
     store.crop(TOKENS // 3)
     kept = len(store.state.rows[0].table.pages)
