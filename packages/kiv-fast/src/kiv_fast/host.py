@@ -25,6 +25,9 @@ RESERVE_BYTES = 1 << 34
 HUGE_BYTES = 1 << 21
 """Of a large memory page."""
 
+SMALL_BYTES = 16 * HUGE_BYTES
+"""A table has small memory pages up to here: a large one may be nearly empty, one part in 16 of what is held."""
+
 FIRST_RECORDS = 64
 """Capacity of a table that must grow by doubling."""
 
@@ -38,7 +41,8 @@ _FLAGS = sum(getattr(mmap, name, value) for name, value in _NAMES.items())
 def reserve(count: int, dtype: torch.dtype, huge: bool = False) -> tuple[torch.Tensor, mmap.mmap] | None:
     """`count` zeros of `dtype` that take memory only once written, and their mapping; None where that is refused.
 
-    `huge` asks for large memory pages: gathers from a big table wait for the address tables of small ones.
+    Memory pages are small, whatever the system does by itself, unless `huge` asks for large ones: for what is written
+    whole.
     """
     if not _FLAGS:
         return None
@@ -46,10 +50,15 @@ def reserve(count: int, dtype: torch.dtype, huge: bool = False) -> tuple[torch.T
         mapping = mmap.mmap(-1, count * dtype.itemsize, flags=_FLAGS)
     except OSError:  # limits on address space, strict overcommit: the caller doubles instead
         return None
-    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            mapping.madvise(mmap.MADV_HUGEPAGE)
+    _advise(mapping, huge, 0, len(mapping))
     return torch.frombuffer(mapping, dtype=dtype), mapping
+
+
+def _advise(mapping: mmap.mmap, huge: bool, start: int, nbytes: int) -> None:
+    """Ask for large or small memory pages where memory comes from now on."""
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without large ones
+            mapping.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE, start, nbytes)
 
 
 class Table:
@@ -62,7 +71,8 @@ class Table:
     pinning : Pinning, optional
         What becomes of the records in use, if they are a mapping.
     huge : bool
-        Whether to ask for large memory pages: for tables that hardly ever forget a record.
+        Whether to ask for large memory pages as it grows, since gathers from a big table wait for the address tables
+        of small ones: for tables that hardly ever forget a record, and never write above one that they have forgotten.
 
     Attributes
     ----------
@@ -79,19 +89,22 @@ class Table:
         huge: bool = False,
     ) -> None:
         self._shape, self._used = shape, 0
-        self._forgotten: set[int] = set()
+        self._live = bytearray()  # a flag for each record in use, of those that are ever forgotten
         self.record_bytes = math.prod(shape) * dtype.itemsize
         self._mapping: mmap.mmap | None = None
         self.mapped: torch.Tensor | None = None
         self._pinning, self._region = pinning or NullPinning(), Region(0, 0)
+        self._huge = 0  # where large memory pages were not asked for yet; 0 if they never are
         reserved = None
         if device.type == "cpu":
             limit = max(FIRST_RECORDS, RESERVE_BYTES // self.record_bytes)
-            reserved = reserve(limit * math.prod(shape), dtype, huge)
+            reserved = reserve(limit * math.prod(shape), dtype)
         if reserved is not None:
             flat, self._mapping = reserved
             self.tensor = flat.view(-1, *shape)
             self._region = Region(flat.data_ptr(), flat.numel() * flat.element_size())
+            if huge:
+                self._huge = SMALL_BYTES - flat.data_ptr() % HUGE_BYTES
             # Before the mapping goes: nobody else knows what is registered there.
             weakref.finalize(self, self._pinning.release, self._region)
         else:
@@ -112,6 +125,7 @@ class Table:
         self._used = max(self._used, records)
         capacity = self.tensor.shape[0]
         if records <= capacity:
+            self._enlarge(records * self.record_bytes)
             self._pinning.cover(self._region, records * self.record_bytes)
             return
         grown = torch.empty(
@@ -122,35 +136,55 @@ class Table:
         self._region.nbytes = 0
         self.tensor, self._mapping, self.mapped = grown, None, None
 
+    def _enlarge(self, nbytes: int) -> None:
+        """Ask for large memory pages as far as so many bytes go, beyond the small ones."""
+        if self._mapping is not None and 0 < self._huge < nbytes:
+            more = min(-(-(nbytes - self._huge) // HUGE_BYTES) * HUGE_BYTES, self._region.nbytes - self._huge)
+            _advise(self._mapping, True, self._huge, more)
+            self._huge += more
+
     def use(self, records: Collection[int]) -> None:
         """Make room for these records, which are about to be written."""
-        self._forgotten.difference_update(records)
-        self.ensure(max(records) + 1)
+        top = max(records) + 1
+        self.ensure(top)
+        self._live.extend(bytes(max(0, top - len(self._live))))
+        for record in records:
+            self._live[record] = 1
 
     def forget(self, records: Collection[int]) -> None:
         """Return the memory of records that are no longer needed: every memory page without another, if not pinned."""
+        live, given, done = self._live, set(records), -1
+        for record in given:
+            if record < len(live):
+                live[record] = 0
+        if not any(live[-1:]):
+            del live[len(live.rstrip(b"\0")) :]
         if self._mapping is None:
             return
-        self._forgotten.update(records)
-        given, size, done = set(records), mmap.PAGESIZE, -1
         for record in sorted(given):
-            if record <= done:
-                continue
-            done = record
-            while done + 1 in given:
-                done += 1
-            first, last = record, done  # and as many beside them as share a memory page
-            while (
-                first * self.record_bytes > record * self.record_bytes // size * size and first - 1 in self._forgotten
-            ):
-                first -= 1
-            most = -(-(done + 1) * self.record_bytes // size) * size
-            while (last + 1) * self.record_bytes < most and last + 1 in self._forgotten:
-                last += 1
-            stop = (last + 1) * self.record_bytes
-            if last + 1 >= self._used:  # nothing lies above, but what came with a large memory page
-                stop = min(stop + HUGE_BYTES, self._region.nbytes)
-            start = -(-max(first * self.record_bytes, self._region.pinned) // size) * size
-            nbytes = stop // size * size - start
-            if nbytes > 0:
-                self._mapping.madvise(mmap.MADV_DONTNEED, start, nbytes)
+            if record > done:
+                done = record
+                while done + 1 in given:
+                    done += 1
+                self._give_back(self._mapping, record, done)
+
+    def _give_back(self, mapping: mmap.mmap, first: int, last: int) -> None:
+        """Return the memory of a run of records, and of as many unused ones beside it as share a memory page."""
+        live, size, record = self._live, mmap.PAGESIZE, self.record_bytes
+        least, most = first * record // size * size, -(-(last + 1) * record // size) * size
+        while first * record > least and not any(live[first - 1 : first]):
+            first -= 1
+        while (last + 1) * record < most and not any(live[last + 1 : last + 2]):
+            last += 1
+        stop = (last + 1) * record
+        if last + 1 >= len(live):  # nothing lies above, but what came with a large memory page
+            stop = min(stop + HUGE_BYTES, self._region.nbytes)
+        start = -(-max(first * record, self._region.pinned) // size) * size
+        if stop // size * size <= start:
+            return
+        mapping.madvise(mmap.MADV_DONTNEED, start, stop // size * size - start)
+        base = self._region.address
+        large = max((base + start) // HUGE_BYTES * HUGE_BYTES - base, SMALL_BYTES - base % HUGE_BYTES)
+        if large < self._huge:  # or the system might fill up what is left of a large page, in its own time
+            _advise(mapping, False, large, self._huge - large)
+            self._huge = large

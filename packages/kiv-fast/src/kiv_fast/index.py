@@ -127,10 +127,15 @@ class Index:
         self.keys.forget(pages)
         self.values.forget(pages)
 
+    def forget_spans(self, spans: list[int]) -> None:
+        """Return the memory of the summaries of spans that nobody holds."""
+        for table in (self.span_keys, self.span_values, self.span_counts):
+            table.forget(spans)
+
     def put_span(self, span: int, row: Row, first: int) -> None:
         """Store the summary of a span: `span_pages` pages of `row` from `first` on, or those there are (SPEC 3.2)."""
         for table in (self.span_keys, self.span_values, self.span_counts):
-            table.ensure(span + 1)
+            table.use([span])
         pages = row.pages[first : first + self._span_pages]
         counts = row.counts[first : first + self._span_pages]
         key, value, count = self.merge(pages, counts)

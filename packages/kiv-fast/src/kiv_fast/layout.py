@@ -9,25 +9,31 @@ from dataclasses import dataclass, field
 
 
 class IdPool:
-    """Reference-counted ids; the lowest free ones are taken first, so that tables stay contiguous."""
+    """Reference-counted ids; the lowest free ones are taken first, so that tables stay contiguous.
+
+    Attributes
+    ----------
+    holds : int
+        Holders of all ids together.
+    """
 
     def __init__(self) -> None:
-        self._holders: list[int] = []
-        self._free: list[int] = []
+        self._holders: list[int] = []  # up to the highest id in use
+        self._free: list[int] = []  # a heap: those below it, and perhaps some above
+        self._used = self.holds = 0
 
     @property
     def used(self) -> int:
         """Ids that somebody holds."""
-        return len(self._holders) - len(self._free)
-
-    @property
-    def top(self) -> int:
-        """One more than the highest id ever taken."""
-        return len(self._holders)
+        return self._used
 
     def take(self, n: int) -> list[int]:
         """`n` ids, each with one holder."""
-        ids = [heapq.heappop(self._free) for _ in range(min(n, len(self._free)))]
+        ids = [heapq.heappop(self._free) for _ in range(min(n, len(self._holders) - self._used))]
+        if len(ids) < n:
+            self._free.clear()
+        self._used += n
+        self.holds += n
         for i in ids:
             self._holders[i] = 1
         first = len(self._holders)
@@ -39,19 +45,27 @@ class IdPool:
         """One more holder for each."""
         holders = self._holders
         for i in ids:
-            assert holders[i] > 0, "a free id was shared"
+            assert any(holders[i : i + 1]), "a free id was shared"
             holders[i] += 1
+            self.holds += 1
 
     def drop(self, ids: Iterable[int]) -> list[int]:
         """One holder less for each; returns the ids that nobody holds any more."""
         freed: list[int] = []
         holders = self._holders
         for i in ids:
-            assert holders[i] > 0, "a free id was dropped"
+            assert any(holders[i : i + 1]), "a free id was dropped"
             holders[i] -= 1
+            self.holds -= 1
             if holders[i] == 0:
                 freed.append(i)
                 heapq.heappush(self._free, i)
+        self._used -= len(freed)
+        while holders and not holders[-1]:  # what comes back from the top is as if it had never been taken
+            holders.pop()
+        if len(self._free) > 2 * (len(holders) - self._used):
+            self._free = [i for i in self._free if i < len(holders)]
+            heapq.heapify(self._free)
         return freed
 
     def shared(self, i: int) -> bool:

@@ -20,6 +20,7 @@ from .reach import Reach, reach_for, reads_host_memory
 from .scratch import Scratch
 from .shim import FileIO
 from .spill import Segments, folder_for
+from .staging import Staging
 from .state import State
 from .store import FastStore
 from .tiered import TieredArena
@@ -66,6 +67,7 @@ class FastPool:
         self.ledger.give_way = weakref.WeakMethod(self._make_room)
         self.counters = Counters()
         self.scratch = Scratch(self.ledger.account())
+        self._staging = Staging()
         self._pinning: dict[torch.device, tuple[Pinning, bool]] = {}  # and whether a device reads what is pinned
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
@@ -206,6 +208,6 @@ class FastPool:
                 folder_for(self._folder)  # it may be gone by now
             place = self._folder, self._io
             segments = Segments(shape, config.page_tokens, *place, account, self.counters, self.tuning)
-            tier = segments, reach.transfer, self.tuning
+            tier = segments, reach.transfer, self.tuning, self._staging
             return TieredArena(shape, config.page_tokens, account, self.counters, *tier)
         return RamArena(shape, self._config.page_tokens, account, self.scratch, pinning, reach)

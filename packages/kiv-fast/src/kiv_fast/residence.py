@@ -21,6 +21,12 @@ from .staging import Staging
 from .tuning import Tuning
 from .validate import Shape
 
+PLACE_BYTES = 176
+"""Of the note where a page is, in RAM: an entry of Python's dictionaries, here or in `Segments`, and its integers."""
+
+UNIT_BYTES = 192
+"""Of what is noted about the keys of a page and head in RAM; as measured, since Python does not tell."""
+
 
 class Residence:
     """Pages under a RAM budget: where each of them is, and how they move.
@@ -29,7 +35,11 @@ class Residence:
     ----------
     shape, page_tokens : of the pages
     segments : Segments
+    staging : Staging
+        Of the pool.
     """
+
+    place_bytes = PLACE_BYTES
 
     def __init__(
         self,
@@ -39,27 +49,25 @@ class Residence:
         counters: Counters,
         segments: Segments,
         tuning: Tuning,
+        staging: Staging,
     ) -> None:
-        self._tuning = tuning
+        self._tuning, self._staging = tuning, staging
         host = torch.device("cpu")
         self._shape, self._page_tokens = shape, page_tokens
         self._ledger, self._counters, self._segments = ledger, counters, segments
         self._key = Table((page_tokens * shape.key_width,), shape.dtype, host)  # by key slot
         self._value = Table((shape.heads, page_tokens * shape.value_width), shape.dtype, host)  # by value slot
+        self._unit_bytes = self._key.record_bytes + UNIT_BYTES
         self._key_slots, self._value_slots = IdPool(), IdPool()
         self._resident: OrderedDict[int, int] = OrderedDict()  # page: value slot
         self._slot: dict[int, int] = {}  # page * H + head: key slot
         self._cached: OrderedDict[int, None] = OrderedDict()  # units in RAM whose page is on disk
-        self._outgoing = (
-            Staging(shape.dtype, page_tokens * shape.key_width),
-            Staging(shape.dtype, page_tokens * shape.value_width),
-        )
         self._promised = self._promised_disk = 0  # pages, in RAM and beyond it
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page."""
-        return self._shape.token_bytes * self._page_tokens
+        """Bytes of one page, and of the notes where its parts are."""
+        return self._shape.heads * self._unit_bytes + self._value.record_bytes
 
     def promise(self, pages: int) -> TierBytes:
         """Book RAM for as many of the pages as fit, and room on disk for the others or those that they displace."""
@@ -73,7 +81,8 @@ class Residence:
             self._segments.trim(0)
         self._ledger.take(ram=fit * self.page_bytes)
         self._promised, self._promised_disk = fit, pages - fit
-        return TierBytes(0, fit * self.page_bytes, (pages - fit) * self.page_bytes)
+        disk = (pages - fit) * self._shape.token_bytes * self._page_tokens
+        return TierBytes(0, fit * self.page_bytes, disk)
 
     def give_way(self, nbytes: int) -> None:
         """Copies of keys go first, then residents to disk, but not to where promised pages will go."""
@@ -152,9 +161,10 @@ class Residence:
     def _to_disk(self, page: int, key: torch.Tensor, value: torch.Tensor) -> None:
         heads = self._shape.heads
         buffers: list[memoryview] = []
-        for staging, part in zip(self._outgoing, (key, value), strict=True):
-            rows, bytes_ = staging.rows(heads)
-            rows.copy_(part.reshape(heads, -1))
+        for name, part in (("outgoing keys", key), ("outgoing values", value)):
+            flat = part.reshape(heads, -1)
+            rows, bytes_ = self._staging.rows(name, heads, flat.shape[1], self._shape.dtype)
+            rows.copy_(flat)
             buffers.append(bytes_)
         self._segments.write(page, *buffers)
 
@@ -177,7 +187,7 @@ class Residence:
         slot = self._slot.pop(unit)
         self._key_slots.drop([slot])
         self._key.forget([slot])
-        self._ledger.give(ram=self._key.record_bytes)
+        self._ledger.give(ram=self._unit_bytes)
         self._counters.cache_evictions += 1
 
     def free(self, ids: list[int]) -> None:
@@ -211,7 +221,7 @@ class Residence:
         used = set(units)
         if missing:
             self._convert()
-        size = self._key.record_bytes
+        size = self._unit_bytes
         for at in missing:
             unit = units[at]
             room = self._ledger.room(1)
@@ -236,7 +246,7 @@ class Residence:
     def _convert(self) -> None:
         """Move a few residents to disk while the cache has less than its share of the RAM."""
         for _ in range(self._tuning.convert_pages):
-            cache = len(self._cached) * self._key.record_bytes
+            cache = len(self._cached) * self._unit_bytes
             held = cache + len(self._resident) * self.page_bytes
             spare = self._segments.free - self._promised_disk
             if not self._resident or spare <= 0 or cache * self._tuning.cache_share >= held:

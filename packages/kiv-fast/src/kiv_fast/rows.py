@@ -40,6 +40,7 @@ class ColdRow:
         self.table, self._device = table, shape.device
         self._ids = Table((), torch.int64, host)
         self._counts = Table((), torch.int64, host)
+        self._numbered = 0  # pages that they hold
         self.near = torch.empty(0, 0, 0, device=shape.device)
         self.near_start = 0
         self.sizes = Sizes(shape.heads)
@@ -53,9 +54,12 @@ class ColdRow:
         """Bring ids and counts up to date with the pages from `first` on."""
         pages = len(self.table.pages)
         for tensor_table, numbers in ((self._ids, self.table.pages), (self._counts, self.table.counts)):
-            tensor_table.ensure(pages)
+            if gone := range(pages, self._numbered):
+                tensor_table.forget(gone)
             if first < pages:
+                tensor_table.use(range(first, pages))
                 tensor_table.tensor[first:pages] = torch.tensor(numbers[first:], dtype=torch.int64, device="cpu")
+        self._numbered = pages
 
     @property
     def far(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import torch
 from kiv_reference.errors import KIVStorageError, refuse
 
@@ -9,25 +11,35 @@ from .host import reserve
 
 
 class Staging:
-    """Host memory that a file can be read into and a tensor made of."""
+    """Host memory that files are read into and written from, by name, shared by all stores of a pool.
 
-    def __init__(self, dtype: torch.dtype, width: int) -> None:
-        self._dtype, self._width = dtype, width
-        self._count = 0
-        self.rows(1)
+    What a name gave is overwritten by its next use. A step uses so much again, and `scratch.step_bytes` counts it.
+    """
 
-    def rows(self, count: int) -> tuple[torch.Tensor, memoryview]:
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[torch.Tensor, mmap.mmap]] = {}
+
+    def rows(self, name: str, count: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, memoryview]:
         """`count` rows ``[count, width]`` and their bytes."""
-        if count > self._count:
-            reserved = reserve(count * self._width, self._dtype)
-            if reserved is None:
-                need = f"{count * self._width * self._dtype.itemsize} bytes"
-                rule = "the disk tier needs memory of its own to read into (SPEC 10.1)"
-                raise refuse(KIVStorageError, rule, f"no mapping of {need}", "Raise the limit on address space.")
-            self._flat, mapping = reserved
-            self._bytes, self._count = memoryview(mapping), count
-        size = count * self._width
-        return self._flat[:size].view(count, self._width), self._bytes[: size * self._dtype.itemsize]
+        nbytes = count * width * dtype.itemsize
+        held = self._held.get(name)
+        if held is None or held[0].numel() < nbytes:
+            held = self._held[name] = _mapping(nbytes)
+        return held[0][:nbytes].view(dtype).view(count, width), memoryview(held[1])[:nbytes]
+
+
+def passing(count: int, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, memoryview]:
+    """As `Staging.rows`, of memory that goes with the tensor: for what is much, and not read at every step."""
+    flat, mapping = _mapping(count * width * dtype.itemsize, huge=True)
+    return flat.view(dtype).view(count, width), memoryview(mapping)
+
+
+def _mapping(nbytes: int, huge: bool = False) -> tuple[torch.Tensor, mmap.mmap]:
+    reserved = reserve(max(1, nbytes), torch.uint8, huge)
+    if reserved is None:
+        rule = "the disk tier needs memory of its own to read into (SPEC 10.1)"
+        raise refuse(KIVStorageError, rule, f"no mapping of {nbytes} bytes", "Raise the limit on address space.")
+    return reserved
 
 
 def joined(where: list[tuple[int, int, int]], size: int, buffer: memoryview) -> list[tuple[int, int, memoryview]]:

@@ -10,7 +10,7 @@ import torch
 from .ledger import Account, Counters
 from .residence import Residence
 from .spill import Segments
-from .staging import Staging, joined
+from .staging import Staging, joined, passing
 from .transfer import Transfer
 from .tuning import Tuning
 from .validate import Shape
@@ -28,26 +28,25 @@ class TieredArena(Residence):
         segments: Segments,
         transfer: Transfer,
         tuning: Tuning,
+        staging: Staging,
     ) -> None:
-        super().__init__(shape, page_tokens, ledger, counters, segments, tuning)
+        super().__init__(shape, page_tokens, ledger, counters, segments, tuning, staging)
         self._transfer = transfer
-        self._staging = (
-            Staging(shape.dtype, page_tokens * shape.key_width),
-            Staging(shape.dtype, page_tokens * shape.value_width),
-            Staging(shape.dtype, shape.value_width),
-        )
 
     def keys(self, ids: torch.Tensor) -> torch.Tensor:
         """Gather candidate keys from RAM, the cache and the disk."""
         heads, count = ids.shape
         pages: list[list[int]] = self._transfer.fetch(ids).tolist()
         units = [page * heads + head for head, row in enumerate(pages) for page in row]
-        rows = self._gather_keys(units)
+        width = self._page_tokens * self._shape.key_width
+        rows = self._gather_keys(units, *self._staging.rows("keys", len(units), width, self._shape.dtype))
         return self._transfer.upload(rows.view(heads, count * self._page_tokens, self._shape.key_width))
 
-    def _gather_keys(self, units: list[int], cache: bool = True) -> torch.Tensor:
+    def _gather_keys(
+        self, units: list[int], rows: torch.Tensor, buffer: memoryview, cache: bool = True
+    ) -> torch.Tensor:
+        """Read keys into `rows`, which are the bytes of `buffer`."""
         heads = self._shape.heads
-        rows, buffer = self._staging[0].rows(len(units))
         slots = [self._slot.get(unit, -1) for unit in units]
         at = torch.tensor([max(slot, 0) for slot in slots], dtype=torch.int64, device="cpu")
         torch.index_select(self._key.tensor, 0, at, out=rows)
@@ -70,7 +69,7 @@ class TieredArena(Residence):
         picked = self._transfer.fetch(torch.stack([ids, offsets]))
         pages: list[int] = picked[0].flatten().tolist()
         within: list[int] = picked[1].flatten().tolist()
-        rows, buffer = self._staging[2].rows(len(pages))
+        rows, buffer = self._staging.rows("values", len(pages), width, self._shape.dtype)
         row_bytes = width * self._shape.dtype.itemsize
         picks: list[int] = []
         where: list[tuple[int, int, int]] = []
@@ -88,9 +87,10 @@ class TieredArena(Residence):
 
     def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Whole pages of all heads, in order."""
-        heads, size = self._shape.heads, self._page_tokens
-        key = self._gather_keys([page * heads + head for head in range(heads) for page in ids], cache=False)
-        rows, buffer = self._staging[1].rows(heads * len(ids))
+        heads, size, dtype = self._shape.heads, self._page_tokens, self._shape.dtype
+        units = [page * heads + head for head in range(heads) for page in ids]
+        key = self._gather_keys(units, *passing(len(units), size * self._shape.key_width, dtype), cache=False)
+        rows, buffer = passing(len(units), size * self._shape.value_width, dtype)
         unit = size * self._shape.value_width * self._shape.dtype.itemsize
         picks: list[int] = []
         where: list[tuple[int, int, int]] = []
