@@ -77,6 +77,7 @@ def kiv_attention(
             return stock_attention(module, query, key, value, attention_mask, **kwargs)
         layer, adapted = found
     tokens = layer.staged_tokens
+    layer.handshake.require_model(getattr(module, "config", None))  # again: a caller's own mask asks KIV for none
     _check_arguments(module, kwargs)
     if adapted is not None and _sink_logits(kwargs) is not None:
         raise refuse(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kiv_reference.errors import KIVError, KIVUnsupportedError, KIVUsageError, refuse
 
+from .fits import require_fit
 from .running import still_runs
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Handshake:
 
     def __init__(self, config: PreTrainedConfig, cache: KIVCache) -> None:
         self._config = config.get_text_config(decoder=True)
+        self._fits = self._config
         self._cache = weakref.ref(cache)
         self.keys_are_measured = self._config.model_type == "mllama_text_model"
         self._mask_owed = False
@@ -176,6 +178,18 @@ class Handshake:
                 f'attn_implementation="{implementation}"',
                 USE_KIV,
             )
+
+    def require_model(self, config: PreTrainedConfig | None) -> None:
+        """Refuse a model that the cache was not made for, by the configuration that its decoder or attention reads.
+
+        Raises
+        ------
+        KIVUsageError
+            Its layers, heads or widths are others (`fits.require_fit`).
+        """
+        if config is not None and config is not self._config and config is not self._fits:
+            require_fit(self._config, config)
+            self._fits = config
 
     def require_settled(self, operation: str) -> None:
         """Refuse `operation` on a closed cache, or while a layer's new tokens wait for their attention call.

@@ -50,6 +50,7 @@ def kiv_mask(
         other_cache_active()
         return stock_mask(**arguments, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
     handshake = kv_length.handshake
+    handshake.require_model(config)
     handshake.activate()
     if not kv_length.of_kiv_layer:
         return stock_mask(**arguments, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
