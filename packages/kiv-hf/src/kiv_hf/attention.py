@@ -9,8 +9,10 @@ from kiv_reference.errors import KIVUnsupportedError, refuse
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import logging
 
+from .adapters import Adapted
 from .class_tables import register_tables
 from .handshake import NAME, active_handshake, foreign_tensors, other_cache_active
+from .layer import KIVLayerMixin
 from .masks import kiv_mask
 from .resolve import resolve, resolve_adapted
 from .stock import stock_attention
@@ -78,7 +80,27 @@ def kiv_attention(
             _refuse_foreign(module, key, value)
             return stock_attention(module, query, key, value, attention_mask, **kwargs)
         layer, adapted = found
+    tokens = layer.staged_tokens or query.shape[2]
+    start = layer.get_seq_length() - tokens
+    try:
+        return _attend(layer, adapted, module, query, attention_mask, kwargs), None
+    except BaseException:
+        # All layers together: so the same call, with its mistake mended, goes on (SPEC 10.4).
+        layer.handshake.undo_pass(start, tokens)
+        raise
+
+
+def _attend(
+    layer: KIVLayerMixin,
+    adapted: Adapted | None,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    kwargs: dict[str, Any],
+) -> torch.Tensor:
+    """Give the layer its staged tokens, and answer the queries, [B, TQ, HQ, DV]."""
     tokens = layer.staged_tokens
+    layer.handshake.require_model(getattr(module, "config", None))  # again: a caller's own mask asks KIV for none
     _check_arguments(module, kwargs)
     if adapted is not None and _sink_logits(kwargs) is not None:
         raise refuse(
@@ -106,7 +128,7 @@ def kiv_attention(
     kind = output.device.type
     if torch.is_autocast_enabled(kind):  # what sdpa gives then
         output = output.to(torch.get_autocast_dtype(kind))
-    return output.transpose(1, 2).contiguous(), None
+    return output.transpose(1, 2).contiguous()
 
 
 def _refuse_foreign(module: torch.nn.Module, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -114,7 +136,9 @@ def _refuse_foreign(module: torch.nn.Module, key: torch.Tensor, value: torch.Ten
     handshake = active_handshake()
     if handshake is None:
         return
-    if handshake.waits():
+    if handshake.staged is not None and handshake.waits():
+        layer = handshake.staged
+        handshake.undo_pass(layer.store.length, layer.staged_tokens)
         raise foreign_tensors(module)
     if handshake.staged is not None:  # of a forward pass that has ended: this module belongs to another
         other_cache_active()

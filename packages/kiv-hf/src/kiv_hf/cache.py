@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from dataclasses import dataclass, field
@@ -10,10 +11,10 @@ from typing import Any, NoReturn, SupportsIndex, cast
 import torch
 from kiv_reference.config import KIVConfig
 from kiv_reference.contract import PoolFactory, StorePool
-from kiv_reference.errors import KIVUsageError, refuse
+from kiv_reference.errors import KIVError, KIVUsageError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttentionLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer
 
 from .handshake import Handshake, MaskLength
 from .hybrid import KIVHybridLayer
@@ -22,6 +23,7 @@ from .layer import KIVLayer, KIVLayerMixin
 from .layer_choice import stock_layers
 from .longrope import keep_cache
 from .stages import TOKEN_LAYERS, is_pipeline, seen_tokens, sizes_if_used
+from .undo import go_back
 
 
 @dataclass
@@ -58,6 +60,8 @@ class KIVCache(DynamicCache):
     ----------
     pool : StorePool
         The pool that made the layers' stores.
+    pipeline : bool
+        Whether transformers divided the model's layers between processes.
 
     Raises
     ------
@@ -78,9 +82,10 @@ class KIVCache(DynamicCache):
         super().__init__(config=config)
         self._shared = _SharedPool(resolve_impl(impl)(KIVConfig() if kiv_config is None else kiv_config))
         self._handshake = Handshake(config, self)
-        self._pipeline = is_pipeline(config)
+        self.pipeline = is_pipeline(config)
         keep_cache(config, KIVCache)
         stock = stock_layers(config)
+        self._not_text = stock if self._handshake.keys_are_measured else frozenset[int]()
         self.layers = [layer if i in stock else self._kiv_layer(layer) for i, layer in enumerate(self.layers)]
         if self.layer_class_to_replicate is not None:
             self.layer_class_to_replicate = self._new_layer
@@ -144,7 +149,7 @@ class KIVCache(DynamicCache):
         length = super().get_seq_length(layer_idx)
         if length > 0 or layer_idx >= len(self.layers):
             return length
-        return seen_tokens(self.layers, layer_idx, pipeline=self._pipeline)
+        return seen_tokens(self.layers, layer_idx, pipeline=self.pipeline)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the logical length after `query_length` more tokens, and the offset, for the layer's mask."""
@@ -153,33 +158,103 @@ class KIVCache(DynamicCache):
         length, offset = super().get_mask_sizes(query_length, layer_idx)
         lazy = layer_idx >= len(self.layers)  # a layer that its first update will make
         of_kiv_layer = lazy or isinstance(length, MaskLength)
-        seen = 0 if lazy or length != query_length else seen_tokens(self.layers, layer_idx, pipeline=self._pipeline)
+        seen = 0 if lazy or length != query_length else seen_tokens(self.layers, layer_idx, pipeline=self.pipeline)
         if seen > 0:
             length, offset = sizes_if_used(self.layers[layer_idx], seen, query_length)
         if of_kiv_layer:
             return self._handshake.mask_asked(length), offset
         return MaskLength(length, self._handshake, of_kiv_layer=False), offset
 
+    @torch.compiler.disable
+    def update(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give layer `layer_idx` new keys and values; if it refuses them, the cache is as before the forward pass."""
+        layer: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None
+        known = isinstance(layer, KIVLayerMixin) or type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+        if layer is not None and (not known or layer_idx in self._not_text):
+            self._handshake.progress.change(layer_idx, linear=False)
+        waiting = self._handshake.staged
+        before = None if layer is None or isinstance(layer, KIVLayerMixin) else dict(vars(layer))
+        try:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        except BaseException:
+            if known and before is not None:  # its tensors are replaced, never written to
+                vars(layer).update(before)
+            if (
+                layer is not None and known and waiting is None
+            ):  # what waits was not this call's: it is dropped by `crop` alone
+                start = layer.get_seq_length() - getattr(layer, "staged_tokens", 0)
+                self.undo_pass(start, key_states.shape[-2] if key_states.ndim > 1 else 0)
+            raise
+
+    def update_conv_state(self, conv_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Give layer `layer_idx` a new convolution state."""
+        self._handshake.progress.change(layer_idx, linear=True)
+        return super().update_conv_state(conv_states, layer_idx, *args, **kwargs)
+
+    def update_recurrent_state(
+        self, recurrent_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Give layer `layer_idx` a new recurrent state."""
+        self._handshake.progress.change(layer_idx, linear=True)
+        return super().update_recurrent_state(recurrent_states, layer_idx, *args, **kwargs)
+
+    def _held(self) -> set[int]:
+        """Tokens that the layers in use hold, without those that wait for their attention call."""
+        in_use: list[Any] = [layer for layer in self.layers if isinstance(layer, TOKEN_LAYERS) and layer.is_initialized]
+        return {layer.get_seq_length() - getattr(layer, "staged_tokens", 0) for layer in in_use}
+
+    def undo_pass(self, start: int, tokens: int) -> None:
+        """Go back to `start` tokens after a call that failed, if every layer holds these, or `tokens` more.
+
+        Otherwise, or where a layer cannot go back, the cache stays as it is: it does not serve before a crop or reset.
+        """
+        progress = self._handshake.progress
+        if progress.behind is None and self._held() <= {start, start + tokens}:
+            # The failed call's own error is under way; of this one the next use of the cache tells.
+            with contextlib.suppress(KIVError):
+                go_back(self.layers, start, progress.changed, self._not_text)
+                progress.begin(start)
+
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last ``-tokens_to_remove`` tokens from every layer (SPEC 9.2)."""
-        self._handshake.require_settled("crop")
+        """Remove the last ``-tokens_to_remove`` tokens from every layer (SPEC 9.2).
+
+        If a forward pass broke off, what waits is dropped first, and every layer goes back to the tokens that all hold.
+        """
+        handshake = self._handshake
+        if tokens_to_remove <= 0 and not (handshake.closed or handshake.waits() or handshake.is_whole()):
+            progress = handshake.progress
+            held = self._held() | (set() if progress.behind is None else {progress.behind})
+            least = min(held, default=progress.start or 0)
+            go_back(self.layers, least, progress.changed, self._not_text)
+            progress.begin(least)
+            if tokens_to_remove == 0:  # a window that records no past refuses even that
+                return
+        handshake.require_settled("crop")
         # Stock layers first: they refuse where they did not record the past, and then nothing has changed.
         for layer in sorted(self.layers, key=lambda layer: type(layer) is KIVLayer):
             cast(DynamicLayer, layer).crop(tokens_to_remove)
+        handshake.progress.changed.clear()
+
+    def reset(self) -> None:
+        """Empty every layer, whatever state a broken forward pass left (SPEC 9.5)."""
+        super().reset()
+        self._handshake.progress.restart()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Make sequence i of every layer a copy of the former ``beam_idx[i]`` (SPEC 9.3)."""
-        self._handshake.require_settled("reorder_cache")
+        self._handshake.require_whole("reorder_cache")
         super().reorder_cache(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each sequence `repeats` times in place (SPEC 9.3)."""
-        self._handshake.require_settled("batch_repeat_interleave")
+        self._handshake.require_whole("batch_repeat_interleave")
         super().batch_repeat_interleave(repeats)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the sequences that `indices` names (SPEC 9.3)."""
-        self._handshake.require_settled("batch_select_indices")
+        self._handshake.require_whole("batch_select_indices")
         super().batch_select_indices(indices)
 
     def memory(self) -> TierBytes:
@@ -211,7 +286,7 @@ class KIVCache(DynamicCache):
 
     def fork(self) -> KIVCache:
         """Return an independent cache with equal state, in the same pool (SPEC 9.4)."""
-        self._handshake.require_settled("fork")
+        self._handshake.require_whole("fork")
         twin = object.__new__(type(self))
         vars(twin).update(vars(self))
         twin._handshake = self._handshake.fork(twin)

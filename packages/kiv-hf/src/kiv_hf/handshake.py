@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kiv_reference.errors import KIVError, KIVUnsupportedError, KIVUsageError, refuse
 
+from .fits import require_fit
+from .progress import Progress
 from .running import still_runs
 
 if TYPE_CHECKING:
@@ -33,7 +35,10 @@ USE_KIV = (
     f'Call kiv_hf.use_kiv(model), or model.set_attn_implementation("{NAME}") where the model takes it; '
     "a model that takes neither needs a DynamicCache."
 )
-START_OVER = "Call cache.reset() and feed the text again, or use a new cache."
+GO_BACK = (
+    "Call cache.crop(0), which goes back to the tokens that every layer holds, and feed what is missing; or "
+    "cache.reset() and feed the text again."
+)
 
 
 class PlainMask(NamedTuple):
@@ -88,6 +93,7 @@ class Handshake:
 
     def __init__(self, config: PreTrainedConfig, cache: KIVCache) -> None:
         self._config = config.get_text_config(decoder=True)
+        self._fits = self._config
         self._cache = weakref.ref(cache)
         self.keys_are_measured = self._config.model_type == "mllama_text_model"
         self._mask_owed = False
@@ -95,6 +101,7 @@ class Handshake:
         self.staged: KIVLayerMixin | None = None
         self._stager: FrameType | None = None  # the call that staged; kept no longer, for a frame keeps its tensors
         self.adapted: tuple[KIVLayerMixin, Staged] | None = None
+        self.progress = Progress()
         self.closed = False
 
     def mask_asked(self, length: int) -> MaskLength:
@@ -110,22 +117,58 @@ class Handshake:
         Raises
         ------
         KIVUsageError
-            The layers hold different numbers of tokens: an earlier forward pass broke off between two of them.
+            The layers hold different tokens: an earlier forward pass broke off between two of them.
         """
         self._mask_owed = False
         if plain is None:
             return
-        self.require_settled("a forward pass")
+        past = plain.kv_length - plain.query_tokens
+        lengths = self._lengths()
+        if lengths and lengths != {past} and self.staged is None:
+            self.progress.behind = min(lengths | {past})
+        self.require_whole("a forward pass")
+        self.progress.begin(past)
+        self.plain = plain
+
+    def _lengths(self) -> set[int]:
         cache = self._cache()
-        lengths = set() if cache is None else cache.lengths()
-        if len(lengths) > 1:
+        return set() if cache is None else cache.lengths()
+
+    def validity(self, length: int) -> torch.Tensor | None:
+        """Return which of `length` tokens in the KIV layers are no padding, bool [B, length]; None if all are so."""
+        cache = self._cache()
+        layers = [] if cache is None or length == 0 else cache.kiv_layers().values()
+        return next((layer.store.valid for layer in layers if layer.store.length == length), None)
+
+    def is_whole(self) -> bool:
+        """Whether every layer holds the same tokens, and none waits for its attention call."""
+        return self.staged is None and self._agree()
+
+    def _agree(self) -> bool:
+        cache = self._cache()
+        # A process that runs some of the layers may run linear ones alone: nothing counts its tokens.
+        return cache is None or self.progress.whole(cache.lengths(), all_run=not cache.pipeline)
+
+    def require_whole(self, operation: str) -> None:
+        """Refuse `operation` on a closed cache, or if a forward pass broke off in it.
+
+        Raises
+        ------
+        KIVUsageError
+            The cache is closed, or an earlier forward pass reached some of its layers only.
+        """
+        self.require_settled(operation)
+        if not self._agree():
+            lengths = self._lengths()
+            shown = sorted(lengths if self.progress.behind is None else lengths | {self.progress.behind})
+            changed = sorted(self.progress.changed)
             raise refuse(
                 KIVUsageError,
-                "Every layer of a cache must hold the same tokens",
-                f"layers of {sorted(lengths)} tokens: an earlier forward pass broke off",
-                START_OVER,
+                f"{operation} needs a cache whose layers hold the same tokens",
+                f"layers of {shown} tokens{f' (layers {changed} ahead)' if changed else ''}: an earlier forward pass "
+                "broke off",
+                GO_BACK,
             )
-        self.plain = plain
 
     def activate(self) -> None:
         """Note that this thread's forward pass uses this cache."""
@@ -177,6 +220,24 @@ class Handshake:
                 USE_KIV,
             )
 
+    def require_model(self, config: PreTrainedConfig | None) -> None:
+        """Refuse a model that the cache was not made for, by the configuration that its decoder or attention reads.
+
+        Raises
+        ------
+        KIVUsageError
+            Its layers, heads or widths are others (`fits.require_fit`).
+        """
+        if config is not None and config is not self._config and config is not self._fits:
+            require_fit(self._config, config)
+            self._fits = config
+
+    def undo_pass(self, start: int, tokens: int) -> None:
+        """Bring the cache back to `start` tokens after a failed call of a pass of `tokens` (`KIVCache.undo_pass`)."""
+        cache = self._cache()
+        if cache is not None:
+            cache.undo_pass(start, tokens)
+
     def require_settled(self, operation: str) -> None:
         """Refuse `operation` on a closed cache, or while a layer's new tokens wait for their attention call.
 
@@ -194,7 +255,7 @@ class Handshake:
                 f'{operation} needs every earlier update to have reached the attention implementation "{NAME}"',
                 "an update that no attention call took: the forward pass broke off, or the model's attention does "
                 "not go through KIV",
-                f"{USE_KIV} {START_OVER}",
+                f"{USE_KIV} {GO_BACK}",
             )
 
     def fork(self, cache: KIVCache) -> Handshake:

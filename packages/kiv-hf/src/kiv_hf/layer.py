@@ -203,6 +203,13 @@ class KIVLayerMixin:
             self.store.crop(max(0, self.store.length + tokens_to_remove))
             self._changed()
 
+    def go_back(self, length: int) -> None:
+        """Drop staged tokens, and those from position `length` on: what a broken forward pass left."""
+        self._drop_staged()
+        if self.store.length > length:
+            self.store.crop(length)
+        self._changed()
+
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Make sequence i a copy of the former ``beam_idx[i]`` (SPEC 9.3)."""
         self.handshake.require_settled("reorder_cache")
@@ -228,9 +235,7 @@ class KIVLayerMixin:
     def reset(self) -> None:
         """Return to an empty layer, whatever state a broken forward pass left (SPEC 9.5)."""
         self.store.reset()
-        self._staged = None
-        if self.handshake.staged is self:
-            self.handshake.unstage()
+        self._drop_staged()
         self._changed()
         self._module = None
         self.adapter = None
@@ -241,6 +246,11 @@ class KIVLayerMixin:
 
     def prefetch(self) -> None:
         """Do nothing: the store fetches its own pages."""
+
+    def _drop_staged(self) -> None:
+        self._staged = None
+        if self.handshake.staged is self:
+            self.handshake.unstage()
 
     def _changed(self) -> None:
         self._returned = None

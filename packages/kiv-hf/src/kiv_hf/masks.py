@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from kiv_reference.errors import KIVShapeError, refuse
+from kiv_reference.errors import KIVShapeError, KIVUsageError, refuse
 from transformers.masking_utils import causal_mask_function
 
-from .handshake import MaskLength, PlainMask, other_cache_active
+from .handshake import Handshake, MaskLength, PlainMask, other_cache_active
 from .stock import stock_mask
 
 ADDS_TO_MASK = frozenset({"falcon"})
@@ -50,6 +50,7 @@ def kiv_mask(
         other_cache_active()
         return stock_mask(**arguments, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
     handshake = kv_length.handshake
+    handshake.require_model(config)
     handshake.activate()
     if not kv_length.of_kiv_layer:
         return stock_mask(**arguments, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
@@ -76,7 +77,40 @@ def kiv_mask(
     if padding is None and model_type in NEEDS_MASK:
         padding = torch.ones(1, 1, dtype=torch.bool, device=kwargs.get("device")).expand(batch_size, int(kv_length))
     handshake.mask_answered(PlainMask(int(kv_length), q_length, padding is not None))
+    _require_same_past(handshake, padding, int(kv_length) - q_length, batch_size)
     return padding
+
+
+def _require_same_past(handshake: Handshake, mask: torch.Tensor | None, past: int, batch_size: int) -> None:
+    """Refuse a mask, bool [B, T], that marks others of the first `past` tokens as padding than are so in the cache.
+
+    Before any layer has its new tokens: a cache whose mask was refused goes on with the right one.
+    """
+    if mask is not None and mask.shape[0] not in (1, batch_size):
+        raise refuse(
+            KIVShapeError,
+            f"attention_mask must be [{batch_size}, {mask.shape[1]}]",
+            tuple(mask.shape),
+            "Pass one row for each sequence.",
+        )
+    old = handshake.validity(past)
+    if (old is None and mask is None) or (old is not None and old.shape[0] != batch_size):
+        return  # other sequences than the cache has: the store refuses their keys
+    new = torch.ones(1, past, dtype=torch.bool, device="cpu") if mask is None else mask[:, :past]
+    old = torch.ones(1, past, dtype=torch.bool, device="cpu") if old is None else old
+    differs = old.to(new.device) != new
+    if bool(differs.any()):
+        handshake.forget()
+        position = int(differs.any(0).nonzero()[0])
+        row = int(differs[:, position].nonzero()[0])
+        now = "no padding" if bool(new.expand(differs.shape)[row, position]) else "padding"
+        raise refuse(
+            KIVUsageError,
+            "attention_mask must mark the same earlier tokens as padding as it did when they were fed",
+            f"one that differs first at position {position}, of sequence {row}, which is {now} now",
+            f"To change it, call cache.crop({position - past}) and feed the tokens from position {position} on again "
+            "(cache.reset() and all of them, where a layer cannot be cropped).",
+        )
 
 
 def _equal(mask: torch.Tensor | None, other: torch.Tensor | None) -> bool:

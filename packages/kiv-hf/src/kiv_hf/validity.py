@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from kiv_reference.errors import KIVShapeError, KIVUnsupportedError, KIVUsageError, refuse
 
-from .handshake import NAME, START_OVER, USE_KIV
+from .handshake import GO_BACK, NAME, USE_KIV
 from .layer import KIVLayerMixin
 
 
@@ -37,7 +37,7 @@ def new_validity(
             KIVUsageError,
             f'A KIV layer needs a mask that "{NAME}" made for this very call, {queries} queries over {total} tokens',
             f"{plain} in {where}",
-            f"{USE_KIV} If an earlier forward pass broke off: {START_OVER}",
+            f"{USE_KIV} If an earlier forward pass broke off: {GO_BACK}",
         )
     if mask is None and queries > 1 and is_causal is False:
         raise refuse(

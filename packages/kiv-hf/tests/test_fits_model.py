@@ -1,0 +1,152 @@
+"""A cache made for another model is refused at the first forward pass, by name, and nothing has changed by then."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hf_models import EXACT, feed, pair
+from kiv_hf import KIVCache, use_kiv
+from kiv_reference.errors import KIVUsageError
+from transformers import (
+    EncoderDecoderCache,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Speech2TextConfig,
+    Speech2TextForConditionalGeneration,
+)
+from transformers.cache_utils import DynamicCache
+from transformers.models.udop.modeling_udop import BaseModelOutputWithAttentionMask
+
+LAYERS = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+OTHERS = {
+    "Gemma 3": (
+        lambda: Gemma3TextConfig(num_hidden_layers=6, sliding_window=32),
+        "a cache of 6 layers, and a model of 3",
+    ),
+    "Gemma 3 of as many layers": (
+        lambda: Gemma3TextConfig(num_hidden_layers=3, sliding_window=32, **LAYERS),
+        "layer 0 is for a sliding window of 32 tokens, and a model whose layer 0 has full attention",
+    ),
+    "2 layers": (lambda: LlamaConfig(num_hidden_layers=2, **LAYERS), "a cache of 2 layers, and a model of 3"),
+    "12 layers": (lambda: LlamaConfig(num_hidden_layers=12, **LAYERS), "a cache of 12 layers, and a model of 3"),
+    "40 layers": (lambda: LlamaConfig(num_hidden_layers=40, **LAYERS), "a cache of 40 layers, and a model of 3"),
+    "KV heads": (
+        lambda: LlamaConfig(num_hidden_layers=3, **LAYERS | {"num_key_value_heads": 4}),
+        "num_key_value_heads=4, and a model of num_key_value_heads=2",
+    ),
+    "query heads": (
+        lambda: LlamaConfig(num_hidden_layers=3, **LAYERS | {"num_attention_heads": 8}),
+        "num_attention_heads=8, and a model of num_attention_heads=4",
+    ),
+    "width": (
+        lambda: LlamaConfig(num_hidden_layers=3, **LAYERS | {"head_dim": 16}),
+        "head_dim=16, and a model of head_dim=8",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def three():
+    with torch.inference_mode():
+        yield pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=3)
+
+
+def empty(cache) -> bool:
+    return not any(layer.is_initialized or layer.get_seq_length() for layer in cache.layers) and not sum(cache.memory())
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_another_model_is_refused_before_anything_changes(three, name, padded):
+    config, says = OTHERS[name]
+    cache = KIVCache(config(), EXACT)
+    mask = torch.ones_like(three.ids)
+    mask[0, :3] = 0
+    with pytest.raises(KIVUsageError, match=says) as error:
+        three.kiv(three.ids, past_key_values=cache, attention_mask=mask if padded else None)
+    assert "KIVCache(model.config)" in str(error.value)
+    assert empty(cache)
+
+
+def test_a_window_of_another_length(gemma3):
+    config = copy.deepcopy(gemma3.config)
+    config.sliding_window = 13
+    cache = KIVCache(config, EXACT)
+    with pytest.raises(KIVUsageError, match=r"layer 0 is for a sliding window of 13 .* sliding window of 12 tokens"):
+        gemma3.kiv(gemma3.ids, past_key_values=cache)
+    assert empty(cache)
+
+
+def test_a_layer_of_another_kind(gemma3):
+    config = copy.deepcopy(gemma3.config)
+    config.layer_types = ["full_attention", "full_attention", "sliding_attention"]
+    cache = KIVCache(config, EXACT)
+    with pytest.raises(KIVUsageError, match="layer 0 is for full attention"):
+        gemma3.kiv(gemma3.ids, past_key_values=cache)
+    assert empty(cache)
+
+
+def test_a_mask_of_the_callers_own_hides_nothing(three):
+    """KIV is asked for no mask then: attention looks, before the first layer keeps a token."""
+    cache = KIVCache(LlamaConfig(num_hidden_layers=12, **LAYERS), EXACT)
+    mask = torch.ones(1, 1, 96, 96, dtype=torch.bool).tril()
+    with pytest.raises(KIVUsageError, match="a cache of 12 layers, and a model of 3"):
+        three.kiv(three.ids, past_key_values=cache, attention_mask=mask)
+    assert not sum(cache.memory())
+
+
+def test_a_refused_cache_serves_its_own_model_still(three, llama):
+    cache = llama.cache()
+    with pytest.raises(KIVUsageError, match="a cache of 2 layers, and a model of 3"):
+        three.kiv(three.ids, past_key_values=cache)
+    logits = feed(llama.kiv, llama.ids, cache, [50, 46])
+    right = feed(llama.stock, llama.ids, llama.stock_cache(), [50, 46])
+    assert (logits - right).abs().max().item() <= llama.rounding()
+    with pytest.raises(KIVUsageError, match="a cache of 2 layers, and a model of 3"):  # in the middle of a text, too
+        three.kiv(three.ids[:, :1], past_key_values=cache)
+    assert cache.lengths() == {96}
+
+
+@pytest.mark.parametrize("equal", [
+    copy.deepcopy,
+    lambda config: type(config).from_dict(config.to_dict() | {"attn_implementation": "kiv"}),
+], ids=["deepcopy", "from_dict"])  # fmt: skip
+def test_an_equal_configuration_serves(tiny, equal):
+    cache = KIVCache(equal(tiny.config), EXACT)
+    logits = feed(tiny.kiv, tiny.ids, cache, [50, 46])
+    right = feed(tiny.stock, tiny.ids, tiny.stock_cache(), [50, 46])
+    assert (logits - right).abs().max().item() <= tiny.rounding()
+
+
+SPEECH = {
+    "vocab_size": 97, "d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "decoder_layers": 2,
+    "encoder_layers": 3, "decoder_attention_heads": 4, "encoder_attention_heads": 2, "init_std": 0.3,
+}  # fmt: skip
+
+
+def test_only_the_decoder_of_an_encoder_decoder_counts():
+    """transformers gives the cache a copy of its configuration, and the model reads one with both parts' fields."""
+    torch.manual_seed(5)
+    model = Speech2TextForConditionalGeneration(Speech2TextConfig(**SPEECH)).eval()
+    states = BaseModelOutputWithAttentionMask(last_hidden_state=torch.randn(1, 6, 32))
+    ids = torch.arange(3, 43)[None]
+
+    def run(cache):
+        with torch.inference_mode():
+            pieces = [
+                model(decoder_input_ids=piece, encoder_outputs=states, past_key_values=cache).logits
+                for piece in ids.split(20, dim=1)
+            ]
+        return torch.cat(pieces, dim=1)
+
+    right = run(EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache()))
+    use_kiv(model)
+    got = run(EncoderDecoderCache(KIVCache(model.config, EXACT), DynamicCache()))
+    assert (got - right).abs().max().item() <= 1e-4 * right.abs().max().item()
+    other = Speech2TextConfig(**SPEECH | {"decoder_layers": 3})
+    other._attn_implementation = "kiv"
+    with pytest.raises(KIVUsageError, match="a cache of 3 layers, and a model of 2"):
+        run(EncoderDecoderCache(KIVCache(other, EXACT), DynamicCache()))

@@ -1,0 +1,257 @@
+"""A call that is refused, or fails half-way, costs nothing of the cache (SPEC 10.4): the same call, mended, goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hf_interfaces import registered
+from hf_models import EXACT, FULL_BUDGET, TINY_MODELS, feed, pair
+from kiv_hf import KIVError
+from kiv_reference.errors import KIVBudgetError, KIVShapeError, KIVUnsupportedError, KIVUsageError
+from transformers import LlamaConfig, LlamaForCausalLM
+
+PAST = 50
+MODELS = {
+    "llama": lambda: pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=3),
+    "gemma3": TINY_MODELS["gemma3"],  # its first layer is a window of 12 tokens, of transformers' own
+}
+PLACES = {"RAM": ("fast", None), "disk": ("fast", 0.8), "reference": ("reference", None)}
+"""Implementation, and the share of what the keys and values of the past take that fits into RAM."""
+
+
+class Stop(RuntimeError):
+    """What a test breaks a forward pass with."""
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    return MODELS[request.param]()
+
+
+class Case:
+    """A cache in the middle of a text, beside one that nothing happens to."""
+
+    def __init__(self, tiny, place, folder, rows=1, config=EXACT):
+        impl, ram = PLACES[place]
+        if ram is not None:
+            first = tiny.cache(config)
+            feed(tiny.kiv, tiny.ids[:, :PAST], first, [PAST])
+            config = replace(config, ram_bytes=int(first.memory().ram * ram * rows), spill_dir=folder)
+        self.tiny, self.ids = tiny, torch.cat([tiny.ids, tiny.ids.flip(1)])[:rows]
+        self.cache, self.other = (tiny.cache(config, impl=impl) for _ in range(2))
+        for cache in (self.cache, self.other):
+            feed(tiny.kiv, self.ids[:, :PAST], cache, [20, 30])
+        assert (self.cache.memory().disk > 0) == (ram is not None)
+
+    def call(self, **kwargs):
+        return self.tiny.kiv(self.ids[:, PAST:], past_key_values=self.cache, **kwargs).logits
+
+    def goes_on(self):
+        """The same call gives what it gives a cache that nothing happened to, and so do later ones."""
+        assert self.cache.lengths() == {PAST}
+        got = torch.cat([self.call(), feed(self.tiny.kiv, self.ids[:, :2], self.cache, [1, 1])], dim=1)
+        right = feed(self.tiny.kiv, torch.cat([self.ids[:, PAST:], self.ids[:, :2]], 1), self.other, [46, 1, 1])
+        assert torch.equal(got, right)
+        assert sum(self.cache.memory()) == sum(self.other.memory())
+
+
+def in_append(case, monkeypatch, error):
+    last = case.cache.layers[-1].store
+    monkeypatch.setattr(last, "append", raising(error))
+    return last
+
+
+def in_attend(case, monkeypatch, error):
+    last = case.cache.layers[-1].store
+    monkeypatch.setattr(last, "attend", raising(error))
+    return last
+
+
+def raising(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+@pytest.fixture(params=PLACES)
+def place(request):
+    return request.param
+
+
+@pytest.mark.parametrize(("error", "rows"), [(KIVBudgetError("full"), 2), (KeyboardInterrupt(), 1)], ids=repr)
+@pytest.mark.parametrize("where", [in_append, in_attend])
+def test_a_failure_in_the_last_layer_takes_all_layers_back(model, place, tmp_path, where, error, rows):
+    case = Case(model, place, tmp_path, rows)
+    with pytest.MonkeyPatch.context() as patch:
+        where(case, patch, error)
+        with pytest.raises(type(error)):
+            case.call()
+    case.goes_on()
+
+
+def fill(tiny, text, cache):
+    """Feed `text` ten tokens at a time, until something stops it."""
+    while True:
+        tiny.kiv(text[:, cache.get_seq_length() :][:, :10], past_key_values=cache)
+
+
+def test_a_budget_that_is_full_until_another_cache_gives_way(llama):
+    """The other one of the pool is a fork with a text of its own."""
+    text = llama.ids.repeat(1, 4)
+    cache = llama.cache(replace(EXACT, ram_bytes=60_000))
+    feed(llama.kiv, text[:, :PAST], cache, [PAST])
+    twin = cache.fork()
+    feed(llama.kiv, text[:, :30].flip(1), twin, [30])
+    with pytest.raises(KIVBudgetError):
+        fill(llama, text, cache)
+    (held,) = cache.lengths()
+    piece = text[:, held : held + 10]
+    with pytest.raises(KIVBudgetError):
+        llama.kiv(piece, past_key_values=cache)
+    assert cache.lengths() == {held}
+    twin.close()
+    got = llama.kiv(piece, past_key_values=cache).logits
+    right = feed(llama.stock, text[:, : held + 10], llama.stock_cache(), [held + 10])[:, -10:]
+    assert (got - right).abs().max().item() <= llama.rounding()
+
+
+def test_a_crop_makes_room_in_a_full_budget(llama):
+    text = llama.ids.repeat(1, 4)
+    cache = llama.cache(replace(EXACT, ram_bytes=40_000))
+    with pytest.raises(KIVBudgetError):
+        fill(llama, text, cache)
+    (held,) = cache.lengths()
+    assert held > 20
+    cache.crop(-20)
+    got = llama.kiv(text[:, held - 20 : held - 10], past_key_values=cache).logits
+    right = feed(llama.stock, text[:, : held - 10], llama.stock_cache(), [held - 10])[:, -10:]
+    assert (got - right).abs().max().item() <= llama.rounding()
+
+
+def test_numbers_of_another_dtype(model, place, tmp_path):
+    case = Case(model, place, tmp_path)
+    model.kiv.float()
+    # A window of transformers' own takes them, and fails in the product with its older ones.
+    with pytest.raises((KIVShapeError, RuntimeError), match="float"):
+        case.call()
+    model.kiv.double()
+    model.kiv.load_state_dict(model.stock.state_dict())
+    if len(case.cache.kiv_layers()) < len(case.cache.layers):
+        with pytest.raises(KIVUsageError, match=r"cache\.crop\(0\)"):
+            case.call()
+        case.cache.crop(0)
+    case.goes_on()
+
+
+def test_another_number_of_sequences(model, place, tmp_path):
+    case = Case(model, place, tmp_path)
+    # A layer of transformers' own fails in torch.cat, one of KIV by name.
+    with pytest.raises((KIVShapeError, RuntimeError)):
+        model.kiv(case.ids[:, PAST:].repeat(2, 1), past_key_values=case.cache)
+    case.goes_on()
+
+
+def test_a_mask_that_kiv_did_not_make(model, place, tmp_path):
+    case = Case(model, place, tmp_path)
+    full, window = torch.ones(1, 1, 46, 96, dtype=torch.bool).tril(PAST), torch.ones(1, 1, 46, 57, dtype=torch.bool)
+    masks = {"full_attention": full, "sliding_attention": window}
+    with pytest.raises(KIVUnsupportedError, match="4-D mask"):
+        case.call(attention_mask=masks if len(case.cache.kiv_layers()) < len(case.cache.layers) else full)
+    case.goes_on()
+
+
+def test_gradients(model, place, tmp_path):
+    case = Case(model, place, tmp_path)
+    with torch.enable_grad(), pytest.raises(KIVUnsupportedError, match="no_grad"):
+        case.call()
+    case.goes_on()
+
+
+def test_under_inference_mode(model, place, tmp_path):
+    with torch.inference_mode():
+        case = Case(model, place, tmp_path)
+        with pytest.MonkeyPatch.context() as patch:
+            in_attend(case, patch, KIVBudgetError("full"))
+            with pytest.raises(KIVBudgetError):
+                case.call()
+        case.goes_on()
+
+
+def test_in_the_first_pass_the_cache_is_new_again(model, place, tmp_path):
+    case = Case(model, place, tmp_path)
+    case.cache.reset()
+    with pytest.MonkeyPatch.context() as patch:
+        in_attend(case, patch, KIVBudgetError("full"))
+        with pytest.raises(KIVBudgetError):
+            model.kiv(case.ids[:, :PAST], past_key_values=case.cache)
+    assert case.cache.lengths() == set()
+    assert sum(case.cache.memory()) == 0
+    feed(model.kiv, case.ids[:, :PAST], case.cache, [20, 30])
+    case.goes_on()
+
+
+def break_mlp(tiny, index):
+    return tiny.kiv.model.layers[index].mlp.register_forward_pre_hook(raising(Stop()))
+
+
+@pytest.mark.parametrize(("index", "rows", "config"), [(0, 2, EXACT), (1, 1, FULL_BUDGET)])
+def test_a_failure_of_the_model_between_layers(model, place, tmp_path, index, rows, config):
+    """No event marks it: the next call says how to go back, and does nothing else."""
+    case = Case(model, place, tmp_path, rows, config)
+    hook = break_mlp(model, index)
+    with pytest.raises(Stop):
+        case.call()
+    hook.remove()
+    for _ in range(2):
+        with pytest.raises(KIVUsageError, match=r"cache\.crop\(0\)"):
+            case.call()
+    for use in (case.cache.fork, lambda: case.cache.reorder_cache(torch.arange(rows))):
+        with pytest.raises(KIVUsageError, match=r"cache\.crop\(0\)"):
+            use()
+    case.cache.crop(0)
+    case.goes_on()
+
+
+def test_tokens_that_wait_are_dropped_by_a_crop_alone(model, place, tmp_path):
+    case = Case(model, place, tmp_path)
+    with registered(attention=raising(Stop())), pytest.raises(Stop):
+        case.call()
+    for _ in range(2):
+        with pytest.raises(KIVError, match=r"cache\.crop\(0\)|made for this very call"):
+            case.call()
+    case.cache.crop(0)
+    case.goes_on()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_failure_of_the_model_in_the_first_pass(model, place, tmp_path, index):
+    """A layer that has never had a token does not count as one that agrees."""
+    case = Case(model, place, tmp_path)
+    case.cache.reset()
+    hook = break_mlp(model, index)
+    with pytest.raises(Stop):
+        model.kiv(case.ids[:, :PAST], past_key_values=case.cache)
+    hook.remove()
+    with pytest.raises(KIVUsageError, match=r"cache\.crop\(0\)"):
+        model.kiv(case.ids[:, :PAST], past_key_values=case.cache)
+    case.cache.crop(0)
+    assert case.cache.lengths() == set()
+    feed(model.kiv, case.ids[:, :PAST], case.cache, [20, 30])
+    case.goes_on()
+
+
+def test_a_crop_in_a_broken_cache_counts_from_what_all_layers_hold(llama):
+    cache = llama.cache()
+    feed(llama.kiv, llama.ids[:, :PAST], cache, [PAST])
+    hook = break_mlp(llama, 0)
+    with pytest.raises(Stop):
+        llama.kiv(llama.ids[:, PAST:], past_key_values=cache)
+    hook.remove()
+    cache.crop(-10)
+    assert cache.lengths() == {40}
+    got = llama.kiv(llama.ids[:, 40:], past_key_values=cache).logits
+    right = feed(llama.stock, llama.ids, llama.stock_cache(), [96])[:, 40:]
+    assert (got - right).abs().max().item() <= llama.rounding()
