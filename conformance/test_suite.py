@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +100,23 @@ def test_a_fault_whose_text_is_gone_is_an_error(
     good = faulty.Fault("good", "kiv_reference.admissible:violation", "inside = set(chosen)", "inside = set()", ())
     assert faulty.run_faults([good, faulty.Fault("no longer", where, old, new, ())], short=True) == 1
     assert "no longer: " in capsys.readouterr().out
+
+
+HIDING = """
+import sys
+sys.modules.update(dict.fromkeys(["transformers", "kiv_hf"]))
+import pytest
+sys.exit(pytest.main(["conformance", "--collect-only", "-p", "no:cacheprovider"]))
+"""
+
+
+def test_the_suite_collects_without_transformers() -> None:
+    """Who checks an implementation of a store needs no model: those tests are left out, and the header says so."""
+    run = subprocess.run([sys.executable, "-c", HIDING], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    assert "kiv: left out without kiv_hf and transformers: test_models.py, models/*" in run.stdout
+    found = {path.name for path in (ROOT / "conformance").glob("test_*.py") if f"<Module {path.name}>" in run.stdout}
+    assert found == {path.name for path in (ROOT / "conformance").glob("test_*.py")} - {"test_models.py"}
 
 
 def test_the_kill_run_uses_the_tests_of_the_suite() -> None:
