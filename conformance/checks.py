@@ -15,7 +15,9 @@ from kiv_reference.admissible import violation
 from kiv_reference.contract import AttendReport, BlockReport
 
 from .budgets import Precision, group_errors, output_budget, page_errors, token_errors, with_shift
+from .claims import at_query, not_both
 from .failure import Scene
+from .identical import check_identical
 from .low import LowPrecision
 from .oracle import answer, group_scores
 from .oracle_mass import whole_pages
@@ -31,13 +33,15 @@ def mark(text: str) -> None:
 def check_state(scene: Scene, oracle: OracleStore) -> None:
     """Length, validity and the partition of the next call."""
     store = scene.store
-    scene.require(store.length == oracle.length, "9.1", "wrong length", got=store.length, expected=oracle.length)
+    claim = f"{scene.name}.length == {oracle.length}"
+    scene.require(store.length == oracle.length, "9.1", "wrong length", claim, got=store.length, expected=oracle.length)
     flags = [] if oracle.length == 0 or store.valid is None else store.valid.tolist()
     padded = any(not all(row) for row in oracle.valid)
     scene.require((not padded and not flags) or flags == oracle.valid, "2.4", "wrong validity", got=flags)
     got, (sinks, hot, cold) = store.tokens(), oracle.parts()
     same = (got.sinks, got.hot, got.cold_ram + got.cold_disk) == (sinks, hot, cold)
-    scene.require(same, "2.2", "wrong partition", got=got, expected=f"sinks {sinks}, hot {hot}, cold {cold}")
+    claim = f"({scene.name}.tokens().sinks, {scene.name}.tokens().hot) == ({sinks}, {hot})"
+    scene.require(same, "2.2", "wrong partition", claim, got=got, expected=f"sinks {sinks}, hot {hot}, cold {cold}")
     memory = store.memory()
     scene.require(min(memory) >= 0, "10.3", "negative bytes", got=memory)
     scene.require(oracle.length > 0 or sum(memory) == 0, "10.3", "an empty store holds bytes", got=memory)
@@ -48,7 +52,8 @@ def check_blocks(scene: Scene, oracle: OracleStore, report: AttendReport) -> Non
     expected = [(b.mode, b.start, b.stop - b.start) for b in oracle.blocks()]
     got = [(b.mode, b.first_query, b.query_tokens) for b in report.blocks]
     clause = "7.5" if oracle.pending == 1 else "7.2"
-    scene.require(got == expected, clause, "wrong query blocks", got=got, expected=expected)
+    claim = f"[(b.mode, b.first_query, b.query_tokens) for b in report.blocks] == {expected}"
+    scene.require(got == expected, clause, "wrong query blocks", claim, got=got, expected=expected)
 
 
 def check_given(scene: Scene, hb: HeadBlock, report: BlockReport) -> Retrieved:
@@ -80,11 +85,7 @@ def check_retrieval(
         return
     limited = hb.head.config.max_missed_mass is not None
     if exact and not limited:
-        expected = hb.retrieve()
-        same = given.candidates == expected.candidates
-        scene.require(same, "4.4", "wrong candidates", got=given.candidates, expected=expected.candidates)
-        same = given.selected == expected.selected
-        scene.require(same, "4.6", "wrong selection", got=given.selected, expected=expected.selected)
+        check_identical(scene, hb, given)
     if given.streamed:
         check_streamed(scene, hb, given, low, precision)
         return
@@ -243,6 +244,7 @@ def _admit(
         raise scene.mismatch(
             clause,
             f"{what} are not the best",
+            not_both(scene, what, names[found.chosen], names[found.rejected]),
             got=sorted(names[i] for i in chosen),
             n_th_best_score=ranked[len(chosen) - 1],
             chosen=f"{names[found.chosen]} with score {scores[found.chosen]!r} +- {errors[found.chosen]:.3g}",
@@ -255,24 +257,36 @@ def check_masses(scene: Scene, got: tuple[float, float], expected: tuple[float, 
     """Exact and estimated share of one query (SPEC 6.1)."""
     close = all(abs(a - b) <= budget + 2.0**-23 for a, b in zip(got, expected, strict=True))
     shares = all(0 <= a <= 1 for a in got)
-    scene.require(close and shares, "6.1", "wrong mass", got=got, expected=expected, budget=budget)
+    limit = budget + 2.0**-23
+    claim = f"abs({at_query(scene, 'exact_mass')} - {expected[0]!r}) <= {limit!r} and "
+    claim += f"abs({at_query(scene, 'estimated_mass')} - {expected[1]!r}) <= {limit!r}"
+    scene.require(close and shares, "6.1", "wrong mass", claim, got=got, expected=expected, budget=budget)
 
 
 def check_bound(scene: Scene, got: float, true: float, bound: float, enlarged: float, budget: float) -> None:
     """The missed bound of one query (SPEC 6.2)."""
-    scene.require(got >= true * (1 - 2.0**-40) - 2.0**-126, "6.2", "bound below the missed mass", got=got, missed=true)
+    told, least = at_query(scene, "missed_bound"), true * (1 - 2.0**-40) - 2.0**-126
+    claim = f"{told} >= {least!r}"
+    scene.require(got >= least, "6.2", "bound below the missed mass", claim, got=got, missed=true)
     close = bound - budget - 2.0**-23 <= got <= enlarged + budget + 2.0**-23
-    scene.require(close, "6.2", "wrong bound", got=got, expected=(bound, enlarged), budget=budget)
+    claim = f"{bound - budget - 2.0**-23!r} <= {told} <= {enlarged + budget + 2.0**-23!r}"
+    scene.require(close, "6.2", "wrong bound", claim, got=got, expected=(bound, enlarged), budget=budget)
 
 
 def check_output(scene: Scene, got: list[float], expected: list[float], budget: list[float]) -> None:
     """Output of one query, after the hand-over (SPEC 5, 11.2)."""
+    w = scene.where
+    first = "report.blocks[0].first_query"
     for c, (a, b, limit) in enumerate(zip(got, expected, budget, strict=True)):
+        cell = f"output[{w['sequence']}, {w['head']}, {w['query']} - {first}, {c}].item()"
         if math.isfinite(b):
             facts = {"channel": c, "got": a, "expected": b, "difference": abs(a - b), "budget": limit}
-            scene.require(abs(a - b) <= limit, "5.1", "wrong output", **facts)
+            claim = f"abs({cell} - {b!r}) <= {limit!r}"
+            scene.require(abs(a - b) <= limit, "5.1", "wrong output", claim, **facts)
         else:
-            scene.require(not math.isfinite(a), "2.5", "a value that is not finite was absorbed", channel=c, got=a)
+            claim = f"{cell} - {cell} != 0"  # NaN
+            what = "a value that is not finite was absorbed"
+            scene.require(not math.isfinite(a), "2.5", what, claim, channel=c, got=a)
 
 
 def check_head(

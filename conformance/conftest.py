@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -12,6 +13,11 @@ from hypothesis import settings
 
 from . import profiles
 from .target import Target, load
+
+MISSING = [name for name in ("kiv_hf", "transformers") if find_spec(name) is None]
+"""What the tests through models need, and a store's do not."""
+
+collect_ignore_glob = ["test_models.py", "models/*"] if MISSING else []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,7 +43,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     seed = "derandomised" if settings.default.derandomize else config.getoption("--hypothesis-seed", None) or "random"
     where = torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine()
     versions = ", ".join(f"{package} {_version(package)}" for package in sorted({module, "kiv_reference", "torch"}))
+    left_out = f"kiv: left out without {' and '.join(MISSING)}: {', '.join(collect_ignore_glob)}"
     return [
+        *([left_out] if MISSING else []),
         f"kiv: target {name} ({module}), device {device} ({where}), profile {profile}"
         f" ({settings.default.max_examples} examples), seed {seed}",
         f"kiv: {versions}, python {platform.python_version()}",

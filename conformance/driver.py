@@ -42,7 +42,7 @@ class Driver:
     @property
     def scene(self) -> Scene:
         """For failures."""
-        return Scene(self.journal, self.store)
+        return Scene(self.journal, self.store, name=self.name)
 
     def _call(self, method: str, **arguments: Any) -> Any:
         """Call the target; an error that it should not raise is a failure of its own."""
@@ -53,7 +53,8 @@ class Driver:
         except Exception as error:
             kind = "9.1" if isinstance(error, KIVError) else "10.4"
             message = f"{method} raised {type(error).__name__}: {error}"
-            raise self.scene.mismatch(kind, message) from error
+            # The call itself fails when it is pasted.
+            raise self.scene.mismatch(kind, message, f"{self.name}.length >= 0") from error
 
     def again(self) -> None:
         """Repeat the last attend, which must give the same bits: nothing done elsewhere may show (SPEC 8.3, 9.4).
@@ -67,7 +68,11 @@ class Driver:
             if same_bits(output, repeated):
                 return
             tie = not self.exact and picked(self.store) != before
-            self.scene.require(tie, "8.3", "the same call gave another answer", got=repeated, expected=output)
+            if not tie:
+                self.journal.note(self.name, "attend", query=query, **arguments)
+                claim = f"str(output.tolist()) == {str(output.tolist())!r}"
+                what = "the same call gave another answer"
+                raise self.scene.mismatch("8.3", what, claim, got=repeated, expected=output)
             self.check(query, repeated, **arguments)
 
     def append(self, tokens: Tokens) -> None:
@@ -110,7 +115,10 @@ class Driver:
         batch, heads, queries, _ = query.shape
         shape = (batch, heads, queries, len(self.oracle.values[0][0][0]))
         good = tuple(output.shape) == shape and output.dtype == query.dtype and output.device == query.device
-        scene.require(good, "9.1", "wrong form of output", got=f"{output.dtype} {list(output.shape)}", expected=shape)
+        claim = f"(list(output.shape), output.dtype) == ({list(shape)}, {query.dtype})"
+        scene.require(
+            good, "9.1", "wrong form of output", claim, got=f"{output.dtype} {list(output.shape)}", expected=shape
+        )
         check_blocks(scene, self.oracle, report)
         sinks = None
         if sink_logits is not None:
@@ -129,13 +137,19 @@ class Driver:
                 for hb in row:
                     place = here.at(sequence=hb.sequence, kv_head=hb.kv_head)
                     same = told.cold_pages == hb.head.cold_pages
-                    place.require(same, "2.3", "wrong cold pages", got=told.cold_pages, expected=hb.head.cold_pages)
+                    claim = f"report.blocks[{number}].cold_pages == {hb.head.cold_pages}"
+                    place.require(
+                        same, "2.3", "wrong cold pages", claim, got=told.cold_pages, expected=hb.head.cold_pages
+                    )
                     counts = check_head(place, hb, told, output[hb.sequence, :, mine], self.exact, precision)
                     read = [total + n for total, n in zip(read, counts, strict=True)]
                     check_apart(place, hb.apart, output[hb.sequence, :, mine], self.exact, precision)
             expected = [n * size for n, size in zip(read, sizes, strict=True)]
             got = [told.key_bytes, told.value_bytes]
-            here.require(got == expected, "9.6", "wrong bytes of cold keys and values", got=got, expected=expected)
+            claim = f"[report.blocks[{number}].key_bytes, report.blocks[{number}].value_bytes] == {expected}"
+            here.require(
+                got == expected, "9.6", "wrong bytes of cold keys and values", claim, got=got, expected=expected
+            )
         self._check_silence(report, queries)
 
     def _check_silence(self, report: Any, queries: int) -> None:

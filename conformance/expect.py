@@ -33,7 +33,11 @@ def refused(
     `then` are the arguments of an attend that may be refused in its place (SPEC 2.5).
     """
     before = driver.store.length, driver.store.tokens(), driver.store.memory(), driver.pool.memory()
-    scene = driver.scene
+    scene, kept = driver.scene, list(driver.journal.calls)
+    driver.journal.note(driver.name, method, **arguments)
+    if then is not None:
+        driver.journal.note(driver.name, "attend", **then)
+    never = "False"  # the call before it ends the snippet, as it must
     try:
         getattr(driver.store, method)(**driver.target.place(arguments))
         if then is not None:
@@ -42,9 +46,10 @@ def refused(
         message = str(raised)
     except Exception as raised:
         what = f"{method} must raise {error.__name__}, raised {type(raised).__name__}: {raised}"
-        raise scene.mismatch(clause, what) from raised
+        raise scene.mismatch(clause, what, never) from raised
     else:
-        raise scene.mismatch(clause, f"{method} must raise {error.__name__}", arguments=arguments)
+        raise scene.mismatch(clause, f"{method} must raise {error.__name__}", never, arguments=arguments)
+    driver.journal.calls[:] = kept
     scene.require(len(message.split()) >= 8, "10.4", "an error must name rule, value and remedy", got=message)
     after = driver.store.length, driver.store.tokens(), driver.store.memory(), driver.pool.memory()
     scene.require(after == before, "10.4", "a refused call changed the store", got=after, expected=before)

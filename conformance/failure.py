@@ -26,18 +26,26 @@ class Scene:
     store: LayerStore
     layer: int = 0
     where: dict[str, int] = field(default_factory=dict)
+    name: str = "a"  # of the store in the snippet
 
     def at(self, **where: int) -> Scene:
         """The same scene, further down: block, sequence, head, query."""
-        return Scene(self.journal, self.store, self.layer, {**self.where, **where})
+        return Scene(self.journal, self.store, self.layer, {**self.where, **where}, self.name)
 
-    def require(self, condition: bool, clause: str, what: str, **facts: Any) -> None:
+    def require(self, condition: bool, clause: str, what: str, claim: str = "", **facts: Any) -> None:
         """Raise a `Mismatch` unless `condition` holds."""
         if not condition:
-            raise self.mismatch(clause, what, **facts)
+            raise self.mismatch(clause, what, claim, **facts)
 
-    def mismatch(self, clause: str, what: str, **facts: Any) -> Mismatch:
-        """The failure, told in full."""
+    def mismatch(self, clause: str, what: str, claim: str = "", **facts: Any) -> Mismatch:
+        """The failure, told in full.
+
+        Parameters
+        ----------
+        claim : the condition, in terms of the snippet: `output` and `report` of its last attend, stores by name.
+            Without one the snippet asserts that something else comes out than did.
+        """
+        claim = f"assert {claim or self._otherwise()}, {f'SPEC {clause}: {what}'!r}"
         place = ", ".join(f"{k} {v}" for k, v in {"layer": self.layer, **self.where}.items())
         lines = [
             f"SPEC {clause}: {what}",
@@ -48,9 +56,21 @@ class Scene:
             "operations:",
             *(f"  {line}" for line in self.journal.log()),
             "to reproduce:",
-            *(f"  {line}" for line in self.journal.snippet().splitlines()),
+            *(f"  {line}" for line in self.journal.snippet(claim).splitlines()),
         ]
         return Mismatch(clause, "\n".join(lines))
+
+    def _otherwise(self) -> str:
+        if self.journal.calls and self.journal.calls[-1][1] == "attend" and self.journal.outputs:
+            return f"str(output.tolist()) != {str(self.journal.outputs[-1].tolist())!r}"
+        return f"str({self.name}.tokens()) + str({self.name}.memory()) != {_told(self.store)!r}"
+
+
+def _told(store: LayerStore) -> str:
+    try:
+        return str(store.tokens()) + str(store.memory())
+    except Exception as error:  # a claim cannot be made of a store that does not even tell what it holds
+        return f"{type(error).__name__}: {error}"
 
 
 def _layout(store: LayerStore) -> str:

@@ -48,8 +48,11 @@ class Journal:
         """One short line for each call."""
         return [f"{store}.{method}({_brief(arguments)})" for store, method, arguments in self.calls]
 
-    def snippet(self) -> str:
-        """Python that repeats every call, with all numbers."""
+    def snippet(self, claim: str = "") -> str:
+        """Python that repeats every call, with all numbers, and ends in `claim`: an assertion about the last one.
+
+        The names `output` and `report` stand for what the last attend of `claim`'s store gave.
+        """
         module, _, attribute = KNOWN.get(self.target.name, self.target.name).partition(":")
         lines = [
             "import torch",
@@ -64,7 +67,9 @@ class Journal:
             into = f"{arguments['into']} = " if "into" in arguments else ""
             lines.append(f"{into}{store}.{method}({call})")
             if method == "attend":
-                lines[-1] = f"print({lines[-1]}, {store}.report)"
+                lines[-1] = f"output = {lines[-1]}"
+                lines.append(f"report = {store}.report")
+        lines += claim.splitlines()
         return "\n".join(lines)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ LONG = Scenario(
     Shape(batch=2, heads=2, groups=2, width=8, value_width=3),
     Recipe("gaussian", 7),
     ((60, False), (1, True)),
+)
+
+EXACT = replace(
+    LONG,
+    config=replace(LONG.config, group="max"),
+    recipe=Recipe("few_integers", 3),
+    exact_population=True,
 )
 
 
@@ -94,6 +102,23 @@ def test_a_fault_whose_text_is_gone_is_an_error(
     assert "no longer: " in capsys.readouterr().out
 
 
+HIDING = """
+import sys
+sys.modules.update(dict.fromkeys(["transformers", "kiv_hf"]))
+import pytest
+sys.exit(pytest.main(["conformance", "--collect-only", "-p", "no:cacheprovider"]))
+"""
+
+
+def test_the_suite_collects_without_transformers() -> None:
+    """Who checks an implementation of a store needs no model: those tests are left out, and the header says so."""
+    run = subprocess.run([sys.executable, "-c", HIDING], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    assert "kiv: left out without kiv_hf and transformers: test_models.py, models/*" in run.stdout
+    found = {path.name for path in (ROOT / "conformance").glob("test_*.py") if f"<Module {path.name}>" in run.stdout}
+    assert found == {path.name for path in (ROOT / "conformance").glob("test_*.py")} - {"test_models.py"}
+
+
 def test_the_kill_run_uses_the_tests_of_the_suite() -> None:
     """Nearly every test of the chapters takes part."""
     assert len(run.tests()) > 80
@@ -132,10 +157,57 @@ def test_a_failure_can_be_read_and_repeated() -> None:
     ]
     for part in parts:
         assert re.search(part, text), part
-    snippet = "\n".join(line[2:] for line in text.partition("to reproduce:\n")[2].splitlines())
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(snippet, "snippet", "exec"), {})
-    assert "AttendReport" in printed.getvalue()
+    exec_right(snippet_of(failure_of("smallest tokens instead of largest")))
+
+
+def snippet_of(failure: Mismatch) -> str:
+    """What can be pasted."""
+    return "\n".join(line[2:] for line in str(failure).partition("to reproduce:\n")[2].splitlines())
+
+
+def exec_right(snippet: str) -> None:
+    """A correct implementation passes the assertion with which a snippet ends."""
+    assert snippet.splitlines()[-1].startswith("assert ")
+    exec(compile(snippet, "snippet", "exec"), {})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "R - 1 tokens selected",
+        "C - 1 candidate pages",
+        "smallest tokens instead of largest",
+        "tail counted twice",
+        "wrong KV head",
+        "a page evicted too early",
+        "report: value bytes of whole candidate pages",
+        "values rounded to bfloat16",
+    ],
+)
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_snippet_fails_where_the_fault_is_and_passes_where_it_is_not(name: str, exact: bool) -> None:
+    """It ends in an assertion, which tells the right value."""
+    with named(name).applied():
+        with pytest.raises(Mismatch) as raised:
+            drive(reference(), EXACT if exact else LONG)
+        snippet = snippet_of(raised.value)
+        with pytest.raises(AssertionError, match=f"^SPEC {raised.value.clause}: ".replace(".", r"\.")):
+            exec(compile(snippet, "snippet", "exec"), {})
+    exec_right(snippet)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("smallest tokens instead of largest", "4.6"), ("C - 1 candidate pages", "4.4")]
+)
+def test_an_exact_mismatch_tells_both_scores_and_the_tie_rule(name: str, field: str) -> None:
+    """In the exact population there is no margin: what was chosen, what should be, and how ties are broken."""
+    with named(name).applied(), pytest.raises(Mismatch) as raised:
+        drive(reference(), EXACT)
+    text = str(raised.value)
+    assert raised.value.clause == field
+    assert re.search(r"^chosen: (none|\d+ with score -?\d+\.\d+)$", text, re.MULTILINE)
+    assert re.search(r"^should be: \d+ with score -?\d+\.\d+$", text, re.MULTILINE)
+    assert "tie rule: of equal scores the lower index is the better one (SPEC 1.3)" in text
 
 
 def test_without_an_assertion_its_mutant_lives() -> None:

@@ -110,7 +110,7 @@ FAULTS = [
         "kiv_fast.ledger:Ledger.check",
         "used + more > limit",
         "used > limit",
-        clause("10.2"),
+        clause("10.2", "fast"),
     ),
     Fault(
         "slabs that were released count as pinned",

@@ -190,6 +190,13 @@ FAULTS = [
         clause("4.2"),
     ),
     Fault(
+        "the spread of a page counts twice",
+        "kiv_fast.select:page_query",
+        "mul_(spread_weight)",
+        "mul_(2 * spread_weight)",
+        (f"{TESTS}budget_machine.py",),
+    ),
+    Fault(
         "one maximum for all members of a group",
         "kiv_fast.select:group_terms",
         "scores.amax(dim=2, keepdim=True)",

@@ -81,9 +81,9 @@ def without(assertion: str) -> Iterator[None]:
     """The suite as if the assertion with this text were deleted."""
     require, mismatch = Scene.require, Scene.mismatch
 
-    def lenient(self: Scene, condition: bool, clause: str, what: str, **facts: Any) -> None:
+    def lenient(self: Scene, condition: bool, clause: str, what: str, claim: str = "", **facts: Any) -> None:
         if what != assertion:
-            require(self, condition, clause, what, **facts)
+            require(self, condition, clause, what, claim, **facts)
 
     Scene.require = lenient
     try:

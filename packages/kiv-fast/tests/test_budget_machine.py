@@ -30,7 +30,7 @@ class BudgetMachine(RuleBasedStateMachine):
     @initialize(
         ram=st.integers(0, 40_000),
         prefill=st.sampled_from(["exact", "retrieve"]),
-        dtype=st.sampled_from([torch.float32, torch.float64]),
+        dtype=st.sampled_from([torch.float64, torch.float32]),
     )
     def start(self, ram, prefill, dtype):
         self.dtype = dtype
@@ -171,6 +171,7 @@ class BudgetMachine(RuleBasedStateMachine):
             return
         for number in range(len(self.stores)):
             self.attend(number)
+            self.append(number, 1, True)  # a step that retrieves, if there is room for it
         for store in (store for stores in self.stores for store in stores):
             store.reset()
         assert not self.disk.open, "a file stayed open"

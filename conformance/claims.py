@@ -1,0 +1,25 @@
+"""Conditions in terms of the snippet that a failure prints: `output` and `report` are those of its last attend."""
+
+from __future__ import annotations
+
+from .failure import Scene
+
+
+def reported(scene: Scene, field: str) -> str:
+    """What one head retrieved, in terms of the snippet."""
+    where = scene.where
+    row = f"report.blocks[{where['block']}].{field}[{where['sequence']}, {where['kv_head']}].tolist()"
+    return f"[i for i in {row} if i >= 0]"
+
+
+def not_both(scene: Scene, what: str, chosen: int, rejected: int) -> str:
+    """Nobody may choose the one and leave out the other, in terms of the snippet."""
+    picked = reported(scene, what.replace(" ", "_"))
+    return f"{chosen} not in (picked := {picked}) or {rejected} in picked"
+
+
+def at_query(scene: Scene, field: str) -> str:
+    """A number of a report about one query, in terms of the snippet."""
+    where = scene.where
+    block = f"report.blocks[{where['block']}]"
+    return f"float({block}.{field}[{where['sequence']}, {where['head']}, {where['query']} - {block}.first_query])"

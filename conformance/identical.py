@@ -1,0 +1,41 @@
+"""Retrieval in the exact population, where nothing but the rule for ties decides (SPEC 11.1)."""
+
+from __future__ import annotations
+
+from .claims import reported
+from .failure import Scene
+from .oracle import group_scores
+from .oracle_store import HeadBlock, Retrieved
+
+
+def check_identical(scene: Scene, hb: HeadBlock, given: Retrieved) -> None:
+    """Candidates and selection of the exact population, ties included (SPEC 11.1)."""
+    expected, scale = hb.retrieve(), hb.modifiers.scale
+    ranked = (
+        ("4.4", "wrong candidates", "candidate_pages", given.candidates, expected.candidates),
+        ("4.6", "wrong selection", "selected_positions", given.selected, expected.selected),
+    )
+    for clause, what, field, got, right in ranked:
+        if got != right:
+            found = (
+                hb.head.page_scores(hb.vectors, scale)
+                if clause == "4.4"
+                else hb.head.token_scores(hb.vectors, expected.candidates, scale)
+            )
+            scores = dict(zip(found[0], group_scores(found[1], hb.head.config.group), strict=True))
+            facts = {
+                "got": got,
+                "expected": right,
+                "chosen": _scored(scores, got, right),
+                "should_be": _scored(scores, right, got),
+                "tie_rule": "of equal scores the lower index is the better one (SPEC 1.3)",
+            }
+            raise scene.mismatch(clause, what, f"{reported(scene, field)} == {right}", **facts)
+
+
+def _scored(scores: dict[int, float], mine: list[int], other: list[int]) -> str:
+    """The first item that the other has not, or has elsewhere, with its score."""
+    alone = [i for i in mine if i not in other]
+    moved = [a for a, b in zip(mine, other, strict=False) if a != b]
+    item = next(iter(alone or moved), None)
+    return "none" if item is None else f"{item} with score {scores.get(item)!r}"
