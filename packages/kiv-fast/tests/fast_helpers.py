@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from kiv_fast.residence import PLACE_BYTES
 
 SCALE = 0.25
 
@@ -26,9 +25,8 @@ def draw(seed, length, batch=1, heads=2, groups=2, width=16, value_width=16, dty
 
 
 def summary_bytes(store):
-    """RAM that summaries of a store's pages and notes about them take under a RAM budget: they never leave it."""
-    rows, noted = store.state.rows, store.state.cold.arena.place_bytes
-    return sum(store.state.cold.row_bytes(row).ram + len(row.table.pages) * (PLACE_BYTES - noted) for row in rows)
+    """RAM that the page summaries of a store take: they never leave it."""
+    return sum(store.state.cold.row_bytes(row).ram for row in store.state.rows)
 
 
 def feed(store, data, chunks):

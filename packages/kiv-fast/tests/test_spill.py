@@ -5,7 +5,6 @@ import pytest
 import torch
 from kiv_fast import FastPool, Tuning
 from kiv_fast.ledger import Counters, Ledger
-from kiv_fast.residence import UNIT_BYTES
 from kiv_fast.shim import FileIO
 from kiv_fast.spill import Segments, folder_for, in_memory
 from kiv_fast.staging import Staging
@@ -56,7 +55,7 @@ def test_a_pool_without_a_ram_budget_needs_no_folder(config, tmp_path):
 
 def test_the_key_cache_keeps_what_was_used_last(tmp_path):
     shape = Shape(1, 1, 8, 8, torch.float32, torch.device("cpu"))
-    room = 3 * (4 * 8 * 4 + UNIT_BYTES)  # the keys of three pages
+    room = 3 * 4 * 8 * 4  # the keys of three pages
     ledger, counters = Ledger(KIVConfig(ram_bytes=room)), Counters()
     account = ledger.account()
     segments = Segments(shape, 4, str(tmp_path), FileIO(), account, counters, Tuning())

@@ -22,8 +22,6 @@ class Arena(Protocol):
     What a step picks, `keys` and `values`, goes from the device to the device; `tile` stays in RAM.
     """
 
-    place_bytes: int  # of RAM, of the note where a page is
-
     @property
     def page_bytes(self) -> int:
         """Bytes of one page, keys and values."""
@@ -64,8 +62,6 @@ class Arena(Protocol):
 
 class RamArena:
     """All pages in RAM, pinned where a device reads them; a page's place is its id."""
-
-    place_bytes = 0
 
     def __init__(
         self, shape: Shape, page_tokens: int, ledger: Account, scratch: Scratch, pinning: Pinning, reach: Reach

@@ -214,7 +214,7 @@ class Cold(Lookup):
 
     def _bytes(self, pages: int, entries: int, spans: int, extra: int) -> TierBytes:
         """Bytes of so many pages beside the arena's, entries of pages in rows, and spans; `extra` is of the device."""
-        page = self.index.page_bytes + PAGE_BYTES + self.arena.place_bytes
+        page = self.index.page_bytes + PAGE_BYTES
         return TierBytes(spans * self.index.span_bytes + extra, pages * page + entries * TABLE_BYTES, 0)
 
     @property

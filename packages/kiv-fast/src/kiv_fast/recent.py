@@ -15,11 +15,12 @@ def capacity(config: KIVConfig, tokens: int) -> int:
     its tokens are moved only now and then; beyond that, in a long call, what is needed and no more.
     """
     full = config.hot_tokens + config.page_tokens + max(config.page_tokens, config.hot_tokens // 8)
-    if tokens == 0 or tokens > full:
-        return tokens
-    if 2 * tokens > full or tokens >= config.hot_tokens:
-        return full
-    return min(full, 1 << max(4, (2 * tokens - 1).bit_length()))
+    return tokens if tokens > full else doubled(tokens, full)
+
+
+def doubled(tokens: int, full: int) -> int:
+    """Tokens that a buffer which doubles up to `full` has room for when it holds so many."""
+    return min(full, 1 << max(4, (2 * tokens - 1).bit_length())) if tokens else 0
 
 
 class Recent:
@@ -54,8 +55,11 @@ class Recent:
 
     def bytes_with(self, tokens: int) -> int:
         """Bytes of the buffers once they hold so many more tokens."""
-        hot = self.hot_count + max(0, tokens - (self._config.sink_tokens - self.sink_count))
-        slots = self._config.sink_tokens + max(capacity(self._config, hot), self._hot[0].shape[2])
+        most = self._config.sink_tokens
+        sinks = min(most, self.sink_count + tokens)
+        hot = self.hot_count + self.sink_count + tokens - sinks
+        slots = max(doubled(sinks, most), self._sinks[0].shape[2])
+        slots += max(capacity(self._config, hot), self._hot[0].shape[2])
         return slots * self._shape.batch * self._shape.recent_bytes
 
     def sinks(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,8 +76,11 @@ class Recent:
         n, sinks = key.shape[2], self.sink_count
         first = min(n, self._config.sink_tokens - sinks)
         count = self.hot_count + n - first
-        if first and self._sinks[0].shape[2] == 0:
-            self._sinks = self._buffers(self._config.sink_tokens)
+        if sinks + first > self._sinks[0].shape[2]:
+            buffers = self._buffers(doubled(sinks + first, self._config.sink_tokens))
+            for new, old in zip(buffers, self._sinks, strict=True):
+                new[:, :, :sinks] = old[:, :, :sinks]
+            self._sinks = buffers
         if self._start + count > self._hot[0].shape[2]:
             self._make_room(count)
         at = slice(self._start + self.hot_count, self._start + count)

@@ -21,12 +21,6 @@ from .staging import Staging
 from .tuning import Tuning
 from .validate import Shape
 
-PLACE_BYTES = 176
-"""Of the note where a page is, in RAM: an entry of Python's dictionaries, here or in `Segments`, and its integers."""
-
-UNIT_BYTES = 192
-"""Of what is noted about the keys of a page and head in RAM; as measured, since Python does not tell."""
-
 
 class Residence:
     """Pages under a RAM budget: where each of them is, and how they move.
@@ -38,8 +32,6 @@ class Residence:
     staging : Staging
         Of the pool.
     """
-
-    place_bytes = PLACE_BYTES
 
     def __init__(
         self,
@@ -57,7 +49,6 @@ class Residence:
         self._ledger, self._counters, self._segments = ledger, counters, segments
         self._key = Table((page_tokens * shape.key_width,), shape.dtype, host)  # by key slot
         self._value = Table((shape.heads, page_tokens * shape.value_width), shape.dtype, host)  # by value slot
-        self._unit_bytes = self._key.record_bytes + UNIT_BYTES
         self._key_slots, self._value_slots = IdPool(), IdPool()
         self._resident: OrderedDict[int, int] = OrderedDict()  # page: value slot
         self._slot: dict[int, int] = {}  # page * H + head: key slot
@@ -66,8 +57,8 @@ class Residence:
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of one page, and of the notes where its parts are."""
-        return self._shape.heads * self._unit_bytes + self._value.record_bytes
+        """Bytes of one page."""
+        return self._shape.token_bytes * self._page_tokens
 
     def promise(self, pages: int) -> TierBytes:
         """Book RAM for as many of the pages as fit, and room on disk for the others or those that they displace."""
@@ -81,8 +72,7 @@ class Residence:
             self._segments.trim(0)
         self._ledger.take(ram=fit * self.page_bytes)
         self._promised, self._promised_disk = fit, pages - fit
-        disk = (pages - fit) * self._shape.token_bytes * self._page_tokens
-        return TierBytes(0, fit * self.page_bytes, disk)
+        return TierBytes(0, fit * self.page_bytes, (pages - fit) * self.page_bytes)
 
     def give_way(self, nbytes: int) -> None:
         """Copies of keys go first, then residents to disk, but not to where promised pages will go."""
@@ -187,7 +177,7 @@ class Residence:
         slot = self._slot.pop(unit)
         self._key_slots.drop([slot])
         self._key.forget([slot])
-        self._ledger.give(ram=self._unit_bytes)
+        self._ledger.give(ram=self._key.record_bytes)
         self._counters.cache_evictions += 1
 
     def free(self, ids: list[int]) -> None:
@@ -221,7 +211,7 @@ class Residence:
         used = set(units)
         if missing:
             self._convert()
-        size = self._unit_bytes
+        size = self._key.record_bytes
         for at in missing:
             unit = units[at]
             room = self._ledger.room(1)
@@ -246,7 +236,7 @@ class Residence:
     def _convert(self) -> None:
         """Move a few residents to disk while the cache has less than its share of the RAM."""
         for _ in range(self._tuning.convert_pages):
-            cache = len(self._cached) * self._unit_bytes
+            cache = len(self._cached) * self._key.record_bytes
             held = cache + len(self._resident) * self.page_bytes
             spare = self._segments.free - self._promised_disk
             if not self._resident or spare <= 0 or cache * self._tuning.cache_share >= held:

@@ -233,7 +233,7 @@ class State:
         disk = sum(self.cold.arena.pages_on_disk(row.table.pages) for row in self.rows)
         size = self.cold.arena.page_bytes
         ram = (cold - disk) * size + promised.ram + sum(table.ram for table in tables)
-        return TierBytes(device, ram, disk * self.shape.token_bytes * self.config.page_tokens + promised.disk)
+        return TierBytes(device, ram, disk * size + promised.disk)
 
     @property
     def near_bytes(self) -> int:

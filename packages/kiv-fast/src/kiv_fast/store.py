@@ -9,7 +9,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, SupportsIndex, TypeVar
 
 import torch
-from kiv_reference.errors import KIVNonFiniteError, KIVUsageError, refuse
+from kiv_reference.errors import KIVBudgetError, KIVNonFiniteError, KIVUsageError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
 
 from .call import Call, answer
@@ -49,7 +49,14 @@ def plain_tensors(method: Callable[P, Out]) -> Callable[P, Out]:
             for kind in ("cpu", "cuda"):  # autocast would round what SPEC 1.2 computes in float32
                 if torch.is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, enabled=False))
-            return plain(*args, **kwargs)
+            try:
+                return plain(*args, **kwargs)
+            except RuntimeError as error:
+                if "DefaultCPUAllocator" not in str(error):
+                    raise
+                rule = "a call needs memory of the machine (SPEC 10.2)"
+                remedy = "Free memory, hand over fewer tokens at once, or give the cache budgets that it can have."
+                raise refuse(KIVBudgetError, rule, f"from torch: {str(error)[-160:]}", remedy) from error
 
     return exact
 

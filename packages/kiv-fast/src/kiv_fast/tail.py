@@ -124,7 +124,8 @@ def _merged(
     touched: Touched,
 ) -> Part:
     """Pseudo-tokens of touched spans, merged from their pages beside the candidates."""
-    size, heads, device = cold.config.span_pages, candidates.shape[0], candidates.device
+    heads, device = candidates.shape[0], candidates.device
+    size = min(cold.config.span_pages, pages)  # of the only span there is, where it is not yet full
     numbers = touched.spans[:, :, None] * size + torch.arange(size, device=device)  # [H, A, size]
     taken = torch.zeros(heads, pages + 1, dtype=torch.bool, device=device)
     taken.scatter_(1, torch.where(candidates < 0, pages, candidates), True)
