@@ -204,7 +204,10 @@ class Segments:
 
     def _failed(self, error: OSError, what: str, offset: int, nbytes: int) -> KIVError:
         if error.errno is None:  # not the system's, but what a signal's handler raised: `TimeoutError()`
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # or this frame and the error would keep each other, and the files
         where = f"{error.strerror or error} on bytes {offset} to {offset + nbytes} of a scratch file in {self._folder}"
         if error.errno in FULL and what != READING:
             rule = f"the disk tier must have room to {what} (SPEC 10.2)"
