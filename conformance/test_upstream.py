@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("transformers")  # the other chapters need none
+
 from kiv_fast.store import FastStore
 
 from .upstream import shadow

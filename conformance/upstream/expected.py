@@ -9,7 +9,7 @@ CLASSES = (
     "GPT2LMHeadModel", "GPTNeoXForCausalLM", "OPTForCausalLM", "StableLmForCausalLM", "CohereForCausalLM",
     "Olmo2ForCausalLM", "Glm4ForCausalLM",
     # layers with windows or chunks, softcap, sinks
-    "Gemma2ForCausalLM", "Gemma3nForCausalLM", "Cohere2ForCausalLM", "Llama4ForCausalLM", "GptOssForCausalLM",
+    "Gemma2ForCausalLM", "Cohere2ForCausalLM", "Llama4ForCausalLM", "GptOssForCausalLM",
     # latents, differences of two attentions, hybrids
     "DeepseekV3ForCausalLM", "DiffLlamaForCausalLM", "Qwen3NextForCausalLM", "FalconH1ForCausalLM", "JambaForCausalLM",
     # code of their own
@@ -34,11 +34,13 @@ def _all_but(names: tuple[str, ...], why: str) -> dict[str, str]:
 
 
 REFUSALS: dict[str, dict[str, str]] = {
-    "PaliGemmaForConditionalGeneration": _all_but(("no prompt", *_EMBEDDINGS), "its prompt attends in both directions"),
+    "PaliGemmaForConditionalGeneration": _all_but(
+        ("no cache", "no prompt", *_EMBEDDINGS), "its prompt attends in both directions"
+    ),
     "BartForConditionalGeneration": {"a long prefill in chunks": _UNCUT},
     "M2M100ForConditionalGeneration": {"a long prefill in chunks": _UNCUT},
     "T5ForConditionalGeneration": _all_but(
-        ("no cache", "embeddings, continued"), "every logit carries a learned bias of the distance"
+        ("no cache", "all logits kept", "embeddings, continued"), "every logit carries a learned bias of the distance"
     ),
 }
 """Class -> shape -> why."""

@@ -47,7 +47,10 @@ class Subject:
     def fed(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, Any]:
         """Return the arguments for tokens [B, T] and their mask, by default all ones, with what goes beside them."""
         mask = torch.ones_like(ids) if mask is None else mask
-        return {self.words: ids, self.mask_name: mask, **beside_text(self.model, 0, ids.shape[1], ids.shape[0])}
+        beside = beside_text(self.model, 0, ids.shape[1], ids.shape[0])
+        if is_encoder_decoder(self.model):  # the encoder runs
+            beside = {"input_ids": text(self.model, ids.shape[0])[:, :6]}
+        return {self.words: ids, self.mask_name: mask, **beside}
 
     def text(self, rows: int = 2) -> torch.Tensor:
         """Return tokens [rows, TOKENS], each row another text."""
@@ -89,10 +92,8 @@ def _right(subject: Subject) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _assisted(itself: bool, **arguments: Any) -> Shape:
     def run(subject: Subject) -> None:
-        fed = subject.prompt(1)
-        if is_encoder_decoder(subject.model):
-            fed["assistant_encoder_outputs"] = fed["encoder_outputs"]
-        subject.generate(**fed, assistant_model=subject.model if itself else subject.assistant, **arguments)
+        assistant = subject.model if itself else subject.assistant
+        subject.generate(**subject.prompt(1), assistant_model=assistant, **arguments)
 
     return run
 
