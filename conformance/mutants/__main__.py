@@ -66,7 +66,7 @@ def main() -> int:
     parser.add_argument("--only", help="part of the names of the mutants to run")
     parser.add_argument("--assertions", action="store_true", help="also delete each assertion in turn (slow)")
     parser.add_argument("--target", choices=["reference", "fast", "hf"], default="reference", help="what gets faults")
-    parser.add_argument("--short", action="store_true", help="a sample: every third fault of fast or hf")
+    parser.add_argument("--short", action="store_true", help="a sample: every fourth fault of fast or hf")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.target != "reference":

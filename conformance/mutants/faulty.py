@@ -1,7 +1,7 @@
 """The kill run over kiv_fast and kiv_hf: the tests named by each fault, in a copy of this process; one must fail.
 
 `.ci/run` has the short form, ``nox -s mutants -- --target fast --short`` and the same for ``hf``: the text of every
-fault is checked, and every third fault is run. A nightly run leaves ``--short`` out, and adds the reference's mutants.
+fault is checked, and every fourth fault is run. A nightly run leaves ``--short`` out, and adds the reference's mutants.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import pytest
 
 from .source import Fault
 
-SHORT_SHARE = 3
-"""The short form takes every third fault."""
+SHORT_SHARE = 4
+"""The short form takes every fourth fault."""
 
 HANG_S = 300
 """A test that takes longer counts as failed: a fault may be an endless loop."""
