@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 MOST_BEYOND = 4 << 20
-"""Bytes that the system may hold beside what is booked and a tenth of it, however much is stored: the last memory page
-of each table (14 a layer), buffers of files, and what Python's and C's allocators keep of what was freed."""
+"""Bytes that the system may hold beside what is booked and a tenth of it: the last memory page of each table (14 a
+layer), buffers of files, what Python's and C's allocators keep of what was freed; and Python's notes about pages, which
+are not booked and grow by some 60 bytes a page, or a few hundred under a RAM budget."""
 
 PROGRAM = """
 import ctypes, gc, json, sys

@@ -22,11 +22,8 @@ from .scratch import Scratch
 from .tuning import Tuning
 from .validate import Shape
 
-TABLE_BYTES = 32
-"""Of a page in the table of a row, in RAM: id and count, in a tensor and in a list."""
-
-PAGE_BYTES = 48
-"""Of a page, in RAM, beside what it holds: its id, an object of Python's; its holders; what tables note of it."""
+TABLE_BYTES = 16
+"""Of a page in the table of a row: two integers, in RAM."""
 
 
 class Cold(Lookup):
@@ -64,7 +61,7 @@ class Cold(Lookup):
             return NOTHING
         due, others = self._due, self._promised_pages
         chapters = sum(self.chapters.more_bytes(row.table, more_pages) for row in rows)
-        more = self._bytes(pages, pages, sum(self._more_spans(row.table, more_pages) for row in rows), chapters)
+        more = self._bytes(pages, sum(self._more_spans(row.table, more_pages) for row in rows), chapters)
         near = self.chapters.promise_near(rows, more_pages, due.device + more.device)
         before = self.arena.promise(others)
         try:
@@ -180,7 +177,7 @@ class Cold(Lookup):
         number, part = divmod(pages, self.config.span_pages)
         spans = sum(self._spans.shared(row.table.spans[number]) for row in rows) if part else 0
         chapters = sum(self.chapters.parted_bytes(row.table, pages) for row in rows)
-        before, more = self._promises.get(owner), self._bytes(0, 0, spans, chapters)
+        before, more = self._promises.get(owner), self._bytes(0, spans, chapters)
         self._promises[owner] = more, 0
         try:
             self._booking.book(self._due)
@@ -212,20 +209,17 @@ class Cold(Lookup):
         """Book the room of promises again, some of which was taken for pages that were given back."""
         self.arena.promise(self._promised_pages)
 
-    def _bytes(self, pages: int, entries: int, spans: int, extra: int) -> TierBytes:
-        """Bytes of so many pages beside the arena's, entries of pages in rows, and spans; `extra` is of the device."""
-        page = self.index.page_bytes + PAGE_BYTES
-        return TierBytes(spans * self.index.span_bytes + extra, pages * page + entries * TABLE_BYTES, 0)
+    def _bytes(self, pages: int, spans: int, extra: int) -> TierBytes:
+        index = self.index
+        return TierBytes(spans * index.span_bytes + extra, pages * (index.page_bytes + TABLE_BYTES), 0)
 
     @property
     def _held(self) -> TierBytes:
-        extra = self.chapters.nbytes + self.chapters.near_bytes
-        return self._bytes(self._pages.used, self._pages.holds, self._spans.used, extra)
+        return self._bytes(self._pages.used, self._spans.used, self.chapters.nbytes + self.chapters.near_bytes)
 
     def row_bytes(self, row: ColdRow) -> TierBytes:
         """Bytes of what a row refers to, without the pages themselves."""
-        pages = len(row.table.pages)
-        return self._bytes(pages, pages, len(row.table.spans), self.chapters.row_bytes(row))
+        return self._bytes(len(row.table.pages), len(row.table.spans), self.chapters.row_bytes(row))
 
     def device_parts(self) -> dict[str, int]:
         """Device bytes by what they are for."""

@@ -9,18 +9,12 @@ from dataclasses import dataclass, field
 
 
 class IdPool:
-    """Reference-counted ids; the lowest free ones are taken first, so that tables stay contiguous.
-
-    Attributes
-    ----------
-    holds : int
-        Holders of all ids together.
-    """
+    """Reference-counted ids; the lowest free ones are taken first, so that tables stay contiguous."""
 
     def __init__(self) -> None:
         self._holders: list[int] = []  # up to the highest id in use
         self._free: list[int] = []  # a heap: those below it, and perhaps some above
-        self._used = self.holds = 0
+        self._used = 0
 
     @property
     def used(self) -> int:
@@ -33,7 +27,6 @@ class IdPool:
         if len(ids) < n:
             self._free.clear()
         self._used += n
-        self.holds += n
         for i in ids:
             self._holders[i] = 1
         first = len(self._holders)
@@ -47,7 +40,6 @@ class IdPool:
         for i in ids:
             assert any(holders[i : i + 1]), "a free id was shared"
             holders[i] += 1
-            self.holds += 1
 
     def drop(self, ids: Iterable[int]) -> list[int]:
         """One holder less for each; returns the ids that nobody holds any more."""
@@ -56,7 +48,6 @@ class IdPool:
         for i in ids:
             assert any(holders[i : i + 1]), "a free id was dropped"
             holders[i] -= 1
-            self.holds -= 1
             if holders[i] == 0:
                 freed.append(i)
                 heapq.heappush(self._free, i)
