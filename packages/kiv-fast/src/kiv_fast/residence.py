@@ -196,10 +196,6 @@ class Residence:
 
     def touch(self, units: list[int], missing: list[int], rows: torch.Tensor) -> None:
         """Note what was used, and keep what had to be read."""
-        with self._ledger.changing():
-            self._touch(units, missing, rows)
-
-    def _touch(self, units: list[int], missing: list[int], rows: torch.Tensor) -> None:
         heads = self._shape.heads
         for unit in units:
             if unit in self._cached:

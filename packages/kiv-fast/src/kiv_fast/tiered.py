@@ -59,7 +59,8 @@ class TieredArena(Residence):
             where.append((handle, offset + head * size, at * size))
         self._segments.read(joined(where, size, buffer))
         if cache:
-            self.touch(units, missing, rows)
+            with self._ledger.changing():
+                self.touch(units, missing, rows)
         return rows
 
     def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
