@@ -93,7 +93,7 @@ def test_a_crop_that_does_not_fit_changes_nothing(config, least):
     tuning = Tuning(least_chapter_pages=least)
     data = draw(3, 200)
     outcomes = {True: 0, False: 0}
-    for budget in range(23_000, 160_000, 600):
+    for budget in range(23_000, 45_000, 150):
         pool = FastPool(replace(config, device_bytes=budget), tuning=tuning)
         store = pool.layer_store()
         try:
