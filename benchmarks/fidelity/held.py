@@ -41,7 +41,7 @@ def pages_at(config: KIVConfig, tokens: int) -> int:
 
 def chapter_bytes(heads: int, width: int, pages: int) -> int:
     """Bytes of a chapter of summaries of `width` numbers: integers, and for each number or page what scales them."""
-    return heads * (pages * PackedProduct().page_bytes(width) + 8 * width + 12)
+    return heads * (pages * (width + PackedProduct.page_bytes) + 8 * width + 12)
 
 
 def held(

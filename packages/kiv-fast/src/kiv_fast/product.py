@@ -15,16 +15,10 @@ ZERO_POINT = 64
 """Of query parts as 7-bit unsigned integers, which no engine saturates on."""
 
 
-PACKED_LEVELS = 512
-"""Levels of a block of a packed matrix, all of which take memory: half as many on some processors."""
-
-
 class Product(Protocol):
     """A way to keep levels and to multiply by them."""
 
-    def page_bytes(self, width: int) -> int:
-        """Bytes of the `width` levels of a page and head, as they are kept."""
-        ...
+    page_bytes: int  # for each page and head, beside the levels
 
     def pack(self, levels: torch.Tensor) -> Any:
         """Keep ``levels [H, pages, W]``, integers of magnitude at most 127."""
@@ -38,9 +32,7 @@ class Product(Protocol):
 class PackedProduct:
     """Torch's packed 8-bit matrix product, which its x86 engines have: as fast as memory can be read."""
 
-    def page_bytes(self, width: int) -> int:
-        """The engine pads levels to whole blocks; a scale, a zero point and a sum; a share of what a matrix costs."""
-        return -(-width // PACKED_LEVELS) * PACKED_LEVELS + 24
+    page_bytes = 16  # a scale, a zero point and a sum
 
     def pack(self, levels: torch.Tensor) -> list[Any]:
         """One packed matrix a head."""
@@ -63,9 +55,7 @@ class PackedProduct:
 class WidenedProduct:
     """Levels of one byte, widened as they are multiplied: for devices that have the arithmetic to spare."""
 
-    def page_bytes(self, width: int) -> int:
-        """Nothing else."""
-        return width
+    page_bytes = 0
 
     def pack(self, levels: torch.Tensor) -> torch.Tensor:
         """int8 ``[H, pages, W]``."""

@@ -52,7 +52,7 @@ class Scanner:
         self._step = Table((heads, width), torch.float32, shape.device)
         self._centre = Table((heads, width), torch.float32, shape.device)
         self._bounds = Table((heads, 3), torch.float32, shape.device)
-        self.page_bytes = heads * product.page_bytes(width)
+        self.page_bytes = heads * (width + product.page_bytes)
         self.table_bytes = heads * (8 * width + 12)
 
     def chapter_bytes(self, pages: int) -> int:
