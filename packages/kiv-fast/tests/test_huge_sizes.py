@@ -59,7 +59,7 @@ def test_memory_that_the_machine_does_not_have_is_named(config, monkeypatch):
     store, (key, value, query) = pool.layer_store(), draw(0, 40)
     store.append(key[:, :, :20], value[:, :, :20])
     held, real = pool.memory(), Recent._buffers
-    monkeypatch.setattr(Recent, "_buffers", lambda self, tokens: torch.empty(1 << 60, dtype=torch.uint8))
+    monkeypatch.setattr(Recent, "_buffers", lambda self, tokens: real(self, 1 << 50))
     with pytest.raises(KIVBudgetError, match="memory of the machine"):
         store.append(key[:, :, 20:], value[:, :, 20:])
     assert store.length == 20
