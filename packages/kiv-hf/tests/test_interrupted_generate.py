@@ -77,6 +77,7 @@ def test_an_interrupt_at_any_line(llama, tmp_path, budget, ram):
         with suppress(KeyboardInterrupt), Lines(place) as tried:
             generate(cache)
         assert tried.hit, place
+        assert repr(cache).startswith("KIVCache("), place
         try:
             held = cache.get_seq_length()
             logits = llama.kiv(text[:, held:], past_key_values=cache).logits

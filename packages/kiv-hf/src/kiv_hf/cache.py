@@ -116,7 +116,10 @@ class KIVCache(DynamicCache):
             return "KIVCache(closed)"
         layers, used = self.kiv_layers(), self.memory()
         tiers = ", ".join(f"{name} {count} B" for name, count in used._asdict().items())
-        length = max(self.lengths(), default=0)
+        try:
+            length = max(self.lengths(), default=0)
+        except KIVUsageError as error:  # interrupted in a change (SPEC 10.4)
+            return f"KIVCache({error})"
         return (
             f"KIVCache({length} tokens, {len(layers)} of {len(self.layers)} layers KIV's, {tiers}, {self.pool.config})"
         )
@@ -211,9 +214,9 @@ class KIVCache(DynamicCache):
         Otherwise, or where a layer cannot go back, the cache stays as it is: it does not serve before a crop or reset.
         """
         progress = self._handshake.progress
-        if progress.behind is None and self._held() <= {start, start + tokens}:
-            # The failed call's own error is under way; of this one the next use of the cache tells.
-            with contextlib.suppress(KIVError):
+        # The failed call's own error is under way; of one that comes here the next use of the cache tells.
+        with contextlib.suppress(KIVError):
+            if progress.behind is None and self._held() <= {start, start + tokens}:
                 go_back(self.layers, start, progress.changed, self._not_text)
                 progress.begin(start)
 

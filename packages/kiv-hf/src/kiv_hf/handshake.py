@@ -22,6 +22,7 @@ from .running import still_runs
 
 if TYPE_CHECKING:
     import torch
+    from kiv_reference import LayerStore
     from transformers import PreTrainedConfig
 
     from .adapters import Staged
@@ -134,11 +135,11 @@ class Handshake:
         cache = self._cache()
         return set() if cache is None else cache.lengths()
 
-    def validity(self, length: int) -> torch.Tensor | None:
-        """Return which of `length` tokens in the KIV layers are no padding, bool [B, length]; None if all are so."""
+    def store_of(self, length: int) -> LayerStore | None:
+        """Return a store of the cache that holds `length` tokens, more than none; None if this process has none."""
         cache = self._cache()
         layers = [] if cache is None or length == 0 else cache.kiv_layers().values()
-        return next((layer.store.valid for layer in layers if layer.store.length == length), None)
+        return next((layer.store for layer in layers if layer.store.length == length), None)
 
     def is_whole(self) -> bool:
         """Whether every layer holds the same tokens, and none waits for its attention call."""

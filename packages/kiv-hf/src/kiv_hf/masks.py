@@ -93,9 +93,10 @@ def _require_same_past(handshake: Handshake, mask: torch.Tensor | None, past: in
             tuple(mask.shape),
             "Pass one row for each sequence.",
         )
-    old = handshake.validity(past)
-    if (old is None and mask is None) or (old is not None and old.shape[0] != batch_size):
-        return  # other sequences than the cache has: the store refuses their keys
+    store = handshake.store_of(past)
+    old = None if store is None else store.valid
+    if store is None or (old is None and mask is None) or (old is not None and old.shape[0] != batch_size):
+        return  # nothing to compare with; of other sequences than the cache has, the store refuses the keys
     new = torch.ones(1, past, dtype=torch.bool, device="cpu") if mask is None else mask[:, :past]
     old = torch.ones(1, past, dtype=torch.bool, device="cpu") if old is None else old
     differs = old.to(new.device) != new
