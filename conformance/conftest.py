@@ -17,7 +17,7 @@ from .target import Target, load
 MISSING = [name for name in ("kiv_hf", "transformers") if find_spec(name) is None]
 """What the tests through models need, and a store's do not."""
 
-collect_ignore_glob = ["test_models.py", "models/*"] if MISSING else []
+collect_ignore_glob = ["test_models.py", "models/*", "test_upstream.py"] if MISSING else []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -114,9 +114,12 @@ def test_the_suite_collects_without_transformers() -> None:
     """Who checks an implementation of a store needs no model: those tests are left out, and the header says so."""
     run = subprocess.run([sys.executable, "-c", HIDING], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
-    assert "kiv: left out without kiv_hf and transformers: test_models.py, models/*" in run.stdout
+    assert "kiv: left out without kiv_hf and transformers: test_models.py, models/*, test_upstream.py" in run.stdout
     found = {path.name for path in (ROOT / "conformance").glob("test_*.py") if f"<Module {path.name}>" in run.stdout}
-    assert found == {path.name for path in (ROOT / "conformance").glob("test_*.py")} - {"test_models.py"}
+    assert found == {path.name for path in (ROOT / "conformance").glob("test_*.py")} - {
+        "test_models.py",
+        "test_upstream.py",
+    }
 
 
 def test_the_kill_run_uses_the_tests_of_the_suite() -> None:

@@ -7,9 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-
-pytest.importorskip("transformers")  # the other chapters need none
-
 from kiv_fast.store import FastStore
 
 from .upstream import shadow

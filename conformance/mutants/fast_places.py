@@ -192,8 +192,8 @@ FAULTS = [
     Fault(
         "bytes of a file that could not be made stay booked",
         "kiv_fast.spill:Segments._add",
-        "self._ledger.give(disk=nbytes)",
-        "pass",
+        "self._give_back(segment)",
+        "self._close(segment)",
         (f"{TESTS}faults.py",),
     ),
     Fault(

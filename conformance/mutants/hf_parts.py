@@ -30,14 +30,14 @@ FAULTS = [
     ),
     Fault(
         "the model's own scale is not read",
-        "kiv_hf.attention:kiv_attention",
+        "kiv_hf.attention:_attend",
         "width**-0.5 if scaling is None else float(scaling)",
         "width**-0.5",
         (f"{TESTS}any_patches.py::test_logits_equal_those_of_the_stock_cache",),
     ),
     Fault(
         "the soft cap is not read",
-        "kiv_hf.attention:kiv_attention",
+        "kiv_hf.attention:_attend",
         'kwargs.get("softcap")',
         "None",
         (f"{TESTS}hf_parity.py::test_logits_equal_those_of_the_stock_cache",),
