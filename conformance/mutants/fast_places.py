@@ -211,13 +211,6 @@ FAULTS = [
         (f"{TESTS}placement.py::test_every_budget_gives_the_same_bits",),
     ),
     Fault(
-        "a tile is overwritten by the next one",
-        "kiv_fast.state:State._tile",
-        ".to(self.shape.recent, copy=True)",
-        ".to(self.shape.recent)",
-        (f"{TESTS}parts.py::test_tiles_of_a_repeated_call_are_not_overwritten",),
-    ),
-    Fault(
         "the flags that a store hands out are its own",
         "kiv_fast.store:FastStore.valid",
         "else valid.clone()",
