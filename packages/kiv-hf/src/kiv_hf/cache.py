@@ -144,8 +144,10 @@ class KIVCache(DynamicCache):
 
     def lengths(self) -> set[int]:
         """Return how many tokens the layers in use hold: one number, unless a forward pass broke off."""
-        counted = [layer for layer in self.layers if isinstance(layer, TOKEN_LAYERS)]
-        return {layer.get_seq_length() for layer in counted if layer.is_initialized}
+        return {layer.get_seq_length() for layer in self._in_use()}
+
+    def _in_use(self) -> list[Any]:
+        return [layer for layer in self.layers if isinstance(layer, TOKEN_LAYERS) and layer.is_initialized]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the tokens that the layer holds; of one that this process does not run, what the others hold."""
@@ -184,9 +186,8 @@ class KIVCache(DynamicCache):
         except BaseException:
             if known and before is not None:  # its tensors are replaced, never written to
                 vars(layer).update(before)
-            if (
-                layer is not None and known and waiting is None
-            ):  # what waits was not this call's: it is dropped by `crop` alone
+            # What waited before was not this call's: it is dropped by `crop` alone.
+            if layer is not None and known and waiting is None:
                 start = layer.get_seq_length() - getattr(layer, "staged_tokens", 0)
                 self.undo_pass(start, key_states.shape[-2] if key_states.ndim > 1 else 0)
             raise
@@ -205,8 +206,7 @@ class KIVCache(DynamicCache):
 
     def _held(self) -> set[int]:
         """Tokens that the layers in use hold, without those that wait for their attention call."""
-        in_use: list[Any] = [layer for layer in self.layers if isinstance(layer, TOKEN_LAYERS) and layer.is_initialized]
-        return {layer.get_seq_length() - getattr(layer, "staged_tokens", 0) for layer in in_use}
+        return {layer.get_seq_length() - getattr(layer, "staged_tokens", 0) for layer in self._in_use()}
 
     def undo_pass(self, start: int, tokens: int) -> None:
         """Go back to `start` tokens after a call that failed, if every layer holds these, or `tokens` more.
