@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from .budgets import Precision, output_budget, token_errors, with_shift
-from .checks import check_output, mark
+from .checks import check_output
+from .checks_retrieval import mark
 from .failure import Scene
 from .low import LowPrecision
 from .oracle import answer
