@@ -75,6 +75,8 @@ def folder_for(configured: str | os.PathLike[str] | None) -> str:
         cache = platformdirs.user_cache_path("kiv")
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
+        if error.errno is None:
+            raise
         rule = "the disk tier needs a folder for its files"
         raise refuse(KIVUsageError, rule, str(error), "Set spill_dir to a folder on a disk.") from error
     warnings.warn(f"{place} is kept in memory; cold pages spill to {cache} instead.", RuntimeWarning, stacklevel=2)
@@ -87,6 +89,8 @@ def _writable(place: str) -> str:
     try:
         io.close(io.create(place))
     except OSError as error:
+        if error.errno is None:  # not the system's, but what a signal's handler raised
+            raise
         rule = "spill_dir must be a folder in which files can be made"
         raise refuse(KIVUsageError, rule, f"{place!r} ({error})", "Set spill_dir to another one.") from error
     return place
