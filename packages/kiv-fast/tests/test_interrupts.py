@@ -255,14 +255,15 @@ def test_a_signal_handlers_oserror_is_not_one_of_the_disk(config, tmp_path, meth
     assert not io.open
 
 
-def test_a_signal_handlers_oserror_says_nothing_of_the_folder(config, tmp_path, monkeypatch):
-    def alarmed(self, folder):
+@pytest.mark.parametrize("system_call", ["kiv_fast.spill.FileIO.create", "kiv_fast.host.mmap.mmap"])
+def test_a_signal_handlers_oserror_in_other_system_calls(config, tmp_path, monkeypatch, system_call):
+    def alarmed(*arguments, **settings):
         raise TimeoutError("a signal's handler")
 
     pool = FastPool(dataclasses.replace(config, ram_bytes=16_000, spill_dir=tmp_path))
     store = pool.layer_store()
     with monkeypatch.context() as patch:
-        patch.setattr("kiv_fast.spill.FileIO.create", alarmed)
+        patch.setattr(system_call, alarmed)
         with pytest.raises(TimeoutError, match="a signal's handler"):
             take(store, 0, 60)
     store.reset()

@@ -48,7 +48,9 @@ def reserve(count: int, dtype: torch.dtype, huge: bool = False) -> tuple[torch.T
         return None
     try:
         mapping = mmap.mmap(-1, count * dtype.itemsize, flags=_FLAGS)
-    except OSError:  # limits on address space, strict overcommit: the caller doubles instead
+    except OSError as error:  # limits on address space, strict overcommit: the caller doubles instead
+        if error.errno is None:  # not the system's, but what a signal's handler raised
+            raise
         return None
     _advise(mapping, huge, 0, len(mapping))
     return torch.frombuffer(mapping, dtype=dtype), mapping

@@ -105,7 +105,9 @@ def in_memory(place: str, mounts: str = "/proc/self/mountinfo") -> bool:
         device = os.stat(place).st_dev
         with open(mounts, encoding="utf-8", errors="surrogateescape") as lines:
             fields = [line.split() for line in lines]
-    except OSError:  # not Linux, or not a folder of this process: nothing is known, and nothing is refused
+    except OSError as error:  # not Linux, or not a folder of this process: nothing is known, and nothing is refused
+        if error.errno is None:
+            raise
         return False
     for line in fields:
         if line[2] == f"{os.major(device)}:{os.minor(device)}":
