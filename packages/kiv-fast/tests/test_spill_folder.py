@@ -25,12 +25,13 @@ def mount(folder, kind, options="rw"):
 
 
 @linux
-def test_memory_is_noticed_whatever_the_path(tmp_path):
+@pytest.mark.parametrize("kind", ["tmpfs", "ramfs", "devtmpfs"])
+def test_memory_is_noticed_whatever_the_path(tmp_path, kind):
     folder = tmp_path / "a b"
     folder.mkdir()
     table = tmp_path / "mountinfo"
     earlier = f"35 1 999:1 / {tmp_path} rw - ext4 source rw\n"
-    table.write_text(earlier + mount(folder, "tmpfs"))
+    table.write_text(earlier + mount(folder, kind))
     assert in_memory(str(folder), str(table))
     table.write_text(earlier + mount(folder, "ext4"))
     assert not in_memory(str(folder), str(table))

@@ -114,7 +114,7 @@ def in_memory(place: str, mounts: str = "/proc/self/mountinfo") -> bool:
             kind, _, options = line[line.index("-") + 1 :]
             upper = [option[len("upperdir=") :] for option in options.split(",") if option.startswith("upperdir=")]
             above = [re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), folder) for folder in upper]
-            return kind in ("tmpfs", "ramfs") or any(in_memory(folder, mounts) for folder in above)
+            return kind in ("tmpfs", "ramfs", "devtmpfs") or any(in_memory(folder, mounts) for folder in above)
     return False
 
 
