@@ -104,7 +104,9 @@ def run(setting: Setting, tests: list[str]) -> Result:
         return Result(setting, isa[1], 0, 0, 0, f"the setting took no effect: {got[0]}")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
+        processes = max(1, (os.cpu_count() or 1) // setting.threads)  # as many as leave each its threads
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"-n{processes}"]
+        command += ["--dist=worksteal", f"--junitxml={report}", *tests]
         code = subprocess.run(command, cwd=ROOT, env=environment).returncode
         if not report.exists():
             return Result(setting, isa[1], 0, 0, 0, f"pytest ended with {code}")
