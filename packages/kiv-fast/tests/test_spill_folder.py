@@ -1,5 +1,6 @@
 """Where the disk tier puts its files: found, checked and made absolute when the pool is made."""
 
+import errno
 import os
 import sys
 import tempfile
@@ -83,7 +84,7 @@ def test_a_home_that_cannot_be_written_is_refused_by_name(tmp_path, monkeypatch)
 
 def test_a_system_without_a_place_for_files_is_refused_by_name(monkeypatch):
     def none():
-        raise FileNotFoundError("no usable temporary directory")
+        raise FileNotFoundError(errno.ENOENT, "no usable temporary directory")
 
     monkeypatch.setattr("tempfile.gettempdir", none)
     with pytest.raises(KIVUsageError, match="Set spill_dir"):
