@@ -226,8 +226,9 @@ def test_tokens_that_wait_are_dropped_by_a_crop_alone(model, place, tmp_path):
     case.goes_on()
 
 
+@pytest.mark.parametrize("called_again", [False, True])
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_failure_of_the_model_in_the_first_pass(model, place, tmp_path, index):
+def test_a_failure_of_the_model_in_the_first_pass(model, place, tmp_path, index, called_again):
     """A layer that has never had a token does not count as one that agrees."""
     case = Case(model, place, tmp_path)
     case.cache.reset()
@@ -235,12 +236,47 @@ def test_a_failure_of_the_model_in_the_first_pass(model, place, tmp_path, index)
     with pytest.raises(Stop):
         model.kiv(case.ids[:, :PAST], past_key_values=case.cache)
     hook.remove()
-    with pytest.raises(KIVUsageError, match=r"cache\.crop\(0\)"):
-        model.kiv(case.ids[:, :PAST], past_key_values=case.cache)
+    assert case.cache.lengths() == {0, PAST}
+    if called_again:
+        with pytest.raises(KIVUsageError, match=r"layers of \[0, 50\] tokens.*cache\.crop\(0\)"):
+            model.kiv(case.ids[:, :PAST], past_key_values=case.cache)
     case.cache.crop(0)
     assert case.cache.lengths() == set()
     feed(model.kiv, case.ids[:, :PAST], case.cache, [20, 30])
     case.goes_on()
+
+
+def test_a_crop_of_nothing_leaves_a_whole_cache_as_it_is(model, place, tmp_path):
+    """A user who calls it after every exception loses nothing where KIV itself went back, or nothing was begun."""
+    case = Case(model, place, tmp_path)
+    case.cache.crop(0)
+    with pytest.MonkeyPatch.context() as patch:
+        in_attend(case, patch, KIVBudgetError("full"))
+        with pytest.raises(KIVBudgetError):
+            case.call()
+    for _ in range(2):
+        case.cache.crop(0)
+    case.goes_on()
+    case.cache.reset()
+    case.cache.crop(0)
+    assert case.cache.lengths() == set()
+
+
+def test_a_failure_after_the_last_layer_leaves_its_tokens_as_in_a_plain_cache(model, place, tmp_path):
+    case, plain = Case(model, place, tmp_path), model.stock_cache()
+    feed(model.stock, model.ids[:, :PAST], plain, [20, 30])
+    for each, cache in ((model.kiv, case.cache), (model.stock, plain)):
+        hook = each.lm_head.register_forward_pre_hook(raising(Stop()))
+        with pytest.raises(Stop):
+            each(model.ids[:, PAST:90], past_key_values=cache)
+        hook.remove()
+    case.cache.crop(0)
+    assert case.cache.lengths() == {90}
+    got, right = (
+        each(model.ids[:, cache.get_seq_length() :], past_key_values=cache).logits
+        for each, cache in ((model.kiv, case.cache), (model.stock, plain))
+    )
+    assert (got - right).abs().max().item() <= model.rounding()
 
 
 def test_a_crop_in_a_broken_cache_counts_from_what_all_layers_hold(llama):

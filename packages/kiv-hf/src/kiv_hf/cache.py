@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, SupportsIndex, cast
 
@@ -46,6 +47,9 @@ class KIVCache(DynamicCache):
 
     Sliding, chunked, linear, indexed and shared layers are transformers' own; every layer of full attention is a
     `KIVLayer`. The model must run with the attention implementation "kiv".
+
+    A call that a layer refuses, or that fails in one, leaves the cache as before it; the tokens of one that fails after
+    the last layer stay, as in a plain cache. If the next call says that a pass broke off, `crop` tells the way back.
 
     Parameters
     ----------
@@ -143,11 +147,20 @@ class KIVCache(DynamicCache):
         return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, KIVLayerMixin)}
 
     def lengths(self) -> set[int]:
-        """Return how many tokens the layers in use hold: one number, unless a forward pass broke off."""
-        return {layer.get_seq_length() for layer in self._in_use()}
+        """Return how many tokens the layers hold: one number, unless a forward pass broke off; none if all are new."""
+        return self._lengths(lambda layer: layer.get_seq_length())
 
-    def _in_use(self) -> list[Any]:
-        return [layer for layer in self.layers if isinstance(layer, TOKEN_LAYERS) and layer.is_initialized]
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether some layer surely counts the text's tokens: not in a process that may run linear layers alone."""
+        return not self.pipeline and any(isinstance(layer, TOKEN_LAYERS) for layer in self.layers)
+
+    def _lengths(self, length: Callable[[Any], int]) -> set[int]:
+        layers = [layer for layer in self.layers if isinstance(layer, TOKEN_LAYERS)]
+        lengths = {length(layer) for layer in layers if layer.is_initialized}
+        # A pass fills every layer, unless other processes run some of them: a new one beside others was not reached.
+        new = not self.pipeline and any(not layer.is_initialized for layer in layers)
+        return lengths | {0} if lengths and new else lengths
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the tokens that the layer holds; of one that this process does not run, what the others hold."""
@@ -205,8 +218,8 @@ class KIVCache(DynamicCache):
         return super().update_recurrent_state(recurrent_states, layer_idx, *args, **kwargs)
 
     def _held(self) -> set[int]:
-        """Tokens that the layers in use hold, without those that wait for their attention call."""
-        return {layer.get_seq_length() - getattr(layer, "staged_tokens", 0) for layer in self._in_use()}
+        """Tokens that the layers hold, without those that wait for their attention call."""
+        return self._lengths(lambda layer: layer.get_seq_length() - getattr(layer, "staged_tokens", 0))
 
     def undo_pass(self, start: int, tokens: int) -> None:
         """Go back to `start` tokens after a call that failed, if every layer holds these, or `tokens` more.
@@ -223,22 +236,34 @@ class KIVCache(DynamicCache):
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last ``-tokens_to_remove`` tokens from every layer (SPEC 9.2).
 
-        If a forward pass broke off, what waits is dropped first, and every layer goes back to the tokens that all hold.
+        If a forward pass broke off between layers, what waits is dropped first, and every layer goes back to the
+        tokens that all hold; what is then to be removed counts from there. So ``crop(0)`` is the way back after an
+        exception, and leaves a cache that needs none as it is: 0 never empties a cache (`reset` does), and unlike that
+        of a plain cache it is not refused by windows that record no past. A pass that failed after the last layer (in
+        the head of the model, in a hook) is complete for the cache, as for a plain one: its tokens stay. Feed on from
+        position ``cache.get_seq_length()``, or remove them with ``crop(-n)``.
+
+        Raises
+        ------
+        KIVUsageError
+            `tokens_to_remove` is positive, the cache is closed, or a forward pass still runs.
+        KIVUnsupportedError
+            A layer that the broken pass changed keeps no past (SPEC 10.4); nothing has changed.
+        RuntimeError
+            A layer of transformers' own records no past, and tokens are to be removed; nothing has changed.
         """
-        handshake = self._handshake
+        handshake, progress = self._handshake, self._handshake.progress
         if tokens_to_remove <= 0 and not (handshake.closed or handshake.waits() or handshake.is_whole()):
-            progress = handshake.progress
             held = self._held() | (set() if progress.behind is None else {progress.behind})
-            least = min(held, default=progress.start or 0)
+            least = min(held, default=progress.start)
             go_back(self.layers, least, progress.changed, self._not_text)
             progress.begin(least)
-            if tokens_to_remove == 0:  # a window that records no past refuses even that
-                return
         handshake.require_settled("crop")
         # Stock layers first: they refuse where they did not record the past, and then nothing has changed.
         for layer in sorted(self.layers, key=lambda layer: type(layer) is KIVLayer):
-            cast(DynamicLayer, layer).crop(tokens_to_remove)
-        handshake.progress.changed.clear()
+            if tokens_to_remove != 0 or getattr(layer, "record_past", True):
+                cast(DynamicLayer, layer).crop(tokens_to_remove)
+        progress.begin(max(self.lengths(), default=0))
 
     def reset(self) -> None:
         """Empty every layer, whatever state a broken forward pass left (SPEC 9.5)."""

@@ -37,8 +37,8 @@ USE_KIV = (
     "a model that takes neither needs a DynamicCache."
 )
 GO_BACK = (
-    "Call cache.crop(0), which goes back to the tokens that every layer holds, and feed what is missing; or "
-    "cache.reset() and feed the text again."
+    "Call cache.crop(0), which goes back to the tokens that every layer holds, and feed on from position "
+    "cache.get_seq_length(); or cache.reset() and feed the text again."
 )
 
 
@@ -147,8 +147,7 @@ class Handshake:
 
     def _agree(self) -> bool:
         cache = self._cache()
-        # A process that runs some of the layers may run linear ones alone: nothing counts its tokens.
-        return cache is None or self.progress.whole(cache.lengths(), all_run=not cache.pipeline)
+        return cache is None or self.progress.whole(cache.lengths(), counted=cache.counts_tokens)
 
     def require_whole(self, operation: str) -> None:
         """Refuse `operation` on a closed cache, or if a forward pass broke off in it.

@@ -8,8 +8,8 @@ class Progress:
 
     Attributes
     ----------
-    start : int or None
-        Tokens in the cache when that pass began, None if none has.
+    start : int
+        Tokens in the cache when that pass began.
     changed : set of int
         Layers without a way back that it has changed.
     behind : int or None
@@ -21,7 +21,7 @@ class Progress:
 
     def restart(self) -> None:
         """Begin anew, with an empty cache."""
-        self.start: int | None = None
+        self.start = 0
         self.behind: int | None = None
         self.changed: set[int] = set()
         self._always: set[int] = set()  # layers that every pass changes
@@ -37,13 +37,13 @@ class Progress:
         if linear:
             self._always.add(layer_idx)
 
-    def whole(self, lengths: set[int], *, all_run: bool) -> bool:
+    def whole(self, lengths: set[int], *, counted: bool) -> bool:
         """Whether no layer, of those that hold `lengths` tokens and of those that do not count, is ahead of others.
 
-        Of the latter only if this process runs `all_run` of the model's layers.
+        Of the latter only if layers of this process have `counted` the tokens.
         """
         if len(lengths) > 1 or self.behind is not None:
             return False
-        if not self.changed or self.start is None or not all_run:
+        if not self.changed or not counted:
             return True
         return self._always <= self.changed and not lengths <= {self.start}
