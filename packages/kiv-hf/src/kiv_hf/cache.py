@@ -14,15 +14,22 @@ from kiv_reference.config import KIVConfig
 from kiv_reference.contract import PoolFactory, StorePool
 from kiv_reference.errors import KIVError, KIVUsageError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
-from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer
+from transformers import PreTrainedConfig
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 from .handshake import Handshake, MaskLength
 from .hybrid import KIVHybridLayer
 from .impls import DEFAULT_IMPL, resolve_impl
 from .layer import KIVLayer, KIVLayerMixin
 from .layer_choice import stock_layers
+from .linear import LinearStates
 from .longrope import keep_cache
+from .progress import Progress
 from .stages import TOKEN_LAYERS, is_pipeline, seen_tokens, sizes_if_used
 from .undo import go_back
 
@@ -42,7 +49,7 @@ class _SharedPool:
             return self.users
 
 
-class KIVCache(DynamicCache):
+class KIVCache(LinearStates):
     """A cache for `generate` or `forward` of a causal language model.
 
     Sliding, chunked, linear, indexed and shared layers are transformers' own; every layer of full attention is a
@@ -106,6 +113,10 @@ class KIVCache(DynamicCache):
         return KIVLayer(self.pool.layer_store(), self._handshake)
 
     @property
+    def _progress(self) -> Progress:
+        return self._handshake.progress
+
+    @property
     def pool(self) -> StorePool:
         """The pool that made the layers' stores."""
         return self._shared.pool
@@ -155,6 +166,12 @@ class KIVCache(DynamicCache):
         """Whether some layer surely counts the text's tokens: not in a process that may run linear layers alone."""
         return not self.pipeline and any(isinstance(layer, TOKEN_LAYERS) for layer in self.layers)
 
+    @property
+    def linear_layers(self) -> set[int]:
+        """Layers that have a linear state: every pass changes them all, unless other processes run some."""
+        linear = {i for i, layer in enumerate(self.layers) if isinstance(layer, LinearAttentionCacheLayerMixin)}
+        return set() if self.pipeline else linear
+
     def _lengths(self, length: Callable[[Any], int]) -> set[int]:
         layers = [layer for layer in self.layers if isinstance(layer, TOKEN_LAYERS)]
         lengths = {length(layer) for layer in layers if layer.is_initialized}
@@ -191,7 +208,7 @@ class KIVCache(DynamicCache):
         layer: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None
         known = isinstance(layer, KIVLayerMixin) or type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
         if layer is not None and (not known or layer_idx in self._not_text):
-            self._handshake.progress.change(layer_idx, linear=False)
+            self._handshake.progress.change(layer_idx)
         waiting = self._handshake.staged
         before = None if layer is None or isinstance(layer, KIVLayerMixin) else dict(vars(layer))
         try:
@@ -204,18 +221,6 @@ class KIVCache(DynamicCache):
                 start = layer.get_seq_length() - getattr(layer, "staged_tokens", 0)
                 self.undo_pass(start, key_states.shape[-2] if key_states.ndim > 1 else 0)
             raise
-
-    def update_conv_state(self, conv_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Give layer `layer_idx` a new convolution state."""
-        self._handshake.progress.change(layer_idx, linear=True)
-        return super().update_conv_state(conv_states, layer_idx, *args, **kwargs)
-
-    def update_recurrent_state(
-        self, recurrent_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """Give layer `layer_idx` a new recurrent state."""
-        self._handshake.progress.change(layer_idx, linear=True)
-        return super().update_recurrent_state(recurrent_states, layer_idx, *args, **kwargs)
 
     def _held(self) -> set[int]:
         """Tokens that the layers hold, without those that wait for their attention call."""
@@ -254,8 +259,7 @@ class KIVCache(DynamicCache):
         """
         handshake, progress = self._handshake, self._handshake.progress
         if tokens_to_remove <= 0 and not (handshake.closed or handshake.waits() or handshake.is_whole()):
-            held = self._held() | (set() if progress.behind is None else {progress.behind})
-            least = min(held, default=progress.start)
+            least = progress.least(self._held(), self.linear_layers)
             go_back(self.layers, least, progress.changed, self._not_text)
             progress.begin(least)
         handshake.require_settled("crop")
@@ -318,6 +322,7 @@ class KIVCache(DynamicCache):
         twin = object.__new__(type(self))
         vars(twin).update(vars(self))
         twin._handshake = self._handshake.fork(twin)
+        twin._progress.begin(max(self.lengths(), default=0))
         twin.layers = [
             layer.fork(twin._handshake) if isinstance(layer, (KIVLayer, KIVHybridLayer)) else copy.deepcopy(layer)
             for layer in self.layers

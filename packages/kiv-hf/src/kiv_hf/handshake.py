@@ -147,7 +147,9 @@ class Handshake:
 
     def _agree(self) -> bool:
         cache = self._cache()
-        return cache is None or self.progress.whole(cache.lengths(), counted=cache.counts_tokens)
+        if cache is None:
+            return True
+        return self.progress.whole(cache.lengths(), cache.linear_layers, counted=cache.counts_tokens)
 
     def require_whole(self, operation: str) -> None:
         """Refuse `operation` on a closed cache, or if a forward pass broke off in it.
