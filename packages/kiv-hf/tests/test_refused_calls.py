@@ -9,6 +9,7 @@ import torch
 from hf_interfaces import registered
 from hf_models import EXACT, FULL_BUDGET, TINY_MODELS, feed, pair
 from kiv_hf import KIVError
+from kiv_hf.attention import kiv_attention
 from kiv_reference.errors import KIVBudgetError, KIVShapeError, KIVUnsupportedError, KIVUsageError
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -139,11 +140,37 @@ def test_numbers_of_another_dtype(model, place, tmp_path):
         case.call()
     model.kiv.double()
     model.kiv.load_state_dict(model.stock.state_dict())
-    if len(case.cache.kiv_layers()) < len(case.cache.layers):
-        with pytest.raises(KIVUsageError, match=r"cache\.crop\(0\)"):
-            case.call()
-        case.cache.crop(0)
     case.goes_on()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("full"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("first", [False, True])
+def test_a_failure_in_the_attention_of_a_window_takes_all_layers_back(gemma3, place, tmp_path, error, first):
+    case = Case(gemma3, place, tmp_path)
+    past = 0 if first else PAST
+    if first:
+        case.cache.reset()
+    for _ in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("kiv_hf.stock.sdpa_attention_forward", raising(error))
+            with pytest.raises(type(error)):
+                gemma3.kiv(case.ids[:, past : past + PAST], past_key_values=case.cache)
+    assert case.cache.lengths() == ({PAST} if past else set())
+    if first:
+        feed(gemma3.kiv, case.ids[:, :PAST], case.cache, [20, 30])
+    case.goes_on()
+
+
+def test_a_failure_over_other_keys_takes_nothing_back(gemma3):
+    """As in a vision tower, for which no mask is made: its keys are not those that a layer of the cache returned."""
+    cache = gemma3.cache()
+    feed(gemma3.kiv, gemma3.ids[:, :PAST], cache, [PAST])
+    states = torch.randn(1, 1, PAST, 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kiv_hf.stock.sdpa_attention_forward", raising(Stop()))
+        with pytest.raises(Stop):
+            kiv_attention(gemma3.stock.model.layers[0].self_attn, states, states, states, None)
+    assert cache.lengths() == {PAST}
 
 
 def test_another_number_of_sequences(model, place, tmp_path):

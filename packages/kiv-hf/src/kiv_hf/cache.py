@@ -212,7 +212,10 @@ class KIVCache(LinearStates):
         waiting = self._handshake.staged
         before = None if layer is None or isinstance(layer, KIVLayerMixin) else dict(vars(layer))
         try:
-            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+            key, value = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+            if before is not None:
+                self._handshake.stock_updated(key, layer.get_seq_length(), key_states.shape[-2])
+            return key, value
         except BaseException:
             if known and before is not None:  # its tensors are replaced, never written to
                 vars(layer).update(before)

@@ -102,6 +102,7 @@ class Handshake:
         self.staged: KIVLayerMixin | None = None
         self._stager: FrameType | None = None  # the call that staged; kept no longer, for a frame keeps its tensors
         self.adapted: tuple[KIVLayerMixin, Staged] | None = None
+        self._stock: tuple[weakref.ref[torch.Tensor], int, int] | None = None
         self.progress = Progress()
         self.closed = False
 
@@ -233,6 +234,15 @@ class Handshake:
         if config is not None and config is not self._config and config is not self._fits:
             require_fit(self._config, config)
             self._fits = config
+
+    def stock_updated(self, key: torch.Tensor, length: int, tokens: int) -> None:
+        """Note that a layer that is not KIV's returned `key` for `tokens` new ones, and holds `length`."""
+        self._stock = weakref.ref(key), length - tokens, tokens
+
+    def undo_stock(self, key: torch.Tensor) -> None:
+        """Undo the pass in which the attention over `key` failed, if a layer that is not KIV's returned it last."""
+        if self._stock is not None and self._stock[0]() is key:
+            self.undo_pass(*self._stock[1:])
 
     def undo_pass(self, start: int, tokens: int) -> None:
         """Bring the cache back to `start` tokens after a failed call of a pass of `tokens` (`KIVCache.undo_pass`)."""
