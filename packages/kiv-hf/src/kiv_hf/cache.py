@@ -30,6 +30,7 @@ from .layer_choice import stock_layers
 from .linear import LinearStates
 from .longrope import keep_cache
 from .progress import Progress
+from .running import calling_config
 from .stages import TOKEN_LAYERS, is_pipeline, seen_tokens, sizes_if_used
 from .undo import go_back
 
@@ -73,6 +74,8 @@ class KIVCache(LinearStates):
         The pool that made the layers' stores.
     pipeline : bool
         Whether transformers divided the model's layers between processes.
+    linear_layers : frozenset of int
+        Layers with a linear state: every pass changes them all. Empty where other processes run some.
 
     Raises
     ------
@@ -94,6 +97,9 @@ class KIVCache(LinearStates):
         self._shared = _SharedPool(resolve_impl(impl)(KIVConfig() if kiv_config is None else kiv_config))
         self._handshake = Handshake(config, self)
         self.pipeline = is_pipeline(config)
+        linear = [i for i, layer in enumerate(self.layers) if isinstance(layer, LinearAttentionCacheLayerMixin)]
+        self._first_linear = min(linear, default=None)
+        self.linear_layers = frozenset[int]() if self.pipeline else frozenset(linear)
         keep_cache(config, KIVCache)
         stock = stock_layers(config)
         self._not_text = stock if self._handshake.keys_are_measured else frozenset[int]()
@@ -166,12 +172,6 @@ class KIVCache(LinearStates):
         """Whether some layer surely counts the text's tokens: not in a process that may run linear layers alone."""
         return not self.pipeline and any(isinstance(layer, TOKEN_LAYERS) for layer in self.layers)
 
-    @property
-    def linear_layers(self) -> set[int]:
-        """Layers that have a linear state: every pass changes them all, unless other processes run some."""
-        linear = {i for i, layer in enumerate(self.layers) if isinstance(layer, LinearAttentionCacheLayerMixin)}
-        return set() if self.pipeline else linear
-
     def _lengths(self, length: Callable[[Any], int]) -> set[int]:
         layers = [layer for layer in self.layers if isinstance(layer, TOKEN_LAYERS)]
         lengths = {length(layer) for layer in layers if layer.is_initialized}
@@ -200,12 +200,19 @@ class KIVCache(LinearStates):
             return self._handshake.mask_asked(length), offset
         return MaskLength(length, self._handshake, of_kiv_layer=False), offset
 
+    def _state_used(self, layer_idx: int) -> None:
+        if layer_idx == self._first_linear and not torch.compiler.is_compiling():
+            self._handshake.require_model(calling_config())
+        self._progress.change(layer_idx)
+
     @torch.compiler.disable
     def update(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Give layer `layer_idx` new keys and values; if it refuses them, the cache is as before the forward pass."""
         layer: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None
+        if layer is not None and key_states.ndim == 4:
+            self._handshake.require_caller(layer.get_seq_length() + key_states.shape[-2])
         known = isinstance(layer, KIVLayerMixin) or type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
         if layer is not None and (not known or layer_idx in self._not_text):
             self._handshake.progress.change(layer_idx)

@@ -18,7 +18,7 @@ from kiv_reference.errors import KIVError, KIVUnsupportedError, KIVUsageError, r
 
 from .fits import require_fit
 from .progress import Progress
-from .running import still_runs
+from .running import calling_config, still_runs
 
 if TYPE_CHECKING:
     import torch
@@ -234,6 +234,14 @@ class Handshake:
         if config is not None and config is not self._config and config is not self._fits:
             require_fit(self._config, config)
             self._fits = config
+
+    def require_caller(self, length: int) -> None:
+        """Refuse a model that the cache was not made for, before a layer that its call brings to `length` is touched.
+
+        A mask of the caller's own asks KIV for none, so that `require_model` was not called for this pass.
+        """
+        if self.plain is None or self.plain.kv_length != length:
+            self.require_model(calling_config())
 
     def stock_updated(self, key: torch.Tensor, length: int, tokens: int) -> None:
         """Note that a layer that is not KIV's returned `key` for `tokens` new ones, and holds `length`."""

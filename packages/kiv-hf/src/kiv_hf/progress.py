@@ -34,14 +34,14 @@ class Progress:
         """Note that the pass changes a layer that has no way back."""
         self.changed.add(layer_idx)
 
-    def whole(self, lengths: set[int], linear: set[int], *, counted: bool) -> bool:
+    def whole(self, lengths: set[int], linear: frozenset[int], *, counted: bool) -> bool:
         """Whether no layer, of those that hold `lengths` tokens and of those that do not count, is ahead of others.
 
         Parameters
         ----------
         lengths : set of int
             Of the layers that count tokens.
-        linear : set of int
+        linear : frozenset of int
             Layers with a linear state: a pass that changes one changes all.
         counted : bool
             Whether layers of this process have counted the tokens.
@@ -52,7 +52,7 @@ class Progress:
             return True
         return linear <= self.changed and not lengths <= {self.start}
 
-    def least(self, held: set[int], linear: set[int]) -> int:
+    def least(self, held: set[int], linear: frozenset[int]) -> int:
         """Return how many tokens every layer holds: those of `held`, and those that do not count (see `whole`)."""
         if self.behind is not None:
             held = held | {self.behind}
