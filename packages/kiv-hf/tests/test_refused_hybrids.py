@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hf_models
 import pytest
 import torch
 from hf_models import EXACT
 from kiv_hf import KIVCache
 from kiv_reference.errors import KIVBudgetError, KIVUnsupportedError, KIVUsageError
-from transformers import FalconH1Config, FalconH1ForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
+from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
 PAST = 40
 SIZES = {
@@ -18,11 +19,7 @@ SIZES = {
 
 def falcon_h1():
     """Every layer has a linear state beside its attention."""
-    config = FalconH1Config(
-        **SIZES, num_hidden_layers=2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8,
-        mamba_n_groups=1, mamba_chunk_size=8,
-    )  # fmt: skip
-    return FalconH1ForCausalLM(config), "feed_forward"
+    return hf_models.falcon_h1(), "feed_forward"
 
 
 def qwen3_next():
