@@ -9,6 +9,8 @@ from kiv_hf import KIVCache, KIVConfig
 from packaging.version import Version
 from transformers import (
     DynamicCache,
+    FalconH1Config,
+    FalconH1ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
@@ -101,6 +103,17 @@ def pair(config_class, model_class, attention="sdpa", dtype=torch.float64, **set
     kiv.set_attn_implementation("kiv")
     ids = torch.randint(2, VOCABULARY, (1, TEXT_TOKENS), generator=torch.Generator().manual_seed(7))
     return TinyModel(kiv, stock, ids)
+
+
+def falcon_h1() -> FalconH1ForCausalLM:
+    """A model with a linear state beside the attention of each layer, in transformers' own attention."""
+    config = FalconH1Config(
+        vocab_size=60, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8,
+        mamba_n_groups=1, mamba_chunk_size=8, initializer_range=0.3, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    return FalconH1ForCausalLM(config).eval().double()
 
 
 TINY_MODELS = {

@@ -11,13 +11,16 @@ from kiv_hf import KIVCache, use_kiv
 from kiv_reference.errors import KIVUsageError
 from transformers import (
     EncoderDecoderCache,
+    Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Speech2TextConfig,
     Speech2TextForConditionalGeneration,
 )
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer, LinearAttentionLayer
 from transformers.models.udop.modeling_udop import BaseModelOutputWithAttentionMask
 
 LAYERS = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
@@ -52,6 +55,10 @@ OTHERS = {
 def three():
     with torch.inference_mode():
         yield pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=3)
+
+
+def empty_of_tokens(cache) -> bool:
+    return cache.lengths() == set() and not sum(cache.memory())
 
 
 def empty(cache) -> bool:
@@ -89,13 +96,75 @@ def test_a_layer_of_another_kind(gemma3):
     assert empty(cache)
 
 
-def test_a_mask_of_the_callers_own_hides_nothing(three):
-    """KIV is asked for no mask then: attention looks, before the first layer keeps a token."""
-    cache = KIVCache(LlamaConfig(num_hidden_layers=12, **LAYERS), EXACT)
-    mask = torch.ones(1, 1, 96, 96, dtype=torch.bool).tril()
-    with pytest.raises(KIVUsageError, match="a cache of 12 layers, and a model of 3"):
-        three.kiv(three.ids, past_key_values=cache, attention_mask=mask)
-    assert not sum(cache.memory())
+def four_dimensional(tokens, past=0):
+    """A mask of the caller's own: KIV is asked for none then."""
+    return torch.ones(1, 1, tokens, past + tokens, dtype=torch.bool).tril(past)
+
+
+@pytest.fixture
+def untouched(monkeypatch):
+    """Windows and linear states that nobody may write to."""
+
+    def touched(*_, **__):
+        raise AssertionError
+
+    for layer, names in ((DynamicSlidingWindowLayer, ["update"]), (LinearAttentionLayer, ["update_conv_state"])):
+        for name in names:
+            monkeypatch.setattr(layer, name, touched)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.usefixtures("untouched")
+def test_a_mask_of_the_callers_own_hides_nothing(three, name):
+    config, says = OTHERS[name]
+    cache = KIVCache(config(), EXACT)
+    with pytest.raises(KIVUsageError, match=says):
+        three.kiv(three.ids, past_key_values=cache, attention_mask=four_dimensional(96))
+    assert empty(cache)
+
+
+def windows(layers):
+    return pair(
+        Gemma3TextConfig, Gemma3ForCausalLM, num_hidden_layers=layers, sliding_window=12, query_pre_attn_scalar=8,
+        layer_types=["sliding_attention"] * layers,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("layers", [2, 12, 40])
+def test_a_model_of_windows_alone(layers, untouched):
+    """No KIV layer sees the pass."""
+    model, cache = windows(3), KIVCache(Gemma3TextConfig(**windows(layers).config.to_dict()), EXACT)
+    masks = {"full_attention": None, "sliding_attention": four_dimensional(96)}
+    with pytest.raises(KIVUsageError, match=f"a cache of {layers} layers, and a model of 3"):
+        model.kiv(model.ids, past_key_values=cache, attention_mask=masks)
+    assert empty(cache)
+
+
+def test_with_a_mask_of_the_callers_own_in_the_middle_of_a_text(three, gemma3):
+    """Its first layer is a window."""
+    cache, other = gemma3.cache(), gemma3.cache()
+    for each in (cache, other):
+        feed(gemma3.kiv, gemma3.ids[:, :50], each, [50])
+    with pytest.raises(KIVUsageError, match="layer 0 is for a sliding window"):
+        three.kiv(three.ids[:, :10], past_key_values=cache, attention_mask=four_dimensional(10, 50))
+    assert cache.lengths() == {50}
+    got, right = (gemma3.kiv(gemma3.ids[:, 50:], past_key_values=each).logits for each in (cache, other))
+    assert torch.equal(got, right)
+
+
+@pytest.mark.usefixtures("untouched")
+def test_a_linear_state_is_not_touched_either():
+    sizes = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 32, "num_key_value_heads": 2, "pad_token_id": 0}
+    kinds = ["conv", "full_attention", "conv", "full_attention"]
+    one, other = (
+        Lfm2Config(**sizes, num_attention_heads=4, num_hidden_layers=layers, layer_types=kinds[:layers])
+        for layers in (3, 4)
+    )
+    model = use_kiv(Lfm2ForCausalLM(one).eval())
+    cache = KIVCache(other, EXACT)
+    with pytest.raises(KIVUsageError, match="a cache of 4 layers, and a model of 3"):
+        model(torch.arange(3, 13)[None], past_key_values=cache, attention_mask=four_dimensional(10))
+    assert empty_of_tokens(cache)
 
 
 def test_a_refused_cache_serves_its_own_model_still(three, llama):

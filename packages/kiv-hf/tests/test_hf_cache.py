@@ -6,14 +6,14 @@ import copy
 
 import pytest
 import torch
-from hf_models import EXACT, FULL_BUDGET, feed
+from hf_models import EXACT, FULL_BUDGET, falcon_h1, feed
 from kiv_hf import KIVCache, KIVConfig, __all__
 from kiv_hf.hybrid import KIVHybridLayer
 from kiv_hf.impls import DEFAULT_IMPL, resolve_impl
 from kiv_hf.layer import KIVLayer
 from kiv_reference import ReferencePool
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError
-from transformers import DynamicCache, FalconH1Config, FalconH1ForCausalLM
+from transformers import DynamicCache
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, DynamicSlidingWindowLayer
 
 FIRST, REST = slice(None, 60), slice(60, None)
@@ -172,13 +172,7 @@ class TestHybridLayers:
 
     @pytest.fixture
     def models(self):
-        config = FalconH1Config(
-            vocab_size=60, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=8, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8,
-            mamba_n_groups=1, mamba_chunk_size=8, initializer_range=0.3, pad_token_id=0,
-        )  # fmt: skip
-        torch.manual_seed(1)
-        stock = FalconH1ForCausalLM(config).eval().double()
+        stock = falcon_h1()
         kiv = copy.deepcopy(stock)
         kiv.set_attn_implementation("kiv")
         return kiv, stock, torch.randint(2, 60, (2, 70))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hf_models import EXACT, feed
+from hf_models import EXACT, falcon_h1, feed
 from kiv_hf import KIVCache, use_kiv
 from kiv_hf.adapters import Staged, repeated
 from kiv_hf.attention import _sink_logits
@@ -17,7 +17,7 @@ from kiv_hf.selection import with_selection
 from kiv_hf.stages import seen_tokens
 from kiv_reference import ReferencePool
 from kiv_reference.admissible import Violation, violation
-from transformers import BloomConfig, BloomForCausalLM, DynamicCache, FalconH1Config, FalconH1ForCausalLM
+from transformers import BloomConfig, BloomForCausalLM, DynamicCache
 
 
 def draw(*shape, seed=1):
@@ -109,17 +109,11 @@ def test_a_selection_of_blocks_cuts_the_mask():
 
 @torch.no_grad()
 def test_a_hybrid_layer_reorders_both_parts():
-    config = FalconH1Config(
-        vocab_size=60, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8,
-        mamba_n_groups=1, mamba_chunk_size=8, initializer_range=0.3, pad_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(1)
-    model = FalconH1ForCausalLM(config).eval().double()
+    model = falcon_h1()
     model.set_attn_implementation("kiv")
     ids = torch.randint(2, 60, (2, 40), generator=torch.Generator().manual_seed(4))
     rows = torch.tensor([1, 0])
-    cache, right = KIVCache(config, EXACT), KIVCache(config, EXACT)
+    cache, right = KIVCache(model.config, EXACT), KIVCache(model.config, EXACT)
     feed(model, ids, cache, [40])
     feed(model, ids[rows], right, [40])
     cache.reorder_cache(rows)

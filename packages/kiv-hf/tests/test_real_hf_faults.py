@@ -2,22 +2,15 @@
 
 import pytest
 import torch
-from hf_models import EXACT, TINY_MODELS, feed
+from hf_models import EXACT, TINY_MODELS, falcon_h1, feed
 from kiv_hf import KIVCache
 from kiv_hf.adapters import Staged, halves, interleaved, latent, repeated
-from transformers import FalconH1Config, FalconH1ForCausalLM
 from transformers.cache_utils import LinearAttentionLayer
 
 
 @pytest.fixture(scope="module")
 def model():
-    config = FalconH1Config(
-        vocab_size=60, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8,
-        mamba_n_groups=1, mamba_chunk_size=8, initializer_range=0.3, pad_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(1)
-    model = FalconH1ForCausalLM(config).eval().double()
+    model = falcon_h1()
     model.set_attn_implementation("kiv")
     return model
 

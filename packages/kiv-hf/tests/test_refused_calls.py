@@ -9,6 +9,7 @@ import torch
 from hf_interfaces import registered
 from hf_models import EXACT, FULL_BUDGET, TINY_MODELS, feed, pair
 from kiv_hf import KIVError
+from kiv_hf.attention import kiv_attention
 from kiv_reference.errors import KIVBudgetError, KIVShapeError, KIVUnsupportedError, KIVUsageError
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -139,11 +140,37 @@ def test_numbers_of_another_dtype(model, place, tmp_path):
         case.call()
     model.kiv.double()
     model.kiv.load_state_dict(model.stock.state_dict())
-    if len(case.cache.kiv_layers()) < len(case.cache.layers):
-        with pytest.raises(KIVUsageError, match=r"cache\.crop\(0\)"):
-            case.call()
-        case.cache.crop(0)
     case.goes_on()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("full"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize("first", [False, True])
+def test_a_failure_in_the_attention_of_a_window_takes_all_layers_back(gemma3, place, tmp_path, error, first):
+    case = Case(gemma3, place, tmp_path)
+    past = 0 if first else PAST
+    if first:
+        case.cache.reset()
+    for _ in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("kiv_hf.stock.sdpa_attention_forward", raising(error))
+            with pytest.raises(type(error)):
+                gemma3.kiv(case.ids[:, past : past + PAST], past_key_values=case.cache)
+    assert case.cache.lengths() == ({PAST} if past else set())
+    if first:
+        feed(gemma3.kiv, case.ids[:, :PAST], case.cache, [20, 30])
+    case.goes_on()
+
+
+def test_a_failure_over_other_keys_takes_nothing_back(gemma3):
+    """As in a vision tower, for which no mask is made: its keys are not those that a layer of the cache returned."""
+    cache = gemma3.cache()
+    feed(gemma3.kiv, gemma3.ids[:, :PAST], cache, [PAST])
+    states = torch.randn(1, 1, PAST, 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kiv_hf.stock.sdpa_attention_forward", raising(Stop()))
+        with pytest.raises(Stop):
+            kiv_attention(gemma3.stock.model.layers[0].self_attn, states, states, states, None)
+    assert cache.lengths() == {PAST}
 
 
 def test_another_number_of_sequences(model, place, tmp_path):
@@ -226,8 +253,9 @@ def test_tokens_that_wait_are_dropped_by_a_crop_alone(model, place, tmp_path):
     case.goes_on()
 
 
+@pytest.mark.parametrize("called_again", [False, True])
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_failure_of_the_model_in_the_first_pass(model, place, tmp_path, index):
+def test_a_failure_of_the_model_in_the_first_pass(model, place, tmp_path, index, called_again):
     """A layer that has never had a token does not count as one that agrees."""
     case = Case(model, place, tmp_path)
     case.cache.reset()
@@ -235,12 +263,47 @@ def test_a_failure_of_the_model_in_the_first_pass(model, place, tmp_path, index)
     with pytest.raises(Stop):
         model.kiv(case.ids[:, :PAST], past_key_values=case.cache)
     hook.remove()
-    with pytest.raises(KIVUsageError, match=r"cache\.crop\(0\)"):
-        model.kiv(case.ids[:, :PAST], past_key_values=case.cache)
+    assert case.cache.lengths() == {0, PAST}
+    if called_again:
+        with pytest.raises(KIVUsageError, match=r"layers of \[0, 50\] tokens.*cache\.crop\(0\)"):
+            model.kiv(case.ids[:, :PAST], past_key_values=case.cache)
     case.cache.crop(0)
     assert case.cache.lengths() == set()
     feed(model.kiv, case.ids[:, :PAST], case.cache, [20, 30])
     case.goes_on()
+
+
+def test_a_crop_of_nothing_leaves_a_whole_cache_as_it_is(model, place, tmp_path):
+    """A user who calls it after every exception loses nothing where KIV itself went back, or nothing was begun."""
+    case = Case(model, place, tmp_path)
+    case.cache.crop(0)
+    with pytest.MonkeyPatch.context() as patch:
+        in_attend(case, patch, KIVBudgetError("full"))
+        with pytest.raises(KIVBudgetError):
+            case.call()
+    for _ in range(2):
+        case.cache.crop(0)
+    case.goes_on()
+    case.cache.reset()
+    case.cache.crop(0)
+    assert case.cache.lengths() == set()
+
+
+def test_a_failure_after_the_last_layer_leaves_its_tokens_as_in_a_plain_cache(model, place, tmp_path):
+    case, plain = Case(model, place, tmp_path), model.stock_cache()
+    feed(model.stock, model.ids[:, :PAST], plain, [20, 30])
+    for each, cache in ((model.kiv, case.cache), (model.stock, plain)):
+        hook = each.lm_head.register_forward_pre_hook(raising(Stop()))
+        with pytest.raises(Stop):
+            each(model.ids[:, PAST:90], past_key_values=cache)
+        hook.remove()
+    case.cache.crop(0)
+    assert case.cache.lengths() == {90}
+    got, right = (
+        each(model.ids[:, cache.get_seq_length() :], past_key_values=cache).logits
+        for each, cache in ((model.kiv, case.cache), (model.stock, plain))
+    )
+    assert (got - right).abs().max().item() <= model.rounding()
 
 
 def test_a_crop_in_a_broken_cache_counts_from_what_all_layers_hold(llama):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hf_models
 import pytest
 import torch
 from hf_models import EXACT
 from kiv_hf import KIVCache
 from kiv_reference.errors import KIVBudgetError, KIVUnsupportedError, KIVUsageError
-from transformers import FalconH1Config, FalconH1ForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
+from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
 PAST = 40
 SIZES = {
@@ -18,11 +19,7 @@ SIZES = {
 
 def falcon_h1():
     """Every layer has a linear state beside its attention."""
-    config = FalconH1Config(
-        **SIZES, num_hidden_layers=2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8,
-        mamba_n_groups=1, mamba_chunk_size=8,
-    )  # fmt: skip
-    return FalconH1ForCausalLM(config), "feed_forward"
+    return hf_models.falcon_h1(), "feed_forward"
 
 
 def qwen3_next():
@@ -82,17 +79,23 @@ def test_a_wrong_mask_costs_nothing(hybrid):
         assert torch.equal(got, right)
 
 
+@pytest.mark.parametrize("tokens", [1, 10])
+@pytest.mark.parametrize("forked", [False, True])
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_state_that_is_ahead_is_noticed_and_named(hybrid, index):
-    """Where no layer that counts tokens was reached, or all were: the next call would give a wrong number."""
+def test_a_state_that_is_ahead_is_noticed_and_named(hybrid, index, forked, tokens):
+    """Where no layer that counts tokens was reached, or all were: the next call would give a wrong number.
+
+    A step of one token changes the states in place: the cache is told only that they were taken.
+    """
     model, mlp = hybrid
     if index == len(model.model.layers) - 1:
         pytest.skip("every layer has the tokens then")
     cache, _ = caches(model)
-    broken(model, mlp, cache, index, IDS[:, PAST:50])
+    cache = cache.fork() if forked else cache
+    broken(model, mlp, cache, index, IDS[:, PAST : PAST + tokens])
     for _ in range(2):
         with pytest.raises(KIVUsageError, match=r"cache\.reset"):
-            model(IDS[:, PAST:50], past_key_values=cache)
+            model(IDS[:, PAST : PAST + tokens], past_key_values=cache)
     with pytest.raises(KIVUsageError, match="earlier forward pass broke off"):
         cache.fork()
     for _ in range(2):
@@ -103,12 +106,18 @@ def test_a_state_that_is_ahead_is_noticed_and_named(hybrid, index):
     assert torch.equal(got, right)
 
 
-def test_in_the_first_pass_a_crop_empties_the_cache(hybrid):
+@pytest.mark.parametrize("called_again", [False, True])
+@pytest.mark.parametrize("index", [0, 1])
+def test_in_the_first_pass_a_crop_empties_the_cache(hybrid, index, called_again):
+    """Also where every layer that counts tokens has them, and the linear state after it has not."""
     model, mlp = hybrid
+    if index == len(model.model.layers) - 1:
+        pytest.skip("every layer has the tokens then")
     cache = KIVCache(model.config, EXACT)
-    broken(model, mlp, cache, 0, IDS[:, :PAST])
-    with pytest.raises(KIVUsageError, match=r"cache\.crop\(0\)"):
-        model(IDS[:, :PAST], past_key_values=cache)
+    broken(model, mlp, cache, index, IDS[:, :PAST])
+    for _ in range(2 * called_again):
+        with pytest.raises(KIVUsageError, match=r"cache\.crop\(0\)"):
+            model(IDS[:, :PAST], past_key_values=cache)
     cache.crop(0)
     got, right = (model(IDS, past_key_values=each).logits for each in (cache, KIVCache(model.config, EXACT)))
     assert torch.equal(got, right)

@@ -78,7 +78,7 @@ def kiv_attention(
         found = resolve_adapted(module, key, value)
         if found is None:
             _refuse_foreign(module, key, value)
-            return stock_attention(module, query, key, value, attention_mask, **kwargs)
+            return _attend_stock(module, query, key, value, attention_mask, kwargs)
         layer, adapted = found
     tokens = layer.staged_tokens or query.shape[2]
     start = layer.get_seq_length() - tokens
@@ -87,6 +87,24 @@ def kiv_attention(
     except BaseException:
         # All layers together: so the same call, with its mistake mended, goes on (SPEC 10.4).
         layer.handshake.undo_pass(start, tokens)
+        raise
+
+
+def _attend_stock(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    kwargs: dict[str, Any],
+) -> tuple[torch.Tensor, None]:
+    """Attend as without KIV, [B, TQ, HQ, DV]; if that fails in a window of a KIVCache, all its layers go back."""
+    try:
+        return stock_attention(module, query, key, value, attention_mask, **kwargs)
+    except BaseException:
+        handshake = active_handshake()
+        if handshake is not None:
+            handshake.undo_stock(key)
         raise
 
 

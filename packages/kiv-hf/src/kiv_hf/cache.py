@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, SupportsIndex, cast
 
@@ -13,15 +14,23 @@ from kiv_reference.config import KIVConfig
 from kiv_reference.contract import PoolFactory, StorePool
 from kiv_reference.errors import KIVError, KIVUsageError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
-from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer
+from transformers import PreTrainedConfig
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 from .handshake import Handshake, MaskLength
 from .hybrid import KIVHybridLayer
 from .impls import DEFAULT_IMPL, resolve_impl
 from .layer import KIVLayer, KIVLayerMixin
 from .layer_choice import stock_layers
+from .linear import LinearStates
 from .longrope import keep_cache
+from .progress import Progress
+from .running import calling_config
 from .stages import TOKEN_LAYERS, is_pipeline, seen_tokens, sizes_if_used
 from .undo import go_back
 
@@ -41,11 +50,14 @@ class _SharedPool:
             return self.users
 
 
-class KIVCache(DynamicCache):
+class KIVCache(LinearStates):
     """A cache for `generate` or `forward` of a causal language model.
 
     Sliding, chunked, linear, indexed and shared layers are transformers' own; every layer of full attention is a
     `KIVLayer`. The model must run with the attention implementation "kiv".
+
+    A call that a layer refuses, or that fails in one, leaves the cache as before it; the tokens of one that fails after
+    the last layer stay, as in a plain cache. If the next call says that a pass broke off, `crop` tells the way back.
 
     Parameters
     ----------
@@ -62,6 +74,8 @@ class KIVCache(DynamicCache):
         The pool that made the layers' stores.
     pipeline : bool
         Whether transformers divided the model's layers between processes.
+    linear_layers : frozenset of int
+        Layers with a linear state: every pass changes them all. Empty where other processes run some.
 
     Raises
     ------
@@ -83,6 +97,9 @@ class KIVCache(DynamicCache):
         self._shared = _SharedPool(resolve_impl(impl)(KIVConfig() if kiv_config is None else kiv_config))
         self._handshake = Handshake(config, self)
         self.pipeline = is_pipeline(config)
+        linear = [i for i, layer in enumerate(self.layers) if isinstance(layer, LinearAttentionCacheLayerMixin)]
+        self._first_linear = min(linear, default=None)
+        self.linear_layers = frozenset[int]() if self.pipeline else frozenset(linear)
         keep_cache(config, KIVCache)
         stock = stock_layers(config)
         self._not_text = stock if self._handshake.keys_are_measured else frozenset[int]()
@@ -100,6 +117,10 @@ class KIVCache(DynamicCache):
 
     def _new_layer(self) -> KIVLayer:
         return KIVLayer(self.pool.layer_store(), self._handshake)
+
+    @property
+    def _progress(self) -> Progress:
+        return self._handshake.progress
 
     @property
     def pool(self) -> StorePool:
@@ -143,11 +164,20 @@ class KIVCache(DynamicCache):
         return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, KIVLayerMixin)}
 
     def lengths(self) -> set[int]:
-        """Return how many tokens the layers in use hold: one number, unless a forward pass broke off."""
-        return {layer.get_seq_length() for layer in self._in_use()}
+        """Return how many tokens the layers hold: one number, unless a forward pass broke off; none if all are new."""
+        return self._lengths(lambda layer: layer.get_seq_length())
 
-    def _in_use(self) -> list[Any]:
-        return [layer for layer in self.layers if isinstance(layer, TOKEN_LAYERS) and layer.is_initialized]
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether some layer surely counts the text's tokens: not in a process that may run linear layers alone."""
+        return not self.pipeline and any(isinstance(layer, TOKEN_LAYERS) for layer in self.layers)
+
+    def _lengths(self, length: Callable[[Any], int]) -> set[int]:
+        layers = [layer for layer in self.layers if isinstance(layer, TOKEN_LAYERS)]
+        lengths = {length(layer) for layer in layers if layer.is_initialized}
+        # A pass fills every layer, unless other processes run some of them: a new one beside others was not reached.
+        new = not self.pipeline and any(not layer.is_initialized for layer in layers)
+        return lengths | {0} if lengths and new else lengths
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the tokens that the layer holds; of one that this process does not run, what the others hold."""
@@ -170,19 +200,29 @@ class KIVCache(DynamicCache):
             return self._handshake.mask_asked(length), offset
         return MaskLength(length, self._handshake, of_kiv_layer=False), offset
 
+    def _state_used(self, layer_idx: int) -> None:
+        if layer_idx == self._first_linear and not torch.compiler.is_compiling():
+            self._handshake.require_model(calling_config())
+        self._progress.change(layer_idx)
+
     @torch.compiler.disable
     def update(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Give layer `layer_idx` new keys and values; if it refuses them, the cache is as before the forward pass."""
         layer: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None
+        if layer is not None and key_states.ndim == 4:
+            self._handshake.require_caller(layer.get_seq_length() + key_states.shape[-2])
         known = isinstance(layer, KIVLayerMixin) or type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
         if layer is not None and (not known or layer_idx in self._not_text):
-            self._handshake.progress.change(layer_idx, linear=False)
+            self._handshake.progress.change(layer_idx)
         waiting = self._handshake.staged
         before = None if layer is None or isinstance(layer, KIVLayerMixin) else dict(vars(layer))
         try:
-            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+            key, value = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+            if before is not None:
+                self._handshake.stock_updated(key, layer.get_seq_length(), key_states.shape[-2])
+            return key, value
         except BaseException:
             if known and before is not None:  # its tensors are replaced, never written to
                 vars(layer).update(before)
@@ -192,21 +232,9 @@ class KIVCache(DynamicCache):
                 self.undo_pass(start, key_states.shape[-2] if key_states.ndim > 1 else 0)
             raise
 
-    def update_conv_state(self, conv_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Give layer `layer_idx` a new convolution state."""
-        self._handshake.progress.change(layer_idx, linear=True)
-        return super().update_conv_state(conv_states, layer_idx, *args, **kwargs)
-
-    def update_recurrent_state(
-        self, recurrent_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """Give layer `layer_idx` a new recurrent state."""
-        self._handshake.progress.change(layer_idx, linear=True)
-        return super().update_recurrent_state(recurrent_states, layer_idx, *args, **kwargs)
-
     def _held(self) -> set[int]:
-        """Tokens that the layers in use hold, without those that wait for their attention call."""
-        return {layer.get_seq_length() - getattr(layer, "staged_tokens", 0) for layer in self._in_use()}
+        """Tokens that the layers hold, without those that wait for their attention call."""
+        return self._lengths(lambda layer: layer.get_seq_length() - getattr(layer, "staged_tokens", 0))
 
     def undo_pass(self, start: int, tokens: int) -> None:
         """Go back to `start` tokens after a call that failed, if every layer holds these, or `tokens` more.
@@ -223,22 +251,33 @@ class KIVCache(DynamicCache):
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last ``-tokens_to_remove`` tokens from every layer (SPEC 9.2).
 
-        If a forward pass broke off, what waits is dropped first, and every layer goes back to the tokens that all hold.
+        If a forward pass broke off between layers, what waits is dropped first, and every layer goes back to the
+        tokens that all hold; what is then to be removed counts from there. So ``crop(0)`` is the way back after an
+        exception, and leaves a cache that needs none as it is: 0 never empties a cache (`reset` does), and unlike that
+        of a plain cache it is not refused by windows that record no past. A pass that failed after the last layer (in
+        the head of the model, in a hook) is complete for the cache, as for a plain one: its tokens stay. Feed on from
+        position ``cache.get_seq_length()``, or remove them with ``crop(-n)``.
+
+        Raises
+        ------
+        KIVUsageError
+            `tokens_to_remove` is positive, the cache is closed, or a forward pass still runs.
+        KIVUnsupportedError
+            A layer that the broken pass changed keeps no past (SPEC 10.4); nothing has changed.
+        RuntimeError
+            A layer of transformers' own records no past, and tokens are to be removed; nothing has changed.
         """
-        handshake = self._handshake
+        handshake, progress = self._handshake, self._handshake.progress
         if tokens_to_remove <= 0 and not (handshake.closed or handshake.waits() or handshake.is_whole()):
-            progress = handshake.progress
-            held = self._held() | (set() if progress.behind is None else {progress.behind})
-            least = min(held, default=progress.start or 0)
+            least = progress.least(self._held(), self.linear_layers)
             go_back(self.layers, least, progress.changed, self._not_text)
             progress.begin(least)
-            if tokens_to_remove == 0:  # a window that records no past refuses even that
-                return
         handshake.require_settled("crop")
         # Stock layers first: they refuse where they did not record the past, and then nothing has changed.
         for layer in sorted(self.layers, key=lambda layer: type(layer) is KIVLayer):
-            cast(DynamicLayer, layer).crop(tokens_to_remove)
-        handshake.progress.changed.clear()
+            if tokens_to_remove != 0 or getattr(layer, "record_past", True):
+                cast(DynamicLayer, layer).crop(tokens_to_remove)
+        progress.begin(max(self.lengths(), default=0))
 
     def reset(self) -> None:
         """Empty every layer, whatever state a broken forward pass left (SPEC 9.5)."""
@@ -293,6 +332,7 @@ class KIVCache(DynamicCache):
         twin = object.__new__(type(self))
         vars(twin).update(vars(self))
         twin._handshake = self._handshake.fork(twin)
+        twin._progress.begin(max(self.lengths(), default=0))
         twin.layers = [
             layer.fork(twin._handshake) if isinstance(layer, (KIVLayer, KIVHybridLayer)) else copy.deepcopy(layer)
             for layer in self.layers

@@ -18,7 +18,7 @@ from kiv_reference.errors import KIVError, KIVUnsupportedError, KIVUsageError, r
 
 from .fits import require_fit
 from .progress import Progress
-from .running import still_runs
+from .running import calling_config, still_runs
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +37,8 @@ USE_KIV = (
     "a model that takes neither needs a DynamicCache."
 )
 GO_BACK = (
-    "Call cache.crop(0), which goes back to the tokens that every layer holds, and feed what is missing; or "
-    "cache.reset() and feed the text again."
+    "Call cache.crop(0), which goes back to the tokens that every layer holds, and feed on from position "
+    "cache.get_seq_length(); or cache.reset() and feed the text again."
 )
 
 
@@ -102,6 +102,7 @@ class Handshake:
         self.staged: KIVLayerMixin | None = None
         self._stager: FrameType | None = None  # the call that staged; kept no longer, for a frame keeps its tensors
         self.adapted: tuple[KIVLayerMixin, Staged] | None = None
+        self._stock: tuple[weakref.ref[torch.Tensor], int, int] | None = None
         self.progress = Progress()
         self.closed = False
 
@@ -147,8 +148,9 @@ class Handshake:
 
     def _agree(self) -> bool:
         cache = self._cache()
-        # A process that runs some of the layers may run linear ones alone: nothing counts its tokens.
-        return cache is None or self.progress.whole(cache.lengths(), all_run=not cache.pipeline)
+        if cache is None:
+            return True
+        return self.progress.whole(cache.lengths(), cache.linear_layers, counted=cache.counts_tokens)
 
     def require_whole(self, operation: str) -> None:
         """Refuse `operation` on a closed cache, or if a forward pass broke off in it.
@@ -232,6 +234,23 @@ class Handshake:
         if config is not None and config is not self._config and config is not self._fits:
             require_fit(self._config, config)
             self._fits = config
+
+    def require_caller(self, length: int) -> None:
+        """Refuse a model that the cache was not made for, before a layer that its call brings to `length` is touched.
+
+        A mask of the caller's own asks KIV for none, so that `require_model` was not called for this pass.
+        """
+        if self.plain is None or self.plain.kv_length != length:
+            self.require_model(calling_config())
+
+    def stock_updated(self, key: torch.Tensor, length: int, tokens: int) -> None:
+        """Note that a layer that is not KIV's returned `key` for `tokens` new ones, and holds `length`."""
+        self._stock = weakref.ref(key), length - tokens, tokens
+
+    def undo_stock(self, key: torch.Tensor) -> None:
+        """Undo the pass in which the attention over `key` failed, if a layer that is not KIV's returned it last."""
+        if self._stock is not None and self._stock[0]() is key:
+            self.undo_pass(*self._stock[1:])
 
     def undo_pass(self, start: int, tokens: int) -> None:
         """Bring the cache back to `start` tokens after a failed call of a pass of `tokens` (`KIVCache.undo_pass`)."""

@@ -8,8 +8,8 @@ class Progress:
 
     Attributes
     ----------
-    start : int or None
-        Tokens in the cache when that pass began, None if none has.
+    start : int
+        Tokens in the cache when that pass began.
     changed : set of int
         Layers without a way back that it has changed.
     behind : int or None
@@ -21,29 +21,41 @@ class Progress:
 
     def restart(self) -> None:
         """Begin anew, with an empty cache."""
-        self.start: int | None = None
+        self.start = 0
         self.behind: int | None = None
         self.changed: set[int] = set()
-        self._always: set[int] = set()  # layers that every pass changes
 
     def begin(self, start: int) -> None:
         """Note that a pass begins in a whole cache of `start` tokens."""
         self.start, self.behind = start, None
         self.changed.clear()
 
-    def change(self, layer_idx: int, *, linear: bool) -> None:
-        """Note that the pass changes a layer that has no way back; a linear state changes in every pass."""
+    def change(self, layer_idx: int) -> None:
+        """Note that the pass changes a layer that has no way back."""
         self.changed.add(layer_idx)
-        if linear:
-            self._always.add(layer_idx)
 
-    def whole(self, lengths: set[int], *, all_run: bool) -> bool:
+    def whole(self, lengths: set[int], linear: frozenset[int], *, counted: bool) -> bool:
         """Whether no layer, of those that hold `lengths` tokens and of those that do not count, is ahead of others.
 
-        Of the latter only if this process runs `all_run` of the model's layers.
+        Parameters
+        ----------
+        lengths : set of int
+            Of the layers that count tokens.
+        linear : frozenset of int
+            Layers with a linear state: a pass that changes one changes all.
+        counted : bool
+            Whether layers of this process have counted the tokens.
         """
         if len(lengths) > 1 or self.behind is not None:
             return False
-        if not self.changed or self.start is None or not all_run:
+        if not self.changed or not counted:
             return True
-        return self._always <= self.changed and not lengths <= {self.start}
+        return linear <= self.changed and not lengths <= {self.start}
+
+    def least(self, held: set[int], linear: frozenset[int]) -> int:
+        """Return how many tokens every layer holds: those of `held`, and those that do not count (see `whole`)."""
+        if self.behind is not None:
+            held = held | {self.behind}
+        if self.changed and not linear <= self.changed:
+            held = held | {self.start}
+        return min(held, default=self.start)

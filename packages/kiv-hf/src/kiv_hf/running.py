@@ -1,4 +1,7 @@
-"""Whether a forward pass still runs, told by the frames of its calls: no event marks the end of one that broke off."""
+"""What the frames of a call tell of its forward pass: whether it still runs, and which model makes it.
+
+No event marks the end of a pass that broke off, and the cache is not told who calls it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import sys
 from types import FrameType
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def still_runs(frame: FrameType) -> bool:
@@ -17,6 +20,17 @@ def still_runs(frame: FrameType) -> bool:
     """
     scope = _scope(frame)
     return scope is None or any(running is scope for running in _callers(sys._getframe()))
+
+
+def calling_config() -> PreTrainedConfig | None:
+    """Return the configuration of the innermost module around the call that has one, None if none has."""
+    for caller in _callers(sys._getframe()):
+        if caller.f_code.co_varnames[:1] == ("self",):
+            owner = caller.f_locals.get("self")
+            config = getattr(owner, "config", None) if isinstance(owner, nn.Module) else None
+            if isinstance(config, PreTrainedConfig):
+                return config
+    return None
 
 
 def _callers(frame: FrameType | None) -> list[FrameType]:
