@@ -24,6 +24,14 @@ def phi(request) -> Phi:
     return build(request.param)
 
 
+LLAMA = {"rope": ROPE | {"original_max_position_embeddings": SHORT}}
+
+
+@pytest.fixture(params=[*TYPES, "llama"])
+def any_model(request) -> Phi:
+    return build(request.param, **(LLAMA if request.param == "llama" else {}))
+
+
 @pytest.fixture
 def resets(monkeypatch) -> list[int]:
     """How many tokens a cache held each time it was reset."""
@@ -33,10 +41,10 @@ def resets(monkeypatch) -> list[int]:
 
 
 class TestACrossing:
-    def test_the_users_cache_goes_on(self, phi, resets):
-        cache = phi.cache()
-        got = phi.generate(phi.kiv, IDS[:, :16], past_key_values=cache)
-        assert_same(got, phi.truth(IDS[:, :16]))
+    def test_the_users_cache_goes_on(self, any_model, resets):
+        cache = any_model.cache()
+        got = any_model.generate(any_model.kiv, IDS[:, :16], past_key_values=cache)
+        assert_same(got, any_model.truth(IDS[:, :16]))
         assert got.past_key_values is cache
         assert cache.get_seq_length() == 16 + NEW - 1
         assert resets == [SHORT]
@@ -51,66 +59,67 @@ class TestACrossing:
         expected = phi.generate(phi.stock, IDS[:, :16], past_key_values=DynamicCache(config=phi.stock.config))
         assert_same(phi.generate(phi.kiv, IDS[:, :16], past_key_values=phi.cache()), expected)
 
-    def test_through_retrieval(self, phi):
-        cache = phi.cache(FULL_BUDGET)
-        assert_same(phi.generate(phi.kiv, IDS[:, :16], past_key_values=cache), phi.truth(IDS[:, :16]))
+    def test_through_retrieval(self, any_model):
+        cache = any_model.cache(FULL_BUDGET)
+        assert_same(any_model.generate(any_model.kiv, IDS[:, :16], past_key_values=cache), any_model.truth(IDS[:, :16]))
         assert all(report.blocks[-1].mode == "retrieve" for report in cache.reports().values())
 
-    def test_budgets_hold(self, phi, tmp_path):
-        cache = phi.cache(KIVConfig(retrieve_tokens=None, ram_bytes=4096, spill_dir=tmp_path, **PAGES))
-        assert_same(phi.generate(phi.kiv, IDS[:, :16], past_key_values=cache), phi.truth(IDS[:, :16]))
+    def test_budgets_hold(self, any_model, tmp_path):
+        cache = any_model.cache(KIVConfig(retrieve_tokens=None, ram_bytes=4096, spill_dir=tmp_path, **PAGES))
+        assert_same(any_model.generate(any_model.kiv, IDS[:, :16], past_key_values=cache), any_model.truth(IDS[:, :16]))
         assert 0 < cache.memory().ram <= 4096
         assert cache.tokens().cold_disk > 0
 
-    def test_a_prompt_that_is_long_from_the_start(self, phi, resets):
-        cache = phi.cache()
-        got = phi.generate(phi.kiv, IDS, past_key_values=cache)
-        assert_same(got, phi.truth(IDS))
+    def test_a_prompt_that_is_long_from_the_start(self, any_model, resets):
+        cache = any_model.cache()
+        got = any_model.generate(any_model.kiv, IDS, past_key_values=cache)
+        assert_same(got, any_model.truth(IDS))
         assert got.past_key_values is cache
         assert cache.get_seq_length() == IDS.shape[1] + NEW - 1
         assert resets == []
 
     @pytest.mark.parametrize("pads", [(0, 7), (3, 9)], ids=["one row", "every row"])
-    def test_left_padding(self, phi, resets, pads):
+    def test_left_padding(self, any_model, resets, pads):
         ids, mask = IDS[:, :20].repeat(2, 1), torch.ones(2, 20, dtype=torch.long)
         for row, count in enumerate(pads):
             ids[row, :count] = mask[row, :count] = 0
-        got = phi.generate(phi.kiv, ids, attention_mask=mask, past_key_values=phi.cache())
-        assert_same(got, phi.truth(ids, attention_mask=mask))
+        got = any_model.generate(any_model.kiv, ids, attention_mask=mask, past_key_values=any_model.cache())
+        assert_same(got, any_model.truth(ids, attention_mask=mask))
         assert resets == [SHORT + pads[0]]
 
-    def test_beams(self, phi):
+    def test_beams(self, any_model):
         settings = {"num_beams": 3, "num_return_sequences": 2}
-        got = phi.generate(phi.kiv, IDS[:, :16], past_key_values=phi.cache(), **settings)
-        expected = phi.truth(IDS[:, :16], **settings)
+        got = any_model.generate(any_model.kiv, IDS[:, :16], past_key_values=any_model.cache(), **settings)
+        expected = any_model.truth(IDS[:, :16], **settings)
         assert torch.equal(got.sequences, expected.sequences)
         assert torch.allclose(got.sequences_scores, expected.sequences_scores, rtol=1e-5)
 
-    def test_a_second_turn(self, phi, resets):
-        cache = phi.cache()
-        first = phi.generate(phi.kiv, IDS[:, :12], past_key_values=cache, max_new_tokens=6)
+    def test_a_second_turn(self, any_model, resets):
+        cache = any_model.cache()
+        first = any_model.generate(any_model.kiv, IDS[:, :12], past_key_values=cache, max_new_tokens=6)
         assert resets == []
         text = torch.cat([first.sequences, IDS[:, 12:24]], 1)
         assert_same(
-            phi.generate(phi.kiv, text, past_key_values=cache, max_new_tokens=6), phi.truth(text, max_new_tokens=6)
+            any_model.generate(any_model.kiv, text, past_key_values=cache, max_new_tokens=6),
+            any_model.truth(text, max_new_tokens=6),
         )
         assert resets == [17]
         assert cache.get_seq_length() == text.shape[1] + 5
 
-    def test_a_fork(self, phi):
-        cache = phi.cache()
-        first = phi.generate(phi.kiv, IDS[:, :16], past_key_values=cache, max_new_tokens=6).sequences
+    def test_a_fork(self, any_model):
+        cache = any_model.cache()
+        first = any_model.generate(any_model.kiv, IDS[:, :16], past_key_values=cache, max_new_tokens=6).sequences
         twin = cache.fork()
-        expected = phi.truth(first)
-        assert_same(phi.generate(phi.kiv, first, past_key_values=twin), expected)
+        expected = any_model.truth(first)
+        assert_same(any_model.generate(any_model.kiv, first, past_key_values=twin), expected)
         assert cache.get_seq_length() == first.shape[1] - 1
-        assert_same(phi.generate(phi.kiv, first, past_key_values=cache), expected)
+        assert_same(any_model.generate(any_model.kiv, first, past_key_values=cache), expected)
 
-    def test_embeddings_for_a_prompt(self, phi):
-        cache = phi.cache()
-        embeddings = phi.kiv.get_input_embeddings()(IDS)
-        got = phi.generate(phi.kiv, None, inputs_embeds=embeddings, past_key_values=cache)
-        assert torch.equal(got.sequences, phi.truth(IDS).sequences[:, IDS.shape[1] :])
+    def test_embeddings_for_a_prompt(self, any_model):
+        cache = any_model.cache()
+        embeddings = any_model.kiv.get_input_embeddings()(IDS)
+        got = any_model.generate(any_model.kiv, None, inputs_embeds=embeddings, past_key_values=cache)
+        assert torch.equal(got.sequences, any_model.truth(IDS).sequences[:, IDS.shape[1] :])
         assert cache.get_seq_length() == IDS.shape[1] + NEW - 1
 
 
@@ -153,15 +162,7 @@ def test_one_set_of_factors_needs_no_second_reading(model_type, resets, caplog):
 
 
 CROSSED = "has just crossed that length"
-LLAMA = {"rope": ROPE | {"original_max_position_embeddings": SHORT}}
-
-
 CHUNKS = {"prefill_chunk_size": 7}
-
-
-@pytest.fixture(params=[*TYPES, "llama"])
-def any_model(request) -> Phi:
-    return build(request.param, **(LLAMA if request.param == "llama" else {}))
 
 
 class TestAPromptInChunks:
@@ -272,9 +273,9 @@ class TestTheWarning:
         assert caplog.text == ""
 
     @pytest.mark.parametrize("around", [False, True], ids=["itself", "the text part of another"])
-    def test_of_a_model_that_keeps_its_cache(self, caplog, around):
+    def test_of_a_model_that_transformers_lets_keep_its_cache(self, caplog, around):
         rope = ROPE | {"original_max_position_embeddings": SHORT}
         text = (CONFIG_MAPPING["phi3"] if around else LlamaConfig)(**SIZES | TYPE_SIZES["phi3"], rope_parameters=rope)
         KIVCache(LlavaConfig(text_config=text) if around else text, EXACT)
         assert f"more than {SHORT} tokens" in caplog.text
-        assert "resets" not in caplog.text
+        assert "resets its KIVCache once" in caplog.text

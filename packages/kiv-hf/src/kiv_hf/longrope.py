@@ -16,7 +16,7 @@ import torch
 from transformers import GenerationMixin, PreTrainedConfig
 from transformers.utils import logging
 
-from .rope import Watch, limits, rope_for_length, rotary_embeddings
+from .rope import Watch, limits, tell_length
 
 if TYPE_CHECKING:
     from .cache import KIVCache
@@ -31,15 +31,6 @@ DROPS_THE_CACHE = {
 """Type of a model -> modeling file and class whose `prepare_inputs_for_generation` drops the cache."""
 
 _MARK = "keeps_kiv_cache"
-
-_READS_AGAIN = (
-    "A call of `generate` that is given the whole text and crosses that length resets its KIVCache once and reads the "
-    "text into it again, which takes as long as a new prompt. "
-)
-_KEEPS_FACTORS = (
-    "Where an answer crosses that length, or a text fed in pieces of your own, earlier tokens keep the factors they "
-    "had, with any cache: feed such a text under kiv_hf.rope_for_length(model, tokens)."
-)
 
 
 def longest_short_text(config: PreTrainedConfig) -> int | None:
@@ -60,18 +51,19 @@ def keep_cache(config: PreTrainedConfig, cache_class: type[KIVCache]) -> None:
     cache_class : type of Cache
         The caches to keep.
     """
-    # The model that generates drops the cache, not its text part: LLaVA around a Phi-3 keeps it.
-    drops = config.model_type in DROPS_THE_CACHE
     short = longest_short_text(config.get_text_config(decoder=True))
     if short is not None:
         _logger.warning_once(
-            f"This model has other rotary factors for texts of more than {short} tokens. "
-            + (_READS_AGAIN if drops else "")
-            + _KEEPS_FACTORS
+            f"This model has other rotary factors for texts of more than {short} tokens. A call of `generate` that is "
+            "given the whole text and crosses that length resets its KIVCache once and reads the text into it again, "
+            "which takes as long as a new prompt. Where a text that is fed in pieces of your own crosses it, or one "
+            "of which `generate` is given the new tokens alone, earlier tokens keep the factors they had, with any "
+            "cache: feed such a text under kiv_hf.rope_for_length(model, tokens)."
         )
     if limits(config.get_text_config(decoder=True)):
         _wrap_prefill(cache_class)
-    if drops:
+    # The model that generates drops the cache, not its text part: LLaVA around a Phi-3 keeps it.
+    if config.model_type in DROPS_THE_CACHE:
         module, name = DROPS_THE_CACHE[config.model_type]
         _wrap(getattr(import_module(module), name), cache_class)
 
@@ -80,6 +72,8 @@ def _wrap(model_class: Any, cache_class: type[KIVCache]) -> None:
     stock: Callable[..., dict[str, Any]] = model_class.prepare_inputs_for_generation
     if hasattr(stock, _MARK):
         return
+
+    drops = (model_class.__module__, model_class.__name__) in DROPS_THE_CACHE.values()
 
     @wraps(stock)
     def prepare(self: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -92,6 +86,8 @@ def _wrap(model_class: Any, cache_class: type[KIVCache]) -> None:
             cache.reset()
             # As in a first pass, that is with the images and sounds that the text speaks of.
             kwargs.update(next_sequence_length=None, is_first_iteration=True)
+        if not drops:
+            return stock(self, input_ids, **kwargs)
         # The method of the class above: that of the model's own class does nothing else than drop the cache.
         return super(model_class, self).prepare_inputs_for_generation(input_ids, **kwargs)
 
@@ -101,7 +97,8 @@ def _wrap(model_class: Any, cache_class: type[KIVCache]) -> None:
 
 def _wrap_prefill(cache_class: type[KIVCache]) -> None:
     """Make `generate` read a prompt with one set of factors, in chunks (`prefill_chunk_size`) and in later turns."""
-    stock: Callable[..., Any] = GenerationMixin._prefill
+    generation: Any = GenerationMixin
+    stock: Callable[..., Any] = generation._prefill
     if hasattr(stock, _MARK):
         return
 
@@ -110,7 +107,7 @@ def _wrap_prefill(cache_class: type[KIVCache]) -> None:
         self: Any, input_ids: torch.Tensor, generation_config: Any, model_kwargs: dict[str, Any], **more: Any
     ) -> Any:
         cache = model_kwargs.get("past_key_values")
-        if not isinstance(cache, cache_class) or not rotary_embeddings(self):
+        if not isinstance(cache, cache_class) or not cache.rope.limits:
             return stock(self, input_ids, generation_config, model_kwargs, **more)
         held, given = cache.get_seq_length(), _tokens(input_ids, model_kwargs)
         mask: torch.Tensor | None = model_kwargs.get("attention_mask")
@@ -119,11 +116,12 @@ def _wrap_prefill(cache_class: type[KIVCache]) -> None:
         total = given if whole else held + given
         if _factors_change(cache.rope, held, total, model_kwargs.get("position_ids")) and whole:
             cache.reset()
-        with rope_for_length(self, total - cache.rope.padding):
+        _wrap(type(self), cache_class)
+        with tell_length(self, total - cache.rope.padding):
             return stock(self, input_ids, generation_config, model_kwargs, **more)
 
     setattr(prefill, _MARK, True)
-    GenerationMixin._prefill = prefill
+    generation._prefill = prefill
 
 
 def _factors_change(rope: Watch, held: int, total: int, positions: torch.Tensor | None) -> bool:

@@ -107,17 +107,29 @@ def rope_for_length(model: PreTrainedModel, tokens: int) -> Generator[None]:
             f"{type(model).__name__}, which has none",
             "Feed the whole text in one piece.",
         )
+    before = [(module, _state(module)) for module in modules]
+    try:
+        for module in modules:
+            _start_afresh(module)
+        with tell_length(model, tokens):
+            yield
+    finally:
+        for module, state in before:
+            _restore(module, state)
+
+
+@contextmanager
+def tell_length(model: PreTrainedModel, tokens: int) -> Generator[None]:
+    """Do as `rope_for_length`, but dynamic factors remember the lengths they see, before and after: as ever."""
+    modules = rotary_embeddings(model)
     for module in modules:
         _listen(module)
-    told = _Told(config, frozenset(modules), tokens)
-    before = [(module, _start_afresh(module)) for module in modules]
+    told = _Told(model.config.get_text_config(decoder=True), frozenset(modules), tokens)
     _told.set((*_told.get(), told))
     try:
         yield
     finally:
         _told.set(tuple(other for other in _told.get() if other is not told))
-        for module, state in before:
-            _restore(module, state)
 
 
 def rotary_embeddings(model: PreTrainedModel) -> list[torch.nn.Module]:
@@ -159,8 +171,9 @@ class Watch:
         return factors(self.limits, length_in_force(self._config, tokens - self.padding))
 
     def changes(self, tokens: int) -> bool:
-        """Whether that pass has other factors than the tokens held."""
-        return self.next_factors(tokens) != self._held
+        """Whether that pass has the other set of factors; dynamic ones, which always change, do not count."""
+        pairs = zip(self.limits, self.next_factors(tokens), self._held, strict=False)  # none held at first
+        return any(new != held for limit, new, held in pairs if not limit.dynamic)
 
     def see(self, held: int, total: int) -> None:
         """Note a pass that brings a layer of `held` tokens to `total`."""
@@ -214,25 +227,28 @@ def _drop_last(module: torch.nn.Module, _: Any, output: Any) -> Any:
     return output[..., :-1, :] if isinstance(output, torch.Tensor) else tuple(part[..., :-1, :] for part in output)
 
 
-def _start_afresh(module: Any) -> dict[str, Any]:
-    """Make dynamic factors forget the lengths they have seen; return what is to be restored."""
+def _state(module: Any) -> dict[str, Any]:
+    """Return what dynamic factors remember; others are chosen anew in each pass."""
     if not any(limit.dynamic for limit in limits(module.config)):
-        return {}  # chosen anew in each pass
+        return {}
     names = [*vars(module), *module._buffers]
-    before = {name: getattr(module, name) for name in names if name.endswith(("inv_freq", "max_seq_len_cached"))}
-    for name, value in before.items():
-        original = before.get(name.removesuffix("inv_freq") + "original_inv_freq")
+    return {name: getattr(module, name) for name in names if name.endswith(("inv_freq", "max_seq_len_cached"))}
+
+
+def _start_afresh(module: Any) -> None:
+    """Make dynamic factors forget the lengths they have seen."""
+    state = _state(module)
+    for name, value in state.items():
+        original = state.get(name.removesuffix("inv_freq") + "original_inv_freq")
         if name.endswith("max_seq_len_cached"):
             setattr(module, name, module.original_max_seq_len)
         elif original is not None:
-            setattr(module, name, original.to(value.device))
-    return before
+            setattr(module, name, original.to(value.device, copy=True))
 
 
 def _restore(module: Any, before: dict[str, Any]) -> None:
-    if before:  # a kind of layer that grew for the first time has a length of its own since
-        for name in [name for name in vars(module) if name.endswith("max_seq_len_cached") and name not in before]:
-            delattr(module, name)
+    for name in _state(module).keys() - before.keys():  # of a kind of layer that grew for the first time
+        delattr(module, name)
     for name, value in before.items():
         # The model may have moved meanwhile.
         setattr(module, name, value.to(getattr(module, name).device) if name.endswith("inv_freq") else value)
