@@ -215,7 +215,7 @@ class TestHybridLayers:
 
 class TestChoices:
     def test_public_names(self):
-        assert __all__ == ["KIVCache", "KIVConfig", "KIVError", "use_kiv"]
+        assert __all__ == ["KIVCache", "KIVConfig", "KIVError", "rope_for_length", "use_kiv"]
 
     def test_implementations(self, llama):
         assert resolve_impl("reference") is ReferencePool

@@ -6,84 +6,30 @@ own caches come to the same on some versions and lose the prompt on others, whic
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
-from dataclasses import dataclass
 
 import pytest
 import torch
-from hf_models import EXACT, FULL_BUDGET, PAGES, VOCABULARY
-from kiv_hf import KIVCache, KIVConfig, use_kiv
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, LlamaConfig, LlavaConfig, PreTrainedModel
-
-SHORT = 24
-"""Longest text with the short factors."""
-NEW = 16
-TYPES = ["phi3", "phimoe", "phi4_multimodal"]
-IMAGE_TOKEN = 90
-ROPE = {
-    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.2, 1.5, 2.0],
-    "long_factor": [3.0, 5.0, 9.0, 14.0], "factor": 8.0,
-}  # fmt: skip
-SIZES = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.35, "max_position_embeddings": 8 * SHORT,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": [VOCABULARY - 1],
-}  # fmt: skip
-TYPE_SIZES = {
-    "phi3": {"original_max_position_embeddings": SHORT},
-    "phimoe": {"num_local_experts": 4},
-    "phi4_multimodal": {
-        "original_max_position_embeddings": SHORT,
-        "vision_config": {
-            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "image_size": 56, "crop_size": 56, "patch_size": 14, "image_token_id": IMAGE_TOKEN,
-        },
-        "audio_config": {
-            "hidden_size": 16, "intermediate_size": 16, "num_blocks": 2, "num_attention_heads": 2, "input_size": 16,
-            "ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16, "nemo_conv_channels": 8,
-            "audio_token_id": IMAGE_TOKEN + 1,
-        },
-    },
-}  # fmt: skip
-PHIMOE_ROPE = {"original_max_position_embeddings": SHORT, "short_mscale": 1.1, "long_mscale": 1.4}
-IDS = torch.randint(2, IMAGE_TOKEN, (1, 2 * SHORT), generator=torch.Generator().manual_seed(7))
-
-
-@dataclass
-class Phi:
-    """A tiny model in float64 without KIV, its twin with KIV, and what each of them generates."""
-
-    stock: PreTrainedModel
-    kiv: PreTrainedModel
-
-    def cache(self, config: KIVConfig = EXACT) -> KIVCache:
-        return KIVCache(self.kiv.config, config)
-
-    def truth(self, ids, **settings):
-        return self.generate(self.stock, ids, use_cache=False, **settings)
-
-    def generate(self, model, ids, **settings):
-        settings = {"max_new_tokens": NEW, "do_sample": False, **settings}
-        return model.generate(ids, return_dict_in_generate=True, output_scores=True, **settings)
-
-
-def build(model_type: str, rope: dict) -> Phi:
-    def model():
-        config = CONFIG_MAPPING[model_type](**copy.deepcopy(SIZES | TYPE_SIZES[model_type]), rope_parameters=dict(rope))
-        torch.manual_seed(5)
-        built = AutoModelForCausalLM.from_config(config).eval().double()
-        built.config._experts_implementation = "eager"  # the grouped products of the default take no float64
-        built.generation_config.eos_token_id = None
-        return built
-
-    return Phi(model(), use_kiv(model()))
+import transformers
+from hf_models import EXACT, FULL_BUDGET, PAGES
+from kiv_hf import KIVCache, KIVConfig, rope_for_length
+from packaging.version import Version
+from phi_models import IDS, IMAGE_TOKEN, NEW, ROPE, SHORT, SIZES, TYPE_SIZES, TYPES, Phi, assert_same, build
+from transformers import CONFIG_MAPPING, DynamicCache, LlamaConfig, LlavaConfig
 
 
 @pytest.fixture(params=TYPES)
 def phi(request) -> Phi:
-    return build(request.param, ROPE | (PHIMOE_ROPE if request.param == "phimoe" else {}))
+    return build(request.param)
+
+
+LLAMA = {"rope": ROPE | {"original_max_position_embeddings": SHORT}}
+
+
+@pytest.fixture(params=[*TYPES, "llama"])
+def any_model(request) -> Phi:
+    return build(request.param, **(LLAMA if request.param == "llama" else {}))
 
 
 @pytest.fixture
@@ -94,18 +40,11 @@ def resets(monkeypatch) -> list[int]:
     return lengths
 
 
-def assert_same(got, expected):
-    assert torch.equal(got.sequences, expected.sequences)
-    for one, other in zip(got.scores, expected.scores, strict=True):  # float32, as generate hands them out
-        finite = other.isfinite()
-        assert (one[finite] - other[finite]).abs().max() <= 1e-5 * other[finite].abs().max()
-
-
 class TestACrossing:
-    def test_the_users_cache_goes_on(self, phi, resets):
-        cache = phi.cache()
-        got = phi.generate(phi.kiv, IDS[:, :16], past_key_values=cache)
-        assert_same(got, phi.truth(IDS[:, :16]))
+    def test_the_users_cache_goes_on(self, any_model, resets):
+        cache = any_model.cache()
+        got = any_model.generate(any_model.kiv, IDS[:, :16], past_key_values=cache)
+        assert_same(got, any_model.truth(IDS[:, :16]))
         assert got.past_key_values is cache
         assert cache.get_seq_length() == 16 + NEW - 1
         assert resets == [SHORT]
@@ -120,66 +59,67 @@ class TestACrossing:
         expected = phi.generate(phi.stock, IDS[:, :16], past_key_values=DynamicCache(config=phi.stock.config))
         assert_same(phi.generate(phi.kiv, IDS[:, :16], past_key_values=phi.cache()), expected)
 
-    def test_through_retrieval(self, phi):
-        cache = phi.cache(FULL_BUDGET)
-        assert_same(phi.generate(phi.kiv, IDS[:, :16], past_key_values=cache), phi.truth(IDS[:, :16]))
+    def test_through_retrieval(self, any_model):
+        cache = any_model.cache(FULL_BUDGET)
+        assert_same(any_model.generate(any_model.kiv, IDS[:, :16], past_key_values=cache), any_model.truth(IDS[:, :16]))
         assert all(report.blocks[-1].mode == "retrieve" for report in cache.reports().values())
 
-    def test_budgets_hold(self, phi, tmp_path):
-        cache = phi.cache(KIVConfig(retrieve_tokens=None, ram_bytes=4096, spill_dir=tmp_path, **PAGES))
-        assert_same(phi.generate(phi.kiv, IDS[:, :16], past_key_values=cache), phi.truth(IDS[:, :16]))
+    def test_budgets_hold(self, any_model, tmp_path):
+        cache = any_model.cache(KIVConfig(retrieve_tokens=None, ram_bytes=4096, spill_dir=tmp_path, **PAGES))
+        assert_same(any_model.generate(any_model.kiv, IDS[:, :16], past_key_values=cache), any_model.truth(IDS[:, :16]))
         assert 0 < cache.memory().ram <= 4096
         assert cache.tokens().cold_disk > 0
 
-    def test_a_prompt_that_is_long_from_the_start(self, phi, resets):
-        cache = phi.cache()
-        got = phi.generate(phi.kiv, IDS, past_key_values=cache)
-        assert_same(got, phi.truth(IDS))
+    def test_a_prompt_that_is_long_from_the_start(self, any_model, resets):
+        cache = any_model.cache()
+        got = any_model.generate(any_model.kiv, IDS, past_key_values=cache)
+        assert_same(got, any_model.truth(IDS))
         assert got.past_key_values is cache
         assert cache.get_seq_length() == IDS.shape[1] + NEW - 1
         assert resets == []
 
     @pytest.mark.parametrize("pads", [(0, 7), (3, 9)], ids=["one row", "every row"])
-    def test_left_padding(self, phi, resets, pads):
+    def test_left_padding(self, any_model, resets, pads):
         ids, mask = IDS[:, :20].repeat(2, 1), torch.ones(2, 20, dtype=torch.long)
         for row, count in enumerate(pads):
             ids[row, :count] = mask[row, :count] = 0
-        got = phi.generate(phi.kiv, ids, attention_mask=mask, past_key_values=phi.cache())
-        assert_same(got, phi.truth(ids, attention_mask=mask))
+        got = any_model.generate(any_model.kiv, ids, attention_mask=mask, past_key_values=any_model.cache())
+        assert_same(got, any_model.truth(ids, attention_mask=mask))
         assert resets == [SHORT + pads[0]]
 
-    def test_beams(self, phi):
+    def test_beams(self, any_model):
         settings = {"num_beams": 3, "num_return_sequences": 2}
-        got = phi.generate(phi.kiv, IDS[:, :16], past_key_values=phi.cache(), **settings)
-        expected = phi.truth(IDS[:, :16], **settings)
+        got = any_model.generate(any_model.kiv, IDS[:, :16], past_key_values=any_model.cache(), **settings)
+        expected = any_model.truth(IDS[:, :16], **settings)
         assert torch.equal(got.sequences, expected.sequences)
         assert torch.allclose(got.sequences_scores, expected.sequences_scores, rtol=1e-5)
 
-    def test_a_second_turn(self, phi, resets):
-        cache = phi.cache()
-        first = phi.generate(phi.kiv, IDS[:, :12], past_key_values=cache, max_new_tokens=6)
+    def test_a_second_turn(self, any_model, resets):
+        cache = any_model.cache()
+        first = any_model.generate(any_model.kiv, IDS[:, :12], past_key_values=cache, max_new_tokens=6)
         assert resets == []
         text = torch.cat([first.sequences, IDS[:, 12:24]], 1)
         assert_same(
-            phi.generate(phi.kiv, text, past_key_values=cache, max_new_tokens=6), phi.truth(text, max_new_tokens=6)
+            any_model.generate(any_model.kiv, text, past_key_values=cache, max_new_tokens=6),
+            any_model.truth(text, max_new_tokens=6),
         )
         assert resets == [17]
         assert cache.get_seq_length() == text.shape[1] + 5
 
-    def test_a_fork(self, phi):
-        cache = phi.cache()
-        first = phi.generate(phi.kiv, IDS[:, :16], past_key_values=cache, max_new_tokens=6).sequences
+    def test_a_fork(self, any_model):
+        cache = any_model.cache()
+        first = any_model.generate(any_model.kiv, IDS[:, :16], past_key_values=cache, max_new_tokens=6).sequences
         twin = cache.fork()
-        expected = phi.truth(first)
-        assert_same(phi.generate(phi.kiv, first, past_key_values=twin), expected)
+        expected = any_model.truth(first)
+        assert_same(any_model.generate(any_model.kiv, first, past_key_values=twin), expected)
         assert cache.get_seq_length() == first.shape[1] - 1
-        assert_same(phi.generate(phi.kiv, first, past_key_values=cache), expected)
+        assert_same(any_model.generate(any_model.kiv, first, past_key_values=cache), expected)
 
-    def test_embeddings_for_a_prompt(self, phi):
-        cache = phi.cache()
-        embeddings = phi.kiv.get_input_embeddings()(IDS)
-        got = phi.generate(phi.kiv, None, inputs_embeds=embeddings, past_key_values=cache)
-        assert torch.equal(got.sequences, phi.truth(IDS).sequences[:, IDS.shape[1] :])
+    def test_embeddings_for_a_prompt(self, any_model):
+        cache = any_model.cache()
+        embeddings = any_model.kiv.get_input_embeddings()(IDS)
+        got = any_model.generate(any_model.kiv, None, inputs_embeds=embeddings, past_key_values=cache)
+        assert torch.equal(got.sequences, any_model.truth(IDS).sequences[:, IDS.shape[1] :])
         assert cache.get_seq_length() == IDS.shape[1] + NEW - 1
 
 
@@ -221,6 +161,104 @@ def test_one_set_of_factors_needs_no_second_reading(model_type, resets, caplog):
     assert "factors" not in caplog.text
 
 
+CROSSED = "has just crossed that length"
+CHUNKS = {"prefill_chunk_size": 7}
+
+
+class TestAPromptInChunks:
+    """`generate(prefill_chunk_size=...)` knows the whole prompt: all chunks get its factors."""
+
+    def test_that_is_long(self, any_model, resets, caplog):
+        ids = IDS[:, : SHORT + 12]
+        got = any_model.generate(any_model.kiv, ids, past_key_values=any_model.cache(), **CHUNKS)
+        assert_same(got, any_model.truth(ids))
+        assert resets == []
+        assert CROSSED not in caplog.text
+
+    def test_that_is_short(self, phi, resets):
+        got = phi.generate(phi.kiv, IDS[:, :16], past_key_values=phi.cache(), **CHUNKS)
+        assert_same(got, phi.truth(IDS[:, :16]))
+        assert resets == [SHORT]
+
+    def test_behind_padding(self, phi):
+        ids, mask = IDS[:, : SHORT + 4].repeat(2, 1), torch.ones(2, SHORT + 4, dtype=torch.long)
+        for row, count in enumerate((3, 9)):
+            ids[row, :count] = mask[row, :count] = 0
+        got = phi.generate(phi.kiv, ids, attention_mask=mask, past_key_values=phi.cache(), **CHUNKS)
+        assert_same(got, phi.truth(ids, attention_mask=mask))
+
+    @pytest.mark.parametrize("chunks", [{}, CHUNKS], ids=["one piece", "chunks"])
+    def test_as_a_second_turn(self, any_model, resets, chunks, caplog):
+        cache = any_model.cache()
+        first = any_model.generate(any_model.kiv, IDS[:, :12], past_key_values=cache, max_new_tokens=6).sequences
+        text = torch.cat([first, IDS[:, 12:28]], 1)
+        if chunks and Version(transformers.__version__) < Version("5.19"):
+            pytest.skip("this transformers reads the tokens held once more in chunks")
+        got = any_model.generate(any_model.kiv, text, past_key_values=cache, **chunks)
+        assert_same(got, any_model.truth(text))
+        assert resets == [17]
+        assert CROSSED not in caplog.text
+
+    def test_leaves_other_caches_alone(self, phi):
+        ids = IDS[:, : SHORT + 12]
+        phi.cache()
+        got = [
+            phi.generate(model, ids, past_key_values=DynamicCache(config=model.config), **CHUNKS)
+            for model in (phi.stock, phi.kiv)
+        ]
+        assert_same(*got)
+
+    def test_leaves_the_model_alone_if_it_fails(self, phi):
+        short = phi.truth(IDS[:, :9], max_new_tokens=1)
+        ids = IDS[:, : SHORT + 12].clone()
+        ids[0, -1] = 10**6
+        with pytest.raises(IndexError):
+            phi.generate(phi.kiv, ids, past_key_values=phi.cache(), **CHUNKS)
+        assert_same(phi.generate(phi.kiv, IDS[:, :9], past_key_values=phi.cache(), max_new_tokens=1), short)
+
+
+class TestNewTokensOnly:
+    """A call of `generate` that does not get the tokens held cannot read them again."""
+
+    @pytest.fixture
+    def new(self):
+        mask = torch.ones(1, 28, dtype=torch.long)
+        return lambda phi, cache: phi.generate(phi.kiv, IDS[:, 12:28], attention_mask=mask, past_key_values=cache)
+
+    def test_are_right_if_the_length_was_told(self, any_model, new, resets, caplog):
+        cache = any_model.cache()
+        with rope_for_length(any_model.kiv, 28 + NEW), torch.no_grad():
+            any_model.kiv(IDS[:, :12], past_key_values=cache)
+            got = new(any_model, cache)
+        expected = any_model.truth(IDS[:, :28])
+        assert torch.equal(got.sequences[:, 16:], expected.sequences[:, 28:])
+        assert resets == []
+        assert CROSSED not in caplog.text
+
+    def test_bring_a_warning_otherwise(self, any_model, new, caplog):
+        logging.Logger.warning_once.cache_clear()
+        cache = any_model.cache()
+        with torch.no_grad():
+            any_model.kiv(IDS[:, :12], past_key_values=cache)
+        new(any_model, cache)
+        assert caplog.text.count(CROSSED) == 1
+
+
+def test_padding_is_no_crossing(phi, caplog):
+    logging.Logger.warning_once.cache_clear()
+    ids, mask = IDS[:, :20].repeat(2, 1), torch.ones(2, 20, dtype=torch.long)
+    ids[:, :5] = mask[:, :5] = 0
+    phi.generate(phi.kiv, ids, attention_mask=mask, past_key_values=phi.cache())
+    assert CROSSED not in caplog.text
+
+
+def test_no_second_reading_if_the_length_was_told(phi, resets):
+    with rope_for_length(phi.kiv, 16 + NEW):
+        got = phi.generate(phi.kiv, IDS[:, :16], past_key_values=phi.cache())
+        assert_same(got, phi.truth_under(16 + NEW, IDS[:, :16]))
+    assert resets == []
+
+
 class TestTheWarning:
     @pytest.fixture(autouse=True)
     def _again(self):
@@ -235,9 +273,9 @@ class TestTheWarning:
         assert caplog.text == ""
 
     @pytest.mark.parametrize("around", [False, True], ids=["itself", "the text part of another"])
-    def test_of_a_model_that_keeps_its_cache(self, caplog, around):
+    def test_of_a_model_that_transformers_lets_keep_its_cache(self, caplog, around):
         rope = ROPE | {"original_max_position_embeddings": SHORT}
         text = (CONFIG_MAPPING["phi3"] if around else LlamaConfig)(**SIZES | TYPE_SIZES["phi3"], rope_parameters=rope)
         KIVCache(LlavaConfig(text_config=text) if around else text, EXACT)
         assert f"more than {SHORT} tokens" in caplog.text
-        assert "resets" not in caplog.text
+        assert "resets its KIVCache once" in caplog.text

@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     from kiv_reference.errors import KIVError
 
     from .cache import KIVCache
+    from .rope import rope_for_length
     from .routing import use_kiv
 
     __version__: str
 
-__all__ = ["KIVCache", "KIVConfig", "KIVError", "use_kiv"]
+__all__ = ["KIVCache", "KIVConfig", "KIVError", "rope_for_length", "use_kiv"]
 
 _HOMES = {
     "KIVCache": "kiv_hf.cache",
     "KIVConfig": "kiv_reference.config",
     "KIVError": "kiv_reference.errors",
+    "rope_for_length": "kiv_hf.rope",
     "use_kiv": "kiv_hf.routing",
 }
 

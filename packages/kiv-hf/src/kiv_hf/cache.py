@@ -30,6 +30,7 @@ from .layer_choice import stock_layers
 from .linear import LinearStates
 from .longrope import keep_cache
 from .progress import Progress
+from .rope import Watch
 from .running import calling_config
 from .stages import TOKEN_LAYERS, is_pipeline, seen_tokens, sizes_if_used
 from .undo import go_back
@@ -126,6 +127,11 @@ class KIVCache(LinearStates):
     def pool(self) -> StorePool:
         """The pool that made the layers' stores."""
         return self._shared.pool
+
+    @property
+    def rope(self) -> Watch:
+        """Which rotary factors the tokens have, where they depend on the length of the text."""
+        return self._handshake.rope
 
     @property
     def is_compileable(self) -> bool:
@@ -283,6 +289,7 @@ class KIVCache(LinearStates):
         """Empty every layer, whatever state a broken forward pass left (SPEC 9.5)."""
         super().reset()
         self._handshake.progress.restart()
+        self.rope.padding = 0
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Make sequence i of every layer a copy of the former ``beam_idx[i]`` (SPEC 9.3)."""

@@ -18,6 +18,7 @@ from kiv_reference.errors import KIVError, KIVUnsupportedError, KIVUsageError, r
 
 from .fits import require_fit
 from .progress import Progress
+from .rope import Watch
 from .running import calling_config, still_runs
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ class Handshake:
         The layer whose new tokens no attention call has taken yet.
     adapted : (KIVLayerMixin, Staged) or None
         The layer that last took adapted tokens, and those tokens: its module may attend to them again.
+    rope : Watch
+        Which rotary factors the tokens have, where they depend on the length.
     closed : bool
         The cache was closed.
     """
@@ -104,6 +107,7 @@ class Handshake:
         self.adapted: tuple[KIVLayerMixin, Staged] | None = None
         self._stock: tuple[weakref.ref[torch.Tensor], int, int] | None = None
         self.progress = Progress()
+        self.rope = Watch(self._config)
         self.closed = False
 
     def mask_asked(self, length: int) -> MaskLength:
@@ -279,8 +283,10 @@ class Handshake:
             )
 
     def fork(self, cache: KIVCache) -> Handshake:
-        """Return the handshake of `cache`, a fork: same model, nothing promised."""
-        return Handshake(self._config, cache)
+        """Return the handshake of `cache`, a fork: same model, same rotary factors, nothing promised."""
+        twin = Handshake(self._config, cache)
+        twin.rope = self.rope.fork()
+        return twin
 
     def forget(self) -> None:
         """Forget what was promised: a layer's tokens changed, so an old mask may not serve a new forward pass."""

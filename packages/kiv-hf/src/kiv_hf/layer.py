@@ -122,6 +122,7 @@ class KIVLayerMixin:
         key_states, value_states = key_states.to(dtype), value_states.to(dtype)
         total = self.store.length + key_states.shape[-2]
         self.handshake.before_update(total)
+        self.handshake.rope.see(self.store.length, total)
         if not self.is_initialized:
             # Named, because the hybrid layer's initialisation serves its linear part too.
             KIVLayerMixin.lazy_initialization(self, key_states, value_states)

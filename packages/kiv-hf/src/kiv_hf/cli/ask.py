@@ -14,10 +14,11 @@ from transformers.utils import logging
 
 from .. import KIVCache
 from ..impls import resolve_impl
+from ..rope import rope_for_length
 from .budgets import check_budgets
 from .display import AnswerStreamer, outcome_table, prompt_progress, waiting
 from .estimate import check_memory, estimate
-from .generate import Run, decode, prefill, stop_tokens
+from .generate import Run, decode, parts, prefill, stop_tokens
 from .gguf import converted
 from .prompt import encode_prompt
 from .source import Source, explained, find_source, load_config, load_model, load_tokenizer
@@ -26,6 +27,11 @@ from .trace import Trace
 
 SPILLING = ("fast",)
 """Implementations that have a disk tier."""
+
+
+AGAIN = (
+    "This model has other rotary factors for longer texts: the text is read again with those, and the answer goes on."
+)
 
 
 @dataclass(frozen=True)
@@ -111,21 +117,27 @@ def converse(
     trace : Trace, optional
         Gets the reports of every decode step.
     """
-    ids = ids.to(model.device)
-    with prompt_progress(err, ids.shape[1], label) as advance:
-        begin = time.perf_counter()
-        logits = prefill(model, ids, cache, settings.chunk_tokens, advance)
-        prefill_s = time.perf_counter() - begin
-    streamer = AnswerStreamer(tokenizer, out)
-    answer: list[int] = []
-    step_s: list[float] = []
-    for token, seconds in decode(model, logits, cache, settings.max_new_tokens, stop_tokens(model, tokenizer)):
-        streamer.put(torch.tensor([token], device="cpu"))
-        answer.append(token)
-        if seconds is not None:
-            step_s.append(seconds)
-            if trace is not None:
-                trace.add(cache.reports())
+    begin = time.perf_counter()
+    ids, answer, step_s, prefill_s = ids.to(model.device), list[int](), list[float](), 0.0
+    streamer, stop = AnswerStreamer(tokenizer, out), stop_tokens(model, tokenizer)
+    for part in parts(model, ids.shape[1], settings.max_new_tokens):
+        text = torch.cat([ids, torch.tensor([answer], dtype=ids.dtype, device=ids.device)], dim=1)
+        if answer:
+            err.print(f"\n{AGAIN}", style="yellow", highlight=False)
+            cache.reset()
+        with rope_for_length(model, part.rope_tokens):
+            with prompt_progress(err, text.shape[1], "Reading again" if answer else label) as advance:
+                logits = prefill(model, text, cache, settings.chunk_tokens, advance)
+            prefill_s = prefill_s or time.perf_counter() - begin
+            for token, seconds in decode(model, logits, cache, part.new_tokens, stop):
+                streamer.put(torch.tensor([token], device="cpu"))
+                answer.append(token)
+                if seconds is not None:
+                    step_s.append(seconds)
+                    if trace is not None:
+                        trace.add(cache.reports())
+        if answer and answer[-1] in stop:
+            break
     streamer.end()
     return Run(ids.shape[1], answer, prefill_s, step_s)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ..rope import limits, same_factors_until
+
 
 @dataclass(frozen=True)
 class Run:
@@ -88,6 +90,37 @@ def decode(
         logits = _step(model, torch.tensor([[token]], device=logits.device), cache)
         token = int(logits.argmax(dim=-1))  # waits for the device, so that the clock sees all of the step
         seconds = time.perf_counter() - begin
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an answer that the model writes with one set of rotary factors.
+
+    Attributes
+    ----------
+    new_tokens : int
+    rope_tokens : int
+        Length of the text that the factors are for (`rope_for_length`).
+    """
+
+    new_tokens: int
+    rope_tokens: int
+
+
+def parts(model: Any, prompt_tokens: int, max_new_tokens: int) -> Iterator[Part]:
+    """Divide an answer where the rotary factors change; before each part but the first the text is read again.
+
+    Most models have one set of factors: one part. The last token of an answer is not fed.
+    """
+    where = limits(model.config.get_text_config(decoder=True))
+    longest, text_tokens = prompt_tokens + max(max_new_tokens - 1, 0), prompt_tokens
+    while True:
+        until = same_factors_until(where, text_tokens, longest)
+        new_tokens = min(max_new_tokens, until - text_tokens + 1)
+        yield Part(new_tokens, until)
+        max_new_tokens, text_tokens = max_new_tokens - new_tokens, text_tokens + new_tokens
+        if max_new_tokens == 0:
+            return
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
