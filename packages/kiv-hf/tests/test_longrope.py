@@ -11,10 +11,8 @@ import logging
 
 import pytest
 import torch
-import transformers
 from hf_models import EXACT, FULL_BUDGET, PAGES
 from kiv_hf import KIVCache, KIVConfig, rope_for_length
-from packaging.version import Version
 from phi_models import IDS, IMAGE_TOKEN, NEW, ROPE, SHORT, SIZES, TYPE_SIZES, TYPES, Phi, assert_same, build
 from transformers import CONFIG_MAPPING, DynamicCache, LlamaConfig, LlavaConfig
 
@@ -192,8 +190,6 @@ class TestAPromptInChunks:
         cache = any_model.cache()
         first = any_model.generate(any_model.kiv, IDS[:, :12], past_key_values=cache, max_new_tokens=6).sequences
         text = torch.cat([first, IDS[:, 12:28]], 1)
-        if chunks and Version(transformers.__version__) < Version("5.19"):
-            pytest.skip("this transformers reads the tokens held once more in chunks")
         got = any_model.generate(any_model.kiv, text, past_key_values=cache, **chunks)
         assert_same(got, any_model.truth(text))
         assert resets == [17]
