@@ -159,7 +159,7 @@ class State:
     def cold_tile(self, row: int, first: int, stop: int) -> Tile:
         """The pages ``[first, stop)`` of a sequence."""
         cold, start = self.cold, self.hot_start(first)
-        key, value = cold.arena.tile(self.rows[row].table.pages[first:stop])
+        key, value = cold.arena.tile(self.rows[row].table.pages.tolist(first, stop))
         cold.counters.streamed_bytes += (key.numel() + value.numel()) * key.element_size()
         valid = self.validity.row(row, start, self.hot_start(stop)) if self.rows[row].table.padded else None
         return Tile(cold.transfer.upload(key), cold.transfer.upload(value), start, valid)
@@ -230,7 +230,7 @@ class State:
         tables = [self.cold.row_bytes(row) for row in self.rows]
         device = self._booked + promised.device + sum(table.device for table in tables)
         cold = sum(len(row.table.pages) for row in self.rows)
-        disk = sum(self.cold.arena.pages_on_disk(row.table.pages) for row in self.rows)
+        disk = sum(self.cold.arena.pages_on_disk(row.table.pages.array) for row in self.rows)
         size = self.cold.arena.page_bytes
         ram = (cold - disk) * size + promised.ram + sum(table.ram for table in tables)
         return TierBytes(device, ram, disk * size + promised.disk)
@@ -245,5 +245,5 @@ class State:
         pages = self.config.cold_pages(self.length)
         cold, size = pages * self.config.page_tokens, self.config.page_tokens
         sinks = min(self.config.sink_tokens, self.length)
-        disk = self.cold.arena.pages_on_disk(self.rows[0].table.pages[:pages]) * size
+        disk = self.cold.arena.pages_on_disk(self.rows[0].table.pages.array[:pages]) * size
         return TierTokens(sinks, self.length - sinks - cold, cold - disk, disk)
