@@ -1,5 +1,5 @@
 import pytest
-from kiv_fast.layout import IdPool, Row, chapter_stops, common_prefix
+from kiv_fast.layout import IdPool, Row, chapter_stops, common_prefix, most_chapters
 
 
 def test_ids_return_when_their_last_holder_goes():
@@ -42,6 +42,17 @@ def test_chapters_halve_towards_the_end():
     assert common_prefix([8, 16, 20], [8, 16, 18, 19]) == 2
     assert common_prefix([], [8]) == 0
     assert common_prefix([8], [8, 16]) == 1
+
+
+def test_a_growing_row_has_no_more_chapters_than_it_is_promised():
+    for least, most in ((1, 1), (1, 8), (2, 8), (4, 4), (3, 12), (512, 8192)):
+        at_any, promised = 0, 0
+        for pages in range(-2, 6 * most):
+            before, promised = promised, most_chapters(pages, least, most)
+            at_any = max(at_any, len(chapter_stops(pages, least, most)))
+            assert before <= promised
+            assert at_any <= promised <= at_any + 1
+    assert most_chapters(6, 2, 8) == 2
 
 
 def test_a_copy_shares_no_list():

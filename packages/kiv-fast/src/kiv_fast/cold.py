@@ -54,7 +54,7 @@ class Cold(Lookup):
         """Book room for so many pages more in each row, or refuse before anything happens (SPEC 10.2).
 
         A promise stands until its owner, one of the states that share the pages, settles it or gets another.
-        Returns what was booked.
+        Returns what was booked, without near summaries.
         """
         self.settle(owner)
         pages = len(rows) * more_pages
@@ -74,7 +74,7 @@ class Cold(Lookup):
             raise
         self._promises[owner] = more, pages
         ram, disk = after.ram - before.ram, after.disk - before.disk
-        return TierBytes(more.device + near, more.ram + ram, disk)
+        return TierBytes(more.device, more.ram + ram, disk)
 
     def settle(self, owner: object) -> None:
         """End a promise: book what is held, and what others were promised."""

@@ -175,6 +175,13 @@ def chapter_stops(pages: int, least: int, most: int) -> list[int]:
     return stops
 
 
+def most_chapters(pages: int, least: int, most: int) -> int:
+    """Most chapters that a row has at any length up to `pages`: of each size below `most` it has one at most."""
+    if pages < least:
+        return 0
+    return pages // most + min((most // least).bit_length() - 1, (pages // least).bit_length())
+
+
 def common_prefix(one: list[int], other: list[int]) -> int:
     """How many leading numbers two lists share."""
     pairs = enumerate(zip(one, other, strict=False))
