@@ -50,7 +50,8 @@ class Chapters:
         tuning: Tuning,
     ) -> None:
         self._tuning = tuning
-        product = product_for(shape.device)
+        page = shape.token_bytes * config.page_tokens // shape.heads + summaries.record_bytes // shape.heads
+        product = product_for(shape.device, 2 * shape.key_width, page)
         self.scanner = None
         if product is not None and shape.compute == torch.float32 and not config.exact:
             self.scanner = Scanner(shape, product)
