@@ -160,7 +160,7 @@ class Calls:
                 assert later(again if self.name == "fork" else store) in self.ends
             del again
             told, left = refused(lambda: later(fork))
-            # A broken store does not refuse to be reset, and a fork from before the first append shares nothing with it.
+            # A broken store does not refuse to be reset; a fork from before the first append shares nothing with it.
             assert left == broken or self.name in ("reset", "first append")
             assert left or told == self.fork
             store.reset()

@@ -70,10 +70,10 @@ def test_pruning_never_changes_what_is_retrieved(config, group, product, monkeyp
 @pytest.mark.parametrize(
     ("dtype", "heads", "width", "page", "packed"),
     [
-        (torch.bfloat16, 1, 16, 4, False),  # 256 bytes and a summary of 128 beside a padding of about 96
-        (torch.float32, 5, 33, 1, False),
-        (torch.float32, 5, 33, 7, True),
-        (torch.bfloat16, 2, 64, 8, True),
+        (torch.bfloat16, 1, 16, 4, False),
+        (torch.float32, 5, 33, 7, False),
+        (torch.bfloat16, 2, 64, 8, False),  # 2048 bytes and a summary of 768 beside a padding of 384
+        (torch.bfloat16, 2, 64, 64, True),
         (torch.bfloat16, 1, 256, 1, True),  # 512 levels are a whole block
     ],
 )

@@ -14,9 +14,8 @@ import torch
 ZERO_POINT = 64
 """Of query parts as 7-bit unsigned integers, which no engine saturates on."""
 
-BLOCK_LEVELS, PADDING_BYTES = 512, 96
-"""Levels of a page and head are padded to whole blocks. Of what a short page leaves of its block so much is held, as
-measured on AVX-512: the rest of it lies on memory pages that nobody writes to."""
+BLOCK_LEVELS = 512
+"""The packed levels of a page and head are padded to whole blocks: held as well, where memory was in use before."""
 
 
 class Product(Protocol):
@@ -81,6 +80,5 @@ def product_for(device: torch.device, width: int, page_bytes: int) -> Product | 
     engine: str = torch.backends.quantized.engine
     product = getattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32", None)
     if engine in ("x86", "fbgemm", "onednn") and product is not None and hasattr(torch, "quantize_per_channel"):
-        padding = min(PADDING_BYTES, -width % BLOCK_LEVELS)
-        return WidenedProduct() if 10 * padding > page_bytes else PackedProduct()
+        return WidenedProduct() if 10 * (-width % BLOCK_LEVELS) > page_bytes else PackedProduct()
     return None
