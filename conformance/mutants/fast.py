@@ -98,7 +98,7 @@ FAULTS = [
         "whole pages read from disk",
         "kiv_fast.tiered:TieredArena.values",
         "self._segments.read(joined(where, row_bytes, buffer))",
-        "self.tile(sorted(set(pages))); self._segments.read(joined(where, row_bytes, buffer))",
+        "self.tile(sorted(set(picked[0].flatten().tolist()))); self._segments.read(joined(where, row_bytes, buffer))",
         (f"{COST}a_step_reads_no_more_from_disk",),
     ),
     Fault(

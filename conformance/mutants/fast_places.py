@@ -94,15 +94,15 @@ FAULTS = [
     Fault(
         "a copy of a row shares its counts",
         "kiv_fast.layout:Row.copy",
-        "list(self.counts)",
+        "Integers(self.counts.array)",
         "self.counts",
         (f"{TESTS}parts.py::test_a_copy_of_a_row_shares_no_list",),
     ),
     Fault(
         "runs of ids are joined over a gap",
         "kiv_fast.layout:Row.extend",
-        "page == self.pages[-1] + 1",
-        "page > self.pages[-1]",
+        "page != last + 1 + n",
+        "page < last + 1 + n",
         (f"{TESTS}layout.py",),
     ),
     Fault(
@@ -150,7 +150,7 @@ FAULTS = [
     Fault(
         "keys of a page that was freed are found again",
         "kiv_fast.residence:Residence.free",
-        "if unit in self._cached:",
+        "if self._slot[unit] != NOWHERE:",
         "if False:",
         (f"{TESTS}budget_machine.py",),
     ),
@@ -185,7 +185,7 @@ FAULTS = [
     Fault(
         "a page on disk is forgotten and its place lost",
         "kiv_fast.spill:Segments.drop",
-        "segment.free.append(number)",
+        "segment.freed.append(number)",
         "pass",
         (f"{TESTS}budget_machine.py",),
     ),

@@ -181,8 +181,8 @@ def test_the_cache_of_keys_drops_the_one_used_longest_ago(tmp_path):
     arena.touch([oldest], [], rows)
     assert next(iter(arena._cached)) == second
     # No room for another copy: it takes the place of the oldest, never of one that the same step uses.
-    disk = [page for page in range(40) if page in arena._segments]
-    missing = next(unit for page in disk for unit in (2 * page, 2 * page + 1) if unit not in arena._slot)
+    disk = [page for page in range(40) if arena.on_disk(page)]
+    missing = next(unit for page in disk for unit in (2 * page, 2 * page + 1) if arena._slot[unit] < 0)
     pool.ledger._limits = (None, pool.memory().ram, None)
     used, size = list(arena._cached), CONFIG.page_tokens * WIDTH
     arena._convert = lambda: None

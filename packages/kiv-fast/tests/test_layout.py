@@ -1,5 +1,5 @@
 import pytest
-from kiv_fast.layout import IdPool, Row, chapter_stops, common_prefix
+from kiv_fast.layout import IdPool, Row, chapter_stops, common_prefix, most_chapters
 
 
 def test_ids_return_when_their_last_holder_goes():
@@ -30,8 +30,8 @@ def test_a_row_knows_its_consecutive_pages_and_its_padding():
     row.spans = [0, 1, 2]
     row.chapters, row.chapter_stops = [7, 8], [2, 4]
     gone = row.cut(3, span_pages=2, page_tokens=4)
-    assert (gone.pages, gone.spans, gone.chapters) == ([9, 10], [2], [8])
-    assert (row.pages, row.spans, row.padded, row.empty) == ([4, 5, 6], [0, 1], False, False)
+    assert (list(gone.pages), gone.spans, gone.chapters) == ([9, 10], [2], [8])
+    assert (list(row.pages), row.spans, row.padded, row.empty) == ([4, 5, 6], [0, 1], False, False)
     assert (row.chapters, row.chapter_stops) == ([7], [2])
 
 
@@ -44,8 +44,19 @@ def test_chapters_halve_towards_the_end():
     assert common_prefix([8], [8, 16]) == 1
 
 
+def test_a_growing_row_has_no_more_chapters_than_it_is_promised():
+    for least, most in ((1, 1), (1, 8), (2, 8), (4, 4), (3, 12), (512, 8192)):
+        at_any, promised = 0, 0
+        for pages in range(-2, 6 * most):
+            before, promised = promised, most_chapters(pages, least, most)
+            at_any = max(at_any, len(chapter_stops(pages, least, most)))
+            assert before <= promised
+            assert at_any <= promised <= at_any + 1
+    assert most_chapters(6, 2, 8) == 2
+
+
 def test_a_copy_shares_no_list():
     row = Row()
     row.extend([0], [4], 4)
     row.copy().extend([1], [4], 4)
-    assert row.pages == [0]
+    assert list(row.pages) == [0]

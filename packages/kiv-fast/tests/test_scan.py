@@ -11,7 +11,7 @@ from kiv_fast.validate import Shape
 HEADS, WIDTH, PAGES = 2, 24, 64
 SHAPE = Shape(1, HEADS, WIDTH, WIDTH, torch.float32, torch.device("cpu"))
 
-PACKED = product_for(SHAPE.device)
+PACKED = product_for(SHAPE.device, 2 * WIDTH, 1 << 20)
 PRODUCTS = {"widened": WidenedProduct()} | ({} if PACKED is None else {"packed": PACKED})
 
 
@@ -60,10 +60,30 @@ def test_pruning_never_changes_what_is_retrieved(config, group, product, monkeyp
     chunks = [860] + [1] * 40
     plain, quick = FastPool(config), FastPool(config, tuning=Tuning(least_chapter_pages=8, most_chapter_pages=32))
     expected = feed(plain.layer_store(), data, chunks)
-    monkeypatch.setattr(chapters, "product_for", lambda device: PRODUCTS[product])
+    monkeypatch.setattr(chapters, "product_for", lambda *arguments: PRODUCTS[product])
     assert torch.equal(feed(quick.layer_store(), data, chunks), expected)
     assert plain.counters.pages_pruned == 0
     assert quick.counters.pages_pruned > 1000
+
+
+@pytest.mark.skipif(PACKED is None, reason="nothing is packed on this processor")
+@pytest.mark.parametrize(
+    ("dtype", "heads", "width", "page", "packed"),
+    [
+        (torch.bfloat16, 1, 16, 4, False),
+        (torch.float32, 5, 33, 7, False),
+        (torch.bfloat16, 2, 64, 8, False),  # 2048 bytes and a summary of 768 beside a padding of 384
+        (torch.bfloat16, 2, 64, 64, True),
+        (torch.bfloat16, 1, 256, 1, True),  # 512 levels are a whole block
+    ],
+)
+def test_what_padding_would_make_a_tenth_larger_is_not_packed(config, dtype, heads, width, page, packed):
+    from dataclasses import replace
+
+    store = FastPool(replace(config, page_tokens=page, retrieve_tokens=page)).layer_store()
+    store.append(*draw(1, 1, heads=heads, width=width, value_width=width, dtype=dtype)[:2])
+    product = store.state.cold.chapters.scanner._product
+    assert isinstance(product, WidenedProduct) is not packed
 
 
 def test_ties_go_to_the_lower_index():

@@ -23,8 +23,8 @@ def test_a_segment_is_a_safetensors_file_at_page_boundaries(tmp_path):
     segments.ensure(3)
     key = torch.arange(2 * 16 * 8, dtype=torch.float32).to(torch.bfloat16)
     value = torch.arange(2 * 16 * 4, dtype=torch.float32).to(torch.bfloat16)
-    segments.write(7, *(memoryview(bytearray(t.view(torch.uint8).numpy().tobytes())) for t in (key, value)))
-    handle, offset = segments.place(7, value=False)
+    place = segments.write(*(memoryview(bytearray(t.view(torch.uint8).numpy().tobytes())) for t in (key, value)))
+    handle, offset = segments.where(place, value=False)
     assert offset % 4096 == 0
     size = os.fstat(handle).st_size
     assert size == ledger.used.disk
@@ -33,7 +33,44 @@ def test_a_segment_is_a_safetensors_file_at_page_boundaries(tmp_path):
     assert torch.equal(tensors["value"][0].flatten(), value)
     assert os.fstat(handle).st_nlink == 0
     assert os.fstat(handle).st_mode & 0o777 == 0o600
-    segments.drop(7)
+    segments.drop(place)
+    segments.trim(0)
+    assert ledger.used.disk == 0
+
+
+def test_places_of_a_file_that_went_are_given_again(tmp_path):
+    shape = Shape(1, 1, 1, 1, torch.float32, torch.device("cpu"))
+    ledger = Ledger(KIVConfig())
+    tuning = Tuning(first_segment_bytes=16, most_segment_bytes=32)  # two pages of eight bytes, then four
+    segments = Segments(shape, 1, str(tmp_path), FileIO(), ledger.account(), Counters(), tuning)
+
+    def write(number):
+        place = segments.write(*(memoryview(bytearray(4 * [n])) for n in (number, number + 1)))
+        held[place] = number
+        return place
+
+    def check():
+        for place, number in held.items():
+            for value in (False, True):
+                buffer = memoryview(bytearray(4))
+                segments.read([(*segments.where(place, value), buffer)])
+                assert list(buffer) == 4 * [number + value]
+
+    held = {}
+    places = [write(number) for number in range(12)]
+    assert len(held) == 12
+    for place in places[2:6]:
+        segments.drop(place)
+        del held[place]
+    files = ledger.used.disk
+    segments.trim(0)
+    assert ledger.used.disk < files
+    check()
+    assert {write(number) for number in range(20, 24)} <= {*places[2:6], places[-1] + 1, places[-1] + 2}
+    assert len(held) == 12
+    check()
+    for place in held:
+        segments.drop(place)
     segments.trim(0)
     assert ledger.used.disk == 0
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from typing import Protocol
 
+import numpy as np
 import torch
 from kiv_reference.report import TierBytes
+from numpy.typing import NDArray
 
 from .host import Table
 from .ledger import Account
@@ -55,7 +57,7 @@ class Arena(Protocol):
         """Keys ``[H, n * P, D]`` and values ``[H, n * P, DV]`` of pages, for all heads, in order."""
         ...
 
-    def pages_on_disk(self, ids: list[int]) -> int:
+    def pages_on_disk(self, ids: NDArray[np.int32]) -> int:
         """How many of the pages live on disk."""
         ...
 
@@ -137,6 +139,6 @@ class RamArena:
             aligned(value.transpose(0, 1).reshape(heads, -1, self._shape.value_width)),
         )
 
-    def pages_on_disk(self, ids: list[int]) -> int:
+    def pages_on_disk(self, ids: NDArray[np.int32]) -> int:
         """None is."""
         return 0

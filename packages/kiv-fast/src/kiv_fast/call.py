@@ -82,7 +82,7 @@ def _answer_some(
         missed = zeros
     elif block.mode == "exact":
         attended, missed = _exact(state, row, queries, block, mine is None)
-        rows = heads * sum(state.rows[row].table.counts[: block.pages])
+        rows = heads * int(state.rows[row].table.counts.array[: block.pages].sum())
         trace.key_rows += rows
         trace.value_rows += rows
     else:
@@ -151,7 +151,7 @@ def _all_tiles(state: State, row: int, pages: int, stop: int) -> Iterator[Tile]:
 
 def _view(state: State, row: int, pages: int, stop: int, later: list[Reply] | None) -> View:
     table = state.rows[row].table
-    filled = sum(1 for count in table.counts[:pages] if count) if table.empty else pages
+    filled = int((table.counts.array[:pages] > 0).sum()) if table.empty else pages
     start = state.config.sink_tokens
     cold_valid = None
     if table.padded:

@@ -10,7 +10,7 @@ from kiv_reference.config import KIVConfig
 
 from .host import Table
 from .interrupts import REFUSALS
-from .layout import IdPool, Row, chapter_stops, common_prefix
+from .layout import IdPool, Row, chapter_stops, common_prefix, most_chapters
 from .ledger import Booking
 from .product import product_for
 from .rows import ColdRow, near_capacity
@@ -50,7 +50,8 @@ class Chapters:
         tuning: Tuning,
     ) -> None:
         self._tuning = tuning
-        product = product_for(shape.device)
+        page = shape.token_bytes * config.page_tokens // shape.heads + summaries.record_bytes // shape.heads
+        product = product_for(shape.device, 2 * shape.key_width, page)
         self.scanner = None
         if product is not None and shape.compute == torch.float32 and not config.exact:
             self.scanner = Scanner(shape, product)
@@ -125,7 +126,7 @@ class Chapters:
         except REFUSALS:
             self._booking.take(-unpromised)
             raise
-        self.near_promised -= max(0, more) - unpromised
+        self.near_promised -= more - unpromised  # what shrinks has its room again in the same call
         self.near_bytes += more
 
     def drop_near(self, row: ColdRow) -> None:
@@ -147,9 +148,10 @@ class Chapters:
         stays = any(self._ids.shared(chapter) for chapter in going)  # for another row
         freed = 0 if stays or not going else table.chapter_stops[-1] - start
         grown = max(0, stops[-1] - start - freed) if stops else 0
-        # On the way there are at most so many chapters more than in the end, one of each size.
-        sizes = (self._tuning.most_chapter_pages // self._tuning.least_chapter_pages).bit_length()
-        return grown * self.scanner.page_bytes + (len(stops) - kept + sizes) * self.scanner.table_bytes
+        sizes = self._tuning.least_chapter_pages, self._tuning.most_chapter_pages
+        most = most_chapters(len(table.pages) + more_pages - self._delay, *sizes)
+        more = max(0, most - (kept if stays else len(table.chapters)))
+        return grown * self.scanner.page_bytes + more * self.scanner.table_bytes
 
     def parted_bytes(self, table: Row, pages: int) -> int:
         """Most bytes that a row's chapters take in addition once it is cut to so many pages: others keep theirs."""
@@ -168,6 +170,11 @@ class Chapters:
 
     def settle(self) -> None:
         """End a promise."""
+        self.near_promised = 0
+
+    def break_promise(self) -> None:
+        """Give the room back that near summaries were promised: they have it only as long as nothing else needs it."""
+        self._booking.take(-self.near_promised)
         self.near_promised = 0
 
     def _more_near_bytes(self, row: ColdRow, more_pages: int) -> int:

@@ -23,7 +23,8 @@ from .tuning import Tuning
 from .validate import Shape
 
 TABLE_BYTES = 16
-"""Of a page in the table of a row: two integers, in RAM."""
+"""Of what is noted about a page, in RAM: in the table of a row two integers of four bytes, its holders, and a flag in
+each of four tables that hold it."""
 
 
 class Cold(Lookup):
@@ -53,7 +54,7 @@ class Cold(Lookup):
         """Book room for so many pages more in each row, or refuse before anything happens (SPEC 10.2).
 
         A promise stands until its owner, one of the states that share the pages, settles it or gets another.
-        Returns what was booked.
+        Returns what was booked, without near summaries.
         """
         self.settle(owner)
         pages = len(rows) * more_pages
@@ -73,7 +74,7 @@ class Cold(Lookup):
             raise
         self._promises[owner] = more, pages
         ram, disk = after.ram - before.ram, after.disk - before.disk
-        return TierBytes(more.device + near, more.ram + ram, disk)
+        return TierBytes(more.device, more.ram + ram, disk)
 
     def settle(self, owner: object) -> None:
         """End a promise: book what is held, and what others were promised."""
@@ -123,14 +124,13 @@ class Cold(Lookup):
         self.counters.evicted_pages += n
 
     def mend(self, row: ColdRow) -> None:
-        """Build what is not up to date: page ids on the device, spans, chapters, near summaries.
+        """Build what is not up to date: spans, chapters, near summaries.
 
         It can be done again if memory was refused on the way.
         """
         if (first := row.stale) is None:
             return
         table, span_pages = row.table, self.config.span_pages
-        row.number(first)
         for number in range(first // span_pages, -(-len(table.pages) // span_pages)):
             self._put_span(table, number)
         self.chapters.build(row)
@@ -157,7 +157,6 @@ class Cold(Lookup):
         self.mend(row)
         copy = ColdRow(row.table.copy(), self.shape)
         copy.sizes = deepcopy(row.sizes)
-        copy.number(0)
         copy.stale = None
         self._pages.share(copy.table.pages)
         self._spans.share(copy.table.spans)

@@ -136,9 +136,8 @@ class Index:
         """Store the summary of a span: `span_pages` pages of `row` from `first` on, or those there are (SPEC 3.2)."""
         for table in (self.span_keys, self.span_values, self.span_counts):
             table.use([span])
-        pages = row.pages[first : first + self._span_pages]
-        counts = row.counts[first : first + self._span_pages]
-        key, value, count = self.merge(pages, counts)
+        part = first, first + self._span_pages
+        key, value, count = self.merge(row.pages.tolist(*part), row.counts.tolist(*part))
         self.span_keys.tensor[span] = self._transfer.send(key)
         self.span_values.tensor[span] = self._transfer.send(value)
         self.span_counts.tensor[span] = count

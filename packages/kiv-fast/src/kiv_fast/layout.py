@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import heapq
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from .integers import Integers
+
+BLOCK = 256
+"""Ids that are looked through at once for a free one."""
+
 
 class IdPool:
-    """Reference-counted ids; the lowest free ones are taken first, so that tables stay contiguous."""
+    """Reference-counted ids; the lowest free ones are taken first, so that tables stay contiguous.
 
-    def __init__(self) -> None:
-        self._holders: list[int] = []  # up to the highest id in use
-        self._free: list[int] = []  # a heap: those below it, and perhaps some above
+    Parameters
+    ----------
+    typecode : of an array that counts as many holders as an id may have
+    """
+
+    def __init__(self, typecode: str = "I") -> None:
+        self._holders = array(typecode)  # up to the highest id in use
+        self._full = bytearray()  # a flag for each block of them that is known to have no free one
         self._used = 0
 
     @property
@@ -23,15 +33,22 @@ class IdPool:
 
     def take(self, n: int) -> list[int]:
         """`n` ids, each with one holder."""
-        ids = [heapq.heappop(self._free) for _ in range(min(n, len(self._holders) - self._used))]
-        if len(ids) < n:
-            self._free.clear()
+        holders, full, ids = self._holders, self._full, list[int]()
+        free = len(holders) - self._used
+        while len(ids) < min(n, free):
+            start = full.find(0) * BLOCK
+            try:
+                i = holders.index(0, start, start + BLOCK)
+            except ValueError:
+                full[start // BLOCK] = 1
+            else:
+                holders[i] = 1
+                ids.append(i)
         self._used += n
-        for i in ids:
-            self._holders[i] = 1
-        first = len(self._holders)
-        self._holders.extend([1] * (n - len(ids)))
-        ids.extend(range(first, len(self._holders)))
+        first, more = len(holders), n - len(ids)
+        holders.extend(array(holders.typecode, [1]) * more)
+        full.extend(bytes(-(-len(holders) // BLOCK) - len(full)))
+        ids.extend(range(first, first + more))
         return ids
 
     def share(self, ids: Iterable[int]) -> None:
@@ -50,13 +67,14 @@ class IdPool:
             holders[i] -= 1
             if holders[i] == 0:
                 freed.append(i)
-                heapq.heappush(self._free, i)
+                self._full[i // BLOCK] = 0
         self._used -= len(freed)
-        while holders and not holders[-1]:  # what comes back from the top is as if it had never been taken
-            holders.pop()
-        if len(self._free) > 2 * (len(holders) - self._used):
-            self._free = [i for i in self._free if i < len(holders)]
-            heapq.heapify(self._free)
+        top = len(holders)
+        while top and not holders[top - 1]:  # what comes back from the top is as if it had never been taken
+            top -= 1
+        del holders[top:], self._full[-(-top // BLOCK) :]
+        if holders.__sizeof__() > 2 * holders.itemsize * (top + BLOCK):  # `del` alone may keep the memory
+            self._holders = holders[:]
         return freed
 
     def shared(self, i: int) -> bool:
@@ -70,9 +88,9 @@ class Row:
 
     Attributes
     ----------
-    pages : list of int
+    pages : Integers
         Page ids; page j of the sequence is ``pages[j]``.
-    counts : list of int
+    counts : Integers
         Valid tokens of each page.
     spans : list of int
         Span ids (SPEC 3.2): span s covers the pages from ``s * span_pages`` on, the last one as many as there are.
@@ -88,8 +106,8 @@ class Row:
         Whether the spans have consecutive ids.
     """
 
-    pages: list[int] = field(default_factory=list[int])
-    counts: list[int] = field(default_factory=list[int])
+    pages: Integers = field(default_factory=Integers)
+    counts: Integers = field(default_factory=Integers)
     spans: list[int] = field(default_factory=list[int])
     chapters: list[int] = field(default_factory=list[int])
     chapter_stops: list[int] = field(default_factory=list[int])
@@ -106,30 +124,32 @@ class Row:
 
     def extend(self, pages: list[int], counts: list[int], page_tokens: int) -> None:
         """Add pages at the end."""
-        for page, count in zip(pages, counts, strict=True):
-            if self.whole == len(self.pages) and (self.whole == 0 or page == self.pages[-1] + 1):
-                self.whole += 1
-            self.pages.append(page)
-            self.counts.append(count)
-            self.padded = self.padded or count < page_tokens
-            self.empty = self.empty or count == 0
+        held, last = len(self.pages), self.pages[-1] if self.pages else pages[0] - 1
+        if self.whole == held:
+            self.whole += next((n for n, page in enumerate(pages) if page != last + 1 + n), len(pages))
+        self.pages.extend(pages)
+        self.counts.extend(counts)
+        self.padded = self.padded or min(counts) < page_tokens
+        self.empty = self.empty or 0 in counts
 
     def cut(self, pages: int, span_pages: int, page_tokens: int) -> Row:
         """Keep the first `pages` pages and what is built from them alone; returns what went, as a row."""
         spans, chapters = -(-pages // span_pages), bisect_right(self.chapter_stops, pages)
-        gone = Row(self.pages[pages:], self.counts[pages:], self.spans[spans:], self.chapters[chapters:])
-        del self.pages[pages:], self.counts[pages:], self.spans[spans:]
+        gone = Row(Integers(self.pages.array[pages:]), spans=self.spans[spans:], chapters=self.chapters[chapters:])
+        self.pages.resize(pages)
+        self.counts.resize(pages)
+        del self.spans[spans:]
         del self.chapters[chapters:], self.chapter_stops[chapters:]
         self.whole = min(self.whole, pages)
-        self.padded = any(count < page_tokens for count in self.counts) if self.padded else False
-        self.empty = 0 in self.counts if self.empty else False
+        self.padded = self.padded and bool((self.counts.array < page_tokens).any())
+        self.empty = self.empty and bool((self.counts.array == 0).any())
         return gone
 
     def copy(self) -> Row:
-        """The same integers in lists of their own."""
+        """The same integers in places of their own."""
         return Row(
-            list(self.pages),
-            list(self.counts),
+            Integers(self.pages.array),
+            Integers(self.counts.array),
             list(self.spans),
             list(self.chapters),
             list(self.chapter_stops),
@@ -153,6 +173,13 @@ def chapter_stops(pages: int, least: int, most: int) -> list[int]:
             stops.append(at)
         size //= 2
     return stops
+
+
+def most_chapters(pages: int, least: int, most: int) -> int:
+    """Most chapters that a row has at any length up to `pages`: of each size below `most` it has one at most."""
+    if pages < least:
+        return 0
+    return pages // most + min((most // least).bit_length() - 1, (pages // least).bit_length())
 
 
 def common_prefix(one: list[int], other: list[int]) -> int:

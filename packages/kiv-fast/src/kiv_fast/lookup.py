@@ -56,7 +56,7 @@ class Lookup:
         table = row.table
         if table.pages and table.whole == len(table.pages):
             return pages + table.pages[0] if table.pages[0] else pages
-        return self.transfer.upload(row.ids(0, len(table.pages)))[pages]
+        return self.transfer.upload(row.ids(0, len(table.pages)))[pages].long()
 
     def units(self, row: ColdRow, pages: torch.Tensor) -> torch.Tensor:
         """``id * H + head`` of pages int64 ``[H, K]`` of a row, each head its own, both on the device."""
@@ -66,7 +66,7 @@ class Lookup:
         """Valid tokens of pages of a row, int64 of any shape, both on the device."""
         if not row.table.padded:
             return torch.full_like(pages, self.config.page_tokens)
-        return self.transfer.upload(row.counts(0, len(row.table.pages)))[pages]
+        return self.transfer.upload(row.counts(0, len(row.table.pages)))[pages].long()
 
     def spans(self, row: ColdRow, pages: int) -> Spans:
         """The spans of the first `pages` pages of a row (SPEC 3.2)."""
@@ -80,8 +80,8 @@ class Lookup:
             picked = self.transfer.send(torch.tensor(table.spans[:count], dtype=torch.int64, device="cpu"))
             key, value, tokens = (part.index_select(0, picked) for part in (key, value, tokens))
         if count * size < pages:  # the last span of the row has more pages than these
-            part = slice(count * size, pages)
-            *last, more = index.merge(table.pages[part], table.counts[part])
+            part = count * size, pages
+            *last, more = index.merge(table.pages.tolist(*part), table.counts.tolist(*part))
             last_key, last_value = (self.transfer.send(mean[None]) for mean in last)
             key, value = torch.cat([key, last_key]), torch.cat([value, last_value])
             tokens = torch.cat([tokens, tokens.new_full((1,), more)])

@@ -14,6 +14,9 @@ import torch
 ZERO_POINT = 64
 """Of query parts as 7-bit unsigned integers, which no engine saturates on."""
 
+BLOCK_LEVELS = 512
+"""The packed levels of a page and head are padded to whole blocks: held as well, where memory was in use before."""
+
 
 class Product(Protocol):
     """A way to keep levels and to multiply by them."""
@@ -66,12 +69,16 @@ class WidenedProduct:
         return parts @ packed.to(parts.dtype).transpose(1, 2)
 
 
-def product_for(device: torch.device) -> Product | None:
-    """The way to take on `device`; None where a float product over all summaries is no slower."""
+def product_for(device: torch.device, width: int, page_bytes: int) -> Product | None:
+    """The way to take on `device`; None where a float product over all summaries is no slower.
+
+    Where the padding of `width` levels is more than a tenth of the keys, values and summary of a page and head, of
+    `page_bytes`, they are not packed: nobody books the padding.
+    """
     if device.type != "cpu":
         return WidenedProduct()
     engine: str = torch.backends.quantized.engine
     product = getattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32", None)
     if engine in ("x86", "fbgemm", "onednn") and product is not None and hasattr(torch, "quantize_per_channel"):
-        return PackedProduct()
+        return WidenedProduct() if 10 * (-width % BLOCK_LEVELS) > page_bytes else PackedProduct()
     return None

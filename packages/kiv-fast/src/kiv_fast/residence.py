@@ -7,19 +7,26 @@ while there is room.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from itertools import islice
 
+import numpy as np
 import torch
 from kiv_reference.report import TierBytes
+from numpy.typing import NDArray
 
 from .host import Table
+from .integers import Integers
 from .interrupts import REFUSALS
 from .layout import IdPool
 from .ledger import Account, Counters
+from .recency import Links, Order
 from .spill import Segments
 from .staging import Staging
 from .tuning import Tuning
 from .validate import Shape
+
+NOWHERE = -1
+"""Of what is not in RAM; the place on disk of a page is counted down from below it."""
 
 
 class Residence:
@@ -49,10 +56,13 @@ class Residence:
         self._ledger, self._counters, self._segments = ledger, counters, segments
         self._key = Table((page_tokens * shape.key_width,), shape.dtype, host)  # by key slot
         self._value = Table((shape.heads, page_tokens * shape.value_width), shape.dtype, host)  # by value slot
-        self._key_slots, self._value_slots = IdPool(), IdPool()
-        self._resident: OrderedDict[int, int] = OrderedDict()  # page: value slot
-        self._slot: dict[int, int] = {}  # page * H + head: key slot
-        self._cached: OrderedDict[int, None] = OrderedDict()  # units in RAM whose page is on disk
+        self._key_slots, self._value_slots = IdPool("B"), IdPool("B")  # of one holder each
+        # A page and head is a unit: page * H + head.
+        self._value_slot = Integers()  # by page: value slot, or where on disk it is
+        self._slot = Integers()  # by unit: key slot, or nowhere
+        self._links = Links()  # by unit
+        self._cached = Order(self._links, 0)  # units in RAM whose page is on disk
+        self._resident = Order(self._links, 1)  # the first units of pages in RAM
         self._promised = self._promised_disk = 0  # pages, in RAM and beyond it
 
     @property
@@ -81,16 +91,27 @@ class Residence:
                 self._uncache(next(iter(self._cached)))
             elif self._resident:
                 self._segments.ensure(self._promised_disk + 1)
-                self._spill(next(iter(self._resident)))
+                self._spill(next(iter(self._resident)) // self._shape.heads)
             else:
                 return
+
+    def _note(self, pages: int) -> None:
+        """Have notes for so many page ids."""
+        self._value_slot.resize(pages, NOWHERE)
+        self._slot.resize(pages * self._shape.heads, NOWHERE)
+        self._links.resize(len(self._slot))
+
+    def on_disk(self, page: int) -> bool:
+        """Whether a page is on disk."""
+        return self._value_slot[page] < NOWHERE
 
     def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor) -> None:
         """Store pages; the least recently used go to disk, written whole before anything is forgotten."""
         if len(ids) > self._promised + self._promised_disk:
             self.promise(len(ids))
+        self._note(max(max(ids) + 1, len(self._value_slot)))
         spilled = max(0, len(ids) - self._promised)
-        old = list(self._resident)[:spilled]
+        old = [unit // self._shape.heads for unit in islice(self._resident, spilled)]
         direct = spilled - len(old)
         for page in old:
             self._spill(page)
@@ -104,9 +125,9 @@ class Residence:
                 self._keep(ids[number], key[number], value[number])
         except REFUSALS:
             for page in ids:
-                if page in self._segments:
-                    self._segments.drop(page)
-                elif page in self._resident:
+                if self.on_disk(page):
+                    self._drop(page)
+                elif self._value_slot[page] != NOWHERE:
                     self._forget(page)
             self._ledger.give(ram=extra * self.page_bytes)
             raise
@@ -134,15 +155,18 @@ class Residence:
             self._key_slots.drop(slots)
             self._value_slots.drop([place])
             raise
-        self._resident[page] = place
+        self._value_slot[page] = place
+        self._resident.append(page * heads)
         for head, slot in enumerate(slots):
             self._slot[page * heads + head] = slot
 
     def _forget(self, page: int) -> None:
         """Take a resident page out of RAM that stays booked."""
         heads = self._shape.heads
-        slots = [self._slot.pop(page * heads + head) for head in range(heads)]
-        place = self._resident.pop(page)
+        slots, place = self._slot.tolist(page * heads, (page + 1) * heads), self._value_slot[page]
+        self._slot.array[page * heads : (page + 1) * heads] = NOWHERE
+        self._value_slot[page] = NOWHERE
+        self._resident.remove(page * heads)
         self._key_slots.drop(slots)
         self._value_slots.drop([place])
         self._value.forget([place])
@@ -156,25 +180,33 @@ class Residence:
             rows, bytes_ = self._staging.rows(name, heads, flat.shape[1], self._shape.dtype)
             rows.copy_(flat)
             buffers.append(bytes_)
-        self._segments.write(page, *buffers)
+        self._value_slot[page] = NOWHERE - 1 - self._segments.write(*buffers)
+
+    def _drop(self, page: int) -> None:
+        """Take a page off the disk."""
+        self._segments.drop(self._on_disk(self._value_slot[page]))
+        self._value_slot[page] = NOWHERE
+
+    def _on_disk(self, noted: int) -> int:
+        """The place on disk that is noted for a page."""
+        return NOWHERE - 1 - noted
 
     def _spill(self, page: int) -> None:
         """Move a resident page to disk; its keys stay as cache, its values leave RAM."""
         heads = self._shape.heads
-        slots = [self._slot[page * heads + head] for head in range(heads)]
-        slot = self._resident[page]
+        slots, slot = self._slot.tolist(page * heads, (page + 1) * heads), self._value_slot[page]
         self._to_disk(page, self._key.tensor[slots], self._value.tensor[slot])
-        del self._resident[page]
+        self._resident.remove(page * heads)
         self._value_slots.drop([slot])
         self._value.forget([slot])
         self._ledger.give(ram=self._value.record_bytes)
         for head in range(heads):
-            self._cached[page * heads + head] = None
+            self._cached.append(page * heads + head)
 
     def _uncache(self, unit: int) -> None:
         """Drop a copy of keys."""
-        del self._cached[unit]
-        slot = self._slot.pop(unit)
+        self._cached.remove(unit)
+        slot, self._slot[unit] = self._slot[unit], NOWHERE
         self._key_slots.drop([slot])
         self._key.forget([slot])
         self._ledger.give(ram=self._key.record_bytes)
@@ -184,25 +216,28 @@ class Residence:
         """Release pages wherever they are."""
         heads = self._shape.heads
         for page in ids:
-            if page in self._segments:
-                self._segments.drop(page)
+            if self.on_disk(page):
+                self._drop(page)
                 for unit in range(page * heads, (page + 1) * heads):
-                    if unit in self._cached:
+                    if self._slot[unit] != NOWHERE:
                         self._uncache(unit)
                 continue
             self._forget(page)
             self._ledger.give(ram=self.page_bytes)
+        self._value_slot.strip(NOWHERE)
+        self._note(len(self._value_slot))
         self._segments.trim(self._promised_disk)
 
     def touch(self, units: list[int], missing: list[int], rows: torch.Tensor) -> None:
         """Note what was used, and keep what had to be read."""
         heads = self._shape.heads
-        for unit in units:
-            if unit in self._cached:
+        slots, value_slots = self._slots(units)
+        for unit, slot, value_slot in zip(units, slots, value_slots, strict=True):
+            if value_slot >= 0:
+                self._resident.move_to_end(unit // heads * heads)
+            elif slot >= 0:
                 self._cached.move_to_end(unit)
                 self._counters.cache_hits += 1
-            elif (page := unit // heads) in self._resident:
-                self._resident.move_to_end(page)
         self._counters.cache_misses += len(missing)
         used = set(units)
         if missing:
@@ -216,7 +251,7 @@ class Residence:
                 if oldest is None or oldest in used:
                     return
                 self._uncache(oldest)
-            if unit in self._slot:
+            if self._slot[unit] != NOWHERE:
                 continue
             (slot,) = self._key_slots.take(1)
             try:
@@ -227,7 +262,7 @@ class Residence:
                 self._key_slots.drop([slot])
                 raise
             self._slot[unit] = slot
-            self._cached[unit] = None
+            self._cached.append(unit)
 
     def _convert(self) -> None:
         """Move a few residents to disk while the cache has less than its share of the RAM."""
@@ -237,8 +272,13 @@ class Residence:
             spare = self._segments.free - self._promised_disk
             if not self._resident or spare <= 0 or cache * self._tuning.cache_share >= held:
                 return
-            self._spill(next(iter(self._resident)))
+            self._spill(next(iter(self._resident)) // self._shape.heads)
 
-    def pages_on_disk(self, ids: list[int]) -> int:
+    def _slots(self, units: list[int]) -> tuple[list[int], list[int]]:
+        """Key slots of units, and value slots of their pages; below 0 where they are not in RAM."""
+        at = np.array(units, np.int64)
+        return self._slot.array[at].tolist(), self._value_slot.array[at // self._shape.heads].tolist()
+
+    def pages_on_disk(self, ids: NDArray[np.int32]) -> int:
         """How many of the pages are on disk."""
-        return sum(1 for page in ids if page in self._segments) if len(self._segments) else 0
+        return int((self._value_slot.array[ids] < NOWHERE).sum())

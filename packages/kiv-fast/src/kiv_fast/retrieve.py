@@ -195,7 +195,7 @@ def _rows_read(view: View, retrieval: Retrieval) -> tuple[int, int]:
     counts = view.cold.counts(view.row, pages.clamp(min=0)).masked_fill_(pages < 0, 0).sum(dim=1)
     rows = (retrieval.selected >= 0).sum(dim=1)
     if retrieval.streamed is not None:
-        total = sum(view.row.table.counts[: view.pages])
+        total = int(view.row.table.counts.array[: view.pages].sum())
         counts = torch.where(retrieval.streamed, total, counts)
         rows = torch.where(retrieval.streamed, total, rows)
     read: list[int] = torch.stack([counts.sum(), rows.sum()]).tolist()

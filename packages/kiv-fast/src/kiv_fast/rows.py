@@ -17,7 +17,7 @@ LEAST_NEAR = 16
 
 
 class ColdRow:
-    """The page table of one sequence, and the same as tensors.
+    """The page table of one sequence, also as tensors.
 
     Parameters
     ----------
@@ -32,15 +32,11 @@ class ColdRow:
     near_start : int
     sizes : Sizes
     stale : int, or None
-        The page from which on what is built of the table is not up to date: the tensors here, spans, chapters.
+        The page from which on what is built of the table is not up to date: spans, chapters, near summaries.
     """
 
     def __init__(self, table: Row, shape: Shape) -> None:
-        host = torch.device("cpu")
         self.table, self._device = table, shape.device
-        self._ids = Table((), torch.int64, host)
-        self._counts = Table((), torch.int64, host)
-        self._numbered = 0  # pages that they hold
         self.near = torch.empty(0, 0, 0, device=shape.device)
         self.near_start = 0
         self.sizes = Sizes(shape.heads)
@@ -49,17 +45,6 @@ class ColdRow:
     def outdate(self, first: int) -> None:
         """What is built of the pages from `first` on is not up to date."""
         self.stale = first if self.stale is None else min(first, self.stale)
-
-    def number(self, first: int) -> None:
-        """Bring ids and counts up to date with the pages from `first` on."""
-        pages = len(self.table.pages)
-        for tensor_table, numbers in ((self._ids, self.table.pages), (self._counts, self.table.counts)):
-            if gone := range(pages, self._numbered):
-                tensor_table.forget(gone)
-            if first < pages:
-                tensor_table.use(range(first, pages))
-                tensor_table.tensor[first:pages] = torch.tensor(numbers[first:], dtype=torch.int64, device="cpu")
-        self._numbered = pages
 
     @property
     def far(self) -> int:
@@ -79,12 +64,12 @@ class ColdRow:
         self.near, self.near_start = near, start
 
     def ids(self, first: int, stop: int) -> torch.Tensor:
-        """Page ids int64 ``[stop - first]``, in RAM."""
-        return self._ids.tensor[first:stop]
+        """Page ids int32 ``[stop - first]``, in RAM: a view, until the table changes."""
+        return torch.from_numpy(self.table.pages.array[first:stop])
 
     def counts(self, first: int, stop: int) -> torch.Tensor:
-        """Valid tokens of pages, int64 ``[stop - first]``, in RAM."""
-        return self._counts.tensor[first:stop]
+        """Valid tokens of pages, int32 ``[stop - first]``, in RAM: a view, until the table changes."""
+        return torch.from_numpy(self.table.counts.array[first:stop])
 
     def empty(self, first: int, stop: int) -> torch.Tensor:
         """Whether pages have no valid token, bool ``[stop - first]``, on the device."""

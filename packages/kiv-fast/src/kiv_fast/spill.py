@@ -11,51 +11,23 @@ a place to another page without the other's knowledge: a child writes to files o
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
-import struct
 import tempfile
 import warnings
-from dataclasses import dataclass, field
+from bisect import bisect_right, insort
 
 import platformdirs
-import torch
 from kiv_reference.errors import KIVBudgetError, KIVError, KIVStorageError, KIVUsageError, refuse
 
 from .ledger import Account, Counters
+from .segment import ALIGN, Segment, first_place, header
 from .shim import FileIO, read_all, write_all
 from .tuning import Tuning
 from .validate import Shape
 
-ALIGN = 4096
-
-DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16"}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READING = "read a page"
-
-
-def header(shape: Shape, page_tokens: int, pages: int) -> bytes:
-    """The head of a segment, data aligned to 4096 bytes."""
-    key = [pages, shape.heads, page_tokens, shape.key_width]
-    value = [pages, shape.heads, page_tokens, shape.value_width]
-    key_bytes, value_bytes = (n * shape.dtype.itemsize for n in (_product(key), _product(value)))
-    kind = DTYPES[shape.dtype]
-    text = json.dumps(
-        {
-            "key": {"dtype": kind, "shape": key, "data_offsets": [0, key_bytes]},
-            "value": {"dtype": kind, "shape": value, "data_offsets": [key_bytes, key_bytes + value_bytes]},
-        }
-    ).encode()
-    padded = -(-(8 + len(text)) // ALIGN) * ALIGN - 8
-    return struct.pack("<Q", padded) + text.ljust(padded, b" ")
-
-
-def _product(numbers: list[int]) -> int:
-    total = 1
-    for number in numbers:
-        total *= number
-    return total
 
 
 def folder_for(configured: str | os.PathLike[str] | None) -> str:
@@ -118,30 +90,8 @@ def in_memory(place: str, mounts: str = "/proc/self/mountinfo") -> bool:
     return False
 
 
-@dataclass(eq=False)
-class Segment:
-    """One file."""
-
-    pages: int
-    start: int  # of the data
-    nbytes: int  # of the whole file
-    free: list[int] = field(default_factory=list[int])
-    file: list[int] = field(default_factory=list[int])  # its handle, as long as it is open
-    process: int = field(default_factory=os.getpid)  # that made it
-
-    @property
-    def handle(self) -> int:
-        """The file."""
-        return self.file[0]
-
-    @property
-    def mine(self) -> bool:
-        """Whether this process made the file, and not one that it was forked from."""
-        return self.process == os.getpid()
-
-
 class Segments:
-    """The pages of one arena on disk.
+    """The pages of one arena on disk, each at a place: a number that writing it gives.
 
     Parameters
     ----------
@@ -165,19 +115,12 @@ class Segments:
         self._io, self._ledger, self._counters = io, ledger, counters
         self._key_bytes = shape.heads * page_tokens * shape.key_width * shape.dtype.itemsize
         self._value_bytes = shape.heads * page_tokens * shape.value_width * shape.dtype.itemsize
-        self._segments: list[Segment] = []
-        self._places: dict[int, tuple[Segment, int]] = {}
-
-    def __contains__(self, page: int) -> bool:
-        return page in self._places
-
-    def __len__(self) -> int:
-        return len(self._places)
+        self._segments: list[Segment] = []  # in the order of their places
 
     @property
     def free(self) -> int:
         """Pages that fit without another file."""
-        return sum(len(segment.free) for segment in self._segments if segment.mine)
+        return sum(segment.free for segment in self._segments if segment.mine)
 
     def ensure(self, pages: int) -> None:
         """Have room for so many more pages, or refuse (SPEC 10.2)."""
@@ -196,8 +139,9 @@ class Segments:
         head = header(self._shape, self._page_tokens, wanted)
         nbytes = len(head) + wanted * page
         self._ledger.take(disk=nbytes)
-        segment = Segment(wanted, len(head), nbytes)
-        self._segments.append(segment)  # before it has a file, which would stay open if an interrupt came between
+        segment = Segment(self._unused(wanted), wanted, len(head), nbytes, wanted)
+        # Before it has a file, which would stay open if an interrupt came between.
+        insort(self._segments, segment, key=first_place)
         try:
             segment.file.append(self._io.create(self._folder))
             self._io.allocate(segment.handle, nbytes)
@@ -206,7 +150,16 @@ class Segments:
         except OSError as error:
             self._give_back(segment)
             raise self._failed(error, "make a segment", 0, nbytes) from error
-        segment.free = list(range(wanted - 1, -1, -1))
+        segment.fresh = 0
+
+    def _unused(self, pages: int) -> int:
+        """The first of so many places that no file has."""
+        first = 0
+        for segment in self._segments:
+            if segment.first - first >= pages:
+                break
+            first = segment.first + segment.pages
+        return first
 
     def _failed(self, error: OSError, what: str, offset: int, nbytes: int) -> KIVError:
         if error.errno is None:  # not the system's, but what a signal's handler raised: `TimeoutError()`
@@ -221,20 +174,23 @@ class Segments:
         rule = f"the disk tier must be able to {what} (SPEC 10.1)"
         return refuse(KIVStorageError, rule, where, "Check the disk, or set spill_dir to another one.")
 
-    def write(self, page: int, key: memoryview, value: memoryview) -> None:
-        """Write one page; it has a place only once both parts are written whole."""
+    def write(self, key: memoryview, value: memoryview) -> int:
+        """Write one page; it has a place, which is returned, only once both parts are written whole."""
         self.ensure(1)  # a child does not have the room that its parent had made
         segment = next(segment for segment in self._segments if segment.free and segment.mine)
-        number = segment.free[-1]
+        number = segment.freed[-1] if segment.freed else segment.fresh
         offsets = self._offsets(segment, number)
         for part, offset in zip((key, value), offsets, strict=True):
             try:
                 write_all(self._io, segment.handle, part, offset)
             except OSError as error:
                 raise self._failed(error, "write a page", offset, len(part)) from error
-        segment.free.pop()
-        self._places[page] = (segment, number)
+        if segment.freed:
+            segment.freed.pop()
+        else:
+            segment.fresh += 1
         self._counters.disk_bytes_written += len(key) + len(value)
+        return segment.first + number
 
     def _offsets(self, segment: Segment, number: int) -> tuple[int, int]:
         return (
@@ -242,9 +198,14 @@ class Segments:
             segment.start + segment.pages * self._key_bytes + number * self._value_bytes,
         )
 
-    def place(self, page: int, value: bool) -> tuple[int, int]:
-        """File and offset of a page's keys or values."""
-        segment, number = self._places[page]
+    def _found(self, place: int) -> tuple[Segment, int]:
+        """The file that has a place, and the page's number in it."""
+        segment = self._segments[bisect_right(self._segments, place, key=first_place) - 1]
+        return segment, place - segment.first
+
+    def where(self, place: int, value: bool) -> tuple[int, int]:
+        """File and offset of the keys or values of the page at a place."""
+        segment, number = self._found(place)
         if not segment.mine:
             rule = "pages on disk can be read by the process that wrote them only"
             got = f"process {os.getpid()}, forked from {segment.process}"
@@ -266,14 +227,14 @@ class Segments:
         except OSError as error:
             raise self._failed(error, READING, offset, nbytes) from error
 
-    def drop(self, page: int) -> None:
-        """Forget a page; an empty segment is closed."""
-        segment, number = self._places.pop(page)
-        segment.free.append(number)
+    def drop(self, place: int) -> None:
+        """Forget the page at a place."""
+        segment, number = self._found(place)
+        segment.freed.append(number)
 
     def trim(self, keep: int) -> None:
         """Close the segments that hold nothing, as long as there is room for `keep` pages without them."""
-        for segment in [s for s in self._segments if len(s.free) == s.pages]:
+        for segment in [s for s in self._segments if s.free == s.pages]:
             if segment.mine and self.free - segment.pages < keep:
                 continue
             self._give_back(segment)

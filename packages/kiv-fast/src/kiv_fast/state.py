@@ -45,10 +45,11 @@ class State:
     def prepare(self, tokens: int, padded: bool) -> None:
         """Refuse if so many tokens more do not fit, once appended and once their call is over (SPEC 10.2)."""
         more = self.config.cold_pages(self.length + tokens) - self.pages
-        self._promised = self.cold.promise(self._owner, self.rows, more)
         try:
             self._pool.scratch.plan(step_bytes(self.shape, self.config, self.cold.tuning))
             self._book(self.recent.bytes_with(tokens) + self.validity.bytes_with(self.length + tokens, padded))
+            # Last, since it takes for speed alone what room there is.
+            self._promised = self.cold.promise(self._owner, self.rows, more)
         except REFUSALS:
             self.withdraw()
             raise
@@ -159,7 +160,7 @@ class State:
     def cold_tile(self, row: int, first: int, stop: int) -> Tile:
         """The pages ``[first, stop)`` of a sequence."""
         cold, start = self.cold, self.hot_start(first)
-        key, value = cold.arena.tile(self.rows[row].table.pages[first:stop])
+        key, value = cold.arena.tile(self.rows[row].table.pages.tolist(first, stop))
         cold.counters.streamed_bytes += (key.numel() + value.numel()) * key.element_size()
         valid = self.validity.row(row, start, self.hot_start(stop)) if self.rows[row].table.padded else None
         return Tile(cold.transfer.upload(key), cold.transfer.upload(value), start, valid)
@@ -213,7 +214,8 @@ class State:
         return copy
 
     def drop_near(self) -> None:
-        """Give back the device memory of summaries that RAM holds as well."""
+        """Give back the device memory, and the room for it, of summaries that RAM holds as well."""
+        self.cold.chapters.break_promise()
         for row in self.rows:
             self.cold.chapters.drop_near(row)
 
@@ -228,9 +230,10 @@ class State:
         """Bytes by tier, with what is booked for the call that is not over."""
         promised = self._promised
         tables = [self.cold.row_bytes(row) for row in self.rows]
-        device = self._booked + promised.device + sum(table.device for table in tables)
+        near = 0 if promised == NOTHING else self.cold.chapters.near_promised
+        device = self._booked + promised.device + near + sum(table.device for table in tables)
         cold = sum(len(row.table.pages) for row in self.rows)
-        disk = sum(self.cold.arena.pages_on_disk(row.table.pages) for row in self.rows)
+        disk = sum(self.cold.arena.pages_on_disk(row.table.pages.array) for row in self.rows)
         size = self.cold.arena.page_bytes
         ram = (cold - disk) * size + promised.ram + sum(table.ram for table in tables)
         return TierBytes(device, ram, disk * size + promised.disk)
@@ -245,5 +248,5 @@ class State:
         pages = self.config.cold_pages(self.length)
         cold, size = pages * self.config.page_tokens, self.config.page_tokens
         sinks = min(self.config.sink_tokens, self.length)
-        disk = self.cold.arena.pages_on_disk(self.rows[0].table.pages[:pages]) * size
+        disk = self.cold.arena.pages_on_disk(self.rows[0].table.pages.array[:pages]) * size
         return TierTokens(sinks, self.length - sinks - cold, cold - disk, disk)

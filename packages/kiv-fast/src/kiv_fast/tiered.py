@@ -47,16 +47,15 @@ class TieredArena(Residence):
     ) -> torch.Tensor:
         """Read keys into `rows`, which are the bytes of `buffer`."""
         heads = self._shape.heads
-        slots = [self._slot.get(unit, -1) for unit in units]
+        slots, value_slots = self._slots(units)
         at = torch.tensor([max(slot, 0) for slot in slots], dtype=torch.int64, device="cpu")
         torch.index_select(self._key.tensor, 0, at, out=rows)
         missing = [at for at, slot in enumerate(slots) if slot < 0]
         size = self._key.record_bytes
         where: list[tuple[int, int, int]] = []
         for at in missing:
-            page, head = divmod(units[at], heads)
-            handle, offset = self._segments.place(page, value=False)
-            where.append((handle, offset + head * size, at * size))
+            handle, offset = self._segments.where(self._on_disk(value_slots[at]), value=False)
+            where.append((handle, offset + units[at] % heads * size, at * size))
         self._segments.read(joined(where, size, buffer))
         if cache:
             with self._ledger.changing():
@@ -68,18 +67,17 @@ class TieredArena(Residence):
         heads, count = ids.shape
         size, width = self._page_tokens, self._shape.value_width
         picked = self._transfer.fetch(torch.stack([ids, offsets]))
-        pages: list[int] = picked[0].flatten().tolist()
+        slots: list[int] = self._value_slot.array[picked[0].flatten().numpy()].tolist()
         within: list[int] = picked[1].flatten().tolist()
-        rows, buffer = self._staging.rows("values", len(pages), width, self._shape.dtype)
+        rows, buffer = self._staging.rows("values", len(slots), width, self._shape.dtype)
         row_bytes = width * self._shape.dtype.itemsize
         picks: list[int] = []
         where: list[tuple[int, int, int]] = []
-        for at, (page, offset) in enumerate(zip(pages, within, strict=True)):
+        for at, (slot, offset) in enumerate(zip(slots, within, strict=True)):
             token = at // count * size + offset  # head and token within the page
-            slot = self._resident.get(page)
-            picks.append(0 if slot is None else slot * heads * size + token)
-            if slot is None:
-                handle, start = self._segments.place(page, value=True)
+            picks.append(0 if slot < 0 else slot * heads * size + token)
+            if slot < 0:
+                handle, start = self._segments.where(self._on_disk(slot), value=True)
                 where.append((handle, start + token * row_bytes, at * row_bytes))
         at = torch.tensor(picks, dtype=torch.int64, device="cpu")
         torch.index_select(self._value.tensor.view(-1, width), 0, at, out=rows)
@@ -95,12 +93,12 @@ class TieredArena(Residence):
         unit = size * self._shape.value_width * self._shape.dtype.itemsize
         picks: list[int] = []
         where: list[tuple[int, int, int]] = []
+        slots: list[int] = self._value_slot.array[ids].tolist()
         for head in range(heads):
-            for number, page in enumerate(ids):
-                slot = self._resident.get(page)
-                picks.append(0 if slot is None else slot * heads + head)
-                if slot is None:
-                    handle, start = self._segments.place(page, value=True)
+            for number, slot in enumerate(slots):
+                picks.append(0 if slot < 0 else slot * heads + head)
+                if slot < 0:
+                    handle, start = self._segments.where(self._on_disk(slot), value=True)
                     where.append((handle, start + head * unit, (head * len(ids) + number) * unit))
         flat = self._value.tensor.view(-1, size * self._shape.value_width)
         torch.index_select(flat, 0, torch.tensor(picks, dtype=torch.int64, device="cpu"), out=rows)

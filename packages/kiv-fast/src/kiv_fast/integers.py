@@ -1,0 +1,75 @@
+"""What is noted about pages: numbers of four bytes side by side, where a list of Python's takes forty for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+SLACK = 8
+"""A block that grows has room for one part in so many more."""
+
+
+class Integers:
+    """int32 in one block that grows at the end and returns its memory as it shrinks.
+
+    Reading or writing one costs the same however many there are.
+
+    Parameters
+    ----------
+    numbers : to begin with
+    """
+
+    def __init__(self, numbers: Sequence[int] | NDArray[np.int32] = ()) -> None:
+        self._block = np.array(numbers, np.int32)
+        self._count = len(self._block)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.tolist())
+
+    def __getitem__(self, at: int) -> int:
+        return self.array.item(at)
+
+    def __setitem__(self, at: int, number: int) -> None:
+        self.array[at] = number
+
+    @property
+    def array(self) -> NDArray[np.int32]:
+        """A view, until the next change of size."""
+        return self._block[: self._count]
+
+    def tolist(self, first: int = 0, stop: int | None = None) -> list[int]:
+        """Numbers as Python has them."""
+        return self.array[first:stop].tolist()
+
+    def extend(self, numbers: Sequence[int]) -> None:
+        """Add numbers at the end."""
+        count = self._count
+        self.resize(count + len(numbers))
+        self._block[count : self._count] = numbers
+
+    def resize(self, count: int, fill: int = 0) -> None:
+        """Have so many: `fill` at the end, or fewer."""
+        held = self._count
+        if not count <= len(self._block) <= 2 * count + SLACK:
+            block = np.empty(count + count // SLACK if count > held else count, np.int32)
+            block[: min(held, count)] = self._block[: min(held, count)]
+            self._block = block
+        self._block[held:count] = fill
+        self._count = count
+
+    def strip(self, empty: int) -> None:
+        """Drop what is `empty` at the end: it looks at little more than what it drops."""
+        top, step = self._count, 64
+        while top:
+            first = max(0, top - step)
+            kept = np.flatnonzero(self._block[first:top] != empty)
+            if kept.size:
+                top = first + int(kept[-1]) + 1
+                break
+            top, step = first, 2 * step
+        self.resize(top)

@@ -1,0 +1,148 @@
+"""What is noted about pages: a few bytes for each (SPEC 10.3), and no more work to look one up where there are many."""
+
+import gc
+import os
+import sys
+import tracemalloc
+from dataclasses import replace
+
+import kiv_fast
+import numpy as np
+import pytest
+import torch
+from fast_helpers import SCALE, draw
+from kiv_fast import FastPool
+from kiv_fast.integers import Integers
+from kiv_fast.layout import BLOCK, IdPool
+from kiv_fast.recency import Links, Order
+
+SOURCES = os.path.dirname(kiv_fast.__file__)
+HEADS, PAGE = 2, 4
+
+
+@pytest.fixture(params=[False, True], ids=["RAM", "disk"])
+def store(request, config, tmp_path):
+    tiers = {"ram_bytes": 5_200_000, "spill_dir": tmp_path} if request.param else {}
+    return FastPool(replace(config, page_tokens=PAGE, span_pages=32, prefill="retrieve", **tiers)).layer_store()
+
+
+def fill(store, pages):
+    key, value, _ = draw(1, PAGE, heads=HEADS)
+    for _ in range(pages // 64):
+        store.append(*(part.repeat(1, 1, 64, 1) for part in (key, value)))
+    store.append(key[:, :, :1], value[:, :, :1])
+    return len(store.state.rows[0].table.pages)
+
+
+def look(store):
+    store.append(*draw(2, 1, heads=HEADS)[:2])
+    store.attend(draw(3, 1, heads=HEADS)[2], scale=SCALE)
+
+
+def test_a_page_costs_a_few_bytes(store):
+    """Tables of records are mappings, which are not counted here: what is left is notes."""
+    disk = store._pool.config.ram_bytes is not None
+    tracemalloc.start()
+    try:
+        few = fill(store, 1024)
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        more = fill(store, 4096) - few
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert more == 4096
+    # In RAM 8 in the row, 4 for its holders, 4 flags and 2 for spans; under a budget where it is and its heads are, the
+    # order of use, holders and flags of slots instead of two. What grows at its end has room for an eighth more, and of
+    # a call Python keeps a few kilobytes.
+    assert grown / more <= 9 / 8 * (18 + (5 + 14 * HEADS if disk else 0)) + 4
+
+
+def lines(do):
+    """How many lines of kiv_fast run."""
+    seen = 0
+
+    def trace(frame, event, argument):
+        nonlocal seen
+        if not frame.f_code.co_filename.startswith(SOURCES):
+            return None
+        seen += event == "line"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        do()
+    finally:
+        sys.settrace(None)
+    return seen
+
+
+def test_a_look_at_many_pages_runs_as_many_lines(store):
+    query, units, rows = draw(3, 1, heads=HEADS)[2], list(range(8 * HEADS)), torch.empty(0)
+    counts = []
+
+    def look_at_the_same_pages():
+        if store._pool.config.ram_bytes is None:
+            store.attend(query, scale=SCALE)
+        else:
+            arena = store.state.cold.arena
+            arena.tile(list(range(8)))
+            arena.touch(units, [], rows)
+
+    for pages in (4096, 8192):
+        fill(store, pages)
+        look(store)
+        assert store.state.cold.arena.pages_on_disk(np.arange(8)) in (0, 8)
+        counts.append(lines(look_at_the_same_pages))
+    assert counts[1] <= 1.2 * counts[0]
+
+
+def test_free_ids_are_taken_from_the_lowest_on():
+    ids = IdPool()
+    assert ids.take(3 * BLOCK) == list(range(3 * BLOCK))
+    gone = [3, BLOCK - 1, BLOCK, 2 * BLOCK + 7]
+    assert ids.drop(reversed(gone)) == gone[::-1]
+    assert ids.take(3) == gone[:3]
+    assert ids.take(3) == [gone[3], 3 * BLOCK, 3 * BLOCK + 1]
+    ids.drop(range(BLOCK + 1, 3 * BLOCK + 2))
+    assert ids.used == BLOCK + 1
+    assert ids.take(BLOCK) == list(range(BLOCK + 1, 2 * BLOCK + 1))
+    ids.drop(range(2 * BLOCK + 1))
+    assert ids.used == 0
+    assert ids.take(2) == [0, 1]
+
+
+def test_what_is_used_goes_to_the_end_of_its_order():
+    links = Links()
+    links.resize(6)
+    one, other = Order(links, 0), Order(links, 1)
+    for number in (4, 0, 2):
+        one.append(number)
+    other.append(5)
+    other.append(1)
+    one.move_to_end(4)
+    assert (list(one), list(other)) == ([0, 2, 4], [5, 1])
+    one.remove(2)
+    links.resize(9)
+    one.append(8)
+    other.move_to_end(5)
+    assert (list(one), len(one), list(other), len(other)) == ([0, 4, 8], 3, [1, 5], 2)
+
+
+def test_numbers_return_their_memory():
+    numbers = Integers([3, 1])
+    numbers.extend([4] * 10_000)
+    numbers.resize(10_500, -1)
+    view = numbers.array[:3]
+    assert (len(numbers), numbers[10_001], numbers[10_002]) == (10_500, 4, -1)
+    assert numbers._block.nbytes <= 4 * 10_500 * 9 / 8
+    numbers.strip(-1)
+    assert len(numbers) == 10_002
+    numbers.strip(4)
+    assert list(numbers) == [3, 1]
+    assert numbers._block.nbytes <= 4 * 10
+    assert view.tolist() == [3, 1, 4]
+    numbers.strip(1)
+    numbers.strip(3)
+    assert not numbers
