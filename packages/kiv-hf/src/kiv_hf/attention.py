@@ -9,9 +9,10 @@ from kiv_reference.errors import KIVUnsupportedError, refuse
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import logging
 
+from .active import active_handshake, foreign_tensors, other_cache_active
 from .adapters import Adapted
 from .class_tables import register_tables
-from .handshake import NAME, active_handshake, foreign_tensors, other_cache_active
+from .handshake import NAME
 from .layer import KIVLayerMixin
 from .masks import kiv_mask
 from .resolve import resolve, resolve_adapted

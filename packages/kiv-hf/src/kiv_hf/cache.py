@@ -2,56 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, NoReturn, SupportsIndex, cast
 
 import torch
 from kiv_reference.config import KIVConfig
 from kiv_reference.contract import PoolFactory, StorePool
-from kiv_reference.errors import KIVError, KIVUsageError, refuse
+from kiv_reference.errors import KIVUsageError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
 from transformers import PreTrainedConfig
-from transformers.cache_utils import (
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionAndFullAttentionLayer,
-    LinearAttentionCacheLayerMixin,
-)
+from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttentionLayer
 
 from .handshake import Handshake, MaskLength
 from .hybrid import KIVHybridLayer
-from .impls import DEFAULT_IMPL, resolve_impl
+from .impls import DEFAULT_IMPL, SharedPool, resolve_impl
 from .layer import KIVLayer, KIVLayerMixin
 from .layer_choice import stock_layers
-from .linear import LinearStates
 from .longrope import keep_cache
-from .progress import Progress
+from .mending import MendingCache
 from .rope import Watch
-from .running import calling_config
-from .stages import TOKEN_LAYERS, is_pipeline, seen_tokens, sizes_if_used
-from .undo import go_back
+from .stages import is_pipeline, seen_tokens, sizes_if_used
 
 
-@dataclass
-class _SharedPool:
-    """A pool and the number of caches, forks included, that still use it."""
-
-    pool: StorePool
-    users: int = 1
-    lock: threading.Lock = field(default_factory=threading.Lock)  # of `users`: forks live in threads of their own
-
-    def count(self, more: int) -> int:
-        """Return how many users there are with so many more."""
-        with self.lock:
-            self.users += more
-            return self.users
-
-
-class KIVCache(LinearStates):
+class KIVCache(MendingCache):
     """A cache for `generate` or `forward` of a causal language model.
 
     Sliding, chunked, linear, indexed and shared layers are transformers' own; every layer of full attention is a
@@ -95,12 +68,10 @@ class KIVCache(LinearStates):
             remedy = "Pass KIVConfig(hot_tokens=512) and the like."
             raise refuse(KIVUsageError, "kiv_config must be a KIVConfig", repr(kiv_config), remedy)
         super().__init__(config=config)
-        self._shared = _SharedPool(resolve_impl(impl)(KIVConfig() if kiv_config is None else kiv_config))
+        self._shared = SharedPool(resolve_impl(impl)(KIVConfig() if kiv_config is None else kiv_config))
         self._handshake = Handshake(config, self)
         self.pipeline = is_pipeline(config)
-        linear = [i for i, layer in enumerate(self.layers) if isinstance(layer, LinearAttentionCacheLayerMixin)]
-        self._first_linear = min(linear, default=None)
-        self.linear_layers = frozenset[int]() if self.pipeline else frozenset(linear)
+        self._find_linear()
         keep_cache(config, KIVCache)
         stock = stock_layers(config)
         self._not_text = stock if self._handshake.keys_are_measured else frozenset[int]()
@@ -118,10 +89,6 @@ class KIVCache(LinearStates):
 
     def _new_layer(self) -> KIVLayer:
         return KIVLayer(self.pool.layer_store(), self._handshake)
-
-    @property
-    def _progress(self) -> Progress:
-        return self._handshake.progress
 
     @property
     def pool(self) -> StorePool:
@@ -169,22 +136,6 @@ class KIVCache(LinearStates):
         """Return the KIV layers by their index in the cache."""
         return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, KIVLayerMixin)}
 
-    def lengths(self) -> set[int]:
-        """Return how many tokens the layers hold: one number, unless a forward pass broke off; none if all are new."""
-        return self._lengths(lambda layer: layer.get_seq_length())
-
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether some layer surely counts the text's tokens: not in a process that may run linear layers alone."""
-        return not self.pipeline and any(isinstance(layer, TOKEN_LAYERS) for layer in self.layers)
-
-    def _lengths(self, length: Callable[[Any], int]) -> set[int]:
-        layers = [layer for layer in self.layers if isinstance(layer, TOKEN_LAYERS)]
-        lengths = {length(layer) for layer in layers if layer.is_initialized}
-        # A pass fills every layer, unless other processes run some of them: a new one beside others was not reached.
-        new = not self.pipeline and any(not layer.is_initialized for layer in layers)
-        return lengths | {0} if lengths and new else lengths
-
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the tokens that the layer holds; of one that this process does not run, what the others hold."""
         length = super().get_seq_length(layer_idx)
@@ -206,54 +157,6 @@ class KIVCache(LinearStates):
             return self._handshake.mask_asked(length), offset
         return MaskLength(length, self._handshake, of_kiv_layer=False), offset
 
-    def _state_used(self, layer_idx: int) -> None:
-        if layer_idx == self._first_linear and not torch.compiler.is_compiling():
-            self._handshake.require_model(calling_config())
-        self._progress.change(layer_idx)
-
-    @torch.compiler.disable
-    def update(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give layer `layer_idx` new keys and values; if it refuses them, the cache is as before the forward pass."""
-        layer: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None
-        if layer is not None and key_states.ndim == 4:
-            self._handshake.require_caller(layer.get_seq_length() + key_states.shape[-2])
-        known = isinstance(layer, KIVLayerMixin) or type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
-        if layer is not None and (not known or layer_idx in self._not_text):
-            self._handshake.progress.change(layer_idx)
-        waiting = self._handshake.staged
-        before = None if layer is None or isinstance(layer, KIVLayerMixin) else dict(vars(layer))
-        try:
-            key, value = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-            if before is not None:
-                self._handshake.stock_updated(key, layer.get_seq_length(), key_states.shape[-2])
-            return key, value
-        except BaseException:
-            if known and before is not None:  # its tensors are replaced, never written to
-                vars(layer).update(before)
-            # What waited before was not this call's: it is dropped by `crop` alone.
-            if layer is not None and known and waiting is None:
-                start = layer.get_seq_length() - getattr(layer, "staged_tokens", 0)
-                self.undo_pass(start, key_states.shape[-2] if key_states.ndim > 1 else 0)
-            raise
-
-    def _held(self) -> set[int]:
-        """Tokens that the layers hold, without those that wait for their attention call."""
-        return self._lengths(lambda layer: layer.get_seq_length() - getattr(layer, "staged_tokens", 0))
-
-    def undo_pass(self, start: int, tokens: int) -> None:
-        """Go back to `start` tokens after a call that failed, if every layer holds these, or `tokens` more.
-
-        Otherwise, or where a layer cannot go back, the cache stays as it is: it does not serve before a crop or reset.
-        """
-        progress = self._handshake.progress
-        # The failed call's own error is under way; of one that comes here the next use of the cache tells.
-        with contextlib.suppress(KIVError):
-            if progress.behind is None and self._held() <= {start, start + tokens}:
-                go_back(self.layers, start, progress.changed, self._not_text)
-                progress.begin(start)
-
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last ``-tokens_to_remove`` tokens from every layer (SPEC 9.2).
 
@@ -273,22 +176,19 @@ class KIVCache(LinearStates):
         RuntimeError
             A layer of transformers' own records no past, and tokens are to be removed; nothing has changed.
         """
-        handshake, progress = self._handshake, self._handshake.progress
-        if tokens_to_remove <= 0 and not (handshake.closed or handshake.waits() or handshake.is_whole()):
-            least = progress.least(self._held(), self.linear_layers)
-            go_back(self.layers, least, progress.changed, self._not_text)
-            progress.begin(least)
-        handshake.require_settled("crop")
+        if tokens_to_remove <= 0:
+            self.mend()
+        self._handshake.require_settled("crop")
         # Stock layers first: they refuse where they did not record the past, and then nothing has changed.
         for layer in sorted(self.layers, key=lambda layer: type(layer) is KIVLayer):
             if tokens_to_remove != 0 or getattr(layer, "record_past", True):
                 cast(DynamicLayer, layer).crop(tokens_to_remove)
-        progress.begin(max(self.lengths(), default=0))
+        self._progress.begin(max(self.lengths(), default=0))
 
     def reset(self) -> None:
         """Empty every layer, whatever state a broken forward pass left (SPEC 9.5)."""
         super().reset()
-        self._handshake.progress.restart()
+        self._progress.restart()
         self.rope.padding = 0
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

@@ -9,13 +9,13 @@ names the way out, never a wrong number.
 from __future__ import annotations
 
 import sys
-import threading
 import weakref
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
-from kiv_reference.errors import KIVError, KIVUnsupportedError, KIVUsageError, refuse
+from kiv_reference.errors import KIVUsageError, refuse
 
+from .active import this_cache_active
 from .fits import require_fit
 from .progress import Progress
 from .rope import Watch
@@ -179,7 +179,7 @@ class Handshake:
 
     def activate(self) -> None:
         """Note that this thread's forward pass uses this cache."""
-        _thread.active = weakref.ref(self)
+        this_cache_active(self)
 
     def before_update(self, total: int) -> None:
         """Check what can be known when `update` brings a layer to `total` tokens, before anything is kept."""
@@ -293,32 +293,3 @@ class Handshake:
         self.plain = None
         self.adapted = None
         self._mask_owed = False
-
-
-class _Thread(threading.local):
-    """The cache that the running forward pass of this thread uses, as far as KIV saw."""
-
-    active: weakref.ref[Handshake] | None = None
-
-
-_thread = _Thread()
-
-
-def active_handshake() -> Handshake | None:
-    """Return the handshake of the KIV cache that this thread's forward pass uses, if it uses one."""
-    return None if _thread.active is None else _thread.active()
-
-
-def other_cache_active() -> None:
-    """Note that this thread's forward pass uses another kind of cache, or none."""
-    _thread.active = None
-
-
-def foreign_tensors(module: torch.nn.Module) -> KIVError:
-    """Build the error for keys or values that are not those that `update` returned."""
-    return refuse(
-        KIVUnsupportedError,
-        "Attention over a KIV layer must get the very keys and values that the cache returned",
-        f"others in {type(module).__name__} ({type(module).__module__}): it changes them after the cache update",
-        "Use DynamicCache with this model.",
-    )

@@ -1,14 +1,16 @@
-"""From the word after ``impl=`` to the function that makes a pool. Nothing is imported before it is asked for."""
+"""From the word after ``impl=`` to the pool, and who uses it. No implementation is imported before it is asked for."""
 
 from __future__ import annotations
 
+import threading
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError, refuse
 
 if TYPE_CHECKING:
-    from kiv_reference.contract import PoolFactory
+    from kiv_reference.contract import PoolFactory, StorePool
 
 DEFAULT_IMPL = "fast"
 """The implementation of a `KIVCache` that names none."""
@@ -61,3 +63,18 @@ def resolve_impl(impl: str | PoolFactory) -> PoolFactory:
 def _choices() -> str:
     names = ", ".join(repr(name) for name in IMPLEMENTATIONS)
     return f"Choose one of {names}, or pass a function from KIVConfig to a StorePool."
+
+
+@dataclass
+class SharedPool:
+    """A pool and the number of caches, forks included, that still use it."""
+
+    pool: StorePool
+    users: int = 1
+    lock: threading.Lock = field(default_factory=threading.Lock)  # of `users`: forks live in threads of their own
+
+    def count(self, more: int) -> int:
+        """Return how many users there are with so many more."""
+        with self.lock:
+            self.users += more
+            return self.users

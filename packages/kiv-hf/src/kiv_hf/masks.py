@@ -9,7 +9,8 @@ import torch
 from kiv_reference.errors import KIVShapeError, KIVUsageError, refuse
 from transformers.masking_utils import causal_mask_function
 
-from .handshake import Handshake, MaskLength, PlainMask, other_cache_active
+from .active import other_cache_active
+from .handshake import Handshake, MaskLength, PlainMask
 from .stock import stock_mask
 
 ADDS_TO_MASK = frozenset({"falcon"})

@@ -10,8 +10,8 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
+from .active import active_handshake
 from .adapters import Adapted, adapt
-from .handshake import active_handshake
 
 if TYPE_CHECKING:
     import torch
