@@ -16,6 +16,7 @@ from kiv_reference.report import AttendReport, TierBytes, TierTokens
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionAndFullAttentionLayer
 
+from .batch import change_batch
 from .handshake import Handshake, MaskLength
 from .hybrid import KIVHybridLayer
 from .impls import DEFAULT_IMPL, resolve_impl
@@ -226,6 +227,9 @@ class KIVCache(DynamicCache):
         If a forward pass broke off, what waits is dropped first, and every layer goes back to the tokens that all hold.
         """
         handshake = self._handshake
+        if not hasattr(tokens_to_remove, "__index__") or isinstance(tokens_to_remove, torch.Tensor):
+            rule = "crop takes the number of tokens to remove as a negative integer"
+            raise refuse(KIVUsageError, rule, repr(tokens_to_remove), "Pass -n to remove the last n tokens.")
         if tokens_to_remove <= 0 and not (handshake.closed or handshake.waits() or handshake.is_whole()):
             progress = handshake.progress
             held = self._held() | (set() if progress.behind is None else {progress.behind})
@@ -248,17 +252,17 @@ class KIVCache(DynamicCache):
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Make sequence i of every layer a copy of the former ``beam_idx[i]`` (SPEC 9.3)."""
         self._handshake.require_whole("reorder_cache")
-        super().reorder_cache(beam_idx)
+        change_batch(self.layers, "reorder_cache", beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each sequence `repeats` times in place (SPEC 9.3)."""
         self._handshake.require_whole("batch_repeat_interleave")
-        super().batch_repeat_interleave(repeats)
+        change_batch(self.layers, "batch_repeat_interleave", repeats)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the sequences that `indices` names (SPEC 9.3)."""
         self._handshake.require_whole("batch_select_indices")
-        super().batch_select_indices(indices)
+        change_batch(self.layers, "batch_select_indices", indices)
 
     def memory(self) -> TierBytes:
         """Bytes in each tier that the pool holds: the KIV layers of this cache and of its forks (SPEC 10.3)."""
