@@ -7,7 +7,24 @@ import copy
 import pytest
 import torch
 from hf_models import EXACT, FEEDS, FULL_BUDGET, STARVED, TinyModel, feed, pair
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+from kiv_hf import use_kiv
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+GPT_NEO = {"num_layers": 1, "num_heads": 4, "attention_types": [[["global"], 1]]}
+LATENT = {
+    "num_hidden_layers": 2, "first_k_dense_replace": 2, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4,
+    "head_dim": 4,
+}  # fmt: skip
 
 MODELS = {
     "llama": lambda: pair(LlamaConfig, LlamaForCausalLM, dtype=torch.float32, num_hidden_layers=2),
@@ -57,3 +74,25 @@ def test_autocast_may_end_between_two_calls(single):
         mixed(model, single.ids[:, :60], cache, [60])
         errors.append((feed(model, single.ids[:, 60:], cache, [36]).double() - right).square().mean())
     assert errors[1] <= 4 * errors[0]
+
+
+def test_autocast_may_begin_between_two_calls():
+    """Here keys and values are of autocast's dtype: they join the wider ones, as in a plain cache."""
+    model = pair(GPTNeoConfig, GPTNeoForCausalLM, dtype=torch.float32, **GPT_NEO)
+    use_kiv(model.kiv)
+    right = truth(model)[:, 60:]
+    errors = []
+    for single, cache in ((model.stock, model.stock_cache()), (model.kiv, model.cache())):
+        feed(single, model.ids[:, :60], cache, [60])
+        errors.append((mixed(single, model.ids[:, 60:], cache, [36]) - right).square().mean())
+    assert errors[1] <= 4 * errors[0]
+
+
+@pytest.mark.parametrize("lengths", FEEDS.values(), ids=FEEDS.keys())
+def test_latents(lengths):
+    """Keys that a model joins from two dtypes, and queries of the narrower one."""
+    model = pair(DeepseekV3Config, DeepseekV3ForCausalLM, dtype=torch.float32, **LATENT)
+    right = truth(model)
+    stock = mixed(model.stock, model.ids, model.stock_cache(), lengths) - right
+    logits = mixed(model.kiv, model.ids, model.cache(), lengths) - right
+    assert logits.square().mean() <= 4 * stock.square().mean()

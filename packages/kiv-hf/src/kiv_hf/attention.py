@@ -136,6 +136,9 @@ def _attend(
     if adapted is not None:
         query = adapted.query(query)
     scaling: float | None = kwargs.get("scaling")
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):  # keys may be wider than queries, where a model gathers them from two parts
+        query = query.to(layer.dtype)
     output = layer.store.attend(
         query,
         scale=width**-0.5 if scaling is None else float(scaling),
@@ -144,7 +147,6 @@ def _attend(
     )
     if adapted is not None:
         output = adapted.output(output)
-    kind = output.device.type
     if torch.is_autocast_enabled(kind):  # what sdpa gives then
         output = output.to(torch.get_autocast_dtype(kind))
     return output.transpose(1, 2).contiguous()

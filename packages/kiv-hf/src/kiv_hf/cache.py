@@ -13,6 +13,7 @@ from kiv_reference.report import AttendReport, TierBytes, TierTokens
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttentionLayer
 
+from .batch import change_batch
 from .handshake import Handshake, MaskLength
 from .hybrid import KIVHybridLayer
 from .impls import DEFAULT_IMPL, SharedPool, resolve_impl
@@ -176,6 +177,9 @@ class KIVCache(MendingCache):
         RuntimeError
             A layer of transformers' own records no past, and tokens are to be removed; nothing has changed.
         """
+        if not hasattr(tokens_to_remove, "__index__") or isinstance(tokens_to_remove, torch.Tensor):
+            rule = "crop takes the number of tokens to remove as a negative integer"
+            raise refuse(KIVUsageError, rule, repr(tokens_to_remove), "Pass -n to remove the last n tokens.")
         if tokens_to_remove <= 0:
             self.mend()
         self._handshake.require_settled("crop")
@@ -194,17 +198,17 @@ class KIVCache(MendingCache):
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Make sequence i of every layer a copy of the former ``beam_idx[i]`` (SPEC 9.3)."""
         self._handshake.require_whole("reorder_cache")
-        super().reorder_cache(beam_idx)
+        change_batch(self.layers, "reorder_cache", beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each sequence `repeats` times in place (SPEC 9.3)."""
         self._handshake.require_whole("batch_repeat_interleave")
-        super().batch_repeat_interleave(repeats)
+        change_batch(self.layers, "batch_repeat_interleave", repeats)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the sequences that `indices` names (SPEC 9.3)."""
         self._handshake.require_whole("batch_select_indices")
-        super().batch_select_indices(indices)
+        change_batch(self.layers, "batch_select_indices", indices)
 
     def memory(self) -> TierBytes:
         """Bytes in each tier that the pool holds: the KIV layers of this cache and of its forks (SPEC 10.3)."""

@@ -51,11 +51,11 @@ class KIVHybridLayer(KIVLayerMixin, LinearAttentionAndFullAttentionLayer):  # py
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Refuse: transformers does not repeat the linear part, so the two would disagree."""
-        raise _no_batch_change("batch_repeat_interleave")
+        raise no_batch_change("batch_repeat_interleave")
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Refuse: transformers does not select from the linear part, so the two would disagree."""
-        raise _no_batch_change("batch_select_indices")
+        raise no_batch_change("batch_select_indices")
 
     def reset(self) -> None:
         """Reset both parts."""
@@ -80,7 +80,8 @@ class KIVHybridLayer(KIVLayerMixin, LinearAttentionAndFullAttentionLayer):  # py
         return twin
 
 
-def _no_batch_change(operation: str) -> KIVError:
+def no_batch_change(operation: str) -> KIVError:
+    """Build the error for a change of the batch that linear states do not take part in."""
     return refuse(
         KIVUnsupportedError,
         "A layer with a linear-attention state keeps its batch",

@@ -119,6 +119,9 @@ class KIVLayerMixin:
             check_states(name, tensor)
         # Under autocast rotary embeddings make float32 of keys alone; as in a plain cache, both get the wider dtype.
         dtype = torch.promote_types(key_states.dtype, value_states.dtype)
+        # Or that of the tokens it has, where autocast was off or other tokens made them wider.
+        if self.is_initialized and torch.is_autocast_enabled(key_states.device.type):
+            dtype = torch.promote_types(dtype, self.dtype)
         key_states, value_states = key_states.to(dtype), value_states.to(dtype)
         total = self.store.length + key_states.shape[-2]
         self.handshake.before_update(total)

@@ -1,0 +1,92 @@
+"""A change of the batch or the length that a cache refuses is refused by name, and leaves every layer as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hf_models import pair
+from kiv_hf import KIVCache, KIVConfig, use_kiv
+from kiv_reference.errors import KIVUnsupportedError, KIVUsageError
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Lfm2Config, Lfm2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+ROWS = (2.5, "a", [0, 1], None, torch.tensor([0.5, 1.7]))
+
+
+def llama():
+    return pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=2)
+
+
+def gemma3():
+    return pair(
+        Gemma3TextConfig, Gemma3ForCausalLM, num_hidden_layers=2, sliding_window=12,
+        layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=8,
+    )  # fmt: skip
+
+
+@pytest.fixture(params=[llama, gemma3])
+def filled(request):
+    model = request.param()
+    cache, stock = model.cache(), model.stock_cache()
+    with torch.no_grad():
+        model.kiv(model.ids[:, :60], past_key_values=cache)
+        model.stock(model.ids[:, :60], past_key_values=stock)
+    return model, cache, stock
+
+
+def require_equal(model, cache, stock):
+    with torch.no_grad():
+        logits = model.kiv(model.ids[:, 60:], past_key_values=cache).logits
+        right = model.stock(model.ids[:, 60:], past_key_values=stock).logits
+    torch.testing.assert_close(logits, right, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("operation", ["reorder_cache", "batch_select_indices"])
+def test_rows_that_are_none(filled, operation):
+    model, cache, stock = filled
+    batch = model.ids.shape[0]
+    for rows in (*ROWS, torch.tensor([batch] * batch), torch.tensor([], dtype=torch.long)):
+        with pytest.raises(KIVUsageError):
+            getattr(cache, operation)(rows)
+    require_equal(model, cache, stock)
+
+
+def test_too_few_rows(filled):
+    """A window of transformers' own would take them, and hold fewer sequences than the KIV layers."""
+    model, cache, stock = filled
+    with pytest.raises(KIVUsageError):
+        cache.reorder_cache(torch.zeros(model.ids.shape[0] + 1, dtype=torch.long))
+    require_equal(model, cache, stock)
+
+
+@pytest.mark.parametrize("repeats", [0, -1, 2.5, "a", None, True, [2]])
+def test_repeats_that_are_none(filled, repeats):
+    model, cache, stock = filled
+    with pytest.raises(KIVUsageError):
+        cache.batch_repeat_interleave(repeats)
+    require_equal(model, cache, stock)
+
+
+@pytest.mark.parametrize("tokens", [2.5, float("nan"), "a", None, [1], torch.tensor([1, 2]), -2.0])
+def test_lengths_that_are_none(filled, tokens):
+    model, cache, stock = filled
+    with pytest.raises(KIVUsageError):
+        cache.crop(tokens)
+    require_equal(model, cache, stock)
+
+
+@pytest.mark.parametrize("operation", ["batch_repeat_interleave", "batch_select_indices"])
+def test_linear_state_behind_full_attention(operation):
+    config = Lfm2Config(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, layer_types=["full_attention", "conv"],
+    )  # fmt: skip
+    model = use_kiv(Lfm2ForCausalLM(config).double().eval())
+    cache = KIVCache(model.config, KIVConfig(hot_tokens=8, page_tokens=4, sink_tokens=2))
+    ids = torch.randint(3, 97, (2, 40))
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+        twin = cache.fork()
+        with pytest.raises(KIVUnsupportedError):
+            getattr(cache, operation)(2 if operation == "batch_repeat_interleave" else torch.tensor([1]))
+        again, right = (model(ids[:, :1], past_key_values=kept).logits for kept in (cache, twin))
+    assert torch.equal(again, right)
