@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .host import Table
 from .integers import Integers
-from .interrupts import REFUSALS
+from .interrupts import REFUSALS, is_refusal
 from .layout import IdPool
 from .ledger import Account, Counters
 from .recency import Links, Order
@@ -123,7 +123,9 @@ class Residence:
                 self._to_disk(ids[number], key[number], value[number])
             for number in range(direct, len(ids)):
                 self._keep(ids[number], key[number], value[number])
-        except REFUSALS:
+        except REFUSALS as error:
+            if not is_refusal(error):  # a page may be half noted: the store is marked
+                raise
             for page in ids:
                 if self.on_disk(page):
                     self._drop(page)
