@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hf_models import pair
 from kiv_hf import KIVCache, KIVConfig, use_kiv
-from kiv_reference.errors import KIVUnsupportedError, KIVUsageError
+from kiv_reference.errors import KIVBudgetError, KIVUnsupportedError, KIVUsageError
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Lfm2Config, Lfm2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 ROWS = (2.5, "a", [0, 1], None, torch.tensor([0.5, 1.7]))
@@ -90,3 +92,64 @@ def test_linear_state_behind_full_attention(operation):
             getattr(cache, operation)(2 if operation == "batch_repeat_interleave" else torch.tensor([1]))
         again, right = (model(ids[:, :1], past_key_values=kept).logits for kept in (cache, twin))
     assert torch.equal(again, right)
+
+
+def test_a_mask_of_another_length():
+    model = llama()
+    cache = model.cache()
+    with torch.no_grad():
+        model.kiv(two_rows(model), past_key_values=cache)
+    with pytest.raises(KIVUsageError, match="of each sequence"):
+        cache.batch_select_indices(torch.tensor([True]))
+
+
+def two_rows(model):
+    return torch.cat([model.ids[:1, :60], model.ids[:1, :60].flip(1)])
+
+
+@pytest.mark.parametrize("rows", [3, torch.tensor([0, 0, 1, 1, 0]), torch.tensor([1, 0, 1, 0, 1])])
+def test_a_budget_that_has_room_in_some_layers(rows):
+    """The layers that had room take the change back: the text goes on with the sequences that it had."""
+    model = llama()
+    ids, config = two_rows(model), KIVConfig(hot_tokens=16, page_tokens=4, sink_tokens=2)
+    operation = "batch_repeat_interleave" if isinstance(rows, int) else "batch_select_indices"
+    changed_first = False
+    with torch.no_grad():
+        whole = model.cache(config)
+        right = model.kiv(ids, past_key_values=whole).logits[:, -1:]
+        held = whole.memory().device
+        more = [*range(held, 4 * held, held // 12)]
+        for budget in more:
+            cache = model.cache(replace(config, device_bytes=budget))
+            try:
+                model.kiv(ids[:, :59], past_key_values=cache)
+            except KIVBudgetError:
+                continue
+            try:
+                getattr(cache, operation)(rows)
+            except KIVBudgetError:
+                changed_first |= budget > 1.5 * held
+                logits = model.kiv(ids[:, 59:], past_key_values=cache).logits
+                torch.testing.assert_close(logits, right, rtol=0, atol=1e-10)
+            cache.close()
+    assert changed_first
+
+
+def test_a_budget_and_a_change_that_drops_a_sequence():
+    model = llama()
+    config, told = KIVConfig(hot_tokens=16, page_tokens=4, sink_tokens=2), set()
+    with torch.no_grad():
+        whole = model.cache(config)
+        model.kiv(two_rows(model), past_key_values=whole)
+        held = whole.memory().device
+        for budget in range(held, 4 * held, held // 12):
+            cache = model.cache(replace(config, device_bytes=budget))
+            try:
+                model.kiv(two_rows(model), past_key_values=cache)
+            except KIVBudgetError:
+                continue
+            try:
+                cache.batch_select_indices(torch.tensor([0] * 5))
+            except KIVBudgetError as error:
+                told.add("Call cache.reset()" in str(error))
+    assert True in told

@@ -73,7 +73,7 @@ class KIVHybridLayer(KIVLayerMixin, LinearAttentionAndFullAttentionLayer):  # py
     def fork(self, handshake: Handshake) -> KIVHybridLayer:
         """Return an independent layer with equal state, for the cache of `handshake` (SPEC 9.4)."""
         twin = KIVHybridLayer(self.store.fork(), handshake, self.number_of_states)
-        twin._module, twin.adapter = self._module, self.adapter
+        twin._module, twin.adapter, twin.batch = self._module, self.adapter, self.batch
         for name, value in vars(self).items():
             if name not in _KIV_STATE:
                 setattr(twin, name, copy.deepcopy(value))

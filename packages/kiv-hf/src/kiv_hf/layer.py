@@ -27,6 +27,8 @@ class KIVLayerMixin:
     ----------
     adapter : Adapter or None
         How the model changes keys and values after the update, found in the first attention call.
+    batch : int
+        Sequences in the store, 0 before the first.
     """
 
     is_sliding = False
@@ -39,6 +41,7 @@ class KIVLayerMixin:
     def _attach(self, store: LayerStore, handshake: Handshake) -> None:
         self.store = store
         self.handshake = handshake
+        self.batch = 0
         self.adapter: Adapter | None = None
         self._staged: Staged | None = None
         self._returned: weakref.ref[torch.Tensor] | None = None
@@ -180,6 +183,7 @@ class KIVLayerMixin:
         self._module = weakref.ref(module)
         states = self._staged if states is None else states
         self.store.append(states.key, states.value, valid)
+        self.batch = states.key.shape[0]
         self._staged = None
         self.handshake.unstage()
 
@@ -226,6 +230,7 @@ class KIVLayerMixin:
         self.handshake.require_settled("batch_repeat_interleave")
         if self.store.length > 0:
             self.store.repeat_interleave(repeats)
+            self.batch *= repeats
             self._changed()
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
@@ -234,6 +239,7 @@ class KIVLayerMixin:
         if self.store.length > 0:
             rows = indices.nonzero().flatten() if indices.dtype == torch.bool else indices.to(torch.int64)
             self.store.select(rows)
+            self.batch = len(rows)
             self._changed()
 
     def reset(self) -> None:
@@ -271,7 +277,7 @@ class KIVLayer(KIVLayerMixin, DynamicLayer):  # pyright: ignore[reportIncompatib
     def fork(self, handshake: Handshake) -> KIVLayer:
         """Return an independent layer with equal state, for the cache of `handshake` (SPEC 9.4)."""
         twin = KIVLayer(self.store.fork(), handshake)
-        twin._module, twin.adapter = self._module, self.adapter
+        twin._module, twin.adapter, twin.batch = self._module, self.adapter, self.batch
         if self.is_initialized:
             twin.dtype, twin.device, twin.is_initialized = self.dtype, self.device, True
         return twin
