@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hf_models import pair
+from hf_models import falcon_h1, pair
 from kiv_hf import KIVCache, KIVConfig, use_kiv
 from kiv_reference.errors import KIVBudgetError, KIVUnsupportedError, KIVUsageError
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Lfm2Config, Lfm2ForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -153,3 +153,33 @@ def test_a_budget_and_a_change_that_drops_a_sequence():
             except KIVBudgetError as error:
                 told.add("Call cache.reset()" in str(error))
     assert True in told
+
+
+def test_a_refused_reordering_of_a_hybrid(monkeypatch):
+    """What is taken back is the linear state too."""
+    model = use_kiv(falcon_h1())
+    ids = torch.randint(3, 60, (2, 61), generator=torch.Generator().manual_seed(0))
+    cache = KIVCache(model.config, KIVConfig(hot_tokens=16, page_tokens=4, sink_tokens=2))
+
+    def full(rows):
+        raise KIVBudgetError("full")
+
+    with torch.no_grad():
+        model(ids[:, :60], past_key_values=cache)
+        twin = cache.fork()
+        with monkeypatch.context() as patch:
+            patch.setattr(cache.layers[-1].store, "reorder", full)
+            with pytest.raises(KIVBudgetError, match="full"):
+                cache.reorder_cache(torch.tensor([1, 0]))
+        again, right = (model(ids[:, 60:], past_key_values=kept).logits for kept in (cache, twin))
+    assert torch.equal(again, right)
+
+
+def test_an_empty_cache_has_no_batch():
+    model = llama()
+    cache = model.cache()
+    with torch.no_grad():
+        model.kiv(two_rows(model), past_key_values=cache)
+    cache.reset()
+    cache.batch_select_indices(torch.tensor([True, False, True]))
+    assert cache.get_seq_length() == 0

@@ -44,7 +44,7 @@ def change_batch(layers: Sequence[Any], operation: str, argument: Any) -> None:
             getattr(layer, operation)(argument)
         except KIVError as error:
             if done:
-                _take_back(done, _inverse(operation, argument, batch), error)
+                _take_back(done, operation, _inverse(operation, argument, batch), error)
             raise
         if layer.store.length > 0:
             done.append(layer)
@@ -63,12 +63,13 @@ def _inverse(operation: str, argument: Any, batch: int) -> torch.Tensor | None:
     return torch.tensor([rows.index(row) for row in range(batch)], device="cpu")
 
 
-def _take_back(layers: list[KIVLayerMixin], rows: torch.Tensor | None, error: KIVError) -> None:
+def _take_back(layers: list[KIVLayerMixin], operation: str, rows: torch.Tensor | None, error: KIVError) -> None:
+    # Of a hybrid layer both parts, which only a reordering reaches.
+    back = operation if operation == "reorder_cache" else "batch_select_indices"
     try:
         if rows is not None:
             for layer in layers:
-                layer.store.select(rows)
-                layer.batch = len(rows)
+                getattr(layer, back)(rows)
             return
     except KIVError as second:
         error = second

@@ -245,6 +245,7 @@ class KIVLayerMixin:
     def reset(self) -> None:
         """Return to an empty layer, whatever state a broken forward pass left (SPEC 9.5)."""
         self.store.reset()
+        self.batch = 0
         self._drop_staged()
         self._changed()
         self._module = None
