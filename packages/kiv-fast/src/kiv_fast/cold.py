@@ -106,21 +106,27 @@ class Cold:
             self._pages.drop(ids)
             raise
         try:
-            finite = True
-            step = max(1, self.tuning.index_tokens // size)
-            for start in range(0, n if weights is not None else 0, step):
-                part = slice(start, start + step)
-                assert self.index is not None and weights is not None, "weights of no index"
-                seen = None if valid is None else valid[part]
-                coded = code_pages(key[part], value[part], seen, self.transfer.send(weights[part]), self.index.coded)
-                self.index.put(ids[part], coded)
-                finite = finite and bool(torch.isfinite(coded.value).all())
+            finite = weights is None or self._code(ids, key, value, valid, weights)
             counts: list[int] = [size] * n if valid is None else valid.sum(dim=1).tolist()
         except REFUSALS:
             self._free(ids)
             raise
         row.extend(ids, counts, size, finite)
         self.counters.evicted_pages += n
+
+    def _code(
+        self, ids: list[int], key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, weights: torch.Tensor
+    ) -> bool:
+        """Make the index of new pages; whether their mean values are all numbers."""
+        assert self.index is not None, "exact mode has no weights"
+        finite, step = True, max(1, self.tuning.index_tokens // self.config.page_tokens)
+        for start in range(0, len(ids), step):
+            part = slice(start, start + step)
+            seen = None if valid is None else valid[part]
+            coded = code_pages(key[part], value[part], seen, self.transfer.send(weights[part]), self.index.coded)
+            self.index.put(ids[part], coded)
+            finite = finite and bool(torch.isfinite(coded.value).all())
+        return finite
 
     def share(self, row: Row) -> Row:
         """A second row with the same pages."""

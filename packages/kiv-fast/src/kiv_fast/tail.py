@@ -1,13 +1,32 @@
-"""What the selection tells of the values that were not selected (SPEC 5.5)."""
+"""The tail: what was not selected still counts, by its mass and the mean value of its page (SPEC 5.2, 5.4)."""
 
 from __future__ import annotations
 
 import torch
 from torch.nn.functional import logsigmoid
 
-from .attend import LEAST
+from .attend import LEAST, Part, Queries
+from .candidates import Found, marked
+from .estimate import Estimates
 
 WEIGHT, POWER = 0.5, 4.0
+"""How far, and how steeply, the selection moves the mean values."""
+
+
+def page_tail(queries: Queries, estimates: Estimates, found: Found, means: torch.Tensor, page_tokens: int) -> Part:
+    """One pseudo-token for each page with tokens that were not selected; `means` are the pages' ``[H, N, DV]``."""
+    pages, size = means.shape[1], page_tokens
+    read = marked(found.at, pages * size)
+    others: list[torch.Tensor] = []
+    for chunk in estimates.chunks:
+        logits = queries.cap(estimates.of(chunk)).masked_fill(read[:, None, chunk.start : chunk.stop], -torch.inf)
+        others.append(torch.logsumexp(logits.unflatten(2, (-1, size)), dim=3))
+    rest = torch.cat(others, dim=2)  # [H, M, N]
+    left = queries.cap(found.raw).masked_fill(found.selected[:, None], -torch.inf)
+    page = (found.at.clamp(min=0) // size)[:, None].expand_as(left)
+    most = torch.full_like(rest, LEAST).scatter_reduce_(2, page, left, "amax")
+    mass = torch.zeros_like(rest).scatter_add_(2, page, torch.exp(left - most.gather(2, page)))
+    return Part(torch.logaddexp(rest, mass.log_().add_(most)), means)
 
 
 def value_shift(
@@ -18,7 +37,7 @@ def value_shift(
     means: torch.Tensor,
     missing: torch.Tensor | None,
 ) -> torch.Tensor:
-    """What each query adds to the mean values of candidate pages, ``[H, M, DV]``.
+    """What each query adds to the mean values of pages, ``[H, M, DV]`` (SPEC 5.4).
 
     Parameters
     ----------
@@ -26,9 +45,8 @@ def value_shift(
         Scores of the selected tokens for all members, and what the soft cap makes of them.
     values : [H, R, DV]
     page : int64 [H, R]
-        Of each token, which row of `means` is its page's.
-    means : [H, C, DV]
-        Mean values of the candidate pages.
+        Of each token.
+    means : [H, N, DV]
     missing : bool [H, R], or None
         Entries that only fill up a row.
     """
