@@ -20,7 +20,7 @@ from kiv_fast.reach import HostReach
 from kiv_fast.shim import FileIO
 from kiv_reference import KIVConfig
 
-CONFIG = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, span_pages=3, candidate_pages=5, retrieve_tokens=7)
+CONFIG = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=6, candidate_tokens=20, retrieve_tokens=7)
 TUNING = Tuning(least_chapter_pages=8, most_chapter_pages=32, look_pages=1, stagger_pages=1, first_segment_bytes=4096)
 WIDTH, ITEM = 16, 4
 QUICK = settings(
@@ -150,7 +150,7 @@ def live_tensors(prompt, forks, cut):
         parts = [*state.recent._sinks, *state.recent._hot, *(row.near for row in state.rows)]
         for tensor in parts:
             seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        pages = {page for store in stores for row in store.state.rows for page in row.table.pages}
+        pages = {page for store in stores for row in store.state.rows for page in row.pages}
         tables = [table for table in (*vars(cold.arena).values(), *vars(cold.index).values()) if type(table) is Table]
         assert tables
         assert cold.arena.page_bytes * len(pages) <= pool.memory().ram

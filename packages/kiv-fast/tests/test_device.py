@@ -73,7 +73,7 @@ def feed(store, data, device, modifiers, valid=None, chunks=CHUNKS):
         store.append(key, value, mask)
         outputs.append(store.attend(query, scale=SCALE, **modifiers).to("cpu"))
         for block in store.report.blocks:
-            chosen += [block.candidate_pages.to("cpu"), block.selected_positions.to("cpu")]
+            chosen += [block.candidate_positions.to("cpu"), block.selected_positions.to("cpu")]
         start += n
     return torch.cat(outputs, dim=2), chosen
 
