@@ -13,7 +13,13 @@ from kiv_reference import KIVConfig
 def config() -> KIVConfig:
     """Small pages and windows, so that most tokens are cold."""
     return KIVConfig(
-        hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=6, candidate_tokens=20, retrieve_tokens=7, prefill="exact"
+        hot_tokens=8,
+        sink_tokens=2,
+        page_tokens=4,
+        index_channels=6,
+        candidate_tokens=20,
+        retrieve_tokens=7,
+        prefill="exact",
     )
 
 

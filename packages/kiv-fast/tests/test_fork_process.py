@@ -20,7 +20,7 @@ from kiv_reference.errors import KIVUsageError
 
 torch.set_num_threads(1)
 config = KIVConfig(
-    hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=6, candidate_tokens=20, retrieve_tokens=7, prefill="exact"
+    hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=6, candidate_tokens=20, retrieve_tokens=7
 )
 chunks = [60, *[1] * 30]
 first, second, third = (draw(seed, sum(chunks)) for seed in (5, 6, 7))

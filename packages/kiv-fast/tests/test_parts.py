@@ -15,7 +15,7 @@ from kiv_fast.pinning import LEAST_BYTES, Region, SlabPinning
 from kiv_fast.reach import MappedReach
 from kiv_fast.shim import FileIO
 from kiv_fast.transfer import NullTransfer
-from kiv_fast.validate import ALIGNMENT, Shape, aligned
+from kiv_fast.validate import ALIGNMENT, aligned
 from kiv_reference import ReferencePool
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
 from fast_helpers import SCALE, draw, feed
 from kiv_fast import FastPool

@@ -7,9 +7,6 @@ from kiv_fast import FastPool, Tuning
 from kiv_fast.ledger import Counters, Ledger
 from kiv_fast.shim import FileIO
 from kiv_fast.spill import Segments, folder_for, in_memory
-from kiv_fast.staging import Staging
-from kiv_fast.tiered import TieredArena
-from kiv_fast.transfer import NullTransfer
 from kiv_fast.validate import Shape
 from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVUsageError
