@@ -218,6 +218,7 @@ def test_a_wait_that_is_not_listed_shows():
             torch.ones(3, device=DEVICE) + torch.ones(3)
 
 
+@pytest.mark.parametrize("mapped", [False])
 def test_a_slot_that_is_used_again_too_early_shows(config, streams, monkeypatch):
     config = replace(config, candidate_tokens=120, retrieve_tokens=100)
     waits_of_steps(config)

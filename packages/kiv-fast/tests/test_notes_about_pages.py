@@ -22,7 +22,7 @@ HEADS, PAGE = 2, 4
 
 @pytest.fixture(params=[False, True], ids=["RAM", "disk"])
 def store(request, config, tmp_path):
-    tiers = {"ram_bytes": 5_200_000, "spill_dir": tmp_path} if request.param else {}
+    tiers = {"ram_bytes": 3_000_000, "spill_dir": tmp_path} if request.param else {}
     return FastPool(replace(config, page_tokens=PAGE, prefill="retrieve", **tiers)).layer_store()
 
 
