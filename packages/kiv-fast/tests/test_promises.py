@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from fast_helpers import SCALE, draw, feed
 from kiv_fast import FastPool
@@ -86,36 +87,21 @@ def test_a_step_whose_tokens_were_taken_in_has_room_for_its_pages(config, tmp_pa
 
 
 def test_a_crop_that_does_not_fit_changes_nothing(config):
-    """A fork that is cropped takes its own span and chapters, where those that it shared end elsewhere."""
-    data = draw(3, 200)
-    outcomes = {True: 0, False: 0}
-    for budget in range(23_000, 45_000, 150):
-        pool = FastPool(replace(config, device_bytes=budget))
-        store = pool.layer_store()
-        try:
-            feed(store, data, [20] * 10)
-            fork = store.fork()
-        except KIVBudgetError:
-            pool.close()
-            continue
-        length, held = 101, (pool.memory(), fork.memory())
-        try:
-            fork.crop(length)
-        except KIVBudgetError:
-            length = 200
-            assert (pool.memory(), fork.memory()) == held
-        outcomes[length == 101] += 1
-        assert pool.memory().device <= budget
-        assert fork.length == length
-        store.reset()
-        fork.append(*part(data, 0, 1)[:2])
-        again = FastPool(config).layer_store()
-        feed(again, part(data, 0, length), [length])
-        again.append(*part(data, 0, 1)[:2])
-        query = data[2][:, :, :1]
-        torch.testing.assert_close(fork.attend(query, scale=SCALE), again.attend(query, scale=SCALE))
-        pool.close()
-    assert all(outcomes.values())
+    """The hot window has eight tokens, in a buffer for sixteen, and would have fifteen, in a larger one."""
+    data = draw(3, 202)
+    pool = FastPool(replace(config, page_tokens=8))
+    store = pool.layer_store()
+    feed(store, data, [202])
+    expected = store.attend(data[2], scale=SCALE)
+    held = pool.memory()
+    pool.ledger._limits = (held.device, None, None)
+    with pytest.raises(KIVBudgetError, match="device_bytes"):
+        store.crop(201)
+    assert (pool.memory(), store.length) == (held, 202)
+    assert torch.equal(store.attend(data[2], scale=SCALE), expected)
+    pool.ledger._limits = (held.device + (24 - 16) * store.state.shape.recent_bytes, None, None)
+    store.crop(201)
+    assert pool.memory().device <= pool.ledger._limits[0]
 
 
 def test_a_crop_holds_no_more_than_its_tokens(config):
