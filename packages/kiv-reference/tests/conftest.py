@@ -12,10 +12,8 @@ def tiny() -> KIVConfig:
         hot_tokens=2,
         sink_tokens=2,
         page_tokens=2,
-        span_pages=2,
-        candidate_pages=1,
+        candidate_tokens=1,
         retrieve_tokens=1,
-        spread_weight=0.0,
         tail="none",
     )
 

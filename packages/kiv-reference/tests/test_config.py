@@ -12,11 +12,9 @@ from kiv_reference.errors import KIVConfigError
         ("hot_tokens", 1.5),
         ("sink_tokens", True),
         ("page_tokens", 0),
-        ("span_pages", "16"),
-        ("candidate_pages", 0),
+        ("index_channels", "16"),
+        ("candidate_tokens", 0),
         ("retrieve_tokens", 0),
-        ("spread_weight", 1.01),
-        ("spread_weight", float("nan")),
         ("group", "softmax"),
         ("tail", True),
         ("prefill", "Exact"),
@@ -24,6 +22,7 @@ from kiv_reference.errors import KIVConfigError
         ("exact_suffix_tokens", -1),
         ("max_missed_mass", 0.0),
         ("max_missed_mass", 1.0),
+        ("max_missed_mass", float("nan")),
         ("device_bytes", -1),
         ("ram_bytes", 0.5),
         ("disk_bytes", "1G"),
@@ -36,10 +35,10 @@ def test_a_bad_value_is_refused_with_its_name_and_itself(field, value):
     assert repr(value) in str(error.value)
 
 
-def test_more_tokens_than_the_candidates_hold_are_refused():
-    with pytest.raises(KIVConfigError, match="candidate_pages"):
-        KIVConfig(candidate_pages=2, page_tokens=4, retrieve_tokens=9)
-    assert KIVConfig(candidate_pages=2, page_tokens=4, retrieve_tokens=8).retrieve_tokens == 8
+def test_more_tokens_than_candidates_are_refused():
+    with pytest.raises(KIVConfigError, match="candidate_tokens"):
+        KIVConfig(candidate_tokens=8, retrieve_tokens=9)
+    assert KIVConfig(candidate_tokens=8, retrieve_tokens=8).retrieve_tokens == 8
 
 
 def test_exact_mode_allows_exact_prefill_only():
@@ -56,5 +55,5 @@ def test_a_configuration_cannot_be_changed():
 @pytest.mark.parametrize(("boundary", "pages"), [(0, 0), (5, 0), (6, 1), (7, 1), (8, 2), (100, 48)])
 def test_cold_pages_by_hand(boundary, pages):
     # floor((boundary - 2 hot - 2 sinks) / 2)
-    config = KIVConfig(hot_tokens=2, sink_tokens=2, page_tokens=2, candidate_pages=256)
+    config = KIVConfig(hot_tokens=2, sink_tokens=2, page_tokens=2)
     assert config.cold_pages(boundary) == pages

@@ -11,7 +11,16 @@ from kiv_reference import KIVConfig, ReferencePool
 
 SOURCES = os.path.dirname(kiv_reference.__file__)
 
-CONFIG = KIVConfig(hot_tokens=2, sink_tokens=1, page_tokens=2, candidate_pages=2, retrieve_tokens=3, prefill="retrieve")
+# Position 63, among the tokens of the second append, is sampled (SPEC 3.2).
+CONFIG = KIVConfig(
+    hot_tokens=20,
+    sink_tokens=1,
+    page_tokens=2,
+    candidate_tokens=4,
+    retrieve_tokens=3,
+    prefill="retrieve",
+    query_block_tokens=4,
+)
 
 
 class Stop(BaseException):
@@ -44,8 +53,8 @@ class Lines:
         sys.settrace(None)
 
 
-KEY, VALUE, QUERY = torch.randn(3, 2, 1, 24, 4, generator=torch.Generator().manual_seed(1)).double()
-VALID = torch.ones(2, 8, dtype=torch.bool)
+KEY, VALUE, QUERY = torch.randn(3, 2, 1, 140, 4, generator=torch.Generator().manual_seed(1)).double()
+VALID = torch.ones(2, 60, dtype=torch.bool)
 VALID[0, 2] = False
 
 
@@ -54,9 +63,9 @@ def take(store, start, stop, valid=None):
 
 
 CALLS = {
-    "first append": lambda pool, store: take(store, 0, 8, VALID),
-    "append": lambda pool, store: take(store, 11, 14),
-    "attend": lambda pool, store: store.attend(QUERY[:, :, 8:11], scale=0.5).tolist(),
+    "first append": lambda pool, store: take(store, 0, 60, VALID),
+    "append": lambda pool, store: take(store, 67, 70),
+    "attend": lambda pool, store: store.attend(QUERY[:, :, 60:67], scale=0.5).tolist(),
     "crop": lambda pool, store: store.crop(6),
     "select": lambda pool, store: store.select(torch.tensor([1, 0, 1])),
     "reorder": lambda pool, store: store.reorder(torch.tensor([1, 0])),
@@ -75,9 +84,9 @@ def prepared(name):
     pool = ReferencePool(CONFIG)
     store = pool.layer_store()
     if name != "first append":
-        take(store, 0, 8, VALID)
-        store.attend(QUERY[:, :, :8], scale=0.5)
-        take(store, 8, 11)
+        take(store, 0, 60, VALID)
+        store.attend(QUERY[:, :, :60], scale=0.5)
+        take(store, 60, 67)
     return pool, store
 
 

@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
+from kiv_reference import KIVConfig, ReferencePool
 from kiv_reference.call import _round_up
 from kiv_reference.errors import KIVNonFiniteError
-from kiv_reference.select import best, group_scores, page_scores
-from kiv_reference.summary import summarise, summarise_spans
+from kiv_reference.index import approximate_keys, index_page, query_weights
+from kiv_reference.select import best, group_scores
 
 
 def test_best_prefers_the_lower_index_among_equals():
@@ -22,36 +23,42 @@ def test_group_scores_by_hand():
     assert group_scores(scores, "exp_sum").tolist() == pytest.approx([1.5, 1.25])
 
 
-def test_page_score_by_hand():
-    query, mean, spread = torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 1.0]]), torch.tensor([[0.5, 2.0]])
-    # 0.5 * (3 - 2 + 0.5 * (0.5 + 4))
-    assert page_scores(query, mean, spread, 0.5, 0.5).item() == pytest.approx(1.625)
+def test_codes_by_hand():
+    # Three channels of which two are coded: where queries look less, keys must vary more.
+    key = torch.tensor([[[0.0, 5.0, 8.0], [16.0, 5.5, 0.0], [9.0, 7.0, 4.0], [torch.nan, torch.inf, 0.0]]])
+    valid = torch.tensor([True, True, True, False])
+    index = index_page(key, key.clone(), valid, torch.tensor([[1.0, 5.0, 1.0]]), coded=2)
+    assert index.channels.tolist() == [[0, 1]]  # of 1 · 8, 5 · 1 and 1 · 4
+    assert (index.centre.tolist(), index.step.tolist()) == ([[8.0, 6.0]], [[1.0, 0.125]])
+    assert index.codes.tolist() == [[[0, 0], [15, 4], [9, 15], [0, 0]]]
+    near = approximate_keys(index.codes, *index[1:5])[0]
+    mean = [25 / 3, 17.5 / 3, 4.0]
+    assert near[:3, :2].tolist() == [[0.5, 5.0625], [15.5, 5.5625], [9.5, 6.9375]]
+    assert near[:3, 2].tolist() == [4.0, 4.0, 4.0]
+    assert index.mean[0].tolist() == pytest.approx(mean)
+    assert index.error[0].tolist() == pytest.approx([0.5, 0.0625, 4.0])
+    assert index.value[0].tolist() == pytest.approx(mean)
 
 
-def test_summary_leaves_padding_out():
-    key = torch.tensor([[[1.0, 2.0], [3.0, 6.0], [torch.nan, torch.inf]]])
-    page = summarise(key, key.clone(), torch.tensor([True, True, False]))
-    assert page.mean.tolist() == [[2.0, 4.0]]
-    assert page.spread.tolist() == [[1.0, 2.0]]
-    assert page.value.tolist() == [[2.0, 4.0]]
+def test_a_page_of_equal_keys_is_coded_without_error():
+    key = torch.full((1, 2, 1), 3.25)
+    index = index_page(key, key, torch.tensor([True, True]), torch.ones(1, 1), coded=1)
+    assert (index.step.item(), index.codes.sum().item(), index.error.item()) == (0.0, 0, 0.0)
 
 
-def test_spans_merge_pages_by_their_counts():
-    count, mean = torch.tensor([2, 1, 1]), torch.tensor([[3.0], [0.0], [5.0]])
-    spans = summarise_spans(count, mean, mean * 10, torch.tensor([0, 1, 2]), span_pages=2)
-    assert spans.count.tolist() == [3, 1]
-    assert spans.mean.flatten().tolist() == [2.0, 5.0]
-    assert spans.value.flatten().tolist() == [20.0, 50.0]
-
-
-def test_spans_of_float64_are_merged_in_float64():
-    mean = torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64)
-    spans = summarise_spans(torch.tensor([1, 1, 1]), mean, mean, torch.tensor([0, 1, 2]), span_pages=3)
-    assert spans.mean.item() == pytest.approx(1 / 3, rel=1e-15)
+def test_query_weights_by_hand():
+    sampled = torch.tensor([[[1.0, 2.0], [torch.nan, torch.nan], [3.0, 0.5]]])
+    assert query_weights(sampled).tolist() == [[3.0, 2.0]]
+    assert query_weights(sampled[:, 1:2]).tolist() == [[1.0, 1.0]]
+    assert query_weights(sampled[:, :0]).tolist() == [[1.0, 1.0]]
 
 
 KEYS = [[0.0], [0.0], [1.0], [2.0], [4.0], [1.0], [0.0], [0.0]]
 VALUES = [[0.0], [0.0], [1.0], [2.0], [3.0], [4.0], [0.0], [0.0]]
+
+
+NEAR = {1.0: 1.03125, 2.0: 1.96875}
+"""Keys 1 and 2 of one page -> their approximate keys: 1.5 ± 7.5 / 16."""
 
 
 def test_decode_attends_to_sinks_selection_and_hot(tiny, store_of):
@@ -59,54 +66,69 @@ def test_decode_attends_to_sinks_selection_and_hot(tiny, store_of):
     store = store_of(tiny, KEYS, VALUES)
     output = store.attend(torch.tensor([[[[1.0]]]]), scale=1.0, bound=True)
     block = store.report.blocks[0]
-    assert block.candidate_pages.tolist() == [[[0]]]
+    assert block.candidate_positions.tolist() == [[[3]]]
     assert block.selected_positions.tolist() == [[[3]]]
     e = math.exp
     total = 2 + e(2) + e(4) + e(1) + 2  # sinks, token 3, hot 4 to 7
     assert output.item() == pytest.approx((2 * e(2) + 3 * e(4) + 4 * e(1)) / total)
     assert block.exact_mass.item() == 1.0
-    assert block.missed_bound.item() == pytest.approx(e(1) / (total + e(1)))
-    assert (block.key_bytes, block.value_bytes) == (2 * 4, 1 * 4)
+    upper = e(NEAR[1.0] + 0.03125)  # token 2 was not read
+    assert block.missed_bound.item() == pytest.approx(upper / (total + upper))
+    assert (block.key_bytes, block.value_bytes) == (1 * 4, 1 * 4)
 
 
-def test_tail_of_a_candidate_page_by_hand(tiny, store_of):
-    store = store_of(dataclasses.replace(tiny, tail="mean"), KEYS, VALUES)
+def test_where_nothing_is_to_choose_a_block_is_exact(tiny, store_of):
+    store = store_of(dataclasses.replace(tiny, candidate_tokens=2), KEYS, VALUES)
     output = store.attend(torch.tensor([[[[1.0]]]]), scale=1.0)
+    exact = store_of(dataclasses.replace(tiny, retrieve_tokens=None), KEYS, VALUES)
+    assert torch.equal(output, exact.attend(torch.tensor([[[[1.0]]]]), scale=1.0))
+    assert (store.report.blocks[0].mode, store.report.value_bytes) == ("exact", 2 * 4)
+
+
+@pytest.mark.parametrize("softcap", [None, 8.0])
+def test_tail_of_a_page_by_hand(tiny, store_of, softcap):
+    store = store_of(dataclasses.replace(tiny, tail="mean"), KEYS, VALUES)
+    output = store.attend(torch.tensor([[[[1.0]]]]), scale=1.0, softcap=softcap)
+
+    def mass(x: float) -> float:
+        return math.exp(x if softcap is None else softcap * math.tanh(x / softcap))
+
+    # Token 2 was not read: the mass of its approximate key, value the page's mean 1.5 and half of what token 3 differs.
+    left = mass(NEAR[1.0])
+    total = 2 + mass(2) + mass(4) + mass(1) + 2 + left
+    assert output.item() == pytest.approx((2 * mass(2) + 3 * mass(4) + 4 * mass(1) + 1.75 * left) / total)
+    assert store.report.blocks[0].estimated_mass.item() == pytest.approx(left / total)
+
+
+def test_a_candidate_weighs_in_the_tail_by_its_key(tiny, store_of):
+    # Ten tokens: cold are 2 to 5, of keys 1, 2, 4, 1. Candidates are 2, 3 and 4; 4 is selected.
+    config = dataclasses.replace(tiny, tail="mean", candidate_tokens=3)
+    store = store_of(config, [*KEYS, [0.0], [0.0]], [*VALUES, [0.0], [0.0]])
+    output = store.attend(torch.tensor([[[[1.0]]]]), scale=1.0)
+    block = store.report.blocks[0]
+    # Of 5 the approximate key is 2.5 - 7.5 * 1.5 / 8 = 1.09375, more than 2's.
+    assert block.candidate_positions.tolist() == [[[3, 4, 5]]]
+    assert block.selected_positions.tolist() == [[[4]]]
     e = math.exp
-    # Token 2 was not selected: mass e(1), value the page's mean 1.5 and half of what token 3 differs from it.
-    total = 2 + e(2) + e(4) + e(1) + 2 + e(1)
-    assert output.item() == pytest.approx((2 * e(2) + 3 * e(4) + 4 * e(1) + 1.75 * e(1)) / total)
-    assert store.report.blocks[0].estimated_mass.item() == pytest.approx(e(1) / total)
+    shift = 0.5 * (3 - 3.5)
+    first, second = e(2) + e(NEAR[1.0]), e(1)
+    total = 2 + e(4) + 4 + first + second
+    assert output.item() == pytest.approx((3 * e(4) + (1.5 + shift) * first + (3.5 + shift) * second) / total)
 
 
 def test_shift_of_mean_values_by_hand(tiny, store_of):
-    # Ten tokens, cold pages {2, 3} and {4, 5}: of scores 1, 2, 4 and 1 the last is not selected.
-    config = dataclasses.replace(tiny, tail="mean", candidate_pages=2, retrieve_tokens=3)
+    # Ten tokens, cold pages {2, 3} and {4, 5}: tokens 3, 4 and 5 are read and selected, 2 is left.
+    config = dataclasses.replace(tiny, tail="mean", candidate_tokens=3, retrieve_tokens=3)
     store = store_of(config, [*KEYS, [0.0], [0.0]], [*VALUES, [0.0], [0.0]])
     output = store.attend(torch.tensor([[[[1.0]]]]), scale=1.0)
-    assert store.report.blocks[0].selected_positions.tolist() == [[[2, 3, 4]]]
+    assert store.report.blocks[0].selected_positions.tolist() == [[[3, 4, 5]]]
     e = math.exp
-    # The scores' mean is 7/3: the highest counts little. Their values differ from their pages' by -0.5, 0.5, -0.5.
-    weights = [e(x) / (1 + e(4 * (x - 7 / 3))) for x in (1.0, 2.0, 4.0)]
-    shift = 0.5 * (-0.5 * weights[0] + 0.5 * weights[1] - 0.5 * weights[2]) / sum(weights)
-    assert shift == pytest.approx(0.089, abs=1e-3)
-    total = 2 + e(1) + e(2) + e(4) + 4 + e(1)
-    assert output.item() == pytest.approx((1 * e(1) + 2 * e(2) + 3 * e(4) + (3.5 + shift) * e(1)) / total)
-
-
-def test_tail_of_a_span_by_hand(tiny, store_of):
-    # Ten tokens: boundary 9, cold pages {2, 3} and {4, 5}. The query likes page 1 best and takes it whole.
-    config = dataclasses.replace(tiny, tail="mean", retrieve_tokens=2)
-    store = store_of(config, [*KEYS, [0.0], [0.0]], [*VALUES, [0.0], [0.0]])
-    output = store.attend(torch.tensor([[[[1.0]]]]), scale=1.0, softcap=8.0)
-
-    def mass(x: float) -> float:
-        return math.exp(8 * math.tanh(x / 8))
-
-    assert store.report.blocks[0].selected_positions.tolist() == [[[4, 5]]]
-    span = 2 * mass(1.5)  # two tokens at their mean key
-    total = 2 + mass(4) + mass(1) + 4 + span
-    assert output.item() == pytest.approx((3 * mass(4) + 4 * mass(1) + 1.5 * span) / total)
+    # The scores' mean is 7/3: the highest counts little. Their values differ from their pages' by 0.5, -0.5, 0.5.
+    weights = [e(x) / (1 + e(4 * (x - 7 / 3))) for x in (2.0, 4.0, 1.0)]
+    shift = 0.5 * (0.5 * weights[0] - 0.5 * weights[1] + 0.5 * weights[2]) / sum(weights)
+    left = e(NEAR[1.0])
+    total = 2 + e(2) + e(4) + e(1) + 4 + left
+    assert output.item() == pytest.approx((2 * e(2) + 3 * e(4) + 4 * e(1) + (1.5 + shift) * left) / total)
 
 
 def test_learned_sinks_join_the_denominator(tiny, store_of):
@@ -124,11 +146,11 @@ def test_huge_logits_still_average(tiny, store_of):
 
 
 def test_padding_is_never_seen(tiny, store_of):
-    keys, values = torch.tensor(KEYS), torch.tensor(VALUES)
-    keys[3], values[3] = torch.nan, torch.nan
-    store = store_of(tiny, keys, values, valid=[t != 3 for t in range(8)])
+    keys, values = torch.tensor([*KEYS, [0.0], [0.0]]), torch.tensor([*VALUES, [0.0], [0.0]])
+    keys[4], values[4] = torch.nan, torch.nan
+    store = store_of(tiny, keys, values, valid=[t != 4 for t in range(10)])
     store.attend(torch.tensor([[[[1.0]]]]), scale=1.0)
-    assert store.report.blocks[0].selected_positions.tolist() == [[[2]]]
+    assert store.report.blocks[0].selected_positions.tolist() == [[[3]]]
     assert store.report.key_bytes == 4
 
 
@@ -147,29 +169,50 @@ def test_keys_that_are_not_finite_are_refused_and_change_nothing(tiny, store_of)
 
 
 def test_a_value_that_is_not_finite_shows_only_where_it_is_attended(tiny, store_of):
-    values = torch.tensor(VALUES)
+    values = torch.tensor([*VALUES, [0.0], [0.0]])
     values[2] = torch.nan
-    query = torch.tensor([[[[1.0]]]])
-    assert math.isfinite(store_of(tiny, KEYS, values).attend(query, scale=1.0).item())
-    seen = dataclasses.replace(tiny, retrieve_tokens=2)
-    assert math.isnan(store_of(seen, KEYS, values).attend(query, scale=1.0).item())
+    keys, query = [*KEYS, [0.0], [0.0]], torch.tensor([[[[1.0]]]])
+    assert math.isfinite(store_of(tiny, keys, values).attend(query, scale=1.0).item())
+    values[4] = torch.nan
+    assert math.isnan(store_of(tiny, keys, values).attend(query, scale=1.0).item())
 
 
-def test_missed_mass_takes_pages_and_then_streams(tiny, store_of):
+def test_missed_mass_takes_tokens_and_then_streams(tiny, store_of):
     keys = [[0.0], [0.0], *[[3.0], [3.0]] * 6, [0.0], [0.0], [0.0]]
     values = [[float(t)] for t in range(len(keys))]
     query = torch.tensor([[[[1.0]]]])
-    taken = store_of(dataclasses.replace(tiny, max_missed_mass=0.75), keys, values)
+    # Twelve cold tokens alike: with one selected 11 of 12 are missed, with four 8.
+    taken = store_of(dataclasses.replace(tiny, max_missed_mass=0.7), keys, values)
     taken.attend(query, scale=1.0, bound=True)
     block = taken.report.blocks[0]
     assert not block.streamed.any()
-    assert block.missed_bound.item() <= 0.75
-    assert block.selected_positions.numel() > 1
+    assert block.selected_positions.tolist() == block.candidate_positions.tolist() == [[[2, 3, 4, 5]]]
+    assert 0.6 < block.missed_bound.item() <= 0.7
     streamed = store_of(dataclasses.replace(tiny, max_missed_mass=0.01), keys, values)
     output = streamed.attend(query, scale=1.0)
     assert streamed.report.streamed == 1
     exact = store_of(dataclasses.replace(tiny, retrieve_tokens=None), keys, values)
     assert torch.equal(output, exact.attend(query, scale=1.0))
+
+
+def test_sampled_queries_decide_what_is_coded():
+    # Two channels, one coded. Keys vary more in the first; the queries of positions 63 and 127 look at the second.
+    config = KIVConfig(
+        hot_tokens=0, sink_tokens=0, page_tokens=32, index_channels=1, candidate_tokens=4, retrieve_tokens=4
+    )
+    generator = torch.Generator().manual_seed(0)
+    key = torch.randn(1, 1, 160, 2, generator=generator) * torch.tensor([2.0, 1.0])
+    query = torch.ones(1, 2, 160, 2)
+    query[:, :, 127] = torch.tensor([1.0, -9.0])
+    store = ReferencePool(config).layer_store()
+    for t in range(160):
+        store.append(key[:, :, t : t + 1], key[:, :, t : t + 1])
+        store.attend(query[:, :, t : t + 1], scale=1.0)
+        store.attend(torch.full((1, 2, 1, 2), 100.0), scale=1.0)  # only the first attend after an append counts
+    channels = store._tokens.index[1].tensor
+    # The pages' boundaries are 32, 64, 96, 128: the first has no sample, the fourth the query of 127.
+    assert channels.flatten().tolist() == [0, 0, 0, 1]
+    assert store._tokens.sampled.tensor.tolist() == [[[[1.0, 1.0], [1.0, 9.0]]]]
 
 
 def test_the_reported_bound_is_rounded_up_only():

@@ -12,7 +12,9 @@ SCALE = D**-0.5
 
 @pytest.fixture
 def config() -> KIVConfig:
-    return KIVConfig(hot_tokens=6, sink_tokens=2, page_tokens=4, span_pages=2, candidate_pages=3, retrieve_tokens=5)
+    return KIVConfig(
+        hot_tokens=6, sink_tokens=2, page_tokens=4, index_channels=3, candidate_tokens=12, retrieve_tokens=5
+    )
 
 
 def tokens(length: int, seed: int = 0):
@@ -60,7 +62,7 @@ def test_exact_mode_is_full_attention(config, chunks):
 
 def test_a_budget_that_covers_everything_is_full_attention(config):
     data = tokens(60)
-    every = dataclasses.replace(config, candidate_pages=20, retrieve_tokens=80)
+    every = dataclasses.replace(config, candidate_tokens=80, retrieve_tokens=80)
     exact = dataclasses.replace(config, retrieve_tokens=None)
     left, right = (ReferencePool(c).layer_store() for c in (every, exact))
     near(feed(left, data, [1] * 60), feed(right, data, [1] * 60))
@@ -68,9 +70,10 @@ def test_a_budget_that_covers_everything_is_full_attention(config):
 
 @pytest.mark.parametrize("prefill", ["retrieve", "window"])
 def test_blocks_do_not_depend_on_the_chunks(config, prefill):
-    data = tokens(64)
+    # Long enough for pages that become cold before, at and after the first sampled positions, 63 and 127.
+    data = tokens(160)
     blocks = dataclasses.replace(config, prefill=prefill, query_block_tokens=4, exact_suffix_tokens=0)
-    outputs = [feed(ReferencePool(blocks).layer_store(), data, chunks) for chunks in ([64], [16, 8, 40])]
+    outputs = [feed(ReferencePool(blocks).layer_store(), data, chunks) for chunks in ([160], [16, 40, 64, 8, 32])]
     near(*outputs)
 
 
@@ -83,13 +86,14 @@ def test_the_suffix_is_exact(config):
     assert not torch.allclose(output[:, :, -10], exact[:, :, -10])
 
 
-def test_crop_leaves_what_the_first_tokens_alone_give(config):
-    data, other = tokens(60), tokens(60, seed=1)
+@pytest.mark.parametrize("length", [31, 70, 128])
+def test_crop_leaves_what_the_first_tokens_alone_give(config, length):
+    data, other = tokens(150), tokens(150, seed=1)
     store = ReferencePool(config).layer_store()
-    feed(store, data, [50])
-    store.crop(31)
+    feed(store, data, [140, 1])
+    store.crop(length)
     fresh = ReferencePool(config).layer_store()
-    feed(fresh, data, [31])
+    feed(fresh, data, [length])
     assert store.memory() == fresh.memory()
     assert torch.equal(feed(store, other, [1] * 10), feed(fresh, other, [1] * 10))
 

@@ -36,12 +36,10 @@ class Modifiers:
 
 
 class Pseudo(NamedTuple):
-    """Pseudo-tokens of the tail: M of them (SPEC 5.2, 5.3, 5.5)."""
+    """Pseudo-tokens of the tail: M of them (SPEC 5.2)."""
 
     logits: torch.Tensor  # [G, TQ, M]
-    values: torch.Tensor  # [M, DV], the same for every query
-    near: int  # how many of them, the first, are for candidate pages
-    shift: torch.Tensor  # [G, TQ, DV], added to a query's values of those
+    values: torch.Tensor  # [M, G, TQ, DV], of each query
 
 
 class Attended(NamedTuple):
@@ -92,8 +90,7 @@ def attend_tokens(
     output = weigh(weights[:, :, : positions.numel()], view.values(positions), seen)
     exact, estimated = weights[:, :, :held].sum(dim=2), weights[:, :, held:].sum(dim=2)
     if tail is not None:
-        near = weights[:, :, held : held + tail.near].sum(dim=2, keepdim=True)
-        output = output + weights[:, :, held:] @ tail.values + near * tail.shift
+        output = output + torch.einsum("gtm,mgtv->gtv", weights[:, :, held:], tail.values)
     # Their sum is 1 but for rounding, or 0 where nothing is attended.
     total = (exact + estimated).masked_fill(exact + estimated == 0, 1.0)
     return Attended(output, exact / total, estimated / total)

@@ -8,21 +8,21 @@ import torch
 
 from .attend import Attended, Modifiers, attend_exactly, attend_tokens
 from .config import KIVConfig
-from .mass import missed_bounds
+from .mass import missed_bound
 from .report import Mode
-from .select import rank_pages, select_tokens
+from .select import rank_cold, select_tokens
 from .tail import tail
 from .view import HeadView
 
-STREAM_FACTOR = 4
-"""`max_missed_mass` takes at most this many times `candidate_pages` pages before it streams (SPEC 6.3)."""
+WHOLE = (0, 1, 2, 4)
+"""`max_missed_mass` selects at most so many times `candidate_tokens` tokens before it streams (SPEC 6.3)."""
 
 
 class Retrieval(NamedTuple):
     """What a block retrieves."""
 
-    candidates: torch.Tensor  # int64 [C], best first
-    selected: torch.Tensor  # int64 [R], ascending
+    candidates: torch.Tensor  # int64 [C], positions, ascending
+    selected: torch.Tensor  # int64 [R], positions, ascending
     streamed: bool = False
 
 
@@ -41,19 +41,18 @@ def retrieve(
 ) -> Retrieval:
     """Candidates and selection (SPEC 4), enlarged until the missed bound holds (SPEC 6.3)."""
     members = query.flatten(0, 1)  # [G * TQ, D]
-    ranked = rank_pages(view, members, modifiers.scale, config)
-    candidates = ranked[: config.candidate_pages]
+    ranked = rank_cold(view, members, modifiers.scale, config)
+    candidates = ranked[: config.candidate_tokens].sort().values
     selected = select_tokens(view, members, candidates, modifiers.scale, config)
-    if config.max_missed_mass is None or ranked.numel() == 0:
+    if config.max_missed_mass is None:
         return Retrieval(candidates, selected)
-    most = min(STREAM_FACTOR * config.candidate_pages, ranked.numel())
-    bounds = missed_bounds(query, query_positions, view, ranked, candidates.numel(), selected, most, modifiers)
-    enough = (bounds <= config.max_missed_mass).flatten(0, 1).all(dim=0).nonzero()  # [?, 1]
-    if enough.numel() == 0:
-        return Retrieval(candidates[:0], selected[:0], streamed=True)
-    taken = int(enough[0])
-    whole = [view.page_positions(page) for page in ranked[:taken].tolist()]
-    return Retrieval(ranked[: max(taken, config.candidate_pages)], torch.unique(torch.cat([selected, *whole])))
+    for factor in WHOLE:
+        whole = ranked[: factor * config.candidate_tokens]
+        tried = Retrieval(torch.unique(torch.cat([candidates, whole])), torch.unique(torch.cat([selected, whole])))
+        bound = missed_bound(query, query_positions, view, tried.candidates, tried.selected, modifiers)
+        if bool((bound <= config.max_missed_mass).all()):
+            return tried
+    return Retrieval(candidates[:0], selected[:0], streamed=True)
 
 
 def attend_block(
@@ -91,17 +90,10 @@ def attend_block(
         return HeadResult(attended, retrieval, missed, rows, rows)
 
     pseudo = None
+    candidates, selected = retrieval.candidates, retrieval.selected
     if mode == "retrieve" and config.tail == "mean":
-        pseudo = tail(query, view, retrieval.candidates, retrieval.selected, modifiers, config)
-    positions = torch.cat([view.always_attended(), retrieval.selected])
+        pseudo = tail(query, view, candidates, selected, modifiers)
+    positions = torch.cat([view.always_attended(), selected])
     attended = attend_tokens(query, query_positions, view, positions, modifiers, pseudo)
-    missed = None
-    if bound:
-        pages = view.pages()
-        others = pages[~torch.isin(pages, retrieval.candidates)]
-        known = retrieval.candidates
-        missed = missed_bounds(
-            query, query_positions, view, torch.cat([known, others]), known.numel(), retrieval.selected, 0, modifiers
-        )[:, :, 0]
-    key_rows = int(view.count[retrieval.candidates].sum())
-    return HeadResult(attended, retrieval, missed, key_rows, retrieval.selected.numel())
+    missed = missed_bound(query, query_positions, view, candidates, selected, modifiers) if bound else None
+    return HeadResult(attended, retrieval, missed, candidates.numel(), selected.numel())

@@ -9,9 +9,9 @@ import torch
 from .attend import Attended, Modifiers
 from .block import HeadResult, Retrieval, attend_block
 from .config import KIVConfig
+from .index import compute_dtype
 from .partition import QueryBlock, partition
 from .report import BlockReport
-from .summary import compute_dtype
 from .tokens import Tokens
 
 
@@ -93,7 +93,7 @@ class BlockCall:
             first_query=self.block.start,
             query_tokens=self.block.stop - self.block.start,
             cold_pages=partition(self.config, self.block.start).pages,
-            candidate_pages=_padded([[r.retrieval.candidates for r in row] for row in results]),
+            candidate_positions=_padded([[r.retrieval.candidates for r in row] for row in results]),
             selected_positions=_padded([[r.retrieval.selected for r in row] for row in results]),
             streamed=torch.tensor([[r.retrieval.streamed for r in row] for row in results], device=key.device),
             exact_mass=self._stack([[r.attended.exact for r in row] for row in results]).float(),
@@ -118,6 +118,6 @@ def _padded(rows: list[list[torch.Tensor]]) -> torch.Tensor:
 
 def _given(report: BlockReport, sequence: int, head: int) -> Retrieval:
     """The retrieval that a report tells of."""
-    candidates, selected = report.candidate_pages[sequence, head], report.selected_positions[sequence, head]
+    candidates, selected = report.candidate_positions[sequence, head], report.selected_positions[sequence, head]
     streamed = bool(report.streamed[sequence, head])
     return Retrieval(candidates[candidates >= 0], selected[selected >= 0], streamed)

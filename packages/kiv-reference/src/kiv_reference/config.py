@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -32,15 +31,13 @@ class KIVConfig:
     sink_tokens : int, >= 0
         First tokens of the sequence that are always attended (SPEC 2.2).
     page_tokens : int, >= 1
-        Tokens of a page, the unit that moves between tiers and is summarised (SPEC 3.1).
-    span_pages : int, >= 1
-        Pages of a span, the unit of the tail (SPEC 3.2, 5.3).
-    candidate_pages : int, >= 1
-        Pages whose keys are read at each step (SPEC 4.4).
+        Tokens of a page, the unit that moves between tiers, is indexed, and is estimated together (SPEC 3.1, 5.2).
+    index_channels : int, >= 1
+        Channels of a cold key that the index codes, four bits each (SPEC 3.3).
+    candidate_tokens : int, >= 1
+        Cold tokens whose keys are read at each step (SPEC 4.4). No more than these are attended exactly (SPEC 4.1).
     retrieve_tokens : int >= 1, or None
         Cold tokens attended exactly at each step (SPEC 4.6); None attends to everything (SPEC 4.8).
-    spread_weight : float in [0, 1]
-        Weight of the spread in the page score: 0 is the page mean, 1 a rigorous upper bound (SPEC 4.2).
     group : "exp_sum" or "max"
         How query heads that share a KV head agree on one selection (SPEC 4.3).
     tail : "mean" or "none"
@@ -66,11 +63,10 @@ class KIVConfig:
 
     hot_tokens: int = 2048
     sink_tokens: int = 4
-    page_tokens: int = 64
-    span_pages: int = 32
-    candidate_pages: int = 128
-    retrieve_tokens: int | None = 512
-    spread_weight: float = 0.5
+    page_tokens: int = 512
+    index_channels: int = 64
+    candidate_tokens: int = 4096
+    retrieve_tokens: int | None = 1024
     group: Group = "exp_sum"
     tail: Tail = "mean"
     prefill: Prefill = "exact"
@@ -83,7 +79,7 @@ class KIVConfig:
     spill_dir: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("page_tokens", "span_pages", "candidate_pages", "query_block_tokens"):
+        for name in ("page_tokens", "index_channels", "candidate_tokens", "query_block_tokens"):
             self._check_int(name, least=1)
         for name in ("hot_tokens", "sink_tokens", "exact_suffix_tokens"):
             self._check_int(name, least=0)
@@ -91,9 +87,7 @@ class KIVConfig:
             self._read_size(name)
             self._check_int(name, least=0, optional=True)
         self._check_int("retrieve_tokens", least=1, optional=True)
-        self._check_float("spread_weight", 0.0, 1.0, closed=True)
-        if self.max_missed_mass is not None:
-            self._check_float("max_missed_mass", 0.0, 1.0, closed=False)
+        self._check_missed_mass()
         self._check_choice("group", get_args(Group))
         self._check_choice("tail", get_args(Tail))
         self._check_choice("prefill", get_args(Prefill))
@@ -122,21 +116,17 @@ class KIVConfig:
         value: object = getattr(self, name)
         if optional and value is None:
             return
-        most = MOST_TOGETHER if name in ("sink_tokens", "page_tokens", "span_pages") else MOST
+        most = MOST_TOGETHER if name in ("sink_tokens", "page_tokens") else MOST
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
             rule = f"{name} must be an integer >= {least} and <= {most}" + (" or None" if optional else "")
             raise refuse(KIVConfigError, rule, repr(value), f"Set {name} to a number between.")
 
-    def _check_float(self, name: str, low: float, high: float, closed: bool) -> None:
-        value: object = getattr(self, name)
-        inside = False
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-            inside = low <= value <= high if closed else low < value < high
-        if not inside:
-            interval = f"[{low:g}, {high:g}]" if closed else f"({low:g}, {high:g})"
-            raise refuse(
-                KIVConfigError, f"{name} must be a number in {interval}", repr(value), f"Choose one in {interval}."
-            )
+    def _check_missed_mass(self) -> None:
+        value: object = self.max_missed_mass
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and 0.0 < value < 1.0):
+            rule = "max_missed_mass must be a number in (0, 1) or None"
+            raise refuse(KIVConfigError, rule, repr(value), "Choose one between 0 and 1.")
 
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         value: object = getattr(self, name)
@@ -158,10 +148,10 @@ class KIVConfig:
                     f"prefill={self.prefill!r}",
                     "Set retrieve_tokens to a number, or prefill to 'exact'.",
                 )
-        elif self.retrieve_tokens > self.candidate_pages * self.page_tokens:
+        elif self.retrieve_tokens > self.candidate_tokens:
             raise refuse(
                 KIVConfigError,
-                "retrieve_tokens must not exceed candidate_pages * page_tokens, the tokens it is chosen from",
-                f"{self.retrieve_tokens} > {self.candidate_pages} * {self.page_tokens}",
-                "Raise candidate_pages or lower retrieve_tokens.",
+                "retrieve_tokens must not exceed candidate_tokens, which it is chosen from",
+                f"{self.retrieve_tokens} > {self.candidate_tokens}",
+                "Raise candidate_tokens or lower retrieve_tokens.",
             )

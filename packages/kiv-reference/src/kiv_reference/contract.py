@@ -7,7 +7,7 @@ B     sequences of the batch                       T     tokens in the store
 HQ    query heads                                  TQ    query tokens of a call
 H     KV heads                                     D     key width
 G     HQ / H, query heads sharing a KV head        DV    value width
-P     ``page_tokens``                              C     ``candidate_pages``
+P     ``page_tokens``                              C     ``candidate_tokens``
 R     ``retrieve_tokens``                          S     ``sink_tokens``
 N     cold pages                                   n     tokens of an append
 ====  ===========================================  ====  ===============================
@@ -106,7 +106,7 @@ class LayerStore(Protocol):
         sink_logits : [HQ] or [B, HQ, TQ], optional
             Learned sink logits (SPEC 8.2).
         bound : bool
-            Also report the bound on missed mass (SPEC 6.2); it costs a second score of every page.
+            Also report the bound on missed mass (SPEC 6.2); it costs a second score of every cold token.
 
         Returns
         -------

@@ -52,13 +52,20 @@ def query_blocks(config: KIVConfig, length: int, queries: int) -> Iterator[Query
         yield QueryBlock("exact", first, length)
         return
     if queries == 1:
-        yield QueryBlock("retrieve", first, length)
+        yield QueryBlock(_chosen(config, "retrieve", first), first, length)
         return
     if config.prefill == "exact":
         yield QueryBlock("exact", first, length)
         return
     suffix = max(first, length - config.exact_suffix_tokens)
     for start in range(first, suffix, config.query_block_tokens):
-        yield QueryBlock(config.prefill, start, min(start + config.query_block_tokens, suffix))
+        mode = _chosen(config, config.prefill, start)
+        yield QueryBlock(mode, start, min(start + config.query_block_tokens, suffix))
     if suffix < length:
         yield QueryBlock("exact", suffix, length)
+
+
+def _chosen(config: KIVConfig, mode: Mode, boundary: int) -> Mode:
+    """`mode`, or "exact" where there is nothing to choose (SPEC 4.1)."""
+    cold = config.cold_pages(boundary) * config.page_tokens
+    return "exact" if mode == "retrieve" and cold <= config.candidate_tokens else mode

@@ -40,8 +40,8 @@ class BlockReport:
         Queries in the block, TQ below.
     cold_pages : int
         N, the cold pages of the block's partition (SPEC 2.2).
-    candidate_pages : int64 [B, H, C]
-        Candidate pages, best first (SPEC 4.4); -1 fills up rows. Width 0 unless mode is "retrieve".
+    candidate_positions : int64 [B, H, C]
+        Candidates, ascending (SPEC 4.4, 6.3); -1 fills up rows. Width 0 unless mode is "retrieve".
     selected_positions : int64 [B, H, R]
         Selected positions, ascending (SPEC 4.6, 6.3); -1 fills up rows. Width 0 unless mode is "retrieve".
     streamed : bool [B, H]
@@ -58,7 +58,7 @@ class BlockReport:
     first_query: int
     query_tokens: int
     cold_pages: int
-    candidate_pages: torch.Tensor
+    candidate_positions: torch.Tensor
     selected_positions: torch.Tensor
     streamed: torch.Tensor
     exact_mass: torch.Tensor

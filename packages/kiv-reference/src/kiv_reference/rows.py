@@ -8,12 +8,13 @@ import torch
 class Rows:
     """Rows along dimension 2 of ``[B, H, rows, width]``; capacity doubles, so that appending stays cheap.
 
-    Spare capacity holds NaN: reading a row that was never written must show, not pass for a number.
+    Spare capacity holds NaN, or the largest integer: a row that was never written must show, not pass for a number.
     """
 
     def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         batch, heads, width = shape
-        self._buffer = torch.full((batch, heads, 0, width), torch.nan, dtype=dtype, device=device)
+        self._unwritten = torch.nan if dtype.is_floating_point else torch.iinfo(dtype).max
+        self._buffer = torch.full((batch, heads, 0, width), self._unwritten, dtype=dtype, device=device)
         self._length = 0
 
     @property
@@ -26,7 +27,7 @@ class Rows:
         length = self._length + rows.shape[2]
         if length > self._buffer.shape[2]:
             batch, heads, _, width = self._buffer.shape
-            grown = self._buffer.new_full((batch, heads, max(length, 2 * self._length), width), torch.nan)
+            grown = self._buffer.new_full((batch, heads, max(length, 2 * self._length), width), self._unwritten)
             grown[:, :, : self._length] = self.tensor
             self._buffer = grown
         self._buffer[:, :, self._length : length] = rows

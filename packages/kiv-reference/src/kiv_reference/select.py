@@ -1,4 +1,4 @@
-"""Which pages and which tokens a query block retrieves (SPEC 4)."""
+"""Which tokens a query block ranks by their approximate keys, reads and selects (SPEC 4)."""
 
 from __future__ import annotations
 
@@ -30,42 +30,22 @@ def group_scores(scores: torch.Tensor, group: Group) -> torch.Tensor:
     return torch.exp(scores - scores.amax(dim=1, keepdim=True)).sum(dim=0)
 
 
-def page_scores(
-    members: torch.Tensor, mean: torch.Tensor, spread: torch.Tensor, scale: float, spread_weight: float
-) -> torch.Tensor:
-    """Score of every page for every member (SPEC 4.2).
-
-    Parameters
-    ----------
-    members : [M, D]
-        Queries of the block.
-    mean, spread : [N, D]
-
-    Returns
-    -------
-    Tensor [M, N]
-    """
-    return scale * (members @ mean.T + spread_weight * (members.abs() @ spread.T))
-
-
-def rank_pages(view: HeadView, members: torch.Tensor, scale: float, config: KIVConfig) -> torch.Tensor:
-    """All cold pages that have a valid token, best first; int64 (SPEC 4.4)."""
-    pages = view.pages()
-    if pages.numel() == 0:
-        return pages
-    scores = page_scores(members, view.mean[pages], view.spread[pages], scale, config.spread_weight)
-    return pages[best(group_scores(scores, config.group), pages.numel())]
+def rank_cold(view: HeadView, members: torch.Tensor, scale: float, config: KIVConfig) -> torch.Tensor:
+    """All valid cold positions, best first by the group score of the estimates; int64 (SPEC 4.2, 4.4)."""
+    positions = view.cold_positions()
+    if positions.numel() == 0:
+        return positions
+    estimates = scale * (members @ view.approximate_keys(positions).T)  # [M, K]
+    return positions[best(group_scores(estimates, config.group), positions.numel())]
 
 
 def select_tokens(
     view: HeadView, members: torch.Tensor, candidates: torch.Tensor, scale: float, config: KIVConfig
 ) -> torch.Tensor:
-    """The selected positions, ascending; int64 (SPEC 4.5, 4.6)."""
+    """The selected positions among `candidates`, both ascending; int64 (SPEC 4.5, 4.6)."""
     assert config.retrieve_tokens is not None, "exact mode selects nothing"
     if candidates.numel() == 0:
         return candidates
-    # Positions in ascending order, so that "lower index" is "lower position".
-    positions = torch.cat([view.page_positions(int(j)) for j in candidates.sort().values])
-    scores = scale * (members @ view.keys(positions).T)  # [M, K]
+    scores = scale * (members @ view.keys(candidates).T)  # [M, C]
     chosen = best(group_scores(scores, config.group), config.retrieve_tokens)
-    return positions[chosen].sort().values
+    return candidates[chosen].sort().values

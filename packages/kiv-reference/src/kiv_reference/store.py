@@ -89,7 +89,7 @@ class ReferenceStore:
         # While the call runs, its queries still see as hot what leaves the hot window after it (SPEC 2.3).
         for boundary in (self.length, length):
             self._pool.check_room(self, tier_bytes(self._config, key, value, length, boundary))
-        tokens = Tokens.like(key, value) if tokens is None else tokens.begin()
+        tokens = Tokens.like(key, value, self._config) if tokens is None else tokens.begin()
         tokens.append(key, value, valid)
         self._tokens = tokens
 
@@ -118,8 +118,11 @@ class ReferenceStore:
         outputs: list[torch.Tensor] = []
         reports: list[BlockReport] = []
         tokens, first = tokens.begin(), self.length - tokens.pending
+        if not self._config.exact:
+            tokens.sample(query)
         for i, block in enumerate(query_blocks(self._config, self.length, tokens.pending)):
-            tokens.summarise_pages(partition(self._config, block.start))
+            if block.mode != "exact":
+                tokens.index_pages(self._config, partition(self._config, block.start))
             mine = slice(block.start - first, block.stop - first)
             call = BlockCall(
                 tokens, self._config, block, scale, softcap, None if sinks is None else sinks[:, :, mine], bound

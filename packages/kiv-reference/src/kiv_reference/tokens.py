@@ -1,4 +1,4 @@
-"""The state of a store: its tokens, and what is computed from them once a page is cold (SPEC 2.1)."""
+"""The state of a store: its tokens, sampled queries, and the index of what is cold (SPEC 2.1)."""
 
 from __future__ import annotations
 
@@ -8,43 +8,49 @@ from dataclasses import dataclass
 import torch
 
 from .config import KIVConfig
+from .index import SAMPLE_TOKENS, SAMPLES, PageIndex, compute_dtype, index_page, query_weights
 from .partition import Partition, partition
 from .report import TierBytes
 from .rows import Rows
-from .summary import compute_dtype, summarise
 from .view import HeadView
 
 
 @dataclass
 class Tokens:
-    """Keys ``[B, H, T, D]``, values ``[B, H, T, DV]``, validity bool ``[B, T]``, and summaries of the first pages.
+    """Keys ``[B, H, T, D]``, values ``[B, H, T, DV]``, validity bool ``[B, T]``, and what is computed from them.
 
-    The summaries are a function of the tokens, kept so that they are computed once: they may cover fewer pages
-    than the partition has until `summarise_pages` is called. `pending` counts the tokens of the last append, if no crop
-    came after it.
+    `sampled` has a row for each multiple of `SAMPLE_TOKENS` that an attend has reached: the largest |q| of the position
+    before it, over the query heads of a KV head; NaN where it was not sampled (SPEC 3.2). `index` has the fields of
+    `PageIndex`, codes a row for each cold token, the others a row for each page; it may cover fewer pages than the
+    partition has until `index_pages` is called. `pending` counts the tokens of the last append, if no crop came after.
     """
 
     key: Rows
     value: Rows
     valid: torch.Tensor
-    mean: Rows
-    spread: Rows
-    value_mean: Rows
+    sampled: Rows
+    index: list[Rows]
     pending: int = 0
 
     @classmethod
-    def like(cls, key: torch.Tensor, value: torch.Tensor) -> Tokens:
+    def like(cls, key: torch.Tensor, value: torch.Tensor, config: KIVConfig) -> Tokens:
         """Without tokens yet, for keys and values such as these."""
         batch, heads, _, width = key.shape
-        key_shape, value_shape = (batch, heads, width), (batch, heads, value.shape[3])
+        coded = min(config.index_channels, width)
         dtype, device = compute_dtype(key.dtype), key.device
+
+        def rows(width: int, dtype: torch.dtype = dtype) -> Rows:
+            return Rows((batch, heads, width), dtype, device)
+
         return cls(
-            key=Rows(key_shape, key.dtype, device),
-            value=Rows(value_shape, key.dtype, device),
+            key=rows(width, key.dtype),
+            value=rows(value.shape[3], key.dtype),
             valid=torch.ones(batch, 0, dtype=torch.bool, device=device),
-            mean=Rows(key_shape, dtype, device),
-            spread=Rows(key_shape, dtype, device),
-            value_mean=Rows(value_shape, dtype, device),
+            sampled=rows(width),
+            index=[
+                *(rows(coded, torch.uint8), rows(coded, torch.int64), rows(coded), rows(coded)),
+                *(rows(width), rows(width), rows(value.shape[3])),
+            ],
         )
 
     @property
@@ -52,14 +58,20 @@ class Tokens:
         """T."""
         return self.valid.shape[1]
 
+    @property
+    def _rows(self) -> list[Rows]:
+        return [self.key, self.value, self.sampled, *self.index]
+
+    def _with(self, rows: list[Rows], valid: torch.Tensor) -> Tokens:
+        key, value, sampled, *index = rows
+        return Tokens(key, value, valid, sampled, index, self.pending)
+
     def begin(self) -> Tokens:
         """A copy of the same buffers, to be changed and then put in place of this one, which serves until then.
 
         So a change is one assignment, and an interrupt comes before it or after it (SPEC 10.4).
         """
-        rows = (copy(r) for r in (self.key, self.value, self.mean, self.spread, self.value_mean))
-        key, value, mean, spread, value_mean = rows
-        return Tokens(key, value, self.valid, mean, spread, value_mean, self.pending)
+        return self._with([copy(rows) for rows in self._rows], self.valid)
 
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None) -> None:
         """Add n tokens (SPEC 9.1)."""
@@ -70,34 +82,52 @@ class Tokens:
         self.valid = torch.cat([self.valid, valid], dim=1)
         self.pending = key.shape[2]
 
-    def summarise_pages(self, part: Partition) -> None:
-        """Compute the summaries of all cold pages that have none yet (SPEC 3.1)."""
-        for page in range(self.mean.tensor.shape[2], part.pages):
+    def sample(self, query: torch.Tensor) -> None:
+        """Note the sampled ones among the last queries ``[B, HQ, TQ, D]``, unless an attend did so (SPEC 3.2)."""
+        have, want, first = self.sampled.tensor.shape[2], self.length // SAMPLE_TOKENS, self.length - query.shape[2]
+        if have == want:
+            return
+        positions = SAMPLE_TOKENS * torch.arange(have + 1, want + 1, device=query.device) - 1
+        reached = positions[positions >= first]
+        heads = self.key.tensor.shape[1]
+        largest = query[:, :, reached - first].unflatten(1, (heads, -1)).abs().amax(dim=2).to(self.sampled.tensor.dtype)
+        largest = largest.masked_fill(~self.valid[:, None, reached, None], torch.nan)
+        missing = largest.new_full(
+            (*largest.shape[:2], positions.numel() - reached.numel(), largest.shape[3]), torch.nan
+        )
+        self.sampled.append(torch.cat([missing, largest], dim=2))
+
+    def index_pages(self, config: KIVConfig, part: Partition) -> None:
+        """Make the index of all cold pages that have none yet (SPEC 3)."""
+        coded = self.index[0].tensor.shape[3]
+        for page in range(self.index[1].tensor.shape[2], part.pages):
             start, stop = part.page(page)
+            last = (stop + config.hot_tokens) // SAMPLE_TOKENS
+            weights = [query_weights(s) for s in self.sampled.tensor[:, :, max(0, last - SAMPLES) : last]]
             pages = [
-                summarise(key, value, valid)
-                for key, value, valid in zip(
+                index_page(key, value, valid, weight, coded)
+                for key, value, valid, weight in zip(
                     self.key.tensor[:, :, start:stop],
                     self.value.tensor[:, :, start:stop],
                     self.valid[:, start:stop],
+                    weights,
                     strict=True,
                 )
             ]
-            self.mean.append(torch.stack([page.mean for page in pages])[:, :, None])
-            self.spread.append(torch.stack([page.spread for page in pages])[:, :, None])
-            self.value_mean.append(torch.stack([page.value for page in pages])[:, :, None])
+            for rows, parts in zip(self.index, zip(*pages, strict=True), strict=True):
+                stacked = torch.stack(parts)
+                rows.append(stacked if stacked.dim() == 4 else stacked[:, :, None])
 
     def view(self, sequence: int, head: int, part: Partition) -> HeadView:
-        """One sequence and KV head under a partition whose pages are summarised."""
-        cold = self.valid[sequence, part.cold_start : part.hot_start]
+        """One sequence and KV head under a partition; its pages are indexed if they are ranked."""
+        codes, *fields = (rows.tensor[sequence, head] for rows in self.index)
+        pages = min(part.pages, fields[0].shape[0])
+        by_page = codes[: pages * part.page_tokens].unflatten(0, (pages, part.page_tokens))
         return HeadView(
             key=self.key.tensor[sequence, head],
             value=self.value.tensor[sequence, head],
             valid=self.valid[sequence],
-            count=cold[: part.pages * part.page_tokens].view(part.pages, part.page_tokens).sum(dim=1),
-            mean=self.mean.tensor[sequence, head, : part.pages],
-            spread=self.spread.tensor[sequence, head, : part.pages],
-            value_mean=self.value_mean.tensor[sequence, head, : part.pages],
+            index=PageIndex(by_page, *(field[:pages] for field in fields)),
             partition=part,
         )
 
@@ -107,30 +137,34 @@ class Tokens:
         self.value.crop(length)
         self.valid = self.valid[:, :length].clone()
         self.pending = 0
-        for rows in (self.mean, self.spread, self.value_mean):
+        self.sampled.crop(length // SAMPLE_TOKENS)
+        codes, *fields = self.index
+        codes.crop(part.pages * part.page_tokens)
+        for rows in fields:
             rows.crop(part.pages)
 
     def select(self, rows: torch.Tensor) -> None:
         """Make sequence i the former ``rows[i]`` (SPEC 9.3)."""
-        for tensor in (self.key, self.value, self.mean, self.spread, self.value_mean):
+        for tensor in self._rows:
             tensor.select(rows)
         self.valid = self.valid[rows]
 
     def clone(self) -> Tokens:
         """An independent copy."""
-        rows = (r.clone() for r in (self.key, self.value, self.mean, self.spread, self.value_mean))
-        key, value, mean, spread, value_mean = rows
-        return Tokens(key, value, self.valid.clone(), mean, spread, value_mean, self.pending)
+        return self._with([rows.clone() for rows in self._rows], self.valid.clone())
 
 
 def tier_bytes(config: KIVConfig, key: torch.Tensor, value: torch.Tensor, length: int, boundary: int) -> TierBytes:
     """Bytes of `length` tokens like those of ``key [B, H, n, D]`` and value, partitioned at `boundary` (SPEC 10.2).
 
-    Device: sinks, hot, validity and summaries. RAM: cold pages.
+    Device: sinks, hot, validity and the index. RAM: cold pages and sampled queries.
     """
     batch, heads, _, width = key.shape
     part = partition(config, boundary)
-    cold = part.pages * part.page_tokens
+    cold, number = part.pages * part.page_tokens, compute_dtype(key.dtype).itemsize
     token = batch * heads * (width + value.shape[3]) * key.element_size()
-    page = batch * heads * (2 * width + value.shape[3]) * compute_dtype(key.dtype).itemsize
-    return TierBytes((length - cold) * token + batch * length + part.pages * page, cold * token, 0)
+    coded = min(config.index_channels, width)
+    page = coded * (config.page_tokens + torch.int64.itemsize + 2 * number) + (2 * width + value.shape[3]) * number
+    sampled = batch * heads * (length // SAMPLE_TOKENS) * width * number
+    index = 0 if config.exact else batch * heads * part.pages * page
+    return TierBytes((length - cold) * token + batch * length + index, cold * token + sampled, 0)

@@ -3,40 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
+from .index import PageIndex, approximate_keys, compute_dtype
 from .partition import Partition
-from .summary import compute_dtype
 
 
 @dataclass(frozen=True)
 class HeadView:
-    """Tokens and page summaries of one sequence and one KV head, under one partition.
+    """Tokens and index of one sequence and one KV head, under one partition.
 
     Attributes
     ----------
     key : [T, D]
     value : [T, DV]
     valid : bool [T]
-    count : int64 [N]
-        Valid tokens of each cold page.
-    mean, spread : [N, D]
-    value_mean : [N, DV]
+    index : PageIndex
+        Of all cold pages: I = N stands for H in its shapes.
     """
 
     key: torch.Tensor
     value: torch.Tensor
     valid: torch.Tensor
-    count: torch.Tensor
-    mean: torch.Tensor
-    spread: torch.Tensor
-    value_mean: torch.Tensor
+    index: PageIndex
     partition: Partition
+
+    @cached_property
+    def _approximate(self) -> torch.Tensor:
+        """Approximate keys of the cold positions, ``[N * P, D]``; of no meaning where they are invalid (SPEC 3.4)."""
+        index = self.index
+        return approximate_keys(index.codes, index.channels, index.centre, index.step, index.mean).flatten(0, 1)
 
     def keys(self, positions: torch.Tensor) -> torch.Tensor:
         """Keys at `positions` int64 [K], in the dtype of computation, ``[K, D]``."""
         return self.key[positions].to(compute_dtype(self.key.dtype))
+
+    def approximate_keys(self, positions: torch.Tensor) -> torch.Tensor:
+        """Approximate keys at cold `positions` int64 [K], ``[K, D]``."""
+        return self._approximate[positions - self.partition.cold_start]
 
     def values(self, positions: torch.Tensor) -> torch.Tensor:
         """Values at `positions` int64 [K], in the dtype of computation, ``[K, DV]``."""
@@ -48,10 +54,6 @@ class HeadView:
         start = min(start, stop)
         return start + self.valid[start:stop].nonzero()[:, 0]
 
-    def page_positions(self, page: int) -> torch.Tensor:
-        """Valid positions of a cold page, ascending, int64."""
-        return self.positions(*self.partition.page(page))
-
     def cold_positions(self) -> torch.Tensor:
         """Valid positions of all cold pages, ascending, int64."""
         return self.positions(self.partition.cold_start, self.partition.hot_start)
@@ -61,6 +63,6 @@ class HeadView:
         sinks = self.positions(0, self.partition.cold_start)
         return torch.cat([sinks, self.positions(self.partition.hot_start, self.valid.shape[0])])
 
-    def pages(self) -> torch.Tensor:
-        """Cold pages with at least one valid token, ascending, int64."""
-        return (self.count > 0).nonzero()[:, 0]
+    def pages(self, positions: torch.Tensor) -> torch.Tensor:
+        """The cold page of each of cold `positions`, int64."""
+        return (positions - self.partition.cold_start) // self.partition.page_tokens
