@@ -15,7 +15,7 @@ import torch
 from .low import LowPrecision
 from .oracle import Answer, Modifiers, Term
 from .oracle_index import Page
-from .oracle_numbers import Vector, dot
+from .oracle_numbers import Vector
 from .oracle_shift import Shift
 
 LEAST = {torch.float64: 2.0**-1022, torch.float32: 2.0**-126, torch.bfloat16: 2.0**-126, torch.float16: 2.0**-24}
@@ -44,18 +44,13 @@ class Precision:
         return torch.finfo(self.border).eps / 2
 
 
-def absolute(vector: Vector) -> list[float]:
-    """Absolute values."""
-    return [abs(x) for x in vector]
-
-
-def index_rounding(page: Page, query: Vector, precision: Precision) -> float:
+def index_rounding(low_run: LowPrecision, page: Page, query: Vector, precision: Precision) -> float:
     """Rounding of q·k̂ for a token of a page: of its sum, of a mean in it, and of centre and step times the code.
 
     These have up to four times the size of the keys, in whatever order they are multiplied and added.
     """
     steps = len(query) + page.count + 12
-    return 4 * steps * precision.unit * dot(absolute(query), page.largest)
+    return 4 * steps * precision.unit * low_run.reach(query)[1][page.index]
 
 
 def index_errors(
@@ -69,7 +64,7 @@ def index_errors(
     for m, query in enumerate(members):
         known: dict[int, float] = {}
         for page in low_run.head.pages.values():
-            known[page.index] = scale * index_rounding(page, query, precision) + LEAST[precision.compute]
+            known[page.index] = scale * index_rounding(low_run, page, query, precision) + LEAST[precision.compute]
         rows = zip(low[m], truth[m], pages, strict=True)
         result.append([abs(a - b) + known[page.index] for a, b, page in rows])
     return result
@@ -84,12 +79,9 @@ def token_errors(
     steps = (len(members[0]) + 4) * precision.unit
     result: list[list[float]] = []
     for m, query in enumerate(members):
-        size, row = absolute(query), []
-        for n, i in enumerate(positions):
-            measured = abs(low[m][n] - scale * head.products(query)[i])
-            rounding = steps * scale * dot(size, absolute(head.keys[i]))
-            row.append(measured + rounding + LEAST[precision.compute])
-        result.append(row)
+        reach, truth = low_run.reach(query)[0], head.products(query)
+        row = [abs(low[m][n] - scale * truth[i]) + steps * scale * reach[i] for n, i in enumerate(positions)]
+        result.append([error + LEAST[precision.compute] for error in row])
     return result
 
 
@@ -131,16 +123,15 @@ def output_budget(
     precision: Precision,
 ) -> OutputBudget:
     """Allowed difference of one query's output and mass shares, the selection being the same."""
-    head = low_run.head
     output, weights, norm = answer
     if not terms:
         return OutputBudget([0.0] * len(output), 0.0)
-    unit, size = precision.unit, absolute(query)
+    unit, (by_token, by_page) = precision.unit, low_run.reach(query)
     deltas: list[float] = []
     for term in terms:
         steps = len(query) + 8 + (0 if term.page is None else len(term.positions) + 8)
-        reach = dot(size, absolute(head.keys[term.positions[0]]) if term.page is None else term.page.largest)
-        moves = unit * steps * reach + (index_rounding(term.page, query, precision) if term.estimated else 0.0)
+        reach = by_token[term.positions[0]] if term.page is None else by_page[term.page.index]
+        moves = unit * steps * reach + (index_rounding(low_run, term.page, query, precision) if term.estimated else 0.0)
         logs = abs(term.logit) + abs(norm) + 8
         deltas.append(m.scale * moves + unit * (16 * logs + 2 * len(terms)))
     moved = math.fsum(w * math.expm1(min(d, 80.0)) for w, d in zip(weights, deltas, strict=True))
@@ -181,10 +172,10 @@ def shift_error(
     # log S_i moves by the error of a score and of the maximum below it; their mean moves by the mean of that.
     logs = [2 * max(worst) + unit * (16 + 4 * abs(x) + len(shift.members)) for x in shift.groups]
     middle = math.fsum(logs) / len(logs) + unit * len(logs) * max(map(abs, shift.groups))
-    weights = shift.weights(query)
+    weights, logits = shift.weights(query), shift.head.logits(query, shift.selected, shift.modifiers)
     relative: list[float] = []
-    for n, i in enumerate(shift.selected):
-        logit = abs(shift.head.logit(query, i, shift.modifiers))
+    for n in range(len(shift.selected)):
+        logit = abs(logits[n])
         grows = errors[member][n] + 4 * (logs[n] + middle) + unit * (16 + 16 * logit + len(weights))
         relative.append(math.expm1(min(grows, 80.0)))
     together = math.fsum(w * r for w, r in zip(weights, relative, strict=True))

@@ -7,7 +7,7 @@ bits or fewer its scores are as good as real numbers; only the codes of the inde
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -113,15 +113,22 @@ class Head:
 
     def products(self, query: Vector) -> Products:
         """q·k by position."""
-        return self._products.setdefault(tuple(query), Products(query, self.keys))
+        name = tuple(query)
+        if name not in self._products:
+            self._products[name] = Products(query, self.keys)
+        return self._products[name]
 
     def estimates(self, query: Vector) -> Products:
         """q·k̂ by cold position."""
-        return self._estimates.setdefault(tuple(query), Products(query, self.approximate))
+        name = tuple(query)
+        if name not in self._estimates:
+            self._estimates[name] = Products(query, self.approximate)
+        return self._estimates[name]
 
-    def logit(self, query: Vector, position: int, m: Modifiers) -> float:
-        """Logit of a token (SPEC 5.1)."""
-        return m.cap(m.scale * self.products(query)[position])
+    def logits(self, query: Vector, positions: Iterable[int], m: Modifiers) -> list[float]:
+        """Logits of tokens (SPEC 5.1)."""
+        row = self.products(query)
+        return [m.cap(m.scale * row[i]) for i in positions]
 
     def index_scores(self, members: Sequence[Vector], scale: float) -> tuple[list[int], list[list[float]]]:
         """Valid cold positions, ascending, and for each member their estimates (SPEC 4.2)."""
@@ -155,14 +162,15 @@ class Head:
     ) -> list[Term]:
         """All summands of one query's softmax but its sink logit (SPEC 5.1, 5.2); nothing is shifted yet."""
         attended = [i for i in [*self.kept, *selected] if i <= at]
-        terms = [Term(self.logit(query, i, m), self.values[i], (i,)) for i in attended]
+        logits = self.logits(query, attended, m)
+        terms = [Term(logit, self.values[i], (i,)) for i, logit in zip(attended, logits, strict=True)]
         if not tail:
             return terms
-        chosen, known, row = set(selected), set(candidates), self.estimates(query)
+        chosen, known, row, index = set(selected), set(candidates), self.products(query), self.estimates(query)
         for page in self.pages.values():
             rest = tuple(i for i in page.positions if i not in chosen)
             if rest:
-                logits = [self.logit(query, i, m) if i in known else m.cap(m.scale * row[i]) for i in rest]
+                logits = [m.cap(m.scale * (row if i in known else index)[i]) for i in rest]
                 estimated = frozenset(rest) - known
                 terms.append(Term(log_sum_exp(logits), page.value, rest, page, estimated))
         return terms

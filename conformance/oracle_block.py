@@ -87,7 +87,8 @@ class HeadBlock:
         """Summands of one query's softmax."""
         if given.streamed:
             tokens = [i for i in range(at + 1) if self.head.valid[i]]
-            return [Term(self.head.logit(query, i, self.modifiers), self.head.values[i], (i,)) for i in tokens]
+            logits = self.head.logits(query, tokens, self.modifiers)
+            return [Term(logit, self.head.values[i], (i,)) for i, logit in zip(tokens, logits, strict=True)]
         tail = self.block.mode == "retrieve" and self.head.config.tail == "mean"
         terms = self.head.terms(query, at, given.candidates, given.selected, tail, self.modifiers)
         return shift.applied(query, terms)

@@ -43,8 +43,8 @@ def missed_mass(
 ) -> float:
     """The missed bound of SPEC 6.2: without rounding, or enlarged as far as it may be."""
     chosen, known, row = set(selected), set(candidates), head.estimates(query)
-    held = [head.logit(query, i, m) for i in [*head.kept, *selected] if i <= at]
-    left = [head.logit(query, i, m) for i in candidates if i not in chosen]
+    held = head.logits(query, (i for i in [*head.kept, *selected] if i <= at), m)
+    left = head.logits(query, (i for i in candidates if i not in chosen), m)
     size = [abs(x) for x in query]
     for page in head.pages.values():
         rest = [i for i in page.positions if i not in known]
@@ -57,9 +57,10 @@ def missed_mass(
 def true_missed(head: Head, query: Vector, at: int, sink: float, selected: Sequence[int], m: Modifiers) -> float:
     """The share of full attention's mass that is not attended exactly."""
     chosen = {*head.kept, *selected}
-    logits = {i: head.logit(query, i, m) for i in range(at + 1) if head.valid[i]}
-    left = [logit for i, logit in logits.items() if i not in chosen]
-    return share(log_sum_exp(left), [*logits.values(), sink])
+    seen = [i for i in range(at + 1) if head.valid[i]]
+    logits = head.logits(query, seen, m)
+    left = [logit for i, logit in zip(seen, logits, strict=True) if i not in chosen]
+    return share(log_sum_exp(left), [*logits, sink])
 
 
 def enough(

@@ -55,7 +55,7 @@ class Shift:
 
     def weights(self, query: Vector) -> list[float]:
         """w_i of a query."""
-        logits = [self.head.logit(query, i, self.modifiers) for i in self.selected]
+        logits = self.head.logits(query, self.selected, self.modifiers)
         logs = [x + log_sigmoid(-4 * group) for x, group in zip(logits, self.groups, strict=True)]
         norm = log_sum_exp(logs)
         return [math.exp(x - norm) for x in logs]
