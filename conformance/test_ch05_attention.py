@@ -39,7 +39,7 @@ class Test_5_1_LogitsAndOutput:
 
 
 class Test_5_2_Tail:
-    """The unselected tokens of a page count as one of its mean value: candidates by their logits, others by estimate."""
+    """Unselected tokens of a page count as one of its mean value: candidates by logit, others by estimate."""
 
     @given(
         scenario=scenarios(

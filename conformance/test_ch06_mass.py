@@ -63,7 +63,7 @@ class Test_6_2_MissedBound:
 
 
 class Test_6_3_MaxMissedMass:
-    """C, 2 C or 4 C of the best tokens are selected, as few as hold the bound, and if that is not enough, all attend."""
+    """C, 2C or 4C of the best tokens are selected, as few as hold the bound, or else everything is attended."""
 
     @given(
         scenario=scenarios(

@@ -139,7 +139,7 @@ class Test_10_4_Errors:
             {"page_tokens": 0},
             {"group": "mean"},
             {"index_channels": 0},
-            {"candidate_tokens": 7, "retrieve_tokens": 8},
+            {"candidate_tokens": 0},
             {"tail": "all"},
         ],
     )

@@ -43,7 +43,7 @@ class Fault:
         source = textwrap.dedent(inspect.getsource(function))
         if source.count(self.old) != 1:
             raise LookupError(f"{self.where} has {self.old!r} {source.count(self.old)} times: change the mutant")
-        faulty, right = _code(function, source.replace(self.old, self.new)), function.__code__
+        faulty, right = code_of(function, source.replace(self.old, self.new)), function.__code__
         function.__code__ = faulty
         try:
             yield
@@ -61,7 +61,7 @@ class Fault:
         return found
 
 
-def clause(number: str, impl: str = "fast-small-chapters") -> tuple[str, ...]:
+def clause(number: str, impl: str = "fast") -> tuple[str, ...]:
     """What the conformance suite says of a clause of SPEC.md, and for which implementation."""
     chapter, _, rest = number.partition(".")
     (path,) = Path(__file__).parent.parent.glob(f"test_ch{int(chapter):02d}_*.py")
@@ -70,7 +70,7 @@ def clause(number: str, impl: str = "fast-small-chapters") -> tuple[str, ...]:
     return (f"conformance/{path.name}::{found[1]}", f"--impl={impl}", "--profile=kill")
 
 
-def _code(function: FunctionType, source: str) -> CodeType:
+def code_of(function: FunctionType, source: str) -> CodeType:
     """What the definition in `source` compiles to, under the rules of the module that `function` comes from."""
     flags = __future__.annotations.compiler_flag
     whole = compile(source, function.__code__.co_filename, "exec", flags=flags, dont_inherit=True)
