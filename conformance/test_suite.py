@@ -30,7 +30,7 @@ LONG = Scenario(
 EXACT = replace(
     LONG,
     config=replace(LONG.config, group="max"),
-    recipe=Recipe("few_integers", 3),
+    recipe=Recipe("integers", 3),
     exact_population=True,
 )
 

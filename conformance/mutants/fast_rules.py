@@ -208,7 +208,7 @@ FAULTS = [
         "kiv_fast.shift:value_shift",
         "mul_(-POWER)",
         "mul_(POWER)",
-        clause("5.5"),
+        clause("5.4"),
     ),
     Fault(
         "selected tokens count in the tail of their page too",
@@ -222,7 +222,7 @@ FAULTS = [
         "kiv_fast.tail:_merged",
         "taken.gather(1, numbers) | ~inside.flatten(1)",
         "~inside.flatten(1)",
-        clause("5.3"),
+        clause("5.2"),
     ),
     Fault(
         "rows of a report are filled up with page 0",
