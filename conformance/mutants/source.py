@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -56,6 +57,7 @@ class Fault:
         thing: Any = importlib.import_module(module)
         for name in path.split("."):
             thing = inspect.getattr_static(thing, name)
+        thing = thing.func if isinstance(thing, cached_property) else thing
         found = inspect.unwrap(thing.fget if isinstance(thing, property) else thing)
         assert isinstance(found, FunctionType), self.where
         return found
