@@ -186,7 +186,7 @@ def sampled(draw: st.DrawFn, exact_population: bool = False, **fixed: Any) -> Sc
     ours = {"hot_tokens": st.integers(0, 9), "page_tokens": page, "sink_tokens": st.sampled_from([0, page])}
     config = draw(configs(exact_population, max_missed_mass=None, **{**ours, **fixed}))
     shape = draw(shapes(batch=1, heads=st.integers(1, 2), width=st.sampled_from([4, 5, 8])))
-    multiples = draw(st.sampled_from([1, 2, LAST - 1, LAST, LAST + 1, LAST + 2]))
+    multiples = draw(st.sampled_from([1, 2, LAST, LAST + 1, LAST + 1, LAST + 2]))
     given = draw(st.lists(st.sampled_from([True, True, False]), min_size=multiples, max_size=multiples))
     if draw(st.booleans()):
         given[1:] = [False] * (multiples - 1)  # one sample, which leaves the window or does not

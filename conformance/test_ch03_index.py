@@ -46,7 +46,6 @@ class Test_3_1_Page:
 class Test_3_2_SampledQueries:
     """Channels weigh by the largest queries sampled at the last 16 multiples of 64 before a page is cold."""
 
-    @share(0.5)
     @given(scenario=sampled(exact_population=True, index_channels=st.integers(1, 3), tail="mean"))
     def test_multiples(self, target: Target, scenario: Scenario) -> None:
         drive(target, scenario)

@@ -240,13 +240,9 @@ class Test_4_7_ReadLast:
                 rest = [i for i in range(first, first + 4) if i not in chosen]
                 value[b, h, rest] = value[b, h, rest[turn:] + rest[:turn]]
         event(f"exchanged: {not torch.equal(value, tokens.value)}")
-        other, start = Driver(target, config), 0
-        for size, attends in scenario.chunks:
-            chunk = tokens._replace(value=value).slice(start, start + size)
-            other.append(chunk)
-            if attends and start + size < tokens.key.shape[2]:
-                other.store.attend(chunk.query, **arguments)
-            start += size
+        other = Driver(target, config)
+        whole = tokens_of(driver.oracle, scenario.shape.dtype, driver.oracle.values)
+        refill(other, driver.oracle, whole._replace(value=value), [])
         again = other.store.attend(query, **arguments)
         other.scene.require(same_bits(output, again), "4.7", "a value that is not needed was read", got=again)
 
