@@ -79,8 +79,8 @@ def chunk_tokens(shape: Shape, tuning: Tuning) -> int:
     return max(1, tuning.chunk_bytes // (shape.heads * shape.key_width * shape.compute.itemsize))
 
 
-def step_bytes(shape: Shape, config: KIVConfig, tuning: Tuning) -> int:
-    """Bytes of the buffers that a decode step of such a store fills."""
+def step_bytes(shape: Shape, config: KIVConfig, tuning: Tuning, pages: int) -> int:
+    """Bytes of the buffers that a decode step of such a store, with so many cold pages, fills."""
     if config.retrieve_tokens is None:
         return 0
     recent = config.sink_tokens + config.hot_tokens + config.page_tokens
@@ -92,5 +92,6 @@ def step_bytes(shape: Shape, config: KIVConfig, tuning: Tuning) -> int:
     if shape.recent != shape.compute:
         floats += recent * (key + value)
     coded = -(-min(config.index_channels, key) // 2) * 2
-    codes = max(tuning.chunk_bytes, shape.heads * config.page_tokens * coded * wide)
+    page = shape.heads * config.page_tokens * coded * wide
+    codes = min(pages * page, max(tuning.chunk_bytes, page))
     return shape.heads * (floats * wide + gathered * narrow) + codes
