@@ -152,7 +152,9 @@ reworded(
 )
 reworded("cold pages counted for cold positions", CHOSEN, " * config.page_tokens", "", look="4.1")
 reworded("never exact, however few are cold", CHOSEN, "cold <= config.candidate_tokens", "False", look="4.1")
-reworded("the first block of a call decides for all", BLOCKS, "config.prefill, start)", "config.prefill, first)")
+reworded(
+    "the first block of a call decides for all", BLOCKS, "config.prefill, start)", "config.prefill, first)", look="4.1"
+)
 reworded("windows are exact where few are cold", CHOSEN, 'mode == "retrieve"', 'mode != "exact"', look="7.3")
 
 RETRIEVE = (block, "retrieve")
