@@ -10,7 +10,7 @@ from .checks_retrieval import mark
 from .failure import Scene
 from .low import LowPrecision
 from .oracle import answer
-from .oracle_store import HeadBlock
+from .oracle_block import HeadBlock
 
 
 def check_apart(scene: Scene, hb: HeadBlock, output: torch.Tensor, exact: bool, precision: Precision) -> None:
@@ -22,8 +22,7 @@ def check_apart(scene: Scene, hb: HeadBlock, output: torch.Tensor, exact: bool, 
         return
     config, head = hb.head.config, hb.head
     given = hb.retrieve()
-    everything = [i for page in head.pages.values() for i in page.positions]
-    certain = given.streamed or given.selected == everything or (exact and config.max_missed_mass is None)
+    certain = given.streamed or given.selected == list(head.page_at) or (exact and config.max_missed_mass is None)
     mark(f"padding asks: {hb.block.mode}, {'certain' if certain else 'unknown'}")
     if not certain:
         return
