@@ -62,22 +62,23 @@ class Scratch:
         self._planned = 0
 
 
-def chunk_pages(shape: Shape, page_tokens: int, tuning: Tuning) -> int:
-    """Pages whose keys are in the works at a time."""
-    return max(1, tuning.chunk_bytes // (shape.heads * page_tokens * shape.key_width * shape.compute.itemsize))
+def chunk_tokens(shape: Shape, tuning: Tuning) -> int:
+    """Candidates of each head whose keys are in the works at a time."""
+    return max(1, tuning.chunk_bytes // (shape.heads * shape.key_width * shape.compute.itemsize))
 
 
 def step_bytes(shape: Shape, config: KIVConfig, tuning: Tuning) -> int:
     """Bytes of the buffers that a decode step of such a store fills."""
-    if config.exact:
+    if config.retrieve_tokens is None:
         return 0
     recent = config.sink_tokens + config.hot_tokens + config.page_tokens
-    chosen = config.retrieve_tokens or 0
-    tokens = min(config.candidate_pages, chunk_pages(shape, config.page_tokens, tuning)) * config.page_tokens
+    tokens = min(config.candidate_tokens, chunk_tokens(shape, tuning))
     narrow, wide = shape.dtype.itemsize, shape.compute.itemsize
     key, value = shape.key_width, shape.value_width
-    gathered = chosen * value + tokens * key
+    gathered = config.retrieve_tokens * value + tokens * key
     floats = 0 if shape.dtype == shape.compute else gathered
     if shape.recent != shape.compute:
         floats += recent * (key + value)
-    return shape.heads * (floats * wide + gathered * narrow)
+    coded = -(-min(config.index_channels, key) // 2) * 2
+    codes = max(tuning.chunk_bytes, shape.heads * config.page_tokens * coded * wide)
+    return shape.heads * (floats * wide + gathered * narrow) + codes
