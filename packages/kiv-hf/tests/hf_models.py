@@ -33,8 +33,8 @@ TEXT_TOKENS = 96
 # A hot window far smaller than the text: most tokens are cold.
 PAGES = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4, "index_channels": 5, "query_block_tokens": 5}
 EXACT = KIVConfig(retrieve_tokens=None, **PAGES)
-# Prefill retrieves too, and nothing may be missed: of more than 25 cold tokens, which are attended exactly, up to 100 are
-# ranked by their codes, all become candidates, and all are selected (SPEC 6.3). Beyond 100 a block streams.
+# The whole path of retrieval, in prefill too, with nothing left out: where cold tokens are more than 25, of which there
+# is nothing to choose, all are ranked by their codes and taken for max_missed_mass (SPEC 6.3); beyond 100 it streams.
 FULL_BUDGET = KIVConfig(
     retrieve_tokens=7, candidate_tokens=25, max_missed_mass=1e-30, prefill="retrieve", exact_suffix_tokens=0,
     tail="none", **PAGES,

@@ -56,7 +56,7 @@ def elsewhere():
 def test_a_model_generates_the_same_text(implementation, retrieve_tokens, elsewhere, tmp_path):
     tiny = TINY_MODELS["llama"]()
     config = KIVConfig(
-        hot_tokens=8, sink_tokens=2, page_tokens=4, span_pages=3, candidate_pages=5, retrieve_tokens=retrieve_tokens
+        hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=5, candidate_tokens=12, retrieve_tokens=retrieve_tokens
     )
     if implementation == "fast with a disk":
         config = KIVConfig(**{**vars(config), "ram_bytes": 30_000, "spill_dir": tmp_path})
