@@ -46,7 +46,8 @@ class Estimate:
     kept : int
         Keys and values of sinks and hot tokens in layers of full attention.
     near, cold : int
-        Keys and values of sinks, hot tokens and sliding layers, the index and sampled queries; keys and values of pages.
+        Keys and values of sinks, hot tokens and sliding layers, the index and what it is made by; keys and values of
+        pages.
     work : int
         What a chunk of the prompt needs while it is computed.
     """
