@@ -1,0 +1,76 @@
+"""The long regime: what each index finds where candidates are few of many, beside its bytes, on real models.
+
+Captures are made on first use: minutes a document, the whole book an hour or two and 20 GiB of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.report import Result
+
+from ..journal import Journal, open_journal
+from .capture import Capture, load_capture
+from .measure import measured
+from .picture import paint
+from .plan import HOT_TOKENS, Plan, plans
+from .tables import add_costs, add_document, add_targets, notes, title
+from .zoo import zoo
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def measure(plan: Plan, capture: Capture) -> dict[str, Any]:
+    """Measure one document."""
+    return measured(
+        capture,
+        zoo(capture.width, book=plan.book),
+        plan.budgets(capture.tokens),
+        HOT_TOKENS[plan.document.model],
+        plan.text,
+        all_facts=plan.book,
+    )
+
+
+def journal(options: argparse.Namespace) -> Journal:
+    """Open the journal of this part, which depends on this folder's code alone."""
+    return open_journal(options, "long", sorted(Path(__file__).parent.glob("*.py")))
+
+
+def run(options: argparse.Namespace) -> Result:
+    """Measure whatever the journal lacks, and make the tables."""
+    planned = plans(options)
+    kept = journal(options)
+    records: dict[str, dict[str, Any]] = {}
+    for plan in planned:
+        name = plan.document.name
+        records[name] = kept.measured((name,), lambda p=plan: measure(p, load_capture(p.document)))
+    kept.close()
+    result = Result(
+        "fidelity_long",
+        "The long regime: what an index finds where candidates are few of many",
+        {
+            "documents": ", ".join(title(plan) for plan in planned),
+            "sources of the code": f"Python {platform.python_version()}",
+            "minutes of measuring": round(sum(record["seconds"] for record in records.values()) / 60),
+        },
+    )
+    for plan in planned:
+        record = records[plan.document.name]
+        add_targets(result, plan, record)
+        add_document(result, plan, record)
+        result.series[plan.document.name] = record
+    add_costs(result)
+    result.notes += notes()
+    return result
+
+
+def draw(result: Result) -> Callable[[Figure], None]:
+    """Return the painter of the picture."""
+    return partial(paint, series=result.series)

@@ -1,0 +1,81 @@
+"""What a full run asks of the long regime: documents, budgets and the targets beside them."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from .documents import LongDocument, Text
+from .scene import cold_tokens
+
+HOT_TOKENS = {"gemma": 2048, "smollm2": 1024, "qwen": 1024}
+
+SHARES = (0.5, 0.25, 0.06, 0.016, 0.008, 0.002)
+"""Candidates as a share of the cold tokens: what makes finding hard, whatever the length."""
+
+LEAST_CANDIDATES = 8
+
+BOOK_CANDIDATES = (16384, 8192, 4096, 2048)
+"""Candidates where the document is the whole book."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A document, and how many of its last positions there are to one whose query is asked."""
+
+    document: LongDocument
+    every: int = 8
+
+    @property
+    def text(self) -> slice:
+        """Those of the last positions that are asked."""
+        return slice(self.every // 2 - 1, None, self.every)
+
+    @property
+    def book(self) -> bool:
+        """Whether the document is the whole book."""
+        return self.document.tokens is None
+
+    def budgets(self, tokens: int) -> list[int]:
+        """Candidates, of a document that came out at so many tokens."""
+        if self.book:
+            return list(BOOK_CANDIDATES)
+        cold = cold_tokens(tokens, HOT_TOKENS[self.document.model])
+        return [max(LEAST_CANDIDATES, round(share * cold)) for share in SHARES]
+
+
+DOCUMENTS: tuple[tuple[str, Text, int | None], ...] = (
+    ("smollm2", "kjv", 8000),
+    ("smollm2", "code", 8000),
+    ("gemma", "kjv", 32000),
+    ("gemma", "code", 32000),
+    ("gemma", "kjv", 100000),
+    ("qwen", "code", 26000),
+    ("qwen", "kjv", 26000),
+    ("gemma", "kjv", None),
+)
+
+SHOWN = {"smollm2": ("kjv", 8000), "gemma": ("kjv", 100000), "qwen": ("code", 26000)}
+"""Model -> its document in the picture."""
+
+RECALL_MISSED = {0.06: 0.03, 0.016: 0.05, 0.008: 0.1}
+"""Share of candidates -> share of the heaviest 4 that may be missed."""
+
+CAPTURED_MISSED = 0.1
+"""Share of the mass of the exact top R that may be missed, down to the least share that `RECALL_MISSED` names."""
+
+FACTS_MISSED = 0.05
+"""Share of the pairs of fact and head that may be missed with the default's candidates, or twice as many."""
+
+
+def plans(options: argparse.Namespace) -> list[Plan]:
+    """What a run measures: all documents of the models that were asked for, or a small one."""
+    if options.quick:
+        return [Plan(LongDocument("smollm2", "kjv", 2000), 32)]
+    made = [Plan(LongDocument(*place)) for place in DOCUMENTS]
+    longest = options.longest
+    return [
+        Plan(plan.document, 16) if plan.book else plan
+        for plan in made
+        if plan.document.model in options.models and (longest is None or (plan.document.tokens or 2**20) <= longest)
+    ]
