@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 def measure(plan: Plan, capture: Capture) -> dict[str, Any]:
     """Measure one document."""
+    capture = replace(capture, layers=capture.layers[:: plan.layers])
     return measured(
         capture,
         zoo(capture.width, book=plan.book),

@@ -54,7 +54,7 @@ def paint(figure: Figure, series: Mapping[str, Any]) -> None:
         panels[0, column].set_title(title, fontsize=10)
     panels[0, 0].set_ylabel("recall of the heaviest 4 cold tokens")
     panels[1, 0].set_ylabel(f"the same at {percent(NAMED_SHARE)}")
-    panels[0, 0].legend(fontsize=8, loc="lower right")
+    panels[0, 0].legend(fontsize=8, loc="lower left")
 
 
 def _by_share(axes: Axes, record: dict[str, Any]) -> None:

@@ -21,10 +21,11 @@ BOOK_CANDIDATES = (16384, 8192, 4096, 2048)
 
 @dataclass(frozen=True)
 class Plan:
-    """A document, and how many of its last positions there are to one whose query is asked."""
+    """A document; one of so `every` last positions is asked, and one of so many layers measured."""
 
     document: LongDocument
     every: int = 8
+    layers: int = 1
 
     @property
     def text(self) -> slice:
@@ -41,7 +42,7 @@ class Plan:
         if self.book:
             return list(BOOK_CANDIDATES)
         cold = cold_tokens(tokens, HOT_TOKENS[self.document.model])
-        return [max(LEAST_CANDIDATES, round(share * cold)) for share in SHARES]
+        return list(dict.fromkeys(max(LEAST_CANDIDATES, round(share * cold)) for share in SHARES))
 
 
 DOCUMENTS: tuple[tuple[str, Text, int | None], ...] = (
@@ -71,7 +72,7 @@ FACTS_MISSED = 0.05
 def plans(options: argparse.Namespace) -> list[Plan]:
     """What a run measures: all documents of the models that were asked for, or a small one."""
     if options.quick:
-        return [Plan(LongDocument("smollm2", "kjv", 2000), 32)]
+        return [Plan(LongDocument("smollm2", "kjv", 2000), 32, 15)]
     made = [Plan(LongDocument(*place)) for place in DOCUMENTS]
     longest = options.longest
     return [
