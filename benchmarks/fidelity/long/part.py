@@ -40,9 +40,14 @@ def measure(plan: Plan, capture: Capture) -> dict[str, Any]:
     )
 
 
+SHOWING = ("part", "picture", "tables")
+"""Modules of this folder that change no figure."""
+
+
 def journal(options: argparse.Namespace) -> Journal:
-    """Open the journal of this part, which depends on this folder's code alone."""
-    return open_journal(options, "long", sorted(Path(__file__).parent.glob("*.py")))
+    """Open the journal of this part, whose figures depend on this folder's code alone."""
+    files = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.stem not in SHOWING]
+    return open_journal(options, "long", files)
 
 
 def run(options: argparse.Namespace) -> Result:

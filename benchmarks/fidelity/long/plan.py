@@ -1,4 +1,4 @@
-"""What a full run asks of the long regime: documents, budgets and the targets beside them."""
+"""What a full run asks of the long regime: documents and budgets."""
 
 from __future__ import annotations
 
@@ -55,18 +55,6 @@ DOCUMENTS: tuple[tuple[str, Text, int | None], ...] = (
     ("qwen", "kjv", 26000),
     ("gemma", "kjv", None),
 )
-
-SHOWN = {"smollm2": ("kjv", 8000), "gemma": ("kjv", 100000), "qwen": ("code", 26000)}
-"""Model -> its document in the picture."""
-
-RECALL_MISSED = {0.06: 0.03, 0.016: 0.05, 0.008: 0.1}
-"""Share of candidates -> share of the heaviest 4 that may be missed."""
-
-CAPTURED_MISSED = 0.1
-"""Share of the mass of the exact top R that may be missed, down to the least share that `RECALL_MISSED` names."""
-
-FACTS_MISSED = 0.05
-"""Share of the pairs of fact and head that may be missed with the default's candidates, or twice as many."""
 
 
 def plans(options: argparse.Namespace) -> list[Plan]:

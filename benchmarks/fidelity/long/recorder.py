@@ -18,7 +18,7 @@ from ..continuation import Continuation, fork_stock
 from ..documents import answered, prompt_ids
 from ..tasks import Passage, Question
 from .capture import SAMPLE_TOKENS, TEXT_TOKENS, Fact, Layer, write_capture
-from .documents import LongDocument
+from .documents import COMMENT, LongDocument
 from .retrieving import Retrieving
 
 ATTENTION = "kiv_benchmark_capture"
@@ -136,7 +136,7 @@ def passage_of(question: Question, passages: tuple[Passage, ...]) -> Passage:
     """The passage that a question's last sentence begins."""
 
     def begins(passage: Passage) -> bool:
-        start, found, _ = passage.text.rpartition(question.answer)
-        return bool(found) and question.prompt.endswith(start.strip().removeprefix("# "))
+        start = passage.text.rpartition(question.answer)[0].removeprefix(COMMENT).strip()
+        return bool(start) and question.prompt.endswith(start)
 
     return next(passage for passage in passages if begins(passage))
