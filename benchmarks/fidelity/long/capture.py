@@ -122,7 +122,7 @@ def read_capture(path: Path) -> Capture:
 
 
 def load_capture(document: LongDocument) -> Capture:
-    """Return the capture of a document; on first use the model reads it (up to some minutes, the book an hour)."""
+    """Return the capture of a document; on first use the model reads it (minutes; the whole book an hour or two)."""
     path = user_cache_path("kiv-benchmarks") / "long" / f"{document.name}.safetensors"
     if not path.exists():
         from .recorder import record

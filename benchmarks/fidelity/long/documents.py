@@ -27,6 +27,9 @@ from ..tasks import (
 
 Text = Literal["kjv", "code"]
 
+EXACT_TOKENS = 2**17
+"""Longer documents are read by retrieval: exact attention would take hours."""
+
 COMMENT = "# "
 """What makes a fact in code a comment."""
 
@@ -53,12 +56,14 @@ class LongDocument:
         """Stem of the capture's file."""
         return f"{self.model}-{self.text}-{self.tokens or 'whole'}"
 
+    @property
+    def exact(self) -> bool:
+        """Whether the model reads it with exact attention, and not by retrieval."""
+        return self.tokens is not None and self.tokens <= EXACT_TOKENS
+
     @cached_property
     def quiz(self) -> Quiz:
-        """Needles at ten depths, several needles, two hops, and near-duplicates but in the whole book."""
-        if self.tokens is None:
-            rng = random.Random("book 100000000")
-            return joined(needle_grid(rng, NEEDLE_DEPTHS), several_needles(rng, 2), variable_tracking(rng, 2))
+        """Needles at ten depths, several needles, two hops and near-duplicates."""
         rng = random.Random(f"long {self.model} {self.text} {self.tokens}")
         parts = (needle_grid(rng, NEEDLE_DEPTHS), several_needles(rng, 2), variable_tracking(rng, 2))
         quiz = joined(*parts, near_duplicates(rng, "word", 6, 6))

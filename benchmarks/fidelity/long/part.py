@@ -1,6 +1,6 @@
 """The long regime: what each index finds where candidates are few of many, beside its bytes, on real models.
 
-Captures are made on first use: minutes a document, the whole book an hour or two and 20 GiB of memory.
+Captures are made on first use: minutes a document, the whole book an hour or two.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def measure(plan: Plan, capture: Capture) -> dict[str, Any]:
     capture = replace(capture, layers=capture.layers[:: plan.layers])
     return measured(
         capture,
-        zoo(capture.width, book=plan.book),
+        zoo(capture.width, large=not plan.document.exact),
         plan.budgets(capture.tokens),
         HOT_TOKENS[plan.document.model],
         plan.text,
-        all_facts=plan.book,
+        all_facts=not plan.document.exact,
     )
 
 

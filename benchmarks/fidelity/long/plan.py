@@ -15,8 +15,8 @@ SHARES = (0.5, 0.25, 0.06, 0.016, 0.008, 0.002)
 
 LEAST_CANDIDATES = 8
 
-BOOK_CANDIDATES = (16384, 8192, 4096, 2048)
-"""Candidates where the document is the whole book."""
+LARGE_CANDIDATES = (16384, 8192, 4096, 2048)
+"""Candidates where the document is so long that it is read by retrieval."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,10 @@ class Plan:
         """Those of the last positions that are asked."""
         return slice(self.every // 2 - 1, None, self.every)
 
-    @property
-    def book(self) -> bool:
-        """Whether the document is the whole book."""
-        return self.document.tokens is None
-
     def budgets(self, tokens: int) -> list[int]:
         """Candidates, of a document that came out at so many tokens."""
-        if self.book:
-            return list(BOOK_CANDIDATES)
+        if not self.document.exact:
+            return list(LARGE_CANDIDATES)
         cold = cold_tokens(tokens, HOT_TOKENS[self.document.model])
         return list(dict.fromkeys(max(LEAST_CANDIDATES, round(share * cold)) for share in SHARES))
 
@@ -53,6 +48,7 @@ DOCUMENTS: tuple[tuple[str, Text, int | None], ...] = (
     ("gemma", "kjv", 100000),
     ("qwen", "code", 26000),
     ("qwen", "kjv", 26000),
+    ("gemma", "kjv", 256000),
     ("gemma", "kjv", None),
 )
 
@@ -64,7 +60,7 @@ def plans(options: argparse.Namespace) -> list[Plan]:
     made = [Plan(LongDocument(*place)) for place in DOCUMENTS]
     longest = options.longest
     return [
-        Plan(plan.document, 16) if plan.book else plan
+        plan if plan.document.exact else Plan(plan.document, 16)
         for plan in made
         if plan.document.model in options.models and (longest is None or (plan.document.tokens or 2**20) <= longest)
     ]

@@ -27,9 +27,6 @@ ATTENTION = "kiv_benchmark_capture"
 CHUNK_TOKENS = 1024
 """Tokens of one prefill call: bounds the memory of its mask."""
 
-EXACT_TOKENS = 2**17
-"""Longer documents are read by retrieval: exact attention would take hours."""
-
 Attend = Callable[..., tuple[torch.Tensor, None]]
 
 
@@ -98,7 +95,7 @@ def record(document: LongDocument, path: Path) -> None:
     recorder = Recorder(global_layers(stock.config))
     cache = DynamicCache(config=stock.config)
     retrieving = None
-    if tokens > EXACT_TOKENS:
+    if not document.exact:
         retrieving = Retrieving(stock.config, recorder.layers, tokens, CHUNK_TOKENS)
         retrieving.prepare(cache)
     model = watched(stock, recorder, retrieving)

@@ -8,6 +8,7 @@ from benchmarks.models import MODELS
 from benchmarks.report import Cell, Result
 
 from .cost import Cost, Shape, read_bytes
+from .documents import EXACT_TOKENS
 from .measure import KINDS
 from .plan import Plan
 from .zoo import EXACT, FOUR_BITS, NEW, TODAY, ZOO
@@ -28,7 +29,11 @@ NAMED_SHARE = 0.016
 def title(plan: Plan) -> str:
     """A document as it is called in tables."""
     document = plan.document
-    text = "the whole King James text" if plan.book else f"{document.tokens:,} tokens of {NAMES[document.text]}"
+    text = (
+        "the whole King James text"
+        if document.tokens is None
+        else f"{document.tokens:,} tokens of {NAMES[document.text]}"
+    )
     return f"{MODELS[document.model].title}, {text}"
 
 
@@ -42,7 +47,7 @@ def percent(share: float) -> str:
 
 def headings(plan: Plan, record: dict[str, Any]) -> list[str]:
     """What the budgets are called."""
-    if plan.book:
+    if not plan.document.exact:
         return [f"{budget:,} ({percent(budget / record['cold'])})" for budget in record["budgets"]]
     return [f"{percent(budget / record['cold'])}" for budget in record["budgets"]]
 
@@ -101,7 +106,7 @@ def _worst(result: Result, name: str, record: dict[str, Any]) -> None:
 def add_targets(result: Result, plan: Plan, record: dict[str, Any]) -> None:
     """What the new index was to reach, the worse of text and questions."""
     found = dict(zip(record["budgets"], record["indices"][NEW.name]["found"], strict=True))
-    if plan.book:
+    if not plan.document.exact:
         for budget in (4096, 8192):
             kept, pairs = found[budget]["facts"]
             missed = 1 - kept / pairs if pairs else None
@@ -111,7 +116,7 @@ def add_targets(result: Result, plan: Plan, record: dict[str, Any]) -> None:
     for share, limit in RECALL_MISSED.items():
         budget = min(found, key=lambda b: abs(b / record["cold"] - share))
         if abs(budget / record["cold"] / share - 1) > 0.1:
-            continue  # the book and a quick run have other budgets
+            continue  # longer documents and a quick run have other budgets
         for figure, what, most in (
             ("top4", "heaviest 4", limit),
             ("of_exact", "mass of the exact top R", CAPTURED_MISSED),
@@ -148,11 +153,12 @@ def add_costs(result: Result) -> None:
 def notes() -> list[str]:
     """How to read the tables."""
     return [
-        "Cells with two numbers: queries of the text's last 64 positions / of the last token of each question that the "
-        "model answers with full attention (of the book: of every question). Shares are candidates (tokens whose exact "
-        "keys are read) of cold tokens; every index reads equally many, its last page or cluster is cut. Heaviest: by "
-        "softmax mass summed over the query heads of a KV head. Of the candidates, R = min(1,024, half of them) are "
-        "selected by exact scores; the exact top R is what the same rule selects of all cold tokens.",
+        "Cells with two numbers: queries of the text's last 64 positions / of the last token of each question that "
+        f"the model answers with full attention (beyond {EXACT_TOKENS:,} tokens: of every question). Shares are "
+        "candidates, the tokens whose exact keys are read, of cold tokens; each index reads equally many, its last page "
+        "or cluster is cut. Heaviest: by softmax mass summed over the query heads of a KV head. Of the candidates, R = "
+        "min(1,024, half of them) are selected by exact scores; the exact top R is what the same rule selects of all "
+        "cold tokens.",
         "Bytes a token: codes and all tables that they need, one KV head; means of values, which tails need, are not "
         "in them. The original's rule and Quest rank pages for each query head; the union of the heads' choices is cut "
         "to the candidates. A page of 512 tokens becomes cold as a whole.",
@@ -160,6 +166,7 @@ def notes() -> list[str]:
         f"{TODAY.name}: with the tail of candidate pages and spans that KIV had before; {NEW.name} and {EXACT.name}: "
         "a pseudo-token for each page of 512, its mass from estimates where no exact logit is known.",
         "Keys of a question's own tokens are not in a capture: outputs of questions are of attention to the document. "
-        "The book was read by a retrieval of its own (`retrieving.py`), for exact attention would take hours.",
+        f"Documents beyond {EXACT_TOKENS:,} tokens are read by a retrieval of their own (`retrieving.py`), for exact "
+        "attention would take hours.",
         f"Targets are on {NEW.name}, the worse of text and questions.",
     ]

@@ -120,12 +120,12 @@ ZOO = (
     *(_codes(32), _codes(48), NEW, _codes(96), UNWEIGHTED),
     *(ORIGINAL, QUEST, RETROINFER, _clusters(4, 3), FOUR_BITS, EXACT),
 )
-BOOK_ZOO = (TODAY, _pages(4, 3), _codes(32), NEW, _codes(96), UNWEIGHTED, ORIGINAL, QUEST, EXACT)
+LARGE_ZOO = (TODAY, _pages(4, 3), _codes(32), NEW, _codes(96), UNWEIGHTED, ORIGINAL, QUEST, EXACT)
 """Without what would take hours on a million tokens."""
 
 
-def zoo(width: int, *, book: bool) -> tuple[Index, ...]:
+def zoo(width: int, *, large: bool) -> tuple[Index, ...]:
     """The indices of heads of a width D: those alone that differ there from the 64 channels."""
-    chosen = BOOK_ZOO if book else ZOO
+    chosen = LARGE_ZOO if large else ZOO
     narrow = width <= CHANNELS
     return tuple(index for index in chosen if not (narrow and index.name in (_codes(96).name, UNWEIGHTED.name)))

@@ -150,9 +150,9 @@ def test_the_plan_asks_every_model_and_the_book():
     options = argparse.Namespace(quick=False, models=list(models.MODELS), longest=None)
     planned = plans(options)
     assert {plan.document.model for plan in planned} == set(HOT_TOKENS) == set(SHOWN)
-    assert sum(plan.book for plan in planned) == 1
+    assert [plan.document.tokens for plan in planned if not plan.document.exact] == [256000, None]
     assert planned[-1].budgets(10**6) == [16384, 8192, 4096, 2048]
-    assert not any(plan.book for plan in plans(argparse.Namespace(**vars(options) | {"longest": 40000})))
+    assert all(plan.document.exact for plan in plans(argparse.Namespace(**vars(options) | {"longest": 40000})))
     budgets = Plan(LongDocument("gemma", "kjv", 32000)).budgets(32000)
     assert [round(budget / cold_tokens(32000, 2048), 3) for budget in budgets] == [0.5, 0.25, 0.06, 0.016, 0.008, 0.002]
     assert all((model, *place) in DOCUMENTS for model, place in SHOWN.items())

@@ -15,7 +15,7 @@ from benchmarks.fidelity.long.outputs import attended, four_bit_output, output_e
 from benchmarks.fidelity.long.quantisers import GROUP_CHANNELS, by_channel, by_groups
 from benchmarks.fidelity.long.ranking import by_turns, group_scores, mask, ordered, selected
 from benchmarks.fidelity.long.scene import PAGE_TOKENS, SINK_TOKENS, Scene
-from benchmarks.fidelity.long.zoo import BOOK_ZOO, EXACT, NEW, TODAY, UNWEIGHTED, ZOO, zoo
+from benchmarks.fidelity.long.zoo import EXACT, LARGE_ZOO, NEW, TODAY, UNWEIGHTED, ZOO, zoo
 
 SHAPE = Shape(256, 256, 4)
 
@@ -236,7 +236,7 @@ def test_four_bits_of_everything_come_near():
     assert output_error(constant, four_bit_output(constant)).max() < 1e-5
 
 
-@pytest.mark.parametrize("indices", [ZOO, BOOK_ZOO])
+@pytest.mark.parametrize("indices", [ZOO, LARGE_ZOO])
 def test_indices_have_names_of_their_own_and_score_every_token(indices):
     assert len({index.name for index in indices}) == len(indices)
     made = scene(width=128)
@@ -246,6 +246,6 @@ def test_indices_have_names_of_their_own_and_score_every_token(indices):
 
 
 def test_narrow_heads_have_no_choice_of_channels():
-    assert UNWEIGHTED in zoo(256, book=False)
-    assert UNWEIGHTED not in zoo(64, book=False)
-    assert NEW in zoo(64, book=True)
+    assert UNWEIGHTED in zoo(256, large=False)
+    assert UNWEIGHTED not in zoo(64, large=False)
+    assert NEW in zoo(64, large=True)
