@@ -29,6 +29,10 @@ LINES = {
 """Index -> colour, line and label in the upper row."""
 
 
+BRIEF = {FOUR_BITS.name: "4-bit cache", RETROINFER.name: "RetroInfer's clusters", ORIGINAL.name: "the original's rule"}
+"""What labels in the lower row say for some names."""
+
+
 def recall(found: dict[str, Any]) -> float:
     """Mean of text and questions."""
     values = [found[kind]["top4"] for kind in KINDS if found[kind]["top4"] is not None]
@@ -82,13 +86,14 @@ def _by_bytes(axes: Axes, record: dict[str, Any]) -> None:
         colour = LINES[name][0] if name in LINES else "#aec7e8" if name.startswith("codes") else "#bbbbbb"
         place = (measured["index_bytes"], recall(measured["found"][at]))
         axes.scatter(*place, color=colour, s=60 if name == NEW.name else 25, zorder=3)
-        label = name.split(":")[0] if name not in (FOUR_BITS.name,) else "4 bits"
+        label = BRIEF.get(name, name.split(":")[0].removeprefix("codes of "))
+        left = name.startswith("codes")
         axes.annotate(
-            label.replace("codes of ", "").replace("clusters of ", "clusters "),
-            place,
-            (4, -9),
-            fontsize=7,
+            *(label, place, (-5 if left else 5, -2)),
             textcoords="offset points",
+            fontsize=7,
+            ha="right" if left else "left",
+            va="top",
         )
     axes.set_xscale("log")
     axes.margins(x=0.25)

@@ -48,7 +48,7 @@ DOCUMENTS: tuple[tuple[str, Text, int | None], ...] = (
     ("gemma", "kjv", 100000),
     ("qwen", "code", 26000),
     ("qwen", "kjv", 26000),
-    ("gemma", "kjv", 256000),
+    ("gemma", "kjv", 200000),
     ("gemma", "kjv", None),
 )
 
