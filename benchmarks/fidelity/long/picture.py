@@ -99,5 +99,5 @@ def _by_bytes(axes: Axes, record: dict[str, Any]) -> None:
         axes.annotate(label, place, at_label, textcoords="offset points", fontsize=7, ha=middle)
     axes.set_xscale("log")
     axes.margins(x=0.25, y=0.1)
-    axes.set_xlabel("bytes of index a token and KV head (blue: codes of so many channels)")
+    axes.set_xlabel("bytes of index a token (numbers: coded channels)")
     axes.grid(alpha=0.3)
