@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from kiv_reference import KIVConfig, block, index, mass, partition, select
+from kiv_reference import KIVConfig, block, index, mass, partition, select, store
 from kiv_reference.view import HeadView
 
 from .patching import mutant, reworded
@@ -141,7 +141,7 @@ def _(original: Any) -> Any:
     return changed
 
 
-CHOSEN, BLOCKS = (partition, "_chosen"), (partition, "query_blocks")
+CHOSEN, BLOCKS = (partition, "_chosen"), (store, "query_blocks")
 reworded("C cold positions are a choice", CHOSEN, "cold <= config", "cold < config", look="4.1")
 reworded(
     "one more cold position is no choice",

@@ -9,7 +9,7 @@ from benchmarks.models import MODELS
 
 from .measure import KINDS
 from .tables import NAMED_SHARE, NAMES, percent
-from .zoo import EXACT, FOUR_BITS, NEW, ORIGINAL, QUEST, RETROINFER, TODAY
+from .zoo import EXACT, FOUR_BITS, NEW, ORIGINAL, QUEST, RETROINFER, TODAY, UNWEIGHTED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,12 @@ LINES = {
 """Index -> colour, line and label in the upper row."""
 
 
-BRIEF = {FOUR_BITS.name: "4-bit cache", RETROINFER.name: "RetroInfer's clusters", ORIGINAL.name: "the original's rule"}
+BRIEF = {
+    FOUR_BITS.name: "4-bit cache",
+    RETROINFER.name: "RetroInfer's clusters",
+    ORIGINAL.name: "the original's rule",
+    UNWEIGHTED.name: "64, by keys alone",
+}
 """What labels in the lower row say for some names."""
 
 
@@ -86,16 +91,13 @@ def _by_bytes(axes: Axes, record: dict[str, Any]) -> None:
         colour = LINES[name][0] if name in LINES else "#aec7e8" if name.startswith("codes") else "#bbbbbb"
         place = (measured["index_bytes"], recall(measured["found"][at]))
         axes.scatter(*place, color=colour, s=60 if name == NEW.name else 25, zorder=3)
-        label = BRIEF.get(name, name.split(":")[0].removeprefix("codes of "))
-        left = name.startswith("codes")
-        axes.annotate(
-            *(label, place, (-5 if left else 5, -2)),
-            textcoords="offset points",
-            fontsize=7,
-            ha="right" if left else "left",
-            va="top",
-        )
+        if name.endswith("channels"):  # many lie close together: their numbers alone
+            label, at_label = name.removeprefix("codes of ").removesuffix(" channels"), (0, 6)
+        else:
+            label, at_label = BRIEF.get(name, name.split(":")[0]), (5, -8)
+        middle = "center" if name.endswith("channels") else "left"
+        axes.annotate(label, place, at_label, textcoords="offset points", fontsize=7, ha=middle)
     axes.set_xscale("log")
-    axes.margins(x=0.25)
-    axes.set_xlabel("bytes of index a token and KV head")
+    axes.margins(x=0.25, y=0.1)
+    axes.set_xlabel("bytes of index a token (numbers: coded channels)")
     axes.grid(alpha=0.3)

@@ -37,7 +37,7 @@ class Estimates:
     unseen : bool [N * P], or None
         Tokens that are not valid.
     keep : bool
-        Whether they will be asked for again: as many as `Tuning.kept_bytes` hold are then not computed twice.
+        Whether they will be asked for again: if `Tuning.kept_bytes` and the device have room, none is computed twice.
     """
 
     def __init__(
@@ -51,7 +51,10 @@ class Estimates:
         stops = [min(first + step, pages) for first in range(0, pages, step)]
         self.chunks = [Chunk(a, b, a * size, b * size) for a, b in zip([0, *stops], stops, strict=False)]
         most = members.shape[0] * members.shape[1] * pages * size * members.dtype.itemsize
-        self._kept: dict[int, torch.Tensor] | None = {} if keep and most <= cold.tuning.kept_bytes else None
+        self._kept: dict[int, torch.Tensor] | None = None
+        if keep and most <= cold.tuning.kept_bytes:
+            with cold.account.changing():
+                self._kept = {} if cold.scratch.lend(most) else None
 
     def of(self, chunk: Chunk) -> torch.Tensor:
         """Estimates ``[H, M, tokens of the chunk]``, minus infinity where a token is invalid."""
@@ -77,6 +80,13 @@ class Estimates:
         if self._kept is not None:
             self._kept[chunk.first] = out
         return out
+
+    def release(self) -> None:
+        """Give the room of what was kept back: nothing more is asked for."""
+        if self._kept is not None:
+            with self._cold.account.changing():
+                self._kept = None
+                self._cold.scratch.lend(0)
 
     def error(self, chunk: Chunk) -> torch.Tensor:
         """What no score of a page exceeds its estimate by, ``[H, M, n]``, rounding included (SPEC 6.2)."""

@@ -28,7 +28,7 @@ def group_scores(scores: torch.Tensor, group: Group, most: torch.Tensor | None =
     """
     if group == "max":
         return scores.amax(dim=1)
-    return torch.exp(scores - (scores.amax(dim=2, keepdim=True) if most is None else most)).sum(dim=1)
+    return (scores - (scores.amax(dim=2, keepdim=True) if most is None else most)).exp_().sum(dim=1)
 
 
 def top_set(scores: torch.Tensor, n: int) -> torch.Tensor:

@@ -62,6 +62,7 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
         tail = [page_tail(queries, estimates, found, means, size)]
         if at.shape[1]:  # else every head streams
             shift = value_shift(raw, own, values, page, means, missing)
+    estimates.release()
     finite = view.finite and view.row.finite >= view.pages
     attended = attend_parts([*always, Part(own, values)], tail, sinks, finite, shift)
     missed = missed_bound(view, queries, found) if bound else None

@@ -45,11 +45,11 @@ class State:
     def prepare(self, tokens: int, padded: bool) -> None:
         """Refuse if so many tokens more do not fit, once appended and once their call is over (SPEC 10.2)."""
         length = self.length + tokens
-        pages = len(self.rows) * (self.config.cold_pages(length) - self.pages)
+        pages = self.config.cold_pages(length)
         try:
-            self._pool.scratch.plan(step_bytes(self.shape, self.config, self.cold.tuning))
+            self._pool.scratch.plan(step_bytes(self.shape, self.config, self.cold.tuning, pages))
             self._book(self.recent.bytes_with(tokens) + self.validity.bytes_with(length, padded), length)
-            self._promised = self.cold.promise(self._owner, pages)
+            self._promised = self.cold.promise(self._owner, len(self.rows) * (pages - self.pages))
         except REFUSALS:
             self.withdraw()
             raise
