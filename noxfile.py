@@ -134,8 +134,8 @@ def bench(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["dev"])
 def fidelity(session: nox.Session) -> None:
     """Run a benchmark of fidelity: -- [NAME] [--quick]; benchmarks/fidelity/README.md lists them."""
-    pip = (dev_python(session), "-m", "pip", "install")
-    session.run(*pip, *CONSTRAINTS, *GROUPS["rivals"], env=NO_KERNELS, external=True)
+    for packages in ((*CONSTRAINTS, *GROUPS["rivals"]), ("--no-deps", *GROUPS["long"])):
+        session.run(dev_python(session), "-m", "pip", "install", *packages, env=NO_KERNELS, external=True)
     run(session, "-m", "benchmarks.fidelity", *session.posargs)
 
 

@@ -58,12 +58,12 @@ class Test_4_1_QueryBlock:
     @pytest.mark.parametrize("beyond", [-1, 0, 1])
     @given(
         config=configs(candidate_tokens=st.integers(1, 9), page_tokens=st.integers(1, 5), prefill="retrieve", **FREE),
-        queries=st.sampled_from([1, 1, 4]),
+        queries=st.sampled_from([1, 4, 12]),
     )
     def test_where_there_is_nothing_to_choose(
         self, target: Target, beyond: int, config: KIVConfig, queries: int
     ) -> None:
-        """Exactly up to C cold positions: one page fewer, as many as there may be, one page more."""
+        """Exactly up to C cold positions: a page fewer, as many, a page more; of several blocks each on its own."""
         config = dataclasses.replace(config, exact_suffix_tokens=0, query_block_tokens=4)
         pages = max(0, config.candidate_tokens // config.page_tokens + beyond)
         length = config.sink_tokens + config.hot_tokens + pages * config.page_tokens

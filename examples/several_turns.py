@@ -13,7 +13,8 @@ questions = ("Which licence is this?", "What does it grant?")
 tokenizer = AutoTokenizer.from_pretrained(name)
 model = AutoModelForCausalLM.from_pretrained(name, attn_implementation="kiv")
 text = tokenizer(Path("LICENSE").read_text(), return_tensors="pt").input_ids
-read = KIVCache(model.config, KIVConfig(hot_tokens=512))
+# Small budgets, so that there is something to choose even in a short text; leave them out for your own.
+read = KIVCache(model.config, KIVConfig(hot_tokens=512, candidate_tokens=512, retrieve_tokens=256))
 with torch.no_grad():
     model(text, past_key_values=read, logits_to_keep=1)
 

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from kiv_reference import KIVConfig, block, index, mass, partition, select
+from kiv_reference import KIVConfig, block, index, mass, partition, select, store
 from kiv_reference.view import HeadView
 
 from .patching import mutant, reworded
@@ -141,7 +141,7 @@ def _(original: Any) -> Any:
     return changed
 
 
-CHOSEN, BLOCKS = (partition, "_chosen"), (partition, "query_blocks")
+CHOSEN, BLOCKS = (partition, "_chosen"), (store, "query_blocks")
 reworded("C cold positions are a choice", CHOSEN, "cold <= config", "cold < config", look="4.1")
 reworded(
     "one more cold position is no choice",
@@ -152,7 +152,9 @@ reworded(
 )
 reworded("cold pages counted for cold positions", CHOSEN, " * config.page_tokens", "", look="4.1")
 reworded("never exact, however few are cold", CHOSEN, "cold <= config.candidate_tokens", "False", look="4.1")
-reworded("the first block of a call decides for all", BLOCKS, "config.prefill, start)", "config.prefill, first)")
+reworded(
+    "the first block of a call decides for all", BLOCKS, "config.prefill, start)", "config.prefill, first)", look="4.1"
+)
 reworded("windows are exact where few are cold", CHOSEN, 'mode == "retrieve"', 'mode != "exact"', look="7.3")
 
 RETRIEVE = (block, "retrieve")

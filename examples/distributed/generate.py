@@ -29,7 +29,9 @@ model = AutoModelForCausalLM.from_pretrained(
     dtype="float32",
     distributed_config=DistributedConfig(**{SIZES[kind]: processes}),
 )
-cache = KIVCache(model.config, KIVConfig(hot_tokens=256))
+# Small budgets, so that there is something to choose even in a short text; leave them out for your own.
+small = {"hot_tokens": 128, "page_tokens": 64, "candidate_tokens": 256, "retrieve_tokens": 128}
+cache = KIVCache(model.config, KIVConfig(**small))
 inputs = tokenizer(text, return_tensors="pt").to(model.device)
 output = model.generate(**inputs, past_key_values=cache, max_new_tokens=8, do_sample=False)
 

@@ -31,15 +31,17 @@ VOCABULARY = 97
 TEXT_TOKENS = 96
 
 # A hot window far smaller than the text: most tokens are cold.
-PAGES = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4, "span_pages": 3, "query_block_tokens": 5}
+PAGES = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4, "index_channels": 5, "query_block_tokens": 5}
 EXACT = KIVConfig(retrieve_tokens=None, **PAGES)
-# The budget covers every cold token, and prefill retrieves too: the whole path of retrieval, with nothing left out.
+# The whole path of retrieval, in prefill too, with nothing left out: where cold tokens are more than 25, of which there
+# is nothing to choose, all are ranked by their codes and taken for max_missed_mass (SPEC 6.3); beyond 100 it streams.
 FULL_BUDGET = KIVConfig(
-    retrieve_tokens=256, candidate_pages=64, prefill="retrieve", exact_suffix_tokens=0, tail="none", **PAGES
-)
+    retrieve_tokens=7, candidate_tokens=25, max_missed_mass=1e-30, prefill="retrieve", exact_suffix_tokens=0,
+    tail="none", **PAGES,
+)  # fmt: skip
 # One token of a hundred, and nothing for the rest: surely not what full attention gives.
 STARVED = KIVConfig(
-    retrieve_tokens=1, candidate_pages=1, prefill="retrieve", exact_suffix_tokens=0, tail="none", **PAGES
+    retrieve_tokens=1, candidate_tokens=1, prefill="retrieve", exact_suffix_tokens=0, tail="none", **PAGES
 )
 
 FEEDS = {"one shot": [TEXT_TOKENS], "chunks": [31, 1, 2, 29, 1, 32], "token by token": [1] * TEXT_TOKENS}

@@ -16,9 +16,11 @@ pytestmark = pytest.mark.real
 
 FACTS = "The river is green. The tower is old. The dog is called Bruno. The bread is fresh. The road is long. "
 QUESTION, BEGUN = FACTS * 3 + "What is the dog called?", "The dog is called"
-HOT = {"hot_tokens": 16, "sink_tokens": 4, "page_tokens": 8, "span_pages": 4}
+HOT = {"hot_tokens": 16, "sink_tokens": 4, "page_tokens": 8}
 EXACT = KIVConfig(retrieve_tokens=None, **HOT)
-STARVED = KIVConfig(retrieve_tokens=1, candidate_pages=1, prefill="retrieve", exact_suffix_tokens=0, tail="none", **HOT)
+STARVED = KIVConfig(
+    retrieve_tokens=1, candidate_tokens=1, prefill="retrieve", exact_suffix_tokens=0, tail="none", **HOT
+)
 BITS = {
     "8 bits": BitsAndBytesConfig(load_in_8bit=True),
     "4 bits": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),

@@ -13,7 +13,10 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from typer.testing import CliRunner
 
 TEXT = "In the beginning God created the heaven and the earth. And the earth was without form, and void. " * 4
-SMALL = ["--hot-tokens", "64", "--page-tokens", "16", "--max-new-tokens", "8", "--chunk-tokens", "100"]
+SMALL = [
+    "--hot-tokens", "64", "--page-tokens", "16", "--candidate-tokens", "120", "--retrieve-tokens", "20",
+    "--max-new-tokens", "8", "--chunk-tokens", "100",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +40,13 @@ def prompt_tokens(question, chat=False):
 
 
 def test_answers_and_accounts(model, text):
-    result = run("-m", model, "-f", text, *SMALL, "--retrieve-tokens", "100", "What was void?")
+    result = run("-m", model, "-f", text, *SMALL, "--index-channels", "3", "What was void?")
     assert result.exit_code == 0, result.output
     read = prompt_tokens("What was void?")
     cold = (read + 8 - 1 - 64 - 4) // 16 * 16
     assert f"{read} read" in result.stderr
     assert f"{cold} cold in RAM" in result.stderr
+    assert re.search(rf"cold tokens .* 120 candidates of {cold}, 20 attended exactly", result.stderr)
     # 2 layers of 2 KV heads, keys and values of width 8 in float32: 256 bytes a token.
     assert re.search(r"bytes by tier.* RAM, 0 B disk", result.stderr)
     mass = re.search(r"([\d.]+)% held exactly, ([\d.]+)% estimated", result.stderr)
@@ -54,8 +58,9 @@ def test_answers_and_accounts(model, text):
 
 def test_exact_mode_answers_as_a_plain_cache(model, text):
     question = "What was void?"
-    result = run("-m", model, "-f", text, *SMALL, "--exact", question)
+    result = run("-m", model, "-f", text, *SMALL[:4], *SMALL[-4:], "--exact", question)
     assert result.exit_code == 0, result.output
+    assert re.search(r"cold tokens .* \d+, all attended exactly", result.stderr)
     plain = AutoModelForCausalLM.from_pretrained(model)
     ids = tokenizer()(compose(tokenizer(), TEXT, question), return_tensors="pt").input_ids
     with torch.no_grad():
@@ -84,7 +89,7 @@ def test_a_chat_template_is_used(text, tmp_path):
 def test_no_decode_step_is_no_error(model, text):
     result = run("-m", model, "-f", text, *SMALL[:4], "--max-new-tokens", "1", "What was void?")
     assert result.exit_code == 0, result.output
-    assert result.stderr.count("no step") == 2
+    assert result.stderr.count("no step") == 3
 
 
 def test_beyond_the_native_length_is_a_warning(model, text):

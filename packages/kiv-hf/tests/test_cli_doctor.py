@@ -26,9 +26,9 @@ NAMES = [
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setitem(doctor_times.CONTEXTS, "cpu", (1024, 2048, 3072))
+    monkeypatch.setitem(doctor_times.CONTEXTS, "cpu", (1024, 2048, 8192))
     monkeypatch.setattr(doctor_times, "ROUNDS", 2)
-    monkeypatch.setattr(doctor_stores, "CALLS", (120, 1, 20, 1))
+    monkeypatch.setattr(doctor_stores, "CALLS", (220, 1, 20, 1))
 
 
 def run(*arguments):
@@ -41,13 +41,30 @@ def test_all_that_it_checks():
     assert on_a_gpu == [*NAMES[:-3], "step at 4K", "step at 32K", "step at 128K"]
 
 
+def test_it_checks_retrieval(quick, monkeypatch):
+    """In calls of several queries and of one; a step of the longest context retrieves as well."""
+    modes = []
+
+    def attend(self, query, *, attend=FastStore.attend, **keywords):
+        output = attend(self, query, **keywords)
+        modes.append({block.mode for block in self.report.blocks})
+        return output
+
+    monkeypatch.setattr(FastStore, "attend", attend)
+    assert doctor_stores.compare("store", torch.float32, CPU).well
+    assert {"exact", "retrieve"} in modes
+    assert modes[-1] == {"retrieve"}
+    doctor_times.measure("step", doctor_times.CONTEXTS["cpu"][-1], doctor_times.GEOMETRY["cpu"], CPU)
+    assert modes[-1] == {"retrieve"}
+
+
 def test_a_well_machine(quick):
     result = run("--json", "--device", "cpu")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert found["well"]
     assert found["device"] == "cpu"
-    assert [finding["name"] for finding in found["findings"]] == [*NAMES[:-3], "step at 1K", "step at 2K", "step at 3K"]
+    assert [finding["name"] for finding in found["findings"]] == [*NAMES[:-3], "step at 1K", "step at 2K", "step at 8K"]
     assert all(finding["value"] and finding["well"] and not finding["reason"] for finding in found["findings"])
 
 

@@ -135,7 +135,10 @@ def test_context_beyond_the_ram_budget(model, text):
     [
         (["--hot-tokens", "-1"], "hot_tokens must be an integer >= 0"),
         (["--max-missed-mass", "2"], "max_missed_mass"),
-        (["--retrieve-tokens", "99999"], "must not exceed candidate_pages"),
+        (["--retrieve-tokens", "99999"], "must not exceed candidate_tokens"),
+        (["--index-channels", "0"], "index_channels must be an integer >= 1"),
+        (["--candidate-tokens", "0"], "candidate_tokens must be an integer >= 1"),
+        (["--candidate-pages", "9"], "No such option"),
         (["--prefill", "fast"], "prefill must be one of"),
         (["--exact", "--retrieve-tokens", "5"], "leave out --retrieve-tokens"),
         (["--ram-bytes", "many"], "is no size"),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cli_models import tokenizer
 from kiv_hf import KIVCache, KIVConfig
 from kiv_hf.cli import gguf
+from kiv_hf.cli.display import cold_text
 from kiv_hf.cli.estimate import check_memory, estimate
 from kiv_hf.cli.generate import chunk_sizes
-from kiv_hf.cli.trace import Trace
+from kiv_hf.cli.trace import ColdTokens, Trace
 from kiv_hf.cli.units import format_bytes, parse_bytes
+from kiv_reference import ReferencePool
 from kiv_reference.errors import KIVBudgetError
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
@@ -49,7 +53,7 @@ def llama_config(**more):
 
 
 def test_the_estimate_counts_what_the_cache_then_holds():
-    model_config, config = llama_config(), KIVConfig(hot_tokens=16, page_tokens=4)
+    model_config, config = llama_config(), KIVConfig(hot_tokens=16, page_tokens=4, index_channels=6)
     need = estimate(model_config, config, torch.float32, tokens=100, chunk_tokens=50)
     model = LlamaForCausalLM(model_config).eval()
     model.set_attn_implementation("kiv")
@@ -58,8 +62,12 @@ def test_the_estimate_counts_what_the_cache_then_holds():
         model(torch.arange(100)[None] % 50, past_key_values=cache)
     assert need.weights == sum(weight.nbytes for weight in model.parameters())
     assert need.token_bytes == 3 * 2 * 2 * 8 * 4
-    assert need.cold == cache.memory().ram
-    assert need.near == pytest.approx(cache.memory().device, rel=0.05)
+    # 3 layers of 2 KV heads: one sampled query of 8 channels, in RAM as the 80 cold tokens.
+    sampled, pages = 3 * 2 * 8 * 4, 20
+    assert need.cold + sampled == cache.memory().ram
+    # The reference has a byte for a code of 4 bits, 8 bytes for the number of a channel, and validity.
+    more = 3 * (2 * pages * 6 * (4 * 0.5 + 4) + 100)
+    assert need.near - sampled + more == cache.memory().device
 
 
 def test_sliding_layers_count_their_window_only():
@@ -70,9 +78,12 @@ def test_sliding_layers_count_their_window_only():
     )  # fmt: skip
     everything_cold = KIVConfig(hot_tokens=0, sink_tokens=0, page_tokens=1, retrieve_tokens=64)
     need = estimate(config, everything_cold, torch.bfloat16, 1000, 100)
-    row_bytes, summary_bytes = 2 * 8 * 2, 4 * (3 * 8 + 1)
+    row_bytes, index_bytes = 2 * 8 * 2, 8 // 2 + 4 * (3 * 8 + 3 * 8)
     assert (need.token_bytes, need.cold) == (row_bytes, 1000 * row_bytes)
-    assert need.near == 5 * 10 * row_bytes + 1000 * summary_bytes
+    sampled = 1000 // 64 * 8 * 4
+    assert need.near == 5 * 10 * row_bytes + 1000 * index_bytes + sampled
+    exact = estimate(config, replace(everything_cold, retrieve_tokens=None), torch.bfloat16, 1000, 100)
+    assert exact.near == 5 * 10 * row_bytes
 
 
 def test_a_spilling_implementation_needs_no_more_ram_than_its_budget(monkeypatch):
@@ -89,7 +100,7 @@ def test_a_spilling_implementation_needs_no_more_ram_than_its_budget(monkeypatch
 
 
 def test_the_trace_says_whether_the_watched_tokens_were_retrieved():
-    config = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, candidate_pages=2, retrieve_tokens=4)
+    config = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, candidate_tokens=8, retrieve_tokens=4)
     torch.manual_seed(0)
     key, value = torch.randn(2, 1, 2, 90, 8)
     wanted = 41
@@ -99,20 +110,56 @@ def test_the_trace_says_whether_the_watched_tokens_were_retrieved():
     store.append(key[:, :, :1], value[:, :, :1])
     query = 20 * torch.cat([key[:, :1, wanted : wanted + 1], key[:, 1:, 80:81]], dim=1)  # head 1 looks elsewhere
     store.attend(query, scale=1.0)
-    trace = Trace(range(wanted, wanted + 1), page_tokens=4, sink_tokens=2)
+    trace = Trace(range(wanted, wanted + 1), page_tokens=4)
     trace.add({0: store.report})
-    assert trace.watched_pages == [(wanted - 2) // 4]
-    pages, positions = store.report.blocks[0].candidate_pages, store.report.blocks[0].selected_positions
-    assert (trace.retrievals, trace.token_hits) == (2, int((positions == wanted).sum()))
-    assert trace.page_hits == int((pages == (wanted - 2) // 4).any(-1).sum())
-    assert trace.token_hits >= 1
+    (block,) = store.report.blocks
+    assert (block.mode, trace.retrievals) == ("retrieve", 2)
+    assert wanted in block.selected_positions[0, 0]
+    assert wanted not in block.candidate_positions[0, 1]
+    assert (trace.candidate_hits, trace.selected_hits) == (1, 1)
+    assert trace.cold_tokens == (80, 8, 4)
     assert trace.exact_mass is not None
     assert trace.exact_mass + trace.estimated_mass == pytest.approx(1)
+
+
+def test_the_trace_counts_a_streamed_head_as_whole():
+    """One head cannot hold the bound, the other can."""
+    config = KIVConfig(
+        hot_tokens=8, sink_tokens=2, page_tokens=4, candidate_tokens=8, retrieve_tokens=4, max_missed_mass=0.01
+    )
+    torch.manual_seed(0)
+    key, value = torch.randn(2, 1, 2, 91, 8)
+    store = ReferencePool(config).layer_store()
+    store.append(key[:, :, :90], value[:, :, :90])
+    store.append(key[:, :, 90:], value[:, :, 90:])
+    store.attend(torch.cat([20 * key[:, :1, 41:42], 0 * key[:, 1:, :1]], dim=1), scale=1.0)
+    (block,) = store.report.blocks
+    assert block.streamed.tolist() == [[False, True]]
+    trace = Trace(range(41, 42), page_tokens=4)
+    trace.add({0: store.report})
+    taken = int((block.selected_positions[0, 0] >= 0).sum())
+    assert trace.cold_tokens == (80, (int((block.candidate_positions[0, 0] >= 0).sum()) + 80) / 2, (taken + 80) / 2)
+    assert (trace.candidate_hits, trace.selected_hits) == (2, 2)
 
 
 def test_an_empty_trace_has_no_shares():
     assert Trace().exact_mass is None
     assert Trace().estimated_mass is None
+    assert Trace().cold_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("cold", "said"),
+    [
+        (None, "no step"),
+        ((0, 0, 0), "none"),
+        ((640, 640, 640), "640, all attended exactly"),
+        ((12800, 4096, 1024.4), "4,096 candidates of 12,800, 1,024 attended exactly"),
+    ],
+)
+def test_cold_tokens_in_words(cold, said, monkeypatch):
+    monkeypatch.setattr(Trace, "cold_tokens", cold and ColdTokens(*cold))
+    assert cold_text(Trace()) == said
 
 
 @pytest.fixture

@@ -55,9 +55,8 @@ def elsewhere():
 @pytest.mark.parametrize("retrieve_tokens", [None, 7])
 def test_a_model_generates_the_same_text(implementation, retrieve_tokens, elsewhere, tmp_path):
     tiny = TINY_MODELS["llama"]()
-    config = KIVConfig(
-        hot_tokens=8, sink_tokens=2, page_tokens=4, span_pages=3, candidate_pages=5, retrieve_tokens=retrieve_tokens
-    )
+    pages = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4, "index_channels": 5}
+    config = KIVConfig(**pages, candidate_tokens=12, retrieve_tokens=retrieve_tokens)
     if implementation == "fast with a disk":
         config = KIVConfig(**{**vars(config), "ram_bytes": 30_000, "spill_dir": tmp_path})
 

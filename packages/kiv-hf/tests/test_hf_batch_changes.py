@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hf_models import falcon_h1, pair
+from hf_models import FULL_BUDGET, falcon_h1, pair
 from kiv_hf import KIVCache, KIVConfig, use_kiv
 from kiv_reference.errors import KIVBudgetError, KIVUnsupportedError, KIVUsageError
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Lfm2Config, Lfm2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+RETRIEVAL = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, candidate_tokens=12, retrieve_tokens=5)
 
 ROWS = (2.5, "a", [0, 1], None, torch.tensor([0.5, 1.7]))
 
@@ -83,7 +85,7 @@ def test_linear_state_behind_full_attention(operation):
         num_key_value_heads=2, layer_types=["full_attention", "conv"],
     )  # fmt: skip
     model = use_kiv(Lfm2ForCausalLM(config).double().eval())
-    cache = KIVCache(model.config, KIVConfig(hot_tokens=8, page_tokens=4, sink_tokens=2))
+    cache = KIVCache(model.config, RETRIEVAL)
     ids = torch.randint(3, 97, (2, 40))
     with torch.no_grad():
         model(ids, past_key_values=cache)
@@ -111,7 +113,7 @@ def two_rows(model):
 def test_a_budget_that_has_room_in_some_layers(rows):
     """The layers that had room take the change back: the text goes on with the sequences that it had."""
     model = llama()
-    ids, config = two_rows(model), KIVConfig(hot_tokens=16, page_tokens=4, sink_tokens=2)
+    ids, config = two_rows(model), replace(FULL_BUDGET, candidate_tokens=12, prefill="exact")
     operation = "batch_repeat_interleave" if isinstance(rows, int) else "batch_select_indices"
     changed_first = False
     with torch.no_grad():
@@ -130,6 +132,7 @@ def test_a_budget_that_has_room_in_some_layers(rows):
             except KIVBudgetError:
                 changed_first |= budget > 1.5 * held
                 logits = model.kiv(ids[:, 59:], past_key_values=cache).logits
+                assert {report.blocks[0].mode for report in cache.reports().values()} == {"retrieve"}
                 torch.testing.assert_close(logits, right, rtol=0, atol=1e-10)
             cache.close()
     assert changed_first
@@ -137,7 +140,7 @@ def test_a_budget_that_has_room_in_some_layers(rows):
 
 def test_a_budget_and_a_change_that_drops_a_sequence():
     model = llama()
-    config, told = KIVConfig(hot_tokens=16, page_tokens=4, sink_tokens=2), set()
+    config, told = RETRIEVAL, set()
     with torch.no_grad():
         whole = model.cache(config)
         model.kiv(two_rows(model), past_key_values=whole)
@@ -159,7 +162,7 @@ def test_a_refused_reordering_of_a_hybrid(monkeypatch):
     """What is taken back is the linear state too."""
     model = use_kiv(falcon_h1())
     ids = torch.randint(3, 60, (2, 61), generator=torch.Generator().manual_seed(0))
-    cache = KIVCache(model.config, KIVConfig(hot_tokens=16, page_tokens=4, sink_tokens=2))
+    cache = KIVCache(model.config, RETRIEVAL)
 
     def full(rows):
         raise KIVBudgetError("full")

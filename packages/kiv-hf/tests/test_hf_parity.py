@@ -21,6 +21,7 @@ def test_full_budget_retrieves(tiny):
     feed(tiny.kiv, tiny.ids, cache, FEEDS["chunks"])
     block = next(iter(cache.reports().values())).blocks[-1]
     assert block.mode == "retrieve"
+    assert not block.streamed.any()
     assert (block.selected_positions >= 0).sum(-1).min() > TEXT_TOKENS // 2
 
 

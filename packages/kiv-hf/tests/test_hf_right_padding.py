@@ -53,7 +53,7 @@ def test_a_row_that_is_fed_padding_while_the_other_goes_on(tiny, config):
 
 
 def test_compare_serves_a_batch_padded_on_the_right(tiny):
-    config = replace(FULL_BUDGET, retrieve_tokens=3, candidate_pages=2, tail="mean")
+    config = replace(FULL_BUDGET, retrieve_tokens=3, candidate_tokens=8, max_missed_mass=None, tail="mean")
     ids = torch.cat([tiny.ids, tiny.ids.flip(1)])
     mask = torch.ones_like(ids)
     mask[0, -20:] = 0

@@ -9,7 +9,9 @@ import torch
 from hf_models import EXACT, FULL_BUDGET, VOCABULARY
 
 THREADS, PROMPT = 6, 240
-RETRIEVAL = replace(FULL_BUDGET, retrieve_tokens=9, candidate_pages=4, prefill="exact", tail="mean")
+RETRIEVAL = replace(
+    FULL_BUDGET, retrieve_tokens=9, candidate_tokens=16, max_missed_mass=None, prefill="exact", tail="mean"
+)
 
 
 def prompt(llama):

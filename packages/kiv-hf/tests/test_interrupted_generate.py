@@ -20,6 +20,9 @@ SHARE = 4 if NIGHTLY else 120
 
 PROMPT, NEW = 40, 4
 
+RETRIEVAL = replace(FULL_BUDGET, candidate_tokens=9)
+"""Of the 28 to 32 cold tokens all are taken, for none may be missed."""
+
 
 class Lines:
     """Notes the lines of KIV as they run, and interrupts at one of them."""
@@ -58,7 +61,7 @@ def collections_are_quick():
 
 
 @pytest.mark.parametrize("ram", [None, 20_000], ids=["RAM", "disk"])
-@pytest.mark.parametrize("budget", [EXACT, FULL_BUDGET], ids=["exact", "retrieval"])
+@pytest.mark.parametrize("budget", [EXACT, RETRIEVAL], ids=["exact", "retrieval"])
 def test_an_interrupt_at_any_line(llama, tmp_path, budget, ram):
     config = budget if ram is None else replace(budget, ram_bytes=ram, spill_dir=tmp_path)
     ids = llama.ids[:, :PROMPT]
@@ -100,7 +103,7 @@ def test_an_interrupt_between_two_tokens_costs_nothing(llama):
             raise KeyboardInterrupt
         return torch.zeros(1, dtype=torch.bool)
 
-    cache, plain = llama.cache(FULL_BUDGET), llama.cache(FULL_BUDGET)
+    cache, plain = llama.cache(RETRIEVAL), llama.cache(RETRIEVAL)
     settings = {"max_new_tokens": NEW, "do_sample": False}
     text = llama.kiv.generate(llama.ids[:, :PROMPT], past_key_values=plain, **settings)
     with pytest.raises(KeyboardInterrupt):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ class TestACrossing:
         assert_same(phi.generate(phi.kiv, IDS[:, :16], past_key_values=phi.cache()), expected)
 
     def test_through_retrieval(self, any_model):
-        cache = any_model.cache(FULL_BUDGET)
+        cache = any_model.cache(replace(FULL_BUDGET, candidate_tokens=6))
         assert_same(any_model.generate(any_model.kiv, IDS[:, :16], past_key_values=cache), any_model.truth(IDS[:, :16]))
         assert all(report.blocks[-1].mode == "retrieve" for report in cache.reports().values())
 

@@ -13,6 +13,7 @@ import torch
 from kiv_reference import ReferencePool
 from kiv_reference.config import KIVConfig
 from kiv_reference.contract import LayerStore, PoolFactory, StorePool
+from kiv_reference.index import PageIndex
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
 from kiv_reference.store import ReferenceStore
 
@@ -120,6 +121,8 @@ class CompareStore:
         place = Place(self._layer, self._step)
         self._step += 1
         self._truth.attend(query.double(), scale=scale, softcap=softcap, sink_logits=fine)
+        self._low.attend(query, scale=scale, softcap=softcap, sink_logits=sink_logits)
+        self._share_codes()
         Call(self._truth, query.double(), scale, query.dtype, place).check_retrieval(report)
 
         truth = self._truth.attend(query.double(), scale=scale, softcap=softcap, sink_logits=fine, given=report)
@@ -128,6 +131,15 @@ class CompareStore:
         got, truth, low = (tensor.masked_fill(apart, 0) for tensor in (output, truth, low))
         check_outputs(place, got, truth, low, self._rounding(query, scale))
         return output
+
+    def _share_codes(self) -> None:
+        """Give the truth the codes of the model's dtype: the operations of that dtype define them (SPEC 3.3)."""
+        truth, low = self._truth._tokens, self._low._tokens
+        assert truth is not None
+        assert low is not None
+        for field in ("codes", "channels", "centre", "step"):
+            which = PageIndex._fields.index(field)
+            truth.index[which].tensor.copy_(low.index[which].tensor)
 
     def _apart(self, report: AttendReport) -> torch.Tensor:
         """Bool [B, 1, TQ, 1]: padding that retrieves for itself, of which no report tells what (SPEC 2.4)."""

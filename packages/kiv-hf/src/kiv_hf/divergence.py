@@ -9,7 +9,7 @@ from kiv_reference.admissible import violation
 from kiv_reference.errors import KIVError
 from kiv_reference.partition import partition
 from kiv_reference.report import AttendReport, BlockReport
-from kiv_reference.select import group_scores, page_scores
+from kiv_reference.select import group_scores
 from kiv_reference.store import ReferenceStore
 from kiv_reference.view import HeadView
 
@@ -37,7 +37,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Call:
-    """One attend: the truth is a reference store that holds the tokens in float64."""
+    """One attend: the truth is a reference store that holds the tokens in float64, and the codes of the keys' dtype."""
 
     truth: ReferenceStore
     query: torch.Tensor  # float64 [B, HQ, TQ, D]
@@ -86,45 +86,60 @@ class Call:
             if not limited:
                 raise place.error("6.3", "streamed without max_missed_mass")
             return
-        candidates = [j for j in block.candidate_pages[b, h].tolist() if j >= 0]
-        selected = [i for i in block.selected_positions[b, h].tolist() if i >= 0]
-        pages: list[int] = view.pages().tolist()
-        wanted = min(config.candidate_pages, len(pages))
-        if len(candidates) < wanted or (len(candidates) > wanted and not limited) or not set(candidates) <= set(pages):
-            raise place.error("4.4", "wrong candidates", got=candidates, expected=f"{wanted} of {pages}")
-        if not pages:
+        rows = (block.candidate_positions[b, h], block.selected_positions[b, h])
+        candidates, selected = (row[row >= 0].to(members.device) for row in rows)
+        cold = view.cold_positions()
+        wanted = {min(times * config.candidate_tokens, cold.numel()) for times in ((1, 2, 4) if limited else (1,))}
+        self._require(place, "4.4", "candidates", candidates, cold, wanted)
+        if cold.numel() == 0:
             return
-        scores = self._page_scores(view, members)
-        self._admit(place, "4.4", "candidate pages", scores, candidates, pages, view, members)
+        largest, width = view.keys(cold).abs().amax(dim=0), members.shape[1]
+        # An approximate key is a sum, or a mean over a page, so that its products are those of a longer sum.
+        slack = (2 * width + 2 * config.page_tokens + 12) * largest
+        self._admit(place, "4.4", "candidates", candidates, cold, members, view.approximate_keys(cold), slack)
 
-        positions = torch.cat([view.page_positions(j) for j in sorted(candidates)])
-        names: list[int] = positions.tolist()
-        wanted = min(config.retrieve_tokens or 0, len(names))
-        if len(selected) < wanted or (len(selected) > wanted and not limited) or not set(selected) <= set(names):
-            raise place.error("4.6", "wrong selection", got=selected, expected=f"{wanted} of {names}")
-        if not limited:  # else whole pages hide which tokens were selected
-            scores = self.scale * (members @ view.keys(positions).T)
-            self._admit(place, "4.6", "selected positions", scores, selected, names, view, members)
+        # To hold max_missed_mass all candidates are selected; there are more of them only for that (SPEC 6.3).
+        few = min(config.retrieve_tokens or 0, candidates.numel())
+        more = candidates.numel() > config.candidate_tokens
+        wanted = {candidates.numel()} if more else {few, candidates.numel()} if limited else {few}
+        self._require(place, "4.6", "selected positions", selected, candidates, wanted)
+        slack = (width + 12) * largest
+        self._admit(place, "4.6", "selected positions", selected, candidates, members, view.keys(candidates), slack)
 
-    def _page_scores(self, view: HeadView, members: torch.Tensor) -> torch.Tensor:
-        pages = view.pages()
-        weight = self.truth._config.spread_weight
-        return page_scores(members, view.mean[pages], view.spread[pages], self.scale, weight)
+    def _require(
+        self, place: Place, clause: str, what: str, chosen: torch.Tensor, among: torch.Tensor, wanted: set[int]
+    ) -> None:
+        """Raise unless `chosen` are so many of `among`, each once and ascending; both int64 (SPEC 9.6)."""
+        ascending = bool((chosen.diff() > 0).all())
+        if chosen.numel() not in wanted or not ascending or not bool(torch.isin(chosen, among).all()):
+            expected = f"{' or '.join(map(str, sorted(wanted)))} of {among.tolist()}, ascending"
+            raise place.error(clause, f"wrong {what}", got=chosen.tolist(), expected=expected)
 
     def _admit(
         self,
         place: Place,
         clause: str,
         what: str,
-        scores: torch.Tensor,
-        chosen: list[int],
-        names: list[int],
-        view: HeadView,
+        chosen: torch.Tensor,
+        among: torch.Tensor,
         members: torch.Tensor,
+        keys: torch.Tensor,
+        slack: torch.Tensor,
     ) -> None:
-        """Raise unless the `chosen` of `names`, with scores ``[M, I]`` in float64, are admissible (SPEC 11.2)."""
+        """Raise unless the `chosen` are admissible as the best of `among` by the group score (SPEC 11.2).
+
+        Parameters
+        ----------
+        chosen, among : int64, ascending positions
+        members : float64 [M, D]
+        keys : float64 [I, D]
+            Of `among`.
+        slack : float64 [D]
+            The largest key by channel, times the terms of the sums that a score is made of.
+        """
         group = self.truth._config.group
-        error = self._rounding(view, members)  # [M, 1]
+        scores = self.scale * (members @ keys.T)  # [M, I]
+        error = self._rounding(members, keys, slack)  # [M, 1]
         exact = group_scores(scores, group)
         if group == "max":
             errors = error.amax().expand_as(exact)
@@ -133,30 +148,28 @@ class Call:
             moved = torch.expm1((2 * error).clamp(max=80.0)) + 16 * self._unit()
             below = torch.exp(scores - scores.amax(dim=1, keepdim=True))
             errors = (below * moved).clamp(max=1.0).sum(dim=0) + torch.finfo(torch.float32).tiny
-        found = violation(exact.tolist(), errors.tolist(), [names.index(name) for name in chosen])
+        found = violation(exact.tolist(), errors.tolist(), torch.searchsorted(among, chosen).tolist())
         if found is not None:
             ranked = exact.sort(descending=True).values
             raise place.error(
                 clause,
-                f"{what} are not the best",
-                chosen=f"{names[found.chosen]} with group score {float(exact[found.chosen])!r}",
-                rejected=f"{names[found.rejected]} with {float(exact[found.rejected])!r}",
-                last_best_score=float(ranked[len(chosen) - 1]),
+                f"the {what} are not the best",
+                chosen=f"{int(among[found.chosen])} with group score {float(exact[found.chosen])!r}",
+                rejected=f"{int(among[found.rejected])} with {float(exact[found.rejected])!r}",
+                last_best_score=float(ranked[chosen.numel() - 1]),
                 beyond_the_margin_by=found.excess,
             )
 
-    def _rounding(self, view: HeadView, members: torch.Tensor) -> torch.Tensor:
+    def _rounding(self, members: torch.Tensor, keys: torch.Tensor, slack: torch.Tensor) -> torch.Tensor:
         """Bound on the error of a member's scores in the dtype of computation, ``[M, 1]`` (SPEC 11.3).
 
-        A low-precision run of the token scores against float64, and the worst case of a sum of products in any order.
+        A low-precision run of the scores against float64, and the worst case of a sum of products in any order, whose
+        parts are at most three times the largest key (the bottom of a page's range, and the codes' way above it).
         """
-        keys = view.keys(view.cold_positions())  # [K, D]
         low = torch.float64 if self.dtype == torch.float64 else torch.float32
         fine = members @ keys.T
         measured = (fine - (members.to(low) @ keys.to(low).T).double()).abs().amax(dim=1, keepdim=True)
-        steps = 3 * (members.shape[1] + 2 * self.truth._config.page_tokens + 12) * self._unit()
-        reach = (members.abs() @ keys.abs().amax(dim=0))[:, None] * (1 + self.truth._config.spread_weight)
-        return self.scale * (measured + steps * reach)
+        return self.scale * (measured + 3 * self._unit() * (members.abs() @ slack)[:, None])
 
     def _unit(self) -> float:
         low = torch.float64 if self.dtype == torch.float64 else torch.float32

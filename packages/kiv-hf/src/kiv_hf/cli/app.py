@@ -92,8 +92,11 @@ def ask_command(
     hot_tokens: Annotated[int | None, _knob("hot_tokens", "Recent tokens always attended.", KEEP)] = None,
     sink_tokens: Annotated[int | None, _knob("sink_tokens", "First tokens always attended.", KEEP)] = None,
     page_tokens: Annotated[int | None, _knob("page_tokens", "Tokens of a page.", KEEP)] = None,
-    candidate_pages: Annotated[
-        int | None, _knob("candidate_pages", "Pages whose keys a step reads.", RETRIEVE)
+    index_channels: Annotated[
+        int | None, _knob("index_channels", "Channels of a cold key that the index codes.", RETRIEVE)
+    ] = None,
+    candidate_tokens: Annotated[
+        int | None, _knob("candidate_tokens", "Cold tokens whose keys a step reads.", RETRIEVE)
     ] = None,
     retrieve_tokens: Annotated[
         int | None, _knob("retrieve_tokens", "Cold tokens a step attends exactly.", RETRIEVE)
@@ -134,9 +137,9 @@ def ask_command(
     """Ask MODEL a QUESTION about the text in FILE."""
     knobs = {
         "hot_tokens": hot_tokens, "sink_tokens": sink_tokens, "page_tokens": page_tokens,
-        "candidate_pages": candidate_pages, "retrieve_tokens": retrieve_tokens, "max_missed_mass": max_missed_mass,
-        "prefill": prefill, "device_bytes": device_bytes, "ram_bytes": ram_bytes, "disk_bytes": disk_bytes,
-        "spill_dir": spill_dir,
+        "index_channels": index_channels, "candidate_tokens": candidate_tokens, "retrieve_tokens": retrieve_tokens,
+        "max_missed_mass": max_missed_mass, "prefill": prefill, "device_bytes": device_bytes, "ram_bytes": ram_bytes,
+        "disk_bytes": disk_bytes, "spill_dir": spill_dir,
     }  # fmt: skip
     with one_message():
         config = build_config(knobs, exact)

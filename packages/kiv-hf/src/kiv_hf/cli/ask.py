@@ -73,7 +73,7 @@ def ask(
     model = load(source, settings, err)
     cache = KIVCache(model.config, config, impl=settings.impl)
     try:
-        trace = Trace(page_tokens=config.page_tokens, sink_tokens=config.sink_tokens)
+        trace = Trace(page_tokens=config.page_tokens)
         run = converse(model, tokenizer, ids, cache, settings, out, err, trace=trace)
         err.print(outcome_table(run, cache.tokens(), cache.memory(), trace))
     finally:

@@ -88,6 +88,7 @@ def outcome_table(run: Run, tokens: TierTokens, memory: TierBytes, trace: Trace)
     )
     table.add_row("reading", f"{run.prompt_tokens / run.prefill_s:,.0f} tokens/s")
     table.add_row("decoding", decode_text(run))
+    table.add_row("cold tokens", cold_text(trace))
     table.add_row("attention mass", mass_text(trace))
     return table
 
@@ -95,6 +96,18 @@ def outcome_table(run: Run, tokens: TierTokens, memory: TierBytes, trace: Trace)
 def decode_text(run: Run) -> str:
     """Say how long a decode step took on average."""
     return f"{1000 * sum(run.step_s) / len(run.step_s):.1f} ms a token" if run.step_s else "no step"
+
+
+def cold_text(trace: Trace) -> str:
+    """Say how many cold tokens were candidates, and how many of these a step of a layer attended exactly."""
+    cold = trace.cold_tokens
+    if cold is None:
+        return "no step"
+    if cold.all == 0:
+        return "none"
+    if cold.selected == cold.all:
+        return f"{cold.all:,.0f}, all attended exactly"
+    return f"{cold.candidates:,.0f} candidates of {cold.all:,.0f}, {cold.selected:,.0f} attended exactly"
 
 
 def mass_text(trace: Trace) -> str:

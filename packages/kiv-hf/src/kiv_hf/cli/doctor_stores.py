@@ -13,7 +13,7 @@ from .doctor_finding import Finding, first_line
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 CONFIG = KIVConfig(
-    hot_tokens=64, sink_tokens=4, page_tokens=16, span_pages=4, candidate_pages=8, retrieve_tokens=48,
+    hot_tokens=64, sink_tokens=4, page_tokens=16, index_channels=24, candidate_tokens=128, retrieve_tokens=48,
     query_block_tokens=16, exact_suffix_tokens=8, prefill="retrieve",
 )  # fmt: skip
 

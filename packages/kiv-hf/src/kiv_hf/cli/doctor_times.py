@@ -53,7 +53,10 @@ def time_checks(device: torch.device) -> Iterator[tuple[str, Callable[[], Findin
 
 
 def measure(name: str, tokens: int, geometry: tuple[int, int, int], device: torch.device) -> Finding:
-    """Time both in turn. No time is a fault: how fast a machine is, the user knows best."""
+    """Time both in turn. No time is a fault: how fast a machine is, the user knows best.
+
+    What fills the stores is not attended: that decides which channels are coded (SPEC 3.2), not how fast a step is.
+    """
     query_heads, heads, width = geometry
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     generator = torch.Generator(device=device).manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,14 @@ from .units import format_bytes
 COMPUTE_BYTES = 4
 """Scores are computed in float32 (SPEC 1.2)."""
 
-SUMMARY_VECTORS = 3
-"""Mean key, spread and mean value of a page (SPEC 3.1), in the precision of scores; the count comes on top."""
+PAGE_VECTORS, CHANNEL_NUMBERS = 3, 3
+"""Of a page: mean key, largest error and mean value; of a coded channel: which, centre and step (SPEC 3, 6.2)."""
+
+CODE_BYTES = 0.5
+"""A code has four bits (SPEC 3.3)."""
+
+SAMPLE_TOKENS = 64
+"""The query of one position in so many is kept (SPEC 3.2)."""
 
 TILE_TOKENS = 256
 """Queries whose scores over the whole text exist at once while a prompt is read."""
@@ -39,7 +46,8 @@ class Estimate:
     kept : int
         Keys and values of sinks and hot tokens in layers of full attention.
     near, cold : int
-        Keys and values of sinks, hot tokens and sliding layers, and the summaries of pages; keys and values of pages.
+        Keys and values of sinks, hot tokens and sliding layers, the index and what it is made by; keys and values of
+        pages.
     work : int
         What a chunk of the prompt needs while it is computed.
     """
@@ -78,10 +86,9 @@ def estimate(
     row_bytes = 2 * kv_heads * width * dtype.itemsize
     pages = config.cold_pages(tokens)
     cold_tokens = pages * config.page_tokens
-    summaries = COMPUTE_BYTES * pages * kv_heads * (SUMMARY_VECTORS * width + 1)
     window = min(tokens, getattr(text, "sliding_window", None) or tokens)
     near = row_bytes * (full_layers * (tokens - cold_tokens) + (layers - full_layers) * window)
-    near += summaries * full_layers
+    near += full_layers * kv_heads * _index_bytes(config, width, tokens)
 
     chunk = min(tokens, chunk_tokens)
     scores = 3 * COMPUTE_BYTES * (heads // kv_heads) * min(chunk, TILE_TOKENS) * tokens
@@ -97,6 +104,16 @@ def estimate(
         cold=row_bytes * full_layers * cold_tokens,
         work=scores + activations + one_layer,
     )
+
+
+def _index_bytes(config: KIVConfig, width: int, tokens: int) -> int:
+    """Bytes of the index and the sampled queries of a KV head of `tokens` tokens (SPEC 3)."""
+    if config.exact:
+        return 0
+    pages, coded = config.cold_pages(tokens), min(config.index_channels, width)
+    codes = math.ceil(CODE_BYTES * coded * config.page_tokens * pages)
+    numbers = pages * (PAGE_VECTORS * width + CHANNEL_NUMBERS * coded) + tokens // SAMPLE_TOKENS * width
+    return codes + COMPUTE_BYTES * numbers
 
 
 def check_memory(need: Estimate, config: KIVConfig, device: str, spills: bool) -> None:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from kiv_reference.config import KIVConfig
 from kiv_reference.report import AttendReport, BlockReport
+
+
+class ColdTokens(NamedTuple):
+    """Cold tokens of one KV head in one step, on average (SPEC 4)."""
+
+    all: float
+    candidates: float
+    selected: float
 
 
 @dataclass
@@ -17,33 +26,34 @@ class Trace:
     ----------
     watched : range
         Positions whose retrieval is counted; by default none.
-    page_tokens, sink_tokens : int
-        As in the cache's `KIVConfig`; they say which pages hold the watched positions.
+    page_tokens : int
+        As in the cache's `KIVConfig`.
 
     Attributes
     ----------
     retrievals : int
         Steps x layers x KV heads in which tokens were retrieved.
-    page_hits : int
-        Retrievals among whose candidates was a page with a watched position.
-    token_hits : int
+    candidate_hits : int
+        Retrievals among whose candidates was a watched position, so that its key was read.
+    selected_hits : int
         Retrievals that selected a watched position, so that its value was attended.
     """
 
     watched: range = range(0)
     page_tokens: int = KIVConfig.page_tokens
-    sink_tokens: int = KIVConfig.sink_tokens
     retrievals: int = 0
-    page_hits: int = 0
-    token_hits: int = 0
+    candidate_hits: int = 0
+    selected_hits: int = 0
     _exact: list[float] = field(default_factory=list[float])
     _estimated: list[float] = field(default_factory=list[float])
+    _cold: list[ColdTokens] = field(default_factory=list[ColdTokens])
 
     def add(self, reports: dict[int, AttendReport]) -> None:
         """Count one decode step: the reports of `KIVCache.reports`."""
         blocks = [block for report in reports.values() for block in report.blocks]
         self._exact += [float(block.exact_mass.mean()) for block in blocks]
         self._estimated += [float(block.estimated_mass.mean()) for block in blocks]
+        self._cold += [self._cold_tokens(block) for block in blocks]
         for block in blocks:
             if block.mode == "retrieve":
                 self._count_retrievals(block)
@@ -59,17 +69,25 @@ class Trace:
         return sum(self._estimated) / len(self._estimated) if self._estimated else None
 
     @property
-    def watched_pages(self) -> list[int]:
-        """Cold pages that hold a watched position (SPEC 2.2)."""
-        return sorted({(t - self.sink_tokens) // self.page_tokens for t in self.watched if t >= self.sink_tokens})
+    def cold_tokens(self) -> ColdTokens | None:
+        """Mean over steps, layers and heads; where a block is exact, all are selected. None before the first step."""
+        if not self._cold:
+            return None
+        return ColdTokens(*(sum(numbers) / len(self._cold) for numbers in zip(*self._cold, strict=True)))
+
+    def _cold_tokens(self, block: BlockReport) -> ColdTokens:
+        cold = block.cold_pages * self.page_tokens
+        chosen = ((rows >= 0).sum(dim=-1) for rows in (block.candidate_positions, block.selected_positions))
+        return ColdTokens(cold, *(float(torch.where(block.streamed, cold, n).float().mean()) for n in chosen))
 
     def _count_retrievals(self, block: BlockReport) -> None:
         self.retrievals += block.streamed.numel()
-        pages = torch.tensor(self.watched_pages, device=block.candidate_pages.device)
-        positions = torch.tensor(list(self.watched), device=block.selected_positions.device)
-        page_hit = torch.isin(block.candidate_pages, pages).any(dim=-1)
-        token_hit = torch.isin(block.selected_positions, positions).any(dim=-1)
+        self.candidate_hits += self._hits(block, block.candidate_positions)
+        self.selected_hits += self._hits(block, block.selected_positions)
+
+    def _hits(self, block: BlockReport, positions: torch.Tensor) -> int:
+        """Pairs of sequence and KV head that hold a watched one among ``positions [B, H, k]``."""
+        watched = torch.tensor(list(self.watched), dtype=positions.dtype, device=positions.device)
         # A streamed head attends to everything (SPEC 6.3) and so to what is watched.
         seen = block.streamed if len(self.watched) else torch.zeros_like(block.streamed)
-        self.page_hits += int((page_hit | seen).sum())
-        self.token_hits += int((token_hit | seen).sum())
+        return int((torch.isin(positions, watched).any(dim=-1) | seen).sum())

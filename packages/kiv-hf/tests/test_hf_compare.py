@@ -1,0 +1,117 @@
+"""``impl="compare"`` finds what a report has wrong, and nothing where it is right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from kiv_hf import KIVConfig
+from kiv_hf.compare import ComparePool
+from kiv_hf.divergence import KIVDivergenceError
+from kiv_reference import ReferencePool
+from kiv_reference.report import AttendReport
+
+CONFIG = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=3, candidate_tokens=12, retrieve_tokens=5)
+LIMITED = replace(CONFIG, max_missed_mass=0.999)
+WHOLE = replace(CONFIG, max_missed_mass=1e-12)
+TOKENS = 62
+
+
+def swapped(positions: torch.Tensor) -> torch.Tensor:
+    """The same number of positions, without the last: in its place one that was left out."""
+    left = [i for i in range(2, 50) if i not in positions.tolist()]
+    return torch.cat([positions[:-1], torch.tensor(left[:1])]).sort().values
+
+
+def short(positions: torch.Tensor) -> torch.Tensor:
+    return positions[:-1]
+
+
+def twice(positions: torch.Tensor) -> torch.Tensor:
+    return torch.cat([positions[:1], positions[:-1]])
+
+
+def hot(positions: torch.Tensor) -> torch.Tensor:
+    return torch.cat([positions[:-1], torch.tensor([TOKENS - 1])])
+
+
+def turned(positions: torch.Tensor) -> torch.Tensor:
+    return positions.flip(0)
+
+
+def attended(config: KIVConfig, part: str = "", fault=None) -> AttendReport:
+    """Attend in two calls, the last of one query; `fault` changes a `part` of the last report."""
+
+    def candidate(config):
+        pool = ReferencePool(config)
+        made = pool.layer_store
+
+        def layer_store():
+            store = made()
+            attend = store.attend
+
+            def wrong(query, **modifiers):
+                output = attend(query, **modifiers)
+                if fault is not None and query.shape[2] == 1:
+                    (block,) = store.report.blocks
+                    rows = getattr(block, part).clone()
+                    rows = torch.stack([fault(row[row >= 0]) for row in rows[0]])[None]
+                    store._report = AttendReport((replace(block, **{part: rows}),))
+                return output
+
+            store.attend = wrong
+            return store
+
+        pool.layer_store = layer_store
+        return pool
+
+    generator = torch.Generator().manual_seed(3)
+    store = ComparePool(config, candidate).layer_store()
+    for tokens in (TOKENS - 1, 1):
+        store.append(*torch.randn(2, 1, 2, tokens, 6, generator=generator))
+        store.attend(3 * torch.randn(1, 4, tokens, 6, generator=generator), scale=6**-0.5)
+    return store.report
+
+
+@pytest.mark.parametrize("config", [CONFIG, LIMITED, WHOLE], ids=["retrieval", "limited", "whole"])
+def test_what_is_right_is_not_found_wrong(config):
+    (block,) = attended(config).blocks
+    assert block.mode == "retrieve"
+    candidates, selected = ((rows >= 0).sum(-1) for rows in (block.candidate_positions, block.selected_positions))
+    expected = {CONFIG: (12, 5), LIMITED: (12, 5), WHOLE: (48, 48)}[config]
+    assert {*zip(candidates.flatten().tolist(), selected.flatten().tolist(), strict=True)} == {expected}
+
+
+@pytest.mark.parametrize("config", [CONFIG, LIMITED], ids=["retrieval", "limited"])
+@pytest.mark.parametrize("fault", [swapped, short, twice, hot, turned])
+@pytest.mark.parametrize(("part", "clause"), [("candidate_positions", "4.4"), ("selected_positions", "4.6")])
+def test_another_choice_is_found(config, part, clause, fault):
+    with pytest.raises(KIVDivergenceError, match=f"SPEC {clause}"):
+        attended(config, part, fault)
+
+
+@pytest.mark.parametrize(("part", "clause"), [("candidate_positions", "4.4"), ("selected_positions", "4.6")])
+def test_a_choice_short_of_the_whole_is_found(part, clause):
+    """The candidates that hold `max_missed_mass` are C, 2 C or 4 C, and all of them are selected."""
+    with pytest.raises(KIVDivergenceError, match=f"SPEC {clause}"):
+        attended(WHOLE, part, short)
+
+
+def test_the_codes_are_those_of_the_dtype():
+    """3/16 of the range, rounded down, has the code 3 in float32 and 2 in float64; candidates follow the first."""
+    high = torch.tensor(1.9999999)
+    near = (3 * high.double() / 16 * (1 - 2**-26)).float()
+    assert (near / (high / 16)).floor() == 3
+    assert (near.double() / (high.double() / 16)).floor() == 2
+    config = KIVConfig(
+        hot_tokens=1, sink_tokens=0, page_tokens=4, candidate_tokens=2, retrieve_tokens=1, prefill="retrieve"
+    )
+    store = ComparePool(config, ReferencePool).layer_store()
+    key = torch.stack([high, high * 3.5 / 16, near, high * 0, high, high]).reshape(1, 1, 6, 1)
+    store.append(key, key)
+    store.attend(-key, scale=1.0)
+    store.append(key[:, :, :1], key[:, :, :1])
+    store.attend(-torch.ones(1, 1, 1, 1), scale=1.0)
+    (block,) = store.report.blocks
+    assert block.candidate_positions.tolist() == [[[1, 3]]]
