@@ -144,7 +144,7 @@ def test_an_attend_that_fails_samples_nothing(config, tmp_path, stop, share):
     io = Faulty()
     config = replace(config, ram_bytes=40_000, spill_dir=tmp_path, prefill="retrieve", query_block_tokens=8)
     config = replace(config, exact_suffix_tokens=0)
-    outcomes = []
+    outcomes, reads = [], 0
     for failing in (False, True):
         store = FastPool(config, io).layer_store()
         feed(store, tuple(part[:, :, :191] for part in data), [*[32] * 5, 31])
