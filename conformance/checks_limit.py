@@ -50,6 +50,19 @@ def check_limit(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision
         scene.require(not surely, "6.3", what, got=given, enough=f"{factor} C")
 
 
+def settled(hb: HeadBlock, low: LowPrecision, precision: Precision) -> Retrieved | None:
+    """What a block takes where neither its limit nor a near tie is a matter of rounding; else None."""
+    if not hb.members or not hb.head.page_at:
+        return Retrieved([], [], False)
+    for factor in FACTORS:
+        readings = _readings(hb, factor, low, precision)
+        if all(enough(hb.head, hb.asked, *reading, hb.modifiers, enlarged=True) for reading in readings):
+            return Retrieved(*readings[0], False) if len(readings) == 1 else None
+        if any(enough(hb.head, hb.asked, *reading, hb.modifiers, enlarged=False) for reading in readings):
+            return None
+    return Retrieved([], [], True)
+
+
 def _readings(hb: HeadBlock, factor: int, low: LowPrecision, precision: Precision) -> list[tuple[list[int], list[int]]]:
     """Candidates and selections that C' = `factor` times C may have taken."""
     config, scale, members = hb.head.config, hb.modifiers.scale, hb.vectors

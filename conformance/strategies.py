@@ -14,6 +14,9 @@ from .data import EXACT_KINDS, FLOAT_KINDS, MASKS, VALUES, Recipe, Shape, Tokens
 from .oracle_index import EVERY, LAST
 
 SCALES = (0.0625, 0.125, 0.25, 0.5, 1.0)
+FULL = 52
+"""Most tokens of a first append, but where position 63 is to be sampled."""
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -62,13 +65,13 @@ def shapes(draw: st.DrawFn, **fixed: Any) -> Shape:
 
 
 @st.composite
-def lengths(draw: st.DrawFn, config: KIVConfig, most: int = 66) -> int:
+def lengths(draw: st.DrawFn, config: KIVConfig, most: int = FULL) -> int:
     """A number of tokens, most often at or beside a boundary: sinks, hot, a full page, a first choice, a sample."""
     c = config
     first_page = c.sink_tokens + c.hot_tokens + c.page_tokens
     choice = first_page + c.page_tokens * (c.candidate_tokens // c.page_tokens)
-    many = choice + 3 * max(c.page_tokens, c.candidate_tokens)
-    corners = [1, c.sink_tokens + c.hot_tokens, first_page, choice, many, many, many, EVERY]
+    many = choice + 2 * max(c.page_tokens, c.candidate_tokens)
+    corners = [1, c.sink_tokens + c.hot_tokens, first_page, choice, many, many, many]
     base = draw(st.sampled_from(corners))
     return max(1, min(most, base + draw(st.integers(-1, 1))))
 
@@ -129,7 +132,7 @@ def scenarios(
     calls: st.SearchStrategy[list[int]] | None = None,
     masks: tuple[str, ...] | None = None,
     values: tuple[str, ...] = VALUES[:2],
-    most: int = 66,
+    most: int = FULL,
     **fixed: Any,
 ) -> Scenario:
     """A scenario: a long append or none, then a few calls, decode steps most of them."""
@@ -142,7 +145,7 @@ def scenarios(
     chunks = [(first, attended_first)] if first else []
     if calls is None:
         calls = st.lists(st.sampled_from([1, 1, 1, 2, 3, 9]), min_size=1, max_size=3)
-    if most > EVERY and draw(st.integers(0, 3)) == 0:
+    if most >= FULL and draw(st.integers(0, 5)) == 0:
         # Pages become cold after a position was sampled, and before the calls.
         gap = drawn_config.hot_tokens + draw(st.integers(0, 2)) * drawn_config.page_tokens
         chunks = [(EVERY - 2, False), (draw(st.integers(1, 3)), True), *([(gap, False)] if gap else [])]

@@ -144,6 +144,15 @@ class Test_2_4_Padding:
     def test_every_kind_of_padding(self, target: Target, kind: str, data: st.DataObject) -> None:
         drive(target, data.draw(scenarios(masks=(kind,))))
 
+    def test_a_limit_that_holds_by_equality(self, target: Target) -> None:
+        """A query at padding that counts as 0 misses tokens of equal mass: a tenth of them, no more and no less."""
+        config = KIVConfig(
+            hot_tokens=16, sink_tokens=2, page_tokens=2, candidate_tokens=5, retrieve_tokens=1, max_missed_mass=0.1,
+            prefill="retrieve", query_block_tokens=1, exact_suffix_tokens=0,
+        )  # fmt: skip
+        recipe, chunks = Recipe("gaussian", 0, "same"), ((17, False), (11, True))
+        drive(target, Scenario(config, Shape(value_width=3), recipe, chunks, 0.0625, mask_kind="ragged", mask_seed=211))
+
     @given(scenario=scenarios(masks=PADDED), filler=st.sampled_from([0.0, 1e4, math.inf, -math.inf]))
     def test_what_padding_holds_does_not_matter(self, target: Target, scenario: Scenario, filler: float) -> None:
         driver = drive(target, scenario)

@@ -32,7 +32,11 @@ class Test_7_1_PrefillExact:
 class Test_7_2_PrefillRetrieve:
     """With `prefill="retrieve"` each block of queries behaves as a call of its own, however the prompt is chunked."""
 
-    @given(scenario=scenarios(config=configs(prefill="retrieve"), calls=blocks_only(20), most=24))
+    @given(
+        scenario=scenarios(
+            config=configs(prefill="retrieve", hot_tokens=st.integers(0, 4)), calls=blocks_only(20), most=24
+        )
+    )
     def test_blocks(self, target: Target, scenario: Scenario) -> None:
         drive(target, scenario)
 

@@ -128,7 +128,7 @@ def _(original: Any) -> Any:
     return lambda self, positions: original(self, positions).to(torch.float16).to(index.compute_dtype(self.key.dtype))
 
 
-@mutant("softcap in ranking", (block, "retrieve"))
+@mutant("softcap in ranking", (block, "retrieve"), look="8.1")
 def _(original: Any) -> Any:
     def changed(query: Any, at: Any, view: Any, m: Any, config: KIVConfig) -> Any:
         group_scores = select.group_scores
