@@ -67,7 +67,7 @@ class State:
         self.validity = validity
         self.length += n
         self.finite = self.finite and finite
-        self._settled = n <= self.cold.tuning.settle_tokens
+        self._settled = self._settled and n <= self.cold.tuning.settle_tokens
 
     def withdraw(self) -> None:
         """End what was promised to an append that did not come about, or is over."""
