@@ -30,6 +30,16 @@ recipes = partial(recipes_of, values=st.sampled_from(VALUES))
 TINY = KIVConfig(hot_tokens=2, sink_tokens=1, page_tokens=2, candidate_tokens=4, retrieve_tokens=2)
 
 
+SAMPLED = {
+    "hot_tokens": st.integers(0, 2),
+    "index_channels": st.integers(1, 2),
+    "candidate_tokens": st.integers(1, 4),
+    "tail": "mean",
+    "max_missed_mass": None,
+}
+"""The weights of channels show."""
+
+
 def used(target: Target, attended: bool = True) -> Driver:
     """A store of twelve tokens, the last of which was attended."""
     driver = Driver(target, TINY)
@@ -172,6 +182,31 @@ class Test_9_2_Crop:
         for at in range(n - steps, n):
             driver.append(tokens.slice(at, at + 1))
             driver.attend(tokens.query[:, :, at : at + 1], scenario.scale)
+
+    @given(
+        config=configs(**SAMPLED),
+        recipe=recipes(("gaussian", "spiky", "integers")),
+        extra=recipes(("gaussian", "spiky", "integers")),
+        length=st.sampled_from([1, 60, 63, 64, 65, 80]),
+        again=st.booleans(),
+        groups=st.integers(1, 2),
+    )
+    def test_samples_stay_and_go(
+        self, target: Target, config: KIVConfig, recipe: Recipe, extra: Recipe, length: int, again: bool, groups: int
+    ) -> None:
+        """What was sampled before a crop weighs channels of pages that are cold after it, and nothing else does."""
+        driver, shape = Driver(target, config), Shape(groups=groups, width=5)
+        tokens, others = recipe.make(shape, 90), extra.make(shape, 100)
+        for start, stop in ((0, 63), (63, 64), (64, 90)):
+            driver.append(tokens.slice(start, stop))
+            if start == 63:
+                driver.attend(tokens.query[:, :, 63:64], 0.5)
+        driver.crop(length)
+        steps = [stop for stop in (63, 64, 97, 98) if stop > length]
+        for start, stop in zip([length, *steps], steps, strict=False):
+            driver.append(others.slice(start, stop))
+            if stop == 98 or (stop == 64 and again and start == 63):
+                driver.attend(others.query[:, :, start:stop], 0.5)
 
     @given(scenario=scenarios(), part=st.floats(0, 1))
     def test_a_crop_holds_no_more_than_its_tokens(self, target: Target, scenario: Scenario, part: float) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from kiv_reference import KIVConfig, block, call, validate
 from kiv_reference.call import BlockCall
+from kiv_reference.index import SAMPLE_TOKENS
 from kiv_reference.partition import Partition
 from kiv_reference.pool import ReferencePool
 from kiv_reference.report import BlockReport, TierBytes, TierTokens
@@ -75,14 +76,18 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("a crop keeps the samples of what it drops", (Tokens, "crop"), look="9.2")
+@mutant("a crop keeps the samples of what it drops", (Tokens, "crop"), (Tokens, "sample"), look="9.2")
 def _(original: Any) -> Any:
-    def changed(self: Tokens, length: int, part: Any) -> None:
+    def crop(self: Tokens, length: int, part: Any) -> None:
         kept = self.sampled.clone()
         original(self, length, part)
         self.sampled = kept
 
-    return changed
+    def sample(self: Tokens, query: torch.Tensor) -> None:
+        if self.sampled.tensor.shape[2] < self.length // SAMPLE_TOKENS:
+            original(self, query)
+
+    return {"crop": crop, "sample": sample}[original.__name__]
 
 
 @mutant("a crop forgets all samples", (Tokens, "crop"), look="9.2")
