@@ -79,10 +79,9 @@ def conformance(session: nox.Session) -> None:
     if not session.posargs:
         # The same for the tiered implementation, without what checks the suite itself and the binding.
         chapters = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "conformance").glob("test_ch*.py"))
-        machine, models = "conformance/test_machine.py", "conformance/test_models.py"
-        run(session, *PYTEST, *chapters, machine, models, "--impl", "fast")
-        ranked = [path for path in chapters if re.search("ch(0[24679]|10)", path)]
-        run(session, *PYTEST, *ranked, machine, "--impl", "fast-late-answers")
+        every = [*chapters, "conformance/test_machine.py", "conformance/test_models.py"]
+        run(session, *PYTEST, *every, "--impl", "fast")
+        run(session, *PYTEST, *filter(re.compile("ch(0[2-79]|10)|machine").search, every), "--impl", "fast-small-parts")
 
 
 @nox.session(default=False)
@@ -135,8 +134,8 @@ def bench(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["dev"])
 def fidelity(session: nox.Session) -> None:
     """Run a benchmark of fidelity: -- [NAME] [--quick]; benchmarks/fidelity/README.md lists them."""
-    pip = (dev_python(session), "-m", "pip", "install")
-    session.run(*pip, *CONSTRAINTS, *GROUPS["rivals"], env=NO_KERNELS, external=True)
+    for packages in ((*CONSTRAINTS, *GROUPS["rivals"]), ("--no-deps", *GROUPS["long"])):
+        session.run(dev_python(session), "-m", "pip", "install", *packages, env=NO_KERNELS, external=True)
     run(session, "-m", "benchmarks.fidelity", *session.posargs)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from .gpu_tests import KINDS
 from .machine import git_commit, header
 
-READS = ("key_bytes_gathered", "value_bytes_gathered", "summary_bytes_read", "streamed_bytes")
+READS = ("key_bytes_gathered", "value_bytes_gathered", "streamed_bytes")
 """Counters of what a step read of cold pages, in RAM, by copy or directly."""
 
 

@@ -58,10 +58,12 @@ class Sizes:
     chunk: int = 1024
     steps: int = 32
     traced: int = 2
-    hot_tokens: int = 2048
+    config: KIVConfig = KIVConfig()
 
 
-QUICK_SIZES = Sizes((512, 1024), 64, 2, 1, 128)
+QUICK_SIZES = Sizes(
+    (512, 1024), 64, 2, 1, KIVConfig(hot_tokens=128, page_tokens=64, candidate_tokens=128, retrieve_tokens=64)
+)
 
 
 class Bench:
@@ -103,7 +105,7 @@ class Bench:
             return {"not run": f"needs {need / 1e9:.0f} GB of RAM, and {free / 1e9:.0f} are free"}
         model = self.model(geometry)
         model.set_attn_implementation("kiv" if subject == "kiv" else "sdpa")
-        config = KIVConfig(hot_tokens=self.sizes.hot_tokens)
+        config = self.sizes.config
         cache = KIVCache(model.config, config) if subject == "kiv" else DynamicCache(config=model.config)
         try:
             return self._measured(model, cache, geometry, tokens)

@@ -11,7 +11,8 @@ import torch
 from kiv_hf import KIVConfig
 
 RESULTS = Path(__file__).resolve().parent / "results"
-QUICK_HOT_TOKENS = 256
+QUICK = {"hot_tokens": 256, "page_tokens": 64, "candidate_tokens": 128, "retrieve_tokens": 64}
+"""Budgets of a quick run, which short texts outgrow."""
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -37,5 +38,5 @@ def parse(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Nam
 
 
 def config(options: argparse.Namespace, **fields: Any) -> KIVConfig:
-    """KIV's configuration: the defaults but for `fields`, and with --quick a hot window that short texts outgrow."""
-    return KIVConfig(**({"hot_tokens": QUICK_HOT_TOKENS} if options.quick else {}), **fields)
+    """KIV's configuration: the defaults, or with --quick small budgets, but for `fields`."""
+    return KIVConfig(**((QUICK if options.quick else {}) | fields))

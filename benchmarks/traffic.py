@@ -1,7 +1,7 @@
 """Bytes that a decode step brings to the device from RAM and disk, against what it had to bring.
 
-What a step has to bring is in its report: keys of the candidate pages, values of the selected tokens (SPEC 9.6). What
-it did bring is in the pool's counters: that, and those summaries of pages that are looked at as they are. The original
+What a step has to bring is in its report: keys of candidates, values of selected tokens (SPEC 9.6). What it did bring is
+in the pool's counters. The original
 KIV's rule brings keys and values of the union, over query heads, of 32 pages of 128 tokens. All of them decode the same
 tokens, over real text and over random contexts (see `fill`).
 """
@@ -26,7 +26,7 @@ K = 1024
 STEPS = 32
 PREFILL_CHUNK = 1024
 LIMIT = 1.25
-COUNTED = ("key_bytes_gathered", "value_bytes_gathered", "summary_bytes_read", "streamed_bytes")
+COUNTED = ("key_bytes_gathered", "value_bytes_gathered", "streamed_bytes")
 """Counters of the fast pool that are bytes read from RAM or disk."""
 
 

@@ -19,8 +19,8 @@ Picked = list[tuple[list[Any], list[Any]]]
 
 
 def picked(store: LayerStore) -> Picked:
-    """Candidate pages and selected positions of each block of a store's last call."""
-    return [(block.candidate_pages.tolist(), block.selected_positions.tolist()) for block in store.report.blocks]
+    """Candidate and selected positions of each block of a store's last call."""
+    return [(block.candidate_positions.tolist(), block.selected_positions.tolist()) for block in store.report.blocks]
 
 
 class Attended(NamedTuple):

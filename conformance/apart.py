@@ -6,11 +6,12 @@ import torch
 
 from .budgets import Precision, output_budget, token_errors, with_shift
 from .checks import check_output
+from .checks_limit import settled
 from .checks_retrieval import mark
 from .failure import Scene
 from .low import LowPrecision
 from .oracle import answer
-from .oracle_store import HeadBlock
+from .oracle_block import HeadBlock
 
 
 def check_apart(scene: Scene, hb: HeadBlock, output: torch.Tensor, exact: bool, precision: Precision) -> None:
@@ -20,14 +21,16 @@ def check_apart(scene: Scene, hb: HeadBlock, output: torch.Tensor, exact: bool, 
     """
     if not hb.members:
         return
-    config, head = hb.head.config, hb.head
-    given = hb.retrieve()
-    everything = [i for page in head.pages.values() for i in page.positions]
-    certain = given.streamed or given.selected == everything or (exact and config.max_missed_mass is None)
+    head, low = hb.head, LowPrecision(hb.head, precision.compute)
+    limited = hb.block.mode == "retrieve" and head.config.max_missed_mass is not None
+    given = settled(hb, low, precision) if limited else hb.retrieve()
+    if given is None:  # the limit holds or does not hold by rounding
+        mark("padding asks: retrieve, undecided")
+        return
+    certain = given.streamed or given.selected == list(head.page_at) or (exact and not limited)
     mark(f"padding asks: {hb.block.mode}, {'certain' if certain else 'unknown'}")
     if not certain:
         return
-    low = LowPrecision(head, precision.compute)
     shift = hb.shift(given)
     errors = [] if not given.selected else token_errors(low, hb.vectors, given.selected, hb.modifiers.scale, precision)
     for n, (g, at, query, sink) in enumerate(hb.members):

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from .low import LowPrecision
-from .oracle import Answer, Modifiers, Term, Vector, dot
+from .oracle import Answer, Modifiers, Term
+from .oracle_index import Page
+from .oracle_numbers import Vector
 from .oracle_shift import Shift
 
 LEAST = {torch.float64: 2.0**-1022, torch.float32: 2.0**-126, torch.bfloat16: 2.0**-126, torch.float16: 2.0**-24}
@@ -42,27 +44,29 @@ class Precision:
         return torch.finfo(self.border).eps / 2
 
 
-def absolute(vector: Vector) -> list[float]:
-    """Absolute values."""
-    return [abs(x) for x in vector]
+def index_rounding(low_run: LowPrecision, page: Page, query: Vector, precision: Precision) -> float:
+    """Rounding of q·k̂ for a token of a page: of its sum, of a mean in it, and of centre and step times the code.
+
+    These have up to four times the size of the keys, in whatever order they are multiplied and added.
+    """
+    steps = len(query) + page.count + 12
+    return 4 * steps * precision.unit * low_run.reach(query)[1][page.index]
 
 
-def page_errors(
+def index_errors(
     low_run: LowPrecision, members: Sequence[Vector], scale: float, precision: Precision
 ) -> list[list[float]]:
-    """Error of the page score of each member and page."""
-    head = low_run.head
-    pages = list(head.pages.values())
-    truth = head.page_scores(members, scale)[1]
-    low = low_run.page_scores(members, scale)
-    width, weight = len(members[0]), head.config.spread_weight
-    steps = (width + 2 * head.config.page_tokens + 12) * precision.unit
+    """Error of the estimate of each member and valid cold position."""
+    truth = low_run.head.index_scores(members, scale)[1]
+    low = low_run.index_scores(members, scale)
+    pages = low_run.head.page_at.values()
     result: list[list[float]] = []
     for m, query in enumerate(members):
-        size = absolute(query)
-        rounding = [3 * steps * scale * (1 + weight) * dot(size, p.largest) for p in pages]
-        measured = [abs(low[m][i] - truth[m][i]) for i in range(len(pages))]
-        result.append([e + r + LEAST[precision.compute] for e, r in zip(measured, rounding, strict=True)])
+        known: dict[int, float] = {}
+        for page in low_run.head.pages.values():
+            known[page.index] = scale * index_rounding(low_run, page, query, precision) + LEAST[precision.compute]
+        rows = zip(low[m], truth[m], pages, strict=True)
+        result.append([abs(a - b) + known[page.index] for a, b, page in rows])
     return result
 
 
@@ -75,12 +79,9 @@ def token_errors(
     steps = (len(members[0]) + 4) * precision.unit
     result: list[list[float]] = []
     for m, query in enumerate(members):
-        size, row = absolute(query), []
-        for n, i in enumerate(positions):
-            measured = abs(low[m][n] - scale * dot(query, head.keys[i]))
-            rounding = steps * scale * dot(size, absolute(head.keys[i]))
-            row.append(measured + rounding + LEAST[precision.compute])
-        result.append(row)
+        reach, truth = low_run.reach(query)[0], head.products(query)
+        row = [abs(low[m][n] - scale * truth[i]) + steps * scale * reach[i] for n, i in enumerate(positions)]
+        result.append([error + LEAST[precision.compute] for error in row])
     return result
 
 
@@ -122,17 +123,17 @@ def output_budget(
     precision: Precision,
 ) -> OutputBudget:
     """Allowed difference of one query's output and mass shares, the selection being the same."""
-    head = low_run.head
     output, weights, norm = answer
     if not terms:
         return OutputBudget([0.0] * len(output), 0.0)
-    unit, size = precision.unit, absolute(query)
+    unit, (by_token, by_page) = precision.unit, low_run.reach(query)
     deltas: list[float] = []
     for term in terms:
-        steps = len(query) + 8 + (0 if term.kind == "token" else len(term.positions) + 8)
-        reach = max(dot(size, absolute(head.keys[i])) for i in term.positions)
+        steps = len(query) + 8 + (0 if term.page is None else len(term.positions) + 8)
+        reach = by_token[term.positions[0]] if term.page is None else by_page[term.page.index]
+        moves = unit * steps * reach + (index_rounding(low_run, term.page, query, precision) if term.estimated else 0.0)
         logs = abs(term.logit) + abs(norm) + 8
-        deltas.append(unit * (steps * m.scale * reach + 16 * logs + 2 * len(terms)))
+        deltas.append(m.scale * moves + unit * (16 * logs + 2 * len(terms)))
     moved = math.fsum(w * math.expm1(min(d, 80.0)) for w, d in zip(weights, deltas, strict=True))
     low_output, low_weights = low_run.answer(query, terms, math.fsum(weights), m)
     drift = math.fsum(abs(a - b) for a, b in zip(low_weights, weights, strict=True))
@@ -157,7 +158,7 @@ def output_budget(
 def shift_error(
     shift: Shift, query: Vector, member: int, errors: Sequence[Sequence[float]], precision: Precision
 ) -> list[float]:
-    """Error of the shift of one query's mean values, for each channel (SPEC 5.5).
+    """Error of the shift of one query's mean values, for each channel (SPEC 5.4).
 
     Parameters
     ----------
@@ -171,10 +172,10 @@ def shift_error(
     # log S_i moves by the error of a score and of the maximum below it; their mean moves by the mean of that.
     logs = [2 * max(worst) + unit * (16 + 4 * abs(x) + len(shift.members)) for x in shift.groups]
     middle = math.fsum(logs) / len(logs) + unit * len(logs) * max(map(abs, shift.groups))
-    weights = shift.weights(query)
+    weights, logits = shift.weights(query), shift.head.logits(query, shift.selected, shift.modifiers)
     relative: list[float] = []
-    for n, i in enumerate(shift.selected):
-        logit = abs(shift.modifiers.logit(query, shift.head.keys[i]))
+    for n in range(len(shift.selected)):
+        logit = abs(logits[n])
         grows = errors[member][n] + 4 * (logs[n] + middle) + unit * (16 + 16 * logit + len(weights))
         relative.append(math.expm1(min(grows, 80.0)))
     together = math.fsum(w * r for w, r in zip(weights, relative, strict=True))
@@ -198,7 +199,7 @@ def with_shift(
     member: tuple[Vector, int, Sequence[Sequence[float]], Precision],
 ) -> list[float]:
     """Allowed difference of one query's output, the error of the shift included; `member` as for `shift_error`."""
-    near = [w for w, term in zip(answer.weights, terms, strict=True) if term.kind == "page"]
+    near = [w for w, term in zip(answer.weights, terms, strict=True) if term.page is not None]
     if not near:  # nothing is shifted, and a value that is not a number may lie in the selection's pages
         return budget.output
     reach = min(1.0, math.fsum(near) + budget.mass)

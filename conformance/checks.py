@@ -17,7 +17,8 @@ from .claims import at_query
 from .failure import Scene
 from .low import LowPrecision
 from .oracle import answer
-from .oracle_store import HeadBlock, OracleStore, Retrieved, masses
+from .oracle_block import HeadBlock, Retrieved, masses
+from .oracle_store import OracleStore
 
 
 def check_state(scene: Scene, oracle: OracleStore) -> None:
@@ -49,19 +50,18 @@ def check_blocks(scene: Scene, oracle: OracleStore, report: AttendReport) -> Non
 def check_given(scene: Scene, hb: HeadBlock, report: BlockReport) -> Retrieved:
     """Read what one head retrieved; its form must be that of the contract (SPEC 9.6)."""
     b, h = hb.sequence, hb.kv_head
-    candidates, selected = report.candidate_pages[b, h].tolist(), report.selected_positions[b, h].tolist()
-    for name, row in (("candidate pages", candidates), ("selected positions", selected)):
+    candidates, selected = report.candidate_positions[b, h].tolist(), report.selected_positions[b, h].tolist()
+    for name, row in (("candidate positions", candidates), ("selected positions", selected)):
         filled = [i for i in row if i >= 0]
         scene.require(row == filled + [-1] * (len(row) - len(filled)), "9.6", f"{name} not filled up by -1", got=row)
         scene.require(len(set(filled)) == len(filled), "9.6", f"{name} twice", got=row)
+        scene.require(filled == sorted(filled), "9.6", f"{name} not ascending", got=row)
         scene.require(hb.block.mode == "retrieve" or not row, "9.6", f"{name} without retrieval", got=row)
     given = Retrieved([i for i in candidates if i >= 0], [i for i in selected if i >= 0], bool(report.streamed[b, h]))
-    unknown = [j for j in given.candidates if j not in hb.head.pages]
-    scene.require(not unknown, "3.1", "candidates that are no cold pages with a valid token", got=unknown)
-    inside = {i for j in given.candidates for i in hb.head.pages[j].positions}
-    outside = [i for i in given.selected if i not in inside]
-    scene.require(not outside, "4.6", "selected positions that are no valid tokens of candidates", got=outside)
-    scene.require(given.selected == sorted(given.selected), "9.6", "selection not ascending", got=given.selected)
+    unknown = [i for i in given.candidates if i not in hb.head.page_at]
+    scene.require(not unknown, "4.4", "candidates that are no valid cold tokens", got=unknown)
+    outside = [i for i in given.selected if i not in given.candidates]
+    scene.require(not outside, "4.6", "selected positions that are no candidates", got=outside)
     return given
 
 

@@ -22,6 +22,7 @@ FLOAT_KINDS = (
     "pages",
     "needle",
     "spiky",
+    "sixteenths",
 )
 """Whatever a model may produce, and worse."""
 
@@ -119,6 +120,10 @@ def _rows(kind: str, size: tuple[int, int, int, int], generator: torch.Generator
         # Most rows point one way, one row in five the other way and further: a page's mean hides it.
         away = torch.rand(n, generator=generator) < 0.2
         return normal * 0.05 + torch.where(away, 3.0, -1.0)[:, None]
+    if kind == "sixteenths":
+        # Steps of codes of four bits, or all but: what decides a code is how its operations round.
+        steps = torch.randint(0, 17, size, generator=generator) + (torch.rand(size, generator=generator) < 0.3) * 1e-7
+        return 0.1 + 0.3 * steps / 16
     if kind == "spiky":
         # A few channels carry nearly all of the norm.
         return normal * torch.where(torch.rand(size[3], generator=generator) < 0.2, 20.0, 0.2)
@@ -129,7 +134,10 @@ MASKS = ("none", "left", "right", "inside", "page", "ragged", "all")
 
 
 def mask(kind: str, batch: int, tokens: int, seed: int) -> torch.Tensor | None:
-    """Validity bool ``[B, T]``: padding on the left, right, inside, over whole pages, here and there, all."""
+    """Validity bool ``[B, T]``: padding on the left, right, inside, over whole pages, here and there, all.
+
+    "islands", for scenarios that need it alone: most positions, in a long text.
+    """
     if kind == "none":
         return None
     generator = torch.Generator().manual_seed(seed)
@@ -137,6 +145,10 @@ def mask(kind: str, batch: int, tokens: int, seed: int) -> torch.Tensor | None:
         return torch.rand(batch, tokens, generator=generator) < 0.6
     if kind == "all":
         return torch.arange(batch)[:, None].expand(batch, tokens) % 2 == seed % 2
+    if kind == "islands":
+        # The last positions before each multiple of 64 (SPEC 3.2), and all after the last of them.
+        place = torch.arange(tokens)
+        return ((place % 64 >= 64 - seed) | (place >= tokens - tokens % 64)).expand(batch, tokens)
     start = torch.zeros(batch, 1, dtype=torch.int64)
     stop = torch.randint(0, tokens + 1, (batch, 1), generator=generator)
     if kind == "right":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from kiv_reference import KIVConfig, LayerStore, StorePool
 from kiv_reference.errors import KIVError
@@ -80,7 +81,8 @@ class Driver:
         self.last = None
         self._call("append", key=tokens.key, value=tokens.value, valid=tokens.valid)
         flags = None if tokens.valid is None else tokens.valid.tolist()
-        self.oracle.append(tokens.key.tolist(), tokens.value.tolist(), flags)
+        dtype = np.float64 if tokens.key.dtype == torch.float64 else np.float32
+        self.oracle.append(tokens.key.tolist(), tokens.value.tolist(), flags, dtype)
         check_state(self.scene, self.oracle)
 
     def attend(
@@ -96,6 +98,7 @@ class Driver:
         query, sink_logits = placed["query"], placed["sink_logits"]
         arguments = {"scale": scale, "softcap": softcap, "sink_logits": sink_logits, "bound": bound}
         output = self._call("attend", query=query, **arguments)
+        self.oracle.attend(query.tolist())
         self.journal.outputs.append(output.clone())
         self.last = Attended(query, arguments, output.clone(), picked(self.store))
         self.check(query, output, scale, softcap, sink_logits, bound)

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from .claims import reported
 from .failure import Scene
-from .oracle import group_scores
-from .oracle_store import HeadBlock, Retrieved
+from .oracle_block import HeadBlock, Retrieved
+from .oracle_numbers import group_scores
 
 
-def check_identical(scene: Scene, hb: HeadBlock, given: Retrieved) -> None:
-    """Candidates and selection of the exact population, ties included (SPEC 11.1)."""
-    expected, scale = hb.retrieve(), hb.modifiers.scale
+def check_identical(scene: Scene, hb: HeadBlock, given: Retrieved, factor: int) -> None:
+    """Candidates and selection of the exact population, ties included (SPEC 11.1); `factor` as in `taken`."""
+    head, scale = hb.head, hb.modifiers.scale
+    expected = hb.taken(head.rank(hb.vectors, scale), factor)
     ranked = (
-        ("4.4", "wrong candidates", "candidate_pages", given.candidates, expected.candidates),
+        ("4.4", "wrong candidates", "candidate_positions", given.candidates, expected.candidates),
         ("4.6", "wrong selection", "selected_positions", given.selected, expected.selected),
     )
     for clause, what, field, got, right in ranked:
         if got != right:
             found = (
-                hb.head.page_scores(hb.vectors, scale)
+                head.index_scores(hb.vectors, scale)
                 if clause == "4.4"
-                else hb.head.token_scores(hb.vectors, expected.candidates, scale)
+                else head.token_scores(hb.vectors, expected.candidates, scale)
             )
-            scores = dict(zip(found[0], group_scores(found[1], hb.head.config.group), strict=True))
+            scores = dict(zip(found[0], group_scores(found[1], head.config.group), strict=True))
             facts = {
                 "got": got,
                 "expected": right,

@@ -5,12 +5,13 @@ It is not the reference, so that a wrong reference cannot widen the budget it is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 
-from .oracle import Head, Modifiers, Term, Vector
+from .oracle import Head, Modifiers, Term
+from .oracle_numbers import Vector
 
 
 class LowPrecision:
@@ -20,18 +21,38 @@ class LowPrecision:
         self.head, self.dtype = head, dtype
         self.keys = torch.tensor(head.keys, dtype=dtype)
         self.values = torch.tensor(head.values, dtype=dtype)
+        self._reach: dict[tuple[float, ...], tuple[list[float], dict[int, float]]] = {}
 
-    def page_scores(self, members: Sequence[Vector], scale: float) -> list[list[float]]:
-        """Scores of all pages for each member (SPEC 4.2)."""
-        query = torch.tensor(members, dtype=self.dtype)
-        means: list[torch.Tensor] = []
-        spreads: list[torch.Tensor] = []
+    @cached_property
+    def _sizes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """|k| of every position, and the largest |k_d| of each page."""
+        pages = [page.largest for page in self.head.pages.values()] or torch.zeros(0, self.keys.shape[1])
+        return self.keys.double().abs().nan_to_num(), torch.as_tensor(pages, dtype=torch.float64)
+
+    def reach(self, query: Vector) -> tuple[list[float], dict[int, float]]:
+        """Σ |q| |k| by position, and Σ |q| times the page's largest |k| by page: what budgets of error grow with."""
+        name = tuple(query)
+        if name not in self._reach:
+            by_token, by_page = (sizes @ torch.tensor(query, dtype=torch.float64).abs() for sizes in self._sizes)
+            self._reach[name] = by_token.tolist(), dict(zip(self.head.pages, by_page.tolist(), strict=True))
+        return self._reach[name]
+
+    @cached_property
+    def approximate(self) -> torch.Tensor:
+        """k̂ of cold positions, ``[T, D]`` (SPEC 3.4); the codes are the oracle's, which have no tolerance."""
+        rows = torch.full_like(self.keys, torch.nan)
         for page in self.head.pages.values():
-            keys = self.keys[page.positions]
-            means.append(keys.sum(dim=0) / len(page.positions))
-            spreads.append((keys - means[-1]).abs().amax(dim=0))
-        spread = query.abs() @ torch.stack(spreads).T
-        return (scale * (query @ torch.stack(means).T + self.head.config.spread_weight * spread)).tolist()
+            mean = self.keys[page.positions].sum(dim=0) / page.count
+            centre, step, codes = (torch.tensor(x, dtype=self.dtype) for x in (page.centre, page.step, page.codes))
+            made = mean.expand_as(codes).clone()
+            made[:, page.coded] = (centre + (codes - 7.5) * step)[:, page.coded]
+            rows[page.positions] = made
+        return rows
+
+    def index_scores(self, members: Sequence[Vector], scale: float) -> list[list[float]]:
+        """Estimates of all valid cold positions for each member (SPEC 4.2)."""
+        query = torch.tensor(members, dtype=self.dtype)
+        return (scale * (query @ self.approximate[list(self.head.page_at)].T)).tolist()
 
     def token_scores(self, members: Sequence[Vector], positions: Sequence[int], scale: float) -> list[list[float]]:
         """Scores of tokens for each member (SPEC 4.5)."""
@@ -42,22 +63,18 @@ class LowPrecision:
         self, query: Vector, terms: Sequence[Term], weight: float, m: Modifiers
     ) -> tuple[list[float], list[float]]:
         """Output and weights of one query; `weight` is what the sink logit leaves for the terms."""
-        rows = self.keys[[i for t in terms if t.kind != "span" for i in t.positions]]
-        means = [self.keys[list(t.positions)].mean(dim=0) for t in terms if t.kind == "span"]
-        if means:
-            rows = torch.cat([rows, torch.stack(means)])
+        positions = [i for t in terms for i in t.positions]
+        rows = self.keys[positions]
+        if any(t.estimated for t in terms):
+            unread = torch.tensor([i in t.estimated for t in terms for i in t.positions])
+            rows = torch.where(unread[:, None], self.approximate[positions], rows)
         x = m.scale * (rows @ torch.tensor(query, dtype=self.dtype))
         if m.softcap is not None:
             x = m.softcap * torch.tanh(x / m.softcap)
-        logits: list[torch.Tensor] = []
-        start = 0
-        for term in terms:  # spans come last
-            stop = start + (1 if term.kind == "span" else len(term.positions))
-            logit = x[start] if stop == start + 1 else torch.logsumexp(x[start:stop], dim=0)
-            logits.append(logit + math.log(len(term.positions)) if term.kind == "span" else logit)
-            start = stop
+        parts = x.split([len(t.positions) for t in terms])
+        logits = [part[0] if len(part) == 1 else torch.logsumexp(part, dim=0) for part in parts]
         softmax = torch.softmax(torch.stack(logits), dim=0) * min(1.0, weight)
-        if all(t.kind == "token" for t in terms):
+        if all(t.page is None for t in terms):
             values = self.values[[t.positions[0] for t in terms]]
         else:
             values = torch.tensor([t.value for t in terms], dtype=self.dtype)

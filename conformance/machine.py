@@ -11,8 +11,8 @@ checked by `checks`, and these invariants after every step:
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -22,13 +22,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from .answers import same_bits
 from .checks import check_state
-from .data import EXACT_KINDS, FLOAT_KINDS, MASKS, VALUES, Recipe, Shape, Tokens, mask, poison
+from .data import EXACT_KINDS, FLOAT_KINDS, MASKS, VALUES, Recipe, Shape, mask, poison
 from .driver import Driver
 from .expect import replays_alike
+from .oracle_index import EVERY
+from .refill import refill, tokens_of
 from .strategies import SCALES, configs, shapes
 from .target import Target
 
-MOST_STORES, MOST_TOKENS, MOST_SEQUENCES = 3, 60, 4
+MOST_STORES, MOST_TOKENS, MOST_SEQUENCES = 3, 140, 4
 PICK = st.integers(0, MOST_STORES - 1)
 
 
@@ -93,6 +95,23 @@ class StoreMachine(RuleBasedStateMachine):
             logits = torch.linspace(-1, 1, shape.heads * shape.groups) if sinks else None
             driver.attend(tokens.query, scale, softcap, logits)
             event(f"call of {'one' if n == 1 else 'several'}, cold pages: {min(driver.oracle.parts()[2], 1)}")
+
+    @rule(pick=PICK, kind=st.integers(0, 9), seed=st.integers(0, 999), given=st.sampled_from([True, True, False]))
+    def sample(self, pick: int, kind: int, seed: int, given: bool) -> None:
+        """Go on to the next multiple of 64, and give or do not give the query of the position before it (SPEC 3.2)."""
+        driver = self.pick(pick)
+        length = driver.oracle.length
+        stop = length + EVERY - length % EVERY
+        if stop > MOST_TOKENS:
+            return
+        kinds = EXACT_KINDS if self.exact else FLOAT_KINDS
+        tokens = Recipe(kinds[kind % len(kinds)], seed).make(self.shape_of(driver), stop - length)
+        n = tokens.key.shape[2] - 1
+        if n:
+            driver.append(tokens.slice(0, n))
+        driver.append(tokens.slice(n, n + 1))
+        if given:
+            driver.attend(tokens.query[:, :, n:], 0.5)
 
     @rule(pick=PICK, part=st.floats(0, 1))
     def crop(self, pick: int, part: float) -> None:
@@ -192,20 +211,11 @@ class StoreMachine(RuleBasedStateMachine):
         for driver, store in zip(self.drivers, stores, strict=True):
             driver.pool, driver.store = pool, store
 
-    def _refill(self, driver: Driver, chunk: int, values: list[list[list[list[float]]]]) -> Driver:
+    def _refill(self, driver: Driver, chunk: int, values: list[list[list[Sequence[float]]]]) -> Driver:
         """A store of a new pool with the same tokens but these values, the last call's tokens appended last."""
         other = Driver(self.target, driver.config, driver.exact)
-        oracle, dtype = driver.oracle, self.shape.dtype
-        key, value, valid = torch.tensor(oracle.keys), torch.tensor(values), torch.tensor(oracle.valid)
-        everything = Tokens(key.to(dtype), value.to(dtype), key.to(dtype), valid)
-        if dtype == torch.float64:
-            everything = Tokens(key.double(), value.double(), key.double(), valid)
-        last = oracle.length - oracle.pending
-        edges = [*range(0, last, chunk), last] if last else [0]
-        if oracle.pending:
-            edges.append(oracle.length)
-        for start, stop in itertools.pairwise(edges):
-            other.append(everything.slice(start, stop))
+        tokens = tokens_of(driver.oracle, self.shape.dtype, values)
+        refill(other, driver.oracle, tokens, range(0, driver.oracle.length, chunk))
         return other
 
     def _holes(self, driver: Driver) -> list[list[list[list[float]]]]:

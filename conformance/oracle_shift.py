@@ -1,4 +1,4 @@
-"""The second oracle's shift of mean values (SPEC 5.5), for one block of one sequence and KV head."""
+"""The second oracle's shift of mean values (SPEC 5.4), for one block of one sequence and KV head."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from .oracle import Head, Modifiers, Page, Term, Vector, dot, log_sum_exp, total
+from .oracle import Head, Modifiers, Term
+from .oracle_index import Page
+from .oracle_numbers import Vector, log_sum_exp, total
 
 
 def log_sigmoid(x: float) -> float:
@@ -38,7 +40,7 @@ class Shift:
     @cached_property
     def groups(self) -> list[float]:
         """log(S_i / S̄) of each selected token."""
-        rows = [[self.modifiers.scale * dot(q, self.head.keys[i]) for i in self.selected] for q in self.members]
+        _, rows = self.head.token_scores(self.members, self.selected, self.modifiers.scale)
         tops = [max(row) for row in rows]
         logs = [log_sum_exp(row[n] - top for row, top in zip(rows, tops, strict=True)) for n in range(len(rows[0]))]
         middle = math.fsum(logs) / len(logs)
@@ -47,12 +49,13 @@ class Shift:
     @cached_property
     def deviations(self) -> list[list[float]]:
         """u - ν of each selected token."""
-        page = {i: p.value for p in self.pages for i in p.positions}
-        return [[u - v for u, v in zip(self.head.values[i], page[i], strict=True)] for i in self.selected]
+        means = [self.head.page_at[i].value for i in self.selected]
+        values = [self.head.values[i] for i in self.selected]
+        return [[u - v for u, v in zip(*pair, strict=True)] for pair in zip(values, means, strict=True)]
 
     def weights(self, query: Vector) -> list[float]:
         """w_i of a query."""
-        logits = [self.modifiers.logit(query, self.head.keys[i]) for i in self.selected]
+        logits = self.head.logits(query, self.selected, self.modifiers)
         logs = [x + log_sigmoid(-4 * group) for x, group in zip(logits, self.groups, strict=True)]
         norm = log_sum_exp(logs)
         return [math.exp(x - norm) for x in logs]
@@ -64,11 +67,11 @@ class Shift:
         return [0.5 * total(w * x for w, x in zip(weights, column, strict=True)) for column in columns]
 
     def applied(self, query: Vector, terms: Sequence[Term]) -> list[Term]:
-        """The terms, those of candidate pages with their mean values shifted."""
-        if not self.selected or all(term.kind != "page" for term in terms):
+        """The terms, the values of all pseudo-tokens shifted."""
+        if not self.selected or all(term.page is None for term in terms):
             return list(terms)
         moved = self.vector(query)
         return [
-            replace(t, value=[a + b for a, b in zip(t.value, moved, strict=True)]) if t.kind == "page" else t
+            t if t.page is None else replace(t, value=[a + b for a, b in zip(t.value, moved, strict=True)])
             for t in terms
         ]

@@ -5,128 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 from kiv_reference import KIVConfig
 
-from .oracle import Head, Modifiers, Term, Vector, log_sum_exp, share
-from .oracle_mass import missed_mass, true_missed, whole_pages
-from .oracle_shift import Shift
+from .oracle import Head, Modifiers
+from .oracle_block import Block, HeadBlock, Member
+from .oracle_index import EVERY, Page
+from .oracle_numbers import Vector
 
 NO_SINK = -math.inf
 
 
-Member = tuple[int, int, Vector, float]
-"""Query head, position, query and sink logit."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """A query block: mode and positions ``[start, stop)`` (SPEC 7)."""
-
-    mode: str
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Retrieved:
-    """What one sequence and KV head of a block retrieved."""
-
-    candidates: list[int]
-    selected: list[int]
-    streamed: bool
-
-
-@dataclass
-class HeadBlock:
-    """One sequence and KV head of one block: everything that it is computed from."""
-
-    sequence: int
-    kv_head: int
-    block: Block
-    head: Head
-    modifiers: Modifiers
-    members: list[Member]  # valid queries only
-    others: list[Member] = field(default_factory=list)  # the invalid ones
-
-    @property
-    def apart(self) -> HeadBlock:
-        """The invalid queries, as a block of their own (SPEC 2.4)."""
-        return replace(self, members=self.others, others=[])
-
-    @property
-    def vectors(self) -> list[Vector]:
-        """The members' queries."""
-        return [q for _, _, q, _ in self.members]
-
-    def retrieve(self) -> Retrieved:
-        """SPEC 4 and 6.3."""
-        if self.block.mode != "retrieve" or not self.members:
-            return Retrieved([], [], self.block.mode == "exact")
-        config, scale = self.head.config, self.modifiers.scale
-        ranked = self.head.rank(self.vectors, scale)
-        candidates = ranked[: config.candidate_pages]
-        selected = self.head.select(self.vectors, candidates, scale)
-        if config.max_missed_mass is None:
-            return Retrieved(candidates, selected, False)
-        queries = [(q, at, sink) for _, at, q, sink in self.members]
-        k = whole_pages(self.head, queries, ranked, selected, self.modifiers)
-        if k is None:
-            return Retrieved([], [], True)
-        whole = {i for j in ranked[:k] for i in self.head.pages[j].positions}
-        return Retrieved(ranked[: max(k, config.candidate_pages)], sorted(whole | set(selected)), False)
-
-    def shift(self, given: Retrieved) -> Shift:
-        """The shift of mean values, by the selection (SPEC 5.5)."""
-        return Shift(self.head, self.vectors, given.selected, self.modifiers)
-
-    def terms(self, query: Vector, at: int, given: Retrieved, shift: Shift) -> list[Term]:
-        """Summands of one query's softmax."""
-        if given.streamed:
-            tokens = [i for i in range(at + 1) if self.head.valid[i]]
-            keys, values = self.head.keys, self.head.values
-            return [Term(self.modifiers.logit(query, keys[i]), values[i], (i,), "token") for i in tokens]
-        tail = self.block.mode == "retrieve" and self.head.config.tail == "mean"
-        terms = self.head.terms(query, at, given.candidates, given.selected, tail, self.modifiers)
-        return shift.applied(query, terms)
-
-    def bounds(self, query: Vector, at: int, sink: float, given: Retrieved) -> tuple[float, float, float]:
-        """Missed share that is true, missed bound, missed bound enlarged as far as it may be (SPEC 6.2)."""
-        if given.streamed:
-            return 0.0, 0.0, 0.0
-        arguments = (self.head, query, at, sink, given.candidates, given.selected, self.modifiers)
-        return (
-            true_missed(self.head, query, at, sink, given.selected, self.modifiers),
-            missed_mass(*arguments, enlarged=False),
-            missed_mass(*arguments, enlarged=True),
-        )
-
-    def rows_read(self, given: Retrieved) -> tuple[int, int]:
-        """Cold keys and values that had to be read (SPEC 9.6)."""
-        if not self.members:
-            return 0, 0
-        if given.streamed:
-            cold = sum(page.count for page in self.head.pages.values())
-            return cold, cold
-        return sum(self.head.pages[j].count for j in given.candidates), len(given.selected)
-
-
-def masses(terms: Sequence[Term], sink: float) -> tuple[float, float]:
-    """Exact and estimated share (SPEC 6.1)."""
-    exact = log_sum_exp([*(t.logit for t in terms if t.kind == "token"), sink])
-    estimated = log_sum_exp(t.logit for t in terms if t.kind != "token")
-    return share(exact, [exact, estimated]), share(estimated, [exact, estimated])
-
-
 @dataclass
 class OracleStore:
-    """Tokens of a store as nested lists: keys ``[B][H][T][D]``, values ``[B][H][T][DV]``, validity ``[B][T]``."""
+    """Tokens of a store as nested lists: keys ``[B][H][T][D]``, values ``[B][H][T][DV]``, validity ``[B][T]``.
+
+    `samples` ``[B][H]`` holds the queries of sampled positions ``[G][D]``. `attended`: the last append's queries came.
+    """
 
     config: KIVConfig
     keys: list[list[list[Vector]]] = field(default_factory=list)
     values: list[list[list[Vector]]] = field(default_factory=list)
     valid: list[list[bool]] = field(default_factory=list)
+    samples: list[list[dict[int, list[Vector]]]] = field(default_factory=list)
     pending: int = 0
+    attended: bool = False
+    dtype: type[np.floating[Any]] = np.float32
+    _known: list[list[dict[int, Page | None]]] = field(default_factory=list)
 
     @property
     def length(self) -> int:
@@ -134,11 +41,18 @@ class OracleStore:
         return len(self.valid[0]) if self.valid else 0
 
     def append(
-        self, keys: list[list[list[Vector]]], values: list[list[list[Vector]]], valid: list[list[bool]] | None
+        self,
+        keys: list[list[list[Vector]]],
+        values: list[list[list[Vector]]],
+        valid: list[list[bool]] | None,
+        dtype: type[np.floating[Any]] = np.float32,
     ) -> None:
-        """SPEC 9.1."""
+        """SPEC 9.1; `dtype` is that of SPEC 1.2."""
         n = len(keys[0][0])
         if not self.valid:
+            self.dtype = dtype
+            self.samples = [[{} for _ in sequence] for sequence in keys]
+            self._forget()
             self.keys = [[[] for _ in sequence] for sequence in keys]
             self.values = [[[] for _ in sequence] for sequence in values]
             self.valid = [[] for _ in keys]
@@ -147,30 +61,51 @@ class OracleStore:
                 self.keys[b][h].extend(tokens)
                 self.values[b][h].extend(values[b][h])
             self.valid[b].extend([True] * n if valid is None else valid[b])
-        self.pending = n
+        self.pending, self.attended = n, False
+
+    def attend(self, query: list[list[list[Vector]]]) -> None:
+        """Keep the queries ``[B][HQ][TQ]`` of sampled positions, the first time after an append (SPEC 3.2)."""
+        if self.attended:
+            return
+        self.attended = True
+        first, groups = self.length - self.pending, len(query[0]) // len(self.keys[0])
+        for at in range(first, self.length):
+            for b, flags in enumerate(self.valid):
+                if (at + 1) % EVERY == 0 and flags[at]:
+                    for h, kept in enumerate(self.samples[b]):
+                        kept[at] = [list(query[b][g][at - first]) for g in range(h * groups, (h + 1) * groups)]
 
     def crop(self, length: int) -> None:
         """SPEC 9.2."""
         self.keys = [[tokens[:length] for tokens in sequence] for sequence in self.keys]
         self.values = [[tokens[:length] for tokens in sequence] for sequence in self.values]
         self.valid = [flags[:length] for flags in self.valid]
+        self.samples = [[{p: q for p, q in kept.items() if p < length} for kept in row] for row in self.samples]
         self.pending = 0
+        self._forget()
 
     def select(self, rows: Sequence[int]) -> None:
         """SPEC 9.3."""
         self.keys = [[list(tokens) for tokens in self.keys[row]] for row in rows]
         self.values = [[list(tokens) for tokens in self.values[row]] for row in rows]
         self.valid = [list(self.valid[row]) for row in rows]
+        self.samples = [[dict(kept) for kept in self.samples[row]] for row in rows]
+        self._forget()
 
     def fork(self) -> OracleStore:
         """SPEC 9.4."""
-        copy = OracleStore(self.config, self.keys, self.values, self.valid, self.pending)
+        copy = replace(self)
         copy.select(range(len(self.valid)))
         return copy
 
     def reset(self) -> None:
         """SPEC 9.5."""
-        self.keys, self.values, self.valid, self.pending = [], [], [], 0
+        self.keys, self.values, self.valid, self.samples, self.pending = [], [], [], [], 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what was computed of cold pages."""
+        self._known = [[{} for _ in row] for row in self.samples]
 
     def parts(self) -> tuple[int, int, int]:
         """Sinks, hot and cold positions for the next call (SPEC 2.2)."""
@@ -185,16 +120,21 @@ class OracleStore:
         if c.retrieve_tokens is None:
             return [Block("exact", first, stop)]
         if self.pending == 1:
-            return [Block("retrieve", first, stop)]
+            return [Block(self._mode("retrieve", first), first, stop)]
         if c.prefill == "exact":
             return [Block("exact", first, stop)]
         suffix = min(self.pending, c.exact_suffix_tokens)
         blocks: list[Block] = []
         while first < stop - suffix:
             end = min(first + c.query_block_tokens, stop - suffix)
-            blocks.append(Block(c.prefill, first, end))
+            blocks.append(Block(self._mode(c.prefill, first), first, end))
             first = end
         return [*blocks, Block("exact", first, stop)] if suffix else blocks
+
+    def _mode(self, mode: str, first: int) -> str:
+        """The mode of a block: where there is nothing to choose it attends exactly (SPEC 4.1)."""
+        cold = Head(self.config, [], [], [], first).cold_pages * self.config.page_tokens
+        return "exact" if mode == "retrieve" and cold <= self.config.candidate_tokens else mode
 
     def head_blocks(
         self,
@@ -210,7 +150,8 @@ class OracleStore:
         for b, flags in enumerate(self.valid):
             row: list[HeadBlock] = []
             for h, keys in enumerate(self.keys[b]):
-                head = Head(self.config, keys, self.values[b][h], flags, block.start)
+                held = keys, self.values[b][h], flags, block.start, self.samples[b][h], self.dtype, self._known[b][h]
+                head = Head(self.config, *held)
                 members: dict[bool, list[Member]] = {True: [], False: []}
                 for g in range(h * groups, (h + 1) * groups):
                     for at in range(block.start, block.stop):

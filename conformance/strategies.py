@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 from kiv_reference import KIVConfig
 
 from .data import EXACT_KINDS, FLOAT_KINDS, MASKS, VALUES, Recipe, Shape, Tokens, mask, poison, with_bad_values
+from .oracle_index import EVERY, LAST
 
 SCALES = (0.0625, 0.125, 0.25, 0.5, 1.0)
+FULL = 52
+"""Most tokens of a first append, but where position 63 is to be sampled."""
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -24,9 +28,8 @@ def configs(draw: st.DrawFn, exact_population: bool = False, **fixed: Any) -> KI
         "hot_tokens": st.sampled_from([0, 1, 3, 4, 8, 16]),
         "sink_tokens": st.integers(0, 5),
         "page_tokens": page_tokens,
-        "span_pages": st.sampled_from([1, 2, 3, 4]),
-        "candidate_pages": st.sampled_from([1, 2, 3, 4, 6]),
-        "spread_weight": st.sampled_from([0.0, 0.5, 1.0] if exact_population else [0.5, 0.0, 1.0, 0.3]),
+        "index_channels": st.sampled_from([1, 2, 3, 4, 6, 64]),
+        "candidate_tokens": st.sampled_from([1, 2, 3, 5, 8, 13]),
         "group": "max" if exact_population else st.sampled_from(["exp_sum", "max"]),
         "tail": st.sampled_from(["mean", "none"]),
         "prefill": st.sampled_from(["exact", "retrieve", "window"]),
@@ -37,8 +40,7 @@ def configs(draw: st.DrawFn, exact_population: bool = False, **fixed: Any) -> KI
     fields.update(fixed)
     drawn = {name: draw(x) if isinstance(x, st.SearchStrategy) else x for name, x in fields.items()}
     if "retrieve_tokens" not in drawn:
-        most = drawn["candidate_pages"] * drawn["page_tokens"]
-        drawn["retrieve_tokens"] = draw(st.integers(1, min(most, 7)))
+        drawn["retrieve_tokens"] = draw(st.integers(1, min(drawn["candidate_tokens"], 7)))
     if drawn["retrieve_tokens"] is None:
         drawn["prefill"] = "exact"
     return KIVConfig(**drawn)
@@ -63,13 +65,13 @@ def shapes(draw: st.DrawFn, **fixed: Any) -> Shape:
 
 
 @st.composite
-def lengths(draw: st.DrawFn, config: KIVConfig, most: int = 48, pages: int = 6) -> int:
-    """A number of tokens, most often at or beside a boundary: sinks, hot, a page or a span just full."""
+def lengths(draw: st.DrawFn, config: KIVConfig, most: int = FULL) -> int:
+    """A number of tokens, most often at or beside a boundary: sinks, hot, a full page, a first choice, a sample."""
     c = config
     first_page = c.sink_tokens + c.hot_tokens + c.page_tokens
-    span = first_page + c.page_tokens * (c.span_pages - 1)
-    many = first_page + c.page_tokens * pages
-    corners = [1, c.sink_tokens, c.sink_tokens + c.hot_tokens, first_page, span, many, many, many]
+    choice = first_page + c.page_tokens * (c.candidate_tokens // c.page_tokens)
+    many = choice + 2 * max(c.page_tokens, c.candidate_tokens)
+    corners = [1, c.sink_tokens + c.hot_tokens, first_page, choice, many, many, many]
     base = draw(st.sampled_from(corners))
     return max(1, min(most, base + draw(st.integers(-1, 1))))
 
@@ -130,7 +132,7 @@ def scenarios(
     calls: st.SearchStrategy[list[int]] | None = None,
     masks: tuple[str, ...] | None = None,
     values: tuple[str, ...] = VALUES[:2],
-    most: int = 48,
+    most: int = FULL,
     **fixed: Any,
 ) -> Scenario:
     """A scenario: a long append or none, then a few calls, decode steps most of them."""
@@ -143,6 +145,10 @@ def scenarios(
     chunks = [(first, attended_first)] if first else []
     if calls is None:
         calls = st.lists(st.sampled_from([1, 1, 1, 2, 3, 9]), min_size=1, max_size=3)
+    if most >= FULL and draw(st.integers(0, 5)) == 0:
+        # Pages become cold after a position was sampled, and before the calls.
+        gap = drawn_config.hot_tokens + draw(st.integers(0, 2)) * drawn_config.page_tokens
+        chunks = [(EVERY - 2, False), (draw(st.integers(1, 3)), True), *([(gap, False)] if gap else [])]
     chunks += [(n, True) for n in draw(calls)]
     if masks is None:
         masks = ("none",) if exact_population else ("none", "none", *MASKS)
@@ -170,3 +176,31 @@ def decode_only(steps: int = 2) -> st.SearchStrategy[list[int]]:
 def blocks_only(most: int = 12) -> st.SearchStrategy[list[int]]:
     """One or two calls of several queries."""
     return st.lists(st.integers(2, most), min_size=1, max_size=2)
+
+
+@st.composite
+def sampled(draw: st.DrawFn, exact_population: bool = False, **fixed: Any) -> Scenario:
+    """A scenario of many multiples of 64, with queries at all, some or none of the positions before them.
+
+    Most pages are padding, the others whole, so that more multiples than count are not more tokens than an oracle in
+    Python numbers can look at.
+    """
+    page = draw(st.sampled_from([2, 4]))
+    ours = {"hot_tokens": st.integers(0, 9), "page_tokens": page, "sink_tokens": st.sampled_from([0, page])}
+    config = draw(configs(exact_population, max_missed_mass=None, **{**ours, **fixed}))
+    shape = draw(shapes(batch=1, heads=st.integers(1, 2), width=st.sampled_from([4, 5, 8])))
+    multiples = draw(st.sampled_from([1, 2, LAST, LAST + 1, LAST + 1, LAST + 2]))
+    given = draw(st.lists(st.sampled_from([True, True, False]), min_size=multiples, max_size=multiples))
+    if draw(st.booleans()):
+        given[1:] = [False] * (multiples - 1)  # one sample, which leaves the window or does not
+    chunks: list[tuple[int, bool]] = []
+    for is_given in given:
+        chunks += [(EVERY - 1, False), (1, is_given)]
+    gap = config.hot_tokens + config.sink_tokens + draw(st.integers(1, 4)) * config.page_tokens
+    chunks += [(gap + config.candidate_tokens, False), (1, True)]
+    recipe = draw(recipes(EXACT_KINDS if exact_population else ("gaussian", "spiky", "needle")))
+    event(f"sampled: {sum(given)} of {multiples}")
+    return Scenario(
+        config, shape, recipe, tuple(chunks), draw(st.sampled_from(SCALES)), mask_kind="islands",
+        mask_seed=page, exact_population=exact_population,
+    )  # fmt: skip

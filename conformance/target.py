@@ -13,8 +13,7 @@ from kiv_reference import KIVConfig, StorePool
 KNOWN = {
     "reference": "kiv_reference:ReferencePool",
     "fast": "kiv_fast:FastPool",
-    "fast-small-chapters": "conformance.small_chapters:pool",
-    "fast-late-answers": "conformance.late_answers:pool",
+    "fast-small-parts": "conformance.small_parts:pool",
 }
 
 

@@ -75,18 +75,17 @@ class Test_1_3_Ranking:
 
     @given(config=configs(max_missed_mass=None), steps=decode_only(1), n=st.integers(20, 60))
     def test_all_alike(self, target: Target, config: KIVConfig, steps: list[int], n: int) -> None:
-        driver = Driver(target, dataclasses.replace(config, group="max", spread_weight=0.0), exact=True)
+        driver = Driver(target, dataclasses.replace(config, group="max"), exact=True)
         for size in (n, *steps):
             tokens = Tokens(torch.ones(1, 1, size, 4), torch.ones(1, 1, size, 2), torch.ones(1, 2, size, 4))
             driver.append(tokens)
         driver.attend(tokens.query, 0.5)
         block = driver.store.report.blocks[0]
-        pages = list(range(min(block.cold_pages, config.candidate_pages)))
-        driver.scene.require(block.candidate_pages.tolist() == [[pages]], "1.3", "not the first pages")
-        first = [
-            config.sink_tokens + i for i in range(min(config.retrieve_tokens or 0, len(pages) * config.page_tokens))
-        ]
-        driver.scene.require(block.selected_positions.tolist() == [[first]], "1.3", "not the first positions")
+        if block.mode == "retrieve":  # SPEC 4.1
+            cold = list(range(config.sink_tokens, config.sink_tokens + block.cold_pages * config.page_tokens))
+            candidates, first = cold[: config.candidate_tokens], cold[: config.retrieve_tokens]
+            driver.scene.require(block.candidate_positions.tolist() == [[candidates]], "1.3", "not the first tokens")
+            driver.scene.require(block.selected_positions.tolist() == [[first]], "1.3", "not the first positions")
 
 
 class Test_1_4_Defaults:
@@ -96,11 +95,10 @@ class Test_1_4_Defaults:
         expected = {
             "hot_tokens": 2048,
             "sink_tokens": 4,
-            "page_tokens": 64,
-            "span_pages": 32,
-            "candidate_pages": 128,
-            "retrieve_tokens": 512,
-            "spread_weight": 0.5,
+            "page_tokens": 512,
+            "index_channels": 64,
+            "candidate_tokens": 4096,
+            "retrieve_tokens": 1024,
             "group": "exp_sum",
             "tail": "mean",
             "prefill": "exact",
@@ -121,12 +119,14 @@ class Test_1_4_Defaults:
 
     def test_the_defaults_retrieve_in_a_long_text(self, target: Target) -> None:
         # Long enough that the default window, page and selection are all in use.
-        config = KIVConfig(exact_suffix_tokens=0)
-        driver = Driver(target, config, exact=False)
-        tokens = Recipe(EXACT_KINDS[0], 1).make(Shape(1, 1, 2, 4, 2), 2701)
-        driver.append(tokens.slice(0, 2700))
-        driver.append(tokens.slice(2700, 2701))
-        driver.attend(tokens.query[:, :, 2700:], 0.125)
+        driver = Driver(target, KIVConfig(), exact=False)
+        first = 4 + 9 * 512 + 2048
+        tokens = Recipe(EXACT_KINDS[0], 1).make(Shape(1, 1, 2, 4, 2), first + 1)
+        for start, stop in ((0, 4095), (4095, 4096), (4096, first), (first, first + 1)):
+            driver.append(tokens.slice(start, stop))
+            if stop == start + 1:  # the first of them is sampled
+                driver.attend(tokens.query[:, :, start:stop], 0.125)
         block = driver.store.report.blocks[0]
-        driver.scene.require(block.cold_pages == 10, "1.4", "wrong cold pages", got=block.cold_pages)
-        driver.scene.require(block.selected_positions.shape[2] == 512, "1.4", "wrong selection")
+        driver.scene.require(block.cold_pages == 9, "1.4", "wrong cold pages", got=block.cold_pages)
+        driver.scene.require(block.candidate_positions.shape[2] == 4096, "1.4", "wrong candidates")
+        driver.scene.require(block.selected_positions.shape[2] == 1024, "1.4", "wrong selection")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -16,11 +17,12 @@ from .answers import same_bits
 from .data import MASKS, Recipe, Shape, Tokens
 from .driver import Driver, drive
 from .expect import refused, same_retrieval
-from .strategies import Scenario, blocks_only, configs, decode_only, scenarios
+from .refill import refill, tokens_of
+from .strategies import Scenario, blocks_only, configs, decode_only, sampled, scenarios
 from .target import Target
 
 WEIGHTLESS = Scenario(
-    KIVConfig(hot_tokens=0, sink_tokens=0, page_tokens=1, span_pages=1, candidate_pages=2, retrieve_tokens=1),
+    KIVConfig(hot_tokens=0, sink_tokens=0, page_tokens=1, candidate_tokens=1, retrieve_tokens=1),
     Shape(value_width=3),
     Recipe("huge", 1, "same"),
     ((1, True), (1, True), (1, True)),
@@ -34,8 +36,7 @@ ROUNDING = Scenario(
         hot_tokens=0,
         sink_tokens=0,
         page_tokens=1,
-        span_pages=1,
-        candidate_pages=1,
+        candidate_tokens=1,
         retrieve_tokens=1,
         prefill="retrieve",
         query_block_tokens=1,
@@ -45,17 +46,21 @@ ROUNDING = Scenario(
     Recipe("near_ties", 1),
     ((1, True), (9, True)),
 )
-"""Pages alike but for rounding, which decides otherwise once they all are cold."""
+"""Tokens alike but for rounding, which decides otherwise once they all are cold."""
 
 PADDED = tuple(kind for kind in MASKS if kind != "none")
 
 
 class Test_2_1_FunctionOfTheTokens:
-    """The same tokens in any chunks give the same partition, summaries and answers."""
+    """The same tokens and sampled queries in any chunks give the same partition, index and answers."""
 
     @given(scenario=scenarios(exact_population=True), cuts=st.lists(st.integers(1, 20), max_size=6))
     def test_chunks_of_the_exact_population(self, target: Target, scenario: Scenario, cuts: list[int]) -> None:
         self._both(target, scenario, cuts, exact=scenario.config.max_missed_mass is None)
+
+    @given(scenario=sampled(exact_population=True), cuts=st.lists(st.integers(1, 99), max_size=6))
+    def test_chunks_with_many_samples(self, target: Target, scenario: Scenario, cuts: list[int]) -> None:
+        self._both(target, scenario, cuts, exact=True)
 
     @given(scenario=scenarios(), cuts=st.lists(st.integers(1, 20), max_size=6))
     def test_chunks(self, target: Target, scenario: Scenario, cuts: list[int]) -> None:
@@ -63,17 +68,10 @@ class Test_2_1_FunctionOfTheTokens:
 
     def _both(self, target: Target, scenario: Scenario, cuts: list[int], exact: bool) -> None:
         driver = drive(target, scenario)
-        tokens, last = scenario.tokens, scenario.chunks[-1][0]
-        stop = tokens.key.shape[2] - last
         other = Driver(target, scenario.config, scenario.exact_population)
-        start = 0
-        for cut in cuts:
-            if start + cut < stop:
-                other.append(tokens.slice(start, start + cut))
-                start += cut
-        if start < stop:
-            other.append(tokens.slice(start, stop))
-        other.append(tokens.slice(stop, stop + last))
+        oracle = driver.oracle
+        tokens = tokens_of(oracle, scenario.shape.dtype, oracle.values)
+        refill(other, oracle, tokens, list(itertools.accumulate(cuts)))
         query, arguments, *_ = driver.last
         other.attend(query, **arguments)
         other.scene.require(other.store.tokens() == driver.store.tokens(), "2.1", "another partition")
@@ -145,6 +143,15 @@ class Test_2_4_Padding:
     @given(data=st.data())
     def test_every_kind_of_padding(self, target: Target, kind: str, data: st.DataObject) -> None:
         drive(target, data.draw(scenarios(masks=(kind,))))
+
+    def test_a_limit_that_holds_by_equality(self, target: Target) -> None:
+        """A query at padding that counts as 0 misses tokens of equal mass: a tenth of them, no more and no less."""
+        config = KIVConfig(
+            hot_tokens=16, sink_tokens=2, page_tokens=2, candidate_tokens=5, retrieve_tokens=1, max_missed_mass=0.1,
+            prefill="retrieve", query_block_tokens=1, exact_suffix_tokens=0,
+        )  # fmt: skip
+        recipe, chunks = Recipe("gaussian", 0, "same"), ((17, False), (11, True))
+        drive(target, Scenario(config, Shape(value_width=3), recipe, chunks, 0.0625, mask_kind="ragged", mask_seed=211))
 
     @given(scenario=scenarios(masks=PADDED), filler=st.sampled_from([0.0, 1e4, math.inf, -math.inf]))
     def test_what_padding_holds_does_not_matter(self, target: Target, scenario: Scenario, filler: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 from hypothesis import event, given
 from hypothesis import strategies as st
 from hypothesis import target as steer
+from kiv_reference import KIVConfig
 
 from .answers import same_bits
-from .data import EXACT_KINDS
+from .data import EXACT_KINDS, Recipe, Shape
 from .driver import Driver, drive
 from .expect import same_retrieval
+from .refill import refill, tokens_of
 from .strategies import Scenario, blocks_only, configs, decode_only, scenarios, shapes
 from .target import Target
 
@@ -52,30 +55,48 @@ class Test_4_1_QueryBlock:
                     right = [i for i in alone.selected_positions[0, 0].tolist() if i >= 0]
                     other.scene.require(left == right, "4.1", "a sequence or head retrieves otherwise alone")
 
+    @pytest.mark.parametrize("beyond", [-1, 0, 1])
+    @given(
+        config=configs(candidate_tokens=st.integers(1, 9), page_tokens=st.integers(1, 5), prefill="retrieve", **FREE),
+        queries=st.sampled_from([1, 4, 12]),
+    )
+    def test_where_there_is_nothing_to_choose(
+        self, target: Target, beyond: int, config: KIVConfig, queries: int
+    ) -> None:
+        """Exactly up to C cold positions: a page fewer, as many, a page more; of several blocks each on its own."""
+        config = dataclasses.replace(config, exact_suffix_tokens=0, query_block_tokens=4)
+        pages = max(0, config.candidate_tokens // config.page_tokens + beyond)
+        length = config.sink_tokens + config.hot_tokens + pages * config.page_tokens
+        driver, tokens = Driver(target, config), Recipe("gaussian", pages).make(Shape(), length + queries)
+        if length:
+            driver.append(tokens.slice(0, length))
+        driver.append(tokens.slice(length, length + queries))
+        driver.attend(tokens.query[:, :, length:], 0.5)
+        block = driver.store.report.blocks[0]
+        cold = block.cold_pages * config.page_tokens
+        event(f"as many as candidates: {cold == config.candidate_tokens}")
+        mode = "retrieve" if cold > config.candidate_tokens else "exact"
+        driver.scene.require(block.mode == mode, "4.1", "wrong mode", got=block.mode, expected=mode)
+        driver.scene.require(bool(block.streamed.all()) == (mode == "exact"), "4.1", "wrong heads streamed")
 
-class Test_4_2_PageScore:
-    """A page's score is scale · (q·mean + α Σ |q| spread)."""
 
-    @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+class Test_4_2_Estimate:
+    """A valid cold token's estimate is scale · q·k̂."""
+
+    @pytest.mark.parametrize("scale", [0.0625, 1.0])
     @given(data=st.data())
-    def test_exact_population(self, target: Target, weight: float, data: st.DataObject) -> None:
-        config = configs(exact_population=True, spread_weight=weight, candidate_pages=st.integers(1, 3), **FREE)
-        drive(target, data.draw(scenarios(exact_population=True, config=config, calls=decode_only())))
+    def test_exact_population(self, target: Target, scale: float, data: st.DataObject) -> None:
+        config = configs(exact_population=True, candidate_tokens=st.integers(1, 3), **FREE)
+        drive(target, data.draw(scenarios(True, config=config, calls=decode_only(), scale=scale)))
 
     @given(
         scenario=scenarios(
-            config=configs(
-                spread_weight=st.floats(0, 1),
-                candidate_pages=st.integers(2, 9),
-                hot_tokens=0,
-                page_tokens=st.integers(1, 3),
-                **FREE,
-            ),
+            config=configs(candidate_tokens=st.integers(2, 9), hot_tokens=0, page_tokens=st.integers(1, 8), **FREE),
             kinds=("needle", "pages", "spiky", "gaussian"),
             calls=decode_only(),
         )
     )
-    def test_pages_whose_mean_hides_a_needle(self, target: Target, scenario: Scenario) -> None:
+    def test_tokens_that_their_page_hides(self, target: Target, scenario: Scenario) -> None:
         drive(target, scenario)
 
 
@@ -85,24 +106,24 @@ class Test_4_3_GroupScore:
     @pytest.mark.parametrize("group", ["exp_sum", "max"])
     @given(data=st.data())
     def test_groups(self, target: Target, group: str, data: st.DataObject) -> None:
-        config = configs(group=group, candidate_pages=st.integers(1, 3), **FREE)
+        config = configs(group=group, candidate_tokens=st.integers(1, 5), **FREE)
         drive(target, data.draw(scenarios(config=config, shape=shapes(groups=st.integers(2, 4), width=8))))
 
     @given(
         scenario=scenarios(
-            config=configs(group="exp_sum", candidate_pages=st.integers(2, 9), hot_tokens=0, page_tokens=2, **FREE),
+            config=configs(group="exp_sum", candidate_tokens=st.integers(2, 9), hot_tokens=0, **FREE),
             shape=shapes(groups=st.integers(2, 4), width=8),
             kinds=("gaussian", "spiky", "pages"),
             calls=decode_only(),
             scale=st.sampled_from([0.125, 0.25, 2.0]),
         )
     )
-    def test_many_pages_for_heads_that_disagree(self, target: Target, scenario: Scenario) -> None:
+    def test_many_tokens_for_heads_that_disagree(self, target: Target, scenario: Scenario) -> None:
         drive(target, scenario)
 
 
 class Test_4_4_Candidates:
-    """The candidates are the C best pages."""
+    """The candidates are the C best valid cold tokens by their estimates, lower positions first among equals."""
 
     @given(
         scenario=scenarios(
@@ -114,9 +135,8 @@ class Test_4_4_Candidates:
     def test_exactly(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
         block = driver.store.report.blocks[-1]
-        more = block.cold_pages > scenario.config.candidate_pages
-        event(f"more pages than candidates: {more}")
-        steer(float(block.cold_pages), label="cold pages")
+        event(f"mode: {block.mode}")
+        steer(float(block.cold_pages * scenario.config.page_tokens), label="cold tokens")
 
     @given(scenario=scenarios(config=configs(hot_tokens=st.integers(0, 2), **FREE), calls=decode_only()))
     def test_admissibly(self, target: Target, scenario: Scenario) -> None:
@@ -124,11 +144,11 @@ class Test_4_4_Candidates:
 
 
 class Test_4_5_TokenScore:
-    """A candidate's token has the score scale · q·k."""
+    """A candidate has the score scale · q·k."""
 
     @given(
         scenario=scenarios(
-            config=configs(candidate_pages=6, hot_tokens=st.integers(0, 2), **FREE),
+            config=configs(candidate_tokens=9, retrieve_tokens=3, hot_tokens=st.integers(0, 2), **FREE),
             kinds=("gaussian", "near_ties", "few", "spiky", "huge"),
             calls=decode_only(),
         )
@@ -138,7 +158,7 @@ class Test_4_5_TokenScore:
 
 
 class Test_4_6_Selection:
-    """The selection is the R best valid tokens of the candidate pages, lower positions first among equals."""
+    """The selection is the R best candidates, lower positions first among equals."""
 
     @given(
         scenario=scenarios(
@@ -171,8 +191,8 @@ class Test_4_6_Selection:
         same_retrieval(driver, other, "4.6")
 
 
-class Test_4_7_ValuesAreReadLast:
-    """The value of a cold token that is neither selected nor part of a mean value in use is never read."""
+class Test_4_7_ReadLast:
+    """A retrieving block reads no key but those of candidates, and no cold value but those of selected tokens."""
 
     @given(scenario=scenarios(config=configs(tail="none"), calls=decode_only(1)))
     def test_poisoned_values(self, target: Target, scenario: Scenario) -> None:
@@ -192,11 +212,37 @@ class Test_4_7_ValuesAreReadLast:
                 read[b, h, chosen[chosen >= 0]] = True
         event(f"poisoned: {not bool(read.all())}")
         holes = tokens._replace(value=tokens.value.masked_fill(~read[..., None], math.nan))
-        other, start = Driver(target, scenario.config), 0
-        for size, _ in scenario.chunks:
-            other.append(holes.slice(start, start + size))
-            start += size
-        driver.scene.require(start == n, "4.7", "the twin has other tokens")
+        other = Driver(target, scenario.config)
+        whole = tokens_of(driver.oracle, scenario.shape.dtype, driver.oracle.values)
+        refill(other, driver.oracle, whole._replace(key=holes.key, value=holes.value), [])
+        driver.scene.require(other.store.length == n, "4.7", "the twin has other tokens")
+        again = other.store.attend(query, **arguments)
+        other.scene.require(same_bits(output, again), "4.7", "a value that is not needed was read", got=again)
+
+    @given(
+        scenario=scenarios(
+            config=configs(tail="mean", page_tokens=4, hot_tokens=st.integers(0, 3), **FREE),
+            masks=("none",),
+            values=("distinct",),
+            calls=decode_only(1),
+        ),
+        turn=st.integers(1, 3),
+    )
+    def test_values_exchanged_within_a_page(self, target: Target, scenario: Scenario, turn: int) -> None:
+        """Values of unselected tokens change places: no mean value changes, all of them being small integers."""
+        driver = drive(target, scenario)
+        query, arguments, output, _ = driver.last
+        (block,), tokens, config = driver.store.report.blocks, scenario.tokens, scenario.config
+        value = tokens.value.clone()
+        for b, h in torch.cartesian_prod(*map(torch.arange, value.shape[:2])).tolist() if block.mode != "exact" else ():
+            chosen = set(block.selected_positions[b, h].tolist())
+            for first in range(config.sink_tokens, block.cold_pages * 4 + config.sink_tokens, 4):
+                rest = [i for i in range(first, first + 4) if i not in chosen]
+                value[b, h, rest] = value[b, h, rest[turn:] + rest[:turn]]
+        event(f"exchanged: {not torch.equal(value, tokens.value)}")
+        other = Driver(target, config)
+        whole = tokens_of(driver.oracle, scenario.shape.dtype, driver.oracle.values)
+        refill(other, driver.oracle, whole._replace(value=value), [])
         again = other.store.attend(query, **arguments)
         other.scene.require(same_bits(output, again), "4.7", "a value that is not needed was read", got=again)
 

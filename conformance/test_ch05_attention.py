@@ -9,8 +9,16 @@ from .driver import drive
 from .strategies import Scenario, blocks_only, configs, decode_only, scenarios, shapes
 from .target import Target
 
-COLD = {"hot_tokens": st.integers(0, 3), "sink_tokens": st.integers(0, 2), "max_missed_mass": None}
-SHIFTED = {**COLD, "tail": "mean", "page_tokens": st.integers(4, 5)}
+COLD = {
+    "hot_tokens": st.integers(0, 3),
+    "sink_tokens": st.integers(0, 2),
+    "candidate_tokens": st.integers(1, 8),
+    "max_missed_mass": None,
+}
+SHIFTED = {
+    **COLD, "tail": "mean", "page_tokens": st.integers(4, 5), "candidate_tokens": st.integers(4, 8),
+    "retrieve_tokens": st.integers(2, 4),
+}  # fmt: skip
 
 
 class Test_5_1_LogitsAndOutput:
@@ -30,12 +38,12 @@ class Test_5_1_LogitsAndOutput:
         event(f"an output is all zeros: {any(bool((o == 0).all()) for o in driver.journal.outputs)}")
 
 
-class Test_5_2_TailOfCandidatePages:
-    """The unselected tokens of a candidate page count by their exact mass, with the page's mean value."""
+class Test_5_2_Tail:
+    """Unselected tokens of a page count as one of its mean value: candidates by logit, others by estimate."""
 
     @given(
         scenario=scenarios(
-            config=configs(tail="mean", candidate_pages=6, retrieve_tokens=st.integers(1, 4), **COLD),
+            config=configs(tail="mean", page_tokens=st.integers(2, 8), **COLD),
             shape=shapes(width=st.sampled_from([4, 8])),
             calls=decode_only(),
         )
@@ -44,37 +52,39 @@ class Test_5_2_TailOfCandidatePages:
         driver = drive(target, scenario)
         event(f"estimated mass: {bool((driver.store.report.blocks[-1].estimated_mass > 0).any())}")
 
-
-class Test_5_3_TailOfSpans:
-    """The pages of a span that are no candidates count as one token of mean key and value, times their count."""
-
     @given(
         scenario=scenarios(
-            config=configs(tail="mean", candidate_pages=1, span_pages=st.integers(1, 4), **COLD),
-            shape=shapes(width=st.sampled_from([4, 8])),
+            config=configs(
+                tail="mean",
+                index_channels=st.integers(1, 2),
+                **{**COLD, "candidate_tokens": 8, "retrieve_tokens": st.integers(1, 2)},
+            ),
+            shape=shapes(width=8),
+            softcap=st.sampled_from([None, 1.0]),
         )
     )
-    def test_spans(self, target: Target, scenario: Scenario) -> None:
-        driver = drive(target, scenario)
-        event(f"estimated mass: {bool((driver.store.report.blocks[-1].estimated_mass > 0).any())}")
+    def test_candidates_that_were_not_selected_count_by_their_own_logits(
+        self, target: Target, scenario: Scenario
+    ) -> None:
+        drive(target, scenario)
 
 
-class Test_5_4_NoTail:
+class Test_5_3_NoTail:
     """With `tail="none"` what is not attended does not count."""
 
     @given(scenario=scenarios(config=configs(tail="none", **COLD)))
     def test_no_estimated_mass(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
         for block in driver.store.report.blocks:
-            driver.scene.require(not bool(block.estimated_mass.any()), "5.4", "estimated mass without a tail")
+            driver.scene.require(not bool(block.estimated_mass.any()), "5.3", "estimated mass without a tail")
 
 
-class Test_5_5_ShiftOfMeanValues:
+class Test_5_4_ShiftOfMeanValues:
     """Mean values move as the lighter half of the selection differs from the means of its pages."""
 
     @given(
         scenario=scenarios(
-            config=configs(candidate_pages=st.integers(2, 4), retrieve_tokens=st.integers(2, 8), **SHIFTED),
+            config=configs(**SHIFTED),
             shape=shapes(width=st.sampled_from([4, 8])),
         )
     )
@@ -86,7 +96,7 @@ class Test_5_5_ShiftOfMeanValues:
 
     @given(
         scenario=scenarios(
-            config=configs(candidate_pages=2, retrieve_tokens=st.integers(2, 6), **SHIFTED),
+            config=configs(**SHIFTED),
             calls=decode_only(),
             masks=("left", "all"),
         )

@@ -13,7 +13,7 @@ from .strategies import Scenario, configs, scenarios, shapes
 from .target import Target
 
 ROUNDED_TO_NEAREST = Scenario(
-    KIVConfig(hot_tokens=0, sink_tokens=0, page_tokens=1, span_pages=1, candidate_pages=1, retrieve_tokens=1),
+    KIVConfig(hot_tokens=0, sink_tokens=0, page_tokens=1, candidate_tokens=1, retrieve_tokens=1),
     Shape(value_width=3),
     Recipe("gaussian", 0),
     ((8, False), (1, True)),
@@ -44,7 +44,7 @@ class Test_6_2_MissedBound:
 
     @given(
         scenario=scenarios(
-            config=configs(page_tokens=st.sampled_from([1, 8]), candidate_pages=1, hot_tokens=0),
+            config=configs(page_tokens=st.sampled_from([1, 8]), candidate_tokens=st.integers(1, 7), hot_tokens=0),
             kinds=("needle", "huge", "near_ties", "spiky"),
             shape=shapes(width=st.sampled_from([8, 64, 256]), groups=1),
         )
@@ -63,24 +63,24 @@ class Test_6_2_MissedBound:
 
 
 class Test_6_3_MaxMissedMass:
-    """Whole pages are attended, best first, until the missed bound holds, and if that takes too many, everything."""
+    """C, 2C or 4C of the best tokens are selected, as few as hold the bound, or else everything is attended."""
 
     @given(
         scenario=scenarios(
             config=configs(
                 max_missed_mass=st.sampled_from([0.9, 0.5, 0.2, 0.05, 1e-3]),
-                candidate_pages=st.integers(1, 3),
+                candidate_tokens=st.integers(1, 8),
                 hot_tokens=st.integers(0, 2),
             ),
             shape=shapes(width=st.sampled_from([4, 8])),
         )
     )
-    def test_pages_and_streams(self, target: Target, scenario: Scenario) -> None:
+    def test_tokens_and_streams(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
         for block in driver.store.report.blocks:
             if block.mode == "retrieve":
                 event(f"streamed: {bool(block.streamed.any())}")
-                event(f"more than C pages: {block.candidate_pages.shape[2] > scenario.config.candidate_pages}")
+                event(f"candidates: {block.candidate_positions.shape[2] / scenario.config.candidate_tokens:.0f} C")
 
     @given(
         scenario=scenarios(

@@ -10,6 +10,7 @@ from kiv_reference.errors import KIVError
 
 from .driver import Driver, drive
 from .expect import refused
+from .oracle_index import EVERY
 from .strategies import SCALES, Scenario, configs, scenarios, shapes
 from .target import Target
 
@@ -57,6 +58,37 @@ class Test_8_3_SharedLayers:
             driver.attend(query.roll(turn + 1, dims=3) * 0.5, **arguments)
         driver.last = first
         driver.again()
+
+    @given(
+        scenario=scenarios(
+            config=configs(
+                hot_tokens=st.integers(0, 2),
+                candidate_tokens=st.integers(1, 4),
+                index_channels=1,
+                tail="mean",
+                max_missed_mass=None,
+            ),
+            shape=shapes(batch=1, width=st.sampled_from([4, 5])),
+            kinds=("gaussian", "spiky", "integers"),
+            masks=("none",),
+            sinks="none",
+            calls=st.lists(st.integers(1, 3), min_size=1, max_size=1),
+        ),
+        more=st.integers(1, 12),
+    )
+    def test_the_first_of_them_is_sampled(self, target: Target, scenario: Scenario, more: int) -> None:
+        """Of several attends after the append that holds position 63, the first weighs channels (SPEC 3.2)."""
+        n = scenario.chunks[-1][0]
+        tokens = scenario.recipe.make(scenario.shape, EVERY + more)
+        driver = Driver(target, scenario.config)
+        driver.append(tokens.slice(0, EVERY - n))
+        driver.append(tokens.slice(EVERY - n, EVERY))
+        for turn in range(3):
+            driver.attend(tokens.query[:, :, EVERY - n : EVERY].roll(turn, dims=3) * 2**turn, scenario.scale)
+        driver.append(tokens.slice(EVERY, EVERY + more))
+        driver.attend(tokens.query[:, :, EVERY:], scenario.scale)
+        driver.append(tokens.slice(0, 1))
+        driver.attend(tokens.query[:, :, :1], scenario.scale)
 
     @given(scenario=scenarios(), heads=st.integers(1, 3))
     def test_another_number_of_query_heads(self, target: Target, scenario: Scenario, heads: int) -> None:

@@ -16,6 +16,7 @@ from .answers import same_bits
 from .data import VALUES, Recipe, Shape
 from .driver import Driver, drive
 from .expect import refused
+from .refill import refill
 from .strategies import Scenario, configs, decode_only, shapes
 from .strategies import recipes as recipes_of
 from .strategies import scenarios as scenarios_of
@@ -26,7 +27,7 @@ scenarios = partial(scenarios_of, values=VALUES)
 recipes = partial(recipes_of, values=st.sampled_from(VALUES))
 """With values unlike in size and infinite ones: a store keeps account of which there are, through all of its life."""
 
-TINY = KIVConfig(hot_tokens=2, sink_tokens=1, page_tokens=2, candidate_pages=2, retrieve_tokens=2)
+TINY = KIVConfig(hot_tokens=2, sink_tokens=1, page_tokens=2, candidate_tokens=4, retrieve_tokens=2)
 
 
 def used(target: Target, attended: bool = True) -> Driver:
@@ -135,7 +136,9 @@ class Test_9_1_AppendAttend:
             if mine.valid is not None:
                 mine.valid.fill_(False)
             if attends:
-                driver.attend(chunk.query, scenario.scale, scenario.softcap, scenario.sink_logits(n))
+                driver.attend(mine.query, scenario.scale, scenario.softcap, scenario.sink_logits(n))
+                driver.last = None  # it cannot be had again
+                mine.query.fill_(77)
             start += n
 
 
@@ -151,7 +154,7 @@ class Test_9_2_Crop:
         driver.attend(tokens.query, scenario.scale)
 
     @given(
-        scenario=scenarios(config=configs(hot_tokens=st.integers(0, 4), candidate_pages=st.integers(1, 3))),
+        scenario=scenarios(config=configs(hot_tokens=st.integers(0, 4), candidate_tokens=st.integers(1, 5))),
         part=st.floats(0, 1),
         extra=recipes(),
         steps=st.integers(1, 2),
@@ -176,7 +179,7 @@ class Test_9_2_Crop:
         length = round(driver.oracle.length * part)
         driver.crop(length)
         if length:
-            other.append(scenario.tokens.slice(0, length))
+            refill(other, driver.oracle, scenario.tokens.slice(0, length), [])
         got, expected = sum(driver.store.memory()), sum(other.store.memory())
         driver.scene.require(got <= expected, "10.3", "a crop holds too much", got=got, expected=expected)
 
@@ -299,7 +302,7 @@ class Test_9_6_Report:
                 tensor = getattr(block, name)
                 good = tuple(tensor.shape) == masses and tensor.dtype == torch.float32
                 driver.scene.require(good, "9.6", f"wrong form of {name}", got=tensor)
-            for name, dtype in (("candidate_pages", torch.int64), ("selected_positions", torch.int64)):
+            for name, dtype in (("candidate_positions", torch.int64), ("selected_positions", torch.int64)):
                 tensor = getattr(block, name)
                 good = tuple(tensor.shape[:2]) == (s.batch, s.heads) and tensor.dtype == dtype and tensor.ndim == 3
                 driver.scene.require(good, "9.6", f"wrong form of {name}", got=tensor)

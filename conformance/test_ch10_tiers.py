@@ -133,7 +133,15 @@ class Test_10_4_Errors:
         driver.attend(tokens.query, arguments["scale"])
 
     @pytest.mark.parametrize(
-        "bad", [{"hot_tokens": -1}, {"page_tokens": 0}, {"group": "mean"}, {"spread_weight": 2.0}, {"tail": "all"}]
+        "bad",
+        [
+            {"hot_tokens": -1},
+            {"page_tokens": 0},
+            {"group": "mean"},
+            {"index_channels": 0},
+            {"candidate_tokens": 0},
+            {"tail": "all"},
+        ],
     )
     def test_a_bad_configuration(self, bad: dict[str, object]) -> None:
         with pytest.raises(KIVConfigError, match=next(iter(bad))):

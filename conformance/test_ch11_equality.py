@@ -9,10 +9,11 @@ from hypothesis import assume, event, given
 from hypothesis import strategies as st
 from kiv_reference.admissible import violation
 
-from .budgets import Precision, group_errors, page_errors, token_errors
+from .budgets import Precision, group_errors, index_errors, token_errors
 from .driver import drive
 from .low import LowPrecision
-from .oracle import Head, best, group_scores
+from .oracle import Head
+from .oracle_numbers import best, group_scores
 from .strategies import Scenario, configs, decode_only, scenarios, shapes
 from .target import Target
 
@@ -39,17 +40,26 @@ class Test_11_1_ExactPopulation:
     @given(scenario=scenarios(exact_population=True, masks=("none",), calls=decode_only(1)))
     def test_scores_are_exact(self, scenario: Scenario) -> None:
         head, members = head_of(scenario)
-        weight, scale = Fraction(scenario.config.spread_weight), Fraction(scenario.scale)
-        _, scores = head.page_scores(members, scenario.scale)
-        low = LowPrecision(head, torch.float32).page_scores(members, scenario.scale) if head.pages else [[]] * 9
+        scale, low = Fraction(scenario.scale), LowPrecision(head, torch.float32)
+        positions, scores = head.index_scores(members, scenario.scale)
+        measured = low.index_scores(members, scenario.scale) if positions else [[]] * len(members)
         for m, query in enumerate(members):
-            for p, page in enumerate(head.pages.values()):
-                total = Fraction(0)
-                for d, q in enumerate(query):
-                    column = [Fraction(head.keys[i][d]) for i in page.positions]
-                    mean = sum(column) / len(column)
-                    total += Fraction(q) * mean + weight * abs(Fraction(q)) * max(abs(k - mean) for k in column)
-                assert Fraction(scores[m][p]) == Fraction(low[m][p]) == scale * total
+            for n, i in enumerate(positions):
+                near = self._approximate(head, i)
+                total = scale * sum(Fraction(q) * k for q, k in zip(query, near, strict=True))
+                assert Fraction(scores[m][n]) == Fraction(measured[m][n]) == total
+
+    def _approximate(self, head: Head, position: int) -> list[Fraction]:
+        """k̂ in rational numbers (SPEC 3.4); the queries weigh alike, as no position was sampled."""
+        page, near, radii = head.page_at[position], [], []
+        for column in zip(*(head.keys[i] for i in page.positions), strict=True):
+            low, high = Fraction(min(column)), Fraction(max(column))
+            centre, step, key = (low + high) / 2, (high - low) / 16, Fraction(column[page.positions.index(position)])
+            code = min(15, (key - low) // step) if step else 0
+            radii.append((centre - high, len(radii)))
+            near.append((centre + (code - Fraction(15, 2)) * step, sum(map(Fraction, column)) / len(column)))
+        coded = sorted(range(len(near)), key=lambda d: radii[d])[: head.config.index_channels]
+        return [near[d][0 if d in coded else 1] for d in range(len(near))]
 
     @given(scenario=scenarios(exact_population=True))
     def test_retrieval_is_identical(self, target: Target, scenario: Scenario) -> None:
@@ -119,11 +129,11 @@ class Test_11_3_BudgetsOfError:
     )
     def test_token_scores(self, scenario: Scenario, order: object) -> None:
         head, members = head_of(scenario)
-        positions = [i for page in head.pages.values() for i in page.positions]
+        positions = list(head.page_at)
         assume(positions)
         precision, low = Precision(torch.float32), LowPrecision(head, torch.float32)
         errors = token_errors(low, members, positions, scenario.scale, precision)
-        _, truth = head.token_scores(members, list(head.pages), scenario.scale)
+        _, truth = head.token_scores(members, positions, scenario.scale)
         query, coarse = torch.tensor(members[0]), 0
         dims = list(range(query.numel()))
         order.shuffle(dims)
@@ -142,13 +152,13 @@ class Test_11_3_BudgetsOfError:
     )
     def test_group_scores(self, scenario: Scenario) -> None:
         head, members = head_of(scenario)
-        assume(len(head.pages) > 1)
+        assume(len(head.page_at) > 1)
         precision, low = Precision(torch.float32), LowPrecision(head, torch.float32)
-        _, truth = head.page_scores(members, scenario.scale)
-        errors = page_errors(low, members, scenario.scale, precision)
+        _, truth = head.index_scores(members, scenario.scale)
+        errors = index_errors(low, members, scenario.scale, precision)
         group = scenario.config.group
         budget = group_errors(truth, errors, group, precision)
-        measured = torch.tensor(low.page_scores(members, scenario.scale))
+        measured = torch.tensor(low.index_scores(members, scenario.scale))
         scores = measured.amax(dim=0)
         if group == "exp_sum":
             scores = torch.exp(measured - measured.amax(dim=1, keepdim=True)).sum(dim=0)

@@ -122,18 +122,17 @@ def test_generate_compares_equal(
     event(f"cold tokens: {parts.cold_ram + parts.cold_disk > 0}")
 
 
-SMALL = KIVConfig(hot_tokens=4, sink_tokens=2, page_tokens=4, candidate_pages=3, retrieve_tokens=5, span_pages=2)
+SMALL = KIVConfig(hot_tokens=4, sink_tokens=2, page_tokens=4, index_channels=3, candidate_tokens=12, retrieve_tokens=5)
 
 
 @pytest.mark.parametrize(
     ("clause", "change"),
     [
         ("4.6", {"retrieve_tokens": 4}),
-        ("4.4", {"candidate_pages": 2}),
-        ("4.4", {"spread_weight": 0.0}),
+        ("4.4", {"candidate_tokens": 11}),
+        ("4.4", {"index_channels": 1}),
         ("2.2", {"hot_tokens": 3, "sink_tokens": 3}),
         ("5.1", {"tail": "none"}),
-        ("5.1", {"span_pages": 3}),
     ],
 )
 def test_the_first_divergence_stops_generate(clause: str, change: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from .data import Recipe, Shape
 from .driver import drive
 from .failure import Mismatch
-from .mutants import attention, fast, faulty, hf, retrieval, run, state
+from .mutants import attention, fast, faulty, hf, index, retrieval, run, state
 from .mutants.patching import MUTANTS, Mutant
 from .mutants.run import reference, without
 from .strategies import KIVConfig, Scenario
@@ -21,7 +21,7 @@ from .strategies import KIVConfig, Scenario
 ROOT = Path(__file__).parent.parent
 
 LONG = Scenario(
-    KIVConfig(hot_tokens=4, sink_tokens=2, page_tokens=4, span_pages=2, candidate_pages=3, retrieve_tokens=5),
+    KIVConfig(hot_tokens=4, sink_tokens=2, page_tokens=4, candidate_tokens=12, retrieve_tokens=5),
     Shape(batch=2, heads=2, groups=2, width=8, value_width=3),
     Recipe("gaussian", 7),
     ((60, False), (1, True)),
@@ -30,7 +30,7 @@ LONG = Scenario(
 EXACT = replace(
     LONG,
     config=replace(LONG.config, group="max"),
-    recipe=Recipe("few_integers", 3),
+    recipe=Recipe("integers", 3),
     exact_population=True,
 )
 
@@ -50,8 +50,9 @@ def failure_of(name: str) -> Mismatch:
 def test_there_are_enough_mutants_and_each_undoes_itself() -> None:
     """At least 25 faults, of all chapters; what they replace is put back."""
     assert len({m.name for m in MUTANTS}) == len(MUTANTS) >= 25
-    assert {module.__name__.rpartition(".")[2] for module in (attention, retrieval, state)} == {
+    assert {module.__name__.rpartition(".")[2] for module in (attention, index, retrieval, state)} == {
         "attention",
+        "index",
         "retrieval",
         "state",
     }
@@ -131,12 +132,12 @@ def test_the_kill_run_uses_the_tests_of_the_suite() -> None:
     ("name", "clause"),
     [
         ("R - 1 tokens selected", "4.6"),
-        ("C - 1 candidate pages", "4.4"),
+        ("C - 1 candidates", "4.4"),
         ("smallest tokens instead of largest", "4.6"),
         ("tail counted twice", "6.1"),
         ("wrong KV head", "4.4"),
         ("a page evicted too early", "2.2"),
-        ("report: value bytes of whole candidate pages", "9.6"),
+        ("report: value bytes of all candidates", "9.6"),
     ],
 )
 def test_a_fault_is_named_by_its_clause(name: str, clause: str) -> None:
@@ -178,12 +179,12 @@ def exec_right(snippet: str) -> None:
     "name",
     [
         "R - 1 tokens selected",
-        "C - 1 candidate pages",
+        "C - 1 candidates",
         "smallest tokens instead of largest",
         "tail counted twice",
         "wrong KV head",
         "a page evicted too early",
-        "report: value bytes of whole candidate pages",
+        "report: value bytes of all candidates",
         "values rounded to bfloat16",
     ],
 )
@@ -200,7 +201,7 @@ def test_a_snippet_fails_where_the_fault_is_and_passes_where_it_is_not(name: str
 
 
 @pytest.mark.parametrize(
-    ("name", "field"), [("smallest tokens instead of largest", "4.6"), ("C - 1 candidate pages", "4.4")]
+    ("name", "field"), [("smallest tokens instead of largest", "4.6"), ("C - 1 candidates", "4.4")]
 )
 def test_an_exact_mismatch_tells_both_scores_and_the_tie_rule(name: str, field: str) -> None:
     """In the exact population there is no margin: what was chosen, what should be, and how ties are broken."""
@@ -215,7 +216,7 @@ def test_an_exact_mismatch_tells_both_scores_and_the_tie_rule(name: str, field: 
 
 def test_without_an_assertion_its_mutant_lives() -> None:
     """Deleting one assertion from `checks` lets a mutant live; with it, the mutant dies."""
-    name = "report: value bytes of whole candidate pages"
+    name = "report: value bytes of all candidates"
     assert failure_of(name).clause == "9.6"
     with named(name).applied(), without("wrong bytes of cold keys and values"):
         drive(reference(), LONG)

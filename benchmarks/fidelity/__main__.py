@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 import time
@@ -9,30 +10,33 @@ import time
 from benchmarks.models import MODELS
 from benchmarks.options import parse, parser
 
+from . import plan
+from .long import plan as long_plan
+
 PARTS = {
-    "attention": "attention_level",
-    "improvements": "improvements",
-    "model": "model_level",
-    "tasks": "task_tables",
-    "rivals": "rivals",
+    "long": ("long.part", long_plan.HOT_TOKENS),
+    "model": ("model_level", plan.HOT_TOKENS),
+    "tasks": ("task_tables", plan.HOT_TOKENS),
+    "rivals": ("rivals", plan.HOT_TOKENS),
 }
-"""Name of a part -> its module, which has ``run(options) -> Result`` and ``draw(result)``."""
+"""Name of a part -> its module, which has ``run(options) -> Result`` and ``draw(result)``, and the models it asks."""
 
 
 def main() -> None:
     """Run the parts that the command line names."""
     made = parser("fidelity", __doc__)
     made.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)} (default: all)")
-    made.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="default: both")
-    made.add_argument("--longest", type=int, help="leave out longer contexts of whole models, in tokens")
+    made.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="default: a part's own")
+    made.add_argument("--longest", type=int, help="leave out longer contexts, in tokens")
     options = parse(made, None)
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:
         made.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     for part in options.parts or PARTS:
         start = time.perf_counter()
-        module = importlib.import_module(f".{PARTS[part]}", __package__)
-        result = module.run(options)
+        name, asked = PARTS[part]
+        module = importlib.import_module(f".{name}", __package__)
+        result = module.run(argparse.Namespace(**vars(options) | {"models": [m for m in options.models if m in asked]}))
         result.settings["seconds"] = round(time.perf_counter() - start)
         result.write(options.out, module.draw(result))
         print(f"{part}: {result.settings['seconds']} s, {options.out / result.name}.md", file=sys.stderr)

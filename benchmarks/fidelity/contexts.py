@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from benchmarks.models import load_model, twin
 
 from .continuation import Continuation, fork_stock
+from .queries import SampledQueries
 from .systems import SINK_TOKENS, System
 from .window import windowed
 
@@ -40,7 +41,8 @@ class Context:
         self.model = load_model(model)
         self._kiv_model = twin(self.model, "kiv")
         self.ids = ids
-        self._full = prefill(self.model, ids)
+        self._queries = SampledQueries(self.model)
+        self._full = prefill(self._queries.model, ids)
         self._made: dict[str, Cache] = {}
 
     def open(self, system: System) -> Continuation:
@@ -64,7 +66,7 @@ class Context:
         if system.kind == "window":
             return windowed(self.model.config, self._full, SINK_TOKENS, system.hot_tokens)
         cache = KIVCache(self._kiv_model.config, system.config, impl=system.impl)
-        fill(self._kiv_model, cache, self.ids, self._full)
+        fill(self._kiv_model, cache, self.ids, self._full, self._queries)
         return cache
 
     def close(self) -> None:
@@ -85,17 +87,22 @@ def prefill(model: PreTrainedModel, ids: torch.Tensor) -> DynamicCache:
 
 
 @torch.no_grad()
-def fill(model: PreTrainedModel, cache: KIVCache, ids: torch.Tensor, full: DynamicCache) -> None:
-    """Bring an empty KIV cache to the state of `full`, which holds `ids`, without attending again."""
+def fill(
+    model: PreTrainedModel, cache: KIVCache, ids: torch.Tensor, full: DynamicCache, queries: SampledQueries
+) -> None:
+    """Bring an empty KIV cache to the state of `full`, which holds `ids`, without running the model again.
+
+    The store attends to each chunk as its configuration says for prompts: ``prefill="window"`` is the cheapest.
+    """
     model(input_ids=ids[:, :FIRST_TOKENS], past_key_values=cache, use_cache=True, logits_to_keep=1)
     stores = cache.kiv_layers()
     for index, (mine, theirs) in enumerate(zip(cache.layers, full.layers, strict=True)):
         if index in stores:
             # In pieces: a store may stage what one append brings.
-            keys = theirs.keys[:, :, FIRST_TOKENS:].split(CHUNK_TOKENS, dim=2)
-            values = theirs.values[:, :, FIRST_TOKENS:].split(CHUNK_TOKENS, dim=2)
-            for key, value in zip(keys, values, strict=True):
-                stores[index].store.append(key, value)
+            for start in range(FIRST_TOKENS, ids.shape[1], CHUNK_TOKENS):
+                part = slice(start, min(start + CHUNK_TOKENS, ids.shape[1]))
+                stores[index].store.append(theirs.keys[:, :, part], theirs.values[:, :, part])
+                queries.attend(stores[index].store, index, part.start, part.stop)
         else:
             assert isinstance(theirs, DynamicSlidingWindowLayer)
             mine.keys, mine.values = theirs.keys.clone(), theirs.values.clone()

@@ -1,4 +1,4 @@
-"""Documents of the task level as tokens, and a question's answer judged as it is written; no cache is known here."""
+"""Natural text as tokens, with a quiz in it or without, and answers judged as written; no cache is known here."""
 
 from __future__ import annotations
 
@@ -25,6 +25,18 @@ def document_ids(document: Document) -> torch.Tensor:
 
     ids = tokenizer(fitted(lines, document.quiz, document.tokens, count), return_tensors="pt").input_ids
     return torch.cat([ids[:, :1], ids[:, 2:]], dim=1) if ids.shape[1] % 2 else ids
+
+
+TEXTS = {"genesis": 0.0, "gospels": 0.75}
+"""Name of a haystack without questions -> the share of the King James text before it."""
+
+
+def haystack_tokens(model: str, text: str, count: int) -> torch.Tensor:
+    """Token ids, int64 [1, count], of the King James text from the place that `text` names."""
+    whole = kjv_text()
+    start = int(len(whole) * TEXTS[text])
+    start = 0 if start == 0 else whole.index("\n", start) + 1
+    return load_tokenizer(model)(whole[start : start + 16 * count], return_tensors="pt").input_ids[:, :count]
 
 
 def prompt_ids(model: str, question: Question) -> torch.Tensor:

@@ -22,7 +22,7 @@ from platformdirs import user_cache_path
 
 PACKAGES = ("kiv_reference", "kiv_fast", "kiv_hf")
 MODULES = (
-    *("agreement", "contexts", "continuation", "documents", "memory", "plan", "pressed", "rival_costs", "systems"),
+    *("agreement", "contexts", "continuation", "documents", "memory", "plan", "pressed", "queries", "rival_costs", "systems"),
     *("task_level", "tasks", "window", "words"),
 )
 """Modules of this folder, beside those of the packages, that decide what is measured."""
@@ -42,10 +42,10 @@ def sources() -> list[Path]:
     return found
 
 
-def fingerprint(options: argparse.Namespace) -> str:
-    """Twelve hexadecimal digits that change with anything that could change a figure."""
+def fingerprint(options: argparse.Namespace, files: Iterable[Path] | None = None) -> str:
+    """Twelve hexadecimal digits that change with anything that could change a figure: `sources`, or `files`."""
     digest = hashlib.sha256()
-    for path in sources():
+    for path in sources() if files is None else files:
         digest.update(path.read_bytes())
     versions = [importlib.metadata.version(name) for name in ("torch", "transformers")]
     digest.update(json.dumps([versions, options.seed, options.impl, options.quick, torch.get_num_threads()]).encode())
@@ -109,7 +109,7 @@ class Journal:
         self._file.close()
 
 
-def open_journal(options: argparse.Namespace, part: str) -> Journal:
-    """Open the journal of a part for these options and this code."""
+def open_journal(options: argparse.Namespace, part: str, files: Iterable[Path] | None = None) -> Journal:
+    """Open the journal of a part for these options and this code, or for that of `files` alone."""
     folder = user_cache_path("kiv-benchmarks") / "journals"
-    return Journal(folder / f"{part}-{fingerprint(options)}.jsonl")
+    return Journal(folder / f"{part}-{fingerprint(options, files)}.jsonl")

@@ -15,8 +15,8 @@ from benchmarks.models import MODELS
 from benchmarks.report import Result
 
 from .agreement import Agreement
-from .capture import TEXTS, haystack_tokens
 from .contexts import Context, refusals
+from .documents import TEXTS, haystack_tokens
 from .journal import Journal, open_journal
 from .plan import CONTEXTS, GREEDY_TOKENS, HOT_TOKENS, ONE_TEXT_TOKENS, SCORED_TOKENS, context_lengths, text_count
 from .systems import FULL, systems

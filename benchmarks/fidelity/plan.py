@@ -24,7 +24,7 @@ from .tasks import (
 )
 
 HOT_TOKENS = {"gemma": 2048, "smollm2": 1024}
-"""Short name of a model -> hot window of all systems, as at the attention level."""
+"""Short name of a model -> hot window of all systems."""
 
 QUICK_TOKENS = {"gemma": 2560, "smollm2": 1536}
 """Context of a run that only shows that it runs: a little is cold."""

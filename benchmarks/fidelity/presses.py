@@ -24,8 +24,7 @@ from benchmarks.report import Result
 from benchmarks.timing import interleave, median_ms
 
 from .agreement import Agreement
-from .capture import TEXTS, haystack_tokens
-from .documents import answered, document_ids, prompt_ids
+from .documents import TEXTS, answered, document_ids, haystack_tokens, prompt_ids
 from .journal import Journal, Record, open_journal
 from .plan import GREEDY_TOKENS, SCORED_TOKENS, Document, context_lengths, documents
 from .pressed import FULL, INTERVAL_TOKENS, KEPT_TOKENS, MODEL, PRESSES, PressedContext

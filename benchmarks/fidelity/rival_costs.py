@@ -9,9 +9,9 @@ from kiv_hf import KIVCache
 
 from benchmarks.timing import interleave, median_ms
 
-from .capture import haystack_tokens
 from .contexts import Context
 from .continuation import Continuation
+from .documents import haystack_tokens
 from .journal import Record
 from .memory import peak_bytes, stock_bytes
 from .systems import System

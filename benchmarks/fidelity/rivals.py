@@ -19,7 +19,7 @@ from benchmarks.models import MODELS
 from benchmarks.report import Result, Table
 
 from . import model_level, rival_costs, task_level
-from .capture import TEXTS
+from .documents import TEXTS
 from .journal import open_journal
 from .plan import HOT_TOKENS, context_lengths
 from .presses import RESULT

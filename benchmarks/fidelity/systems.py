@@ -51,12 +51,17 @@ class System:
         return self.kind in ("quantised", "offloaded", "window")
 
 
+def asked(**knobs: Any) -> KIVConfig:
+    """A configuration for a context that is filled, not read: of its prompt the answers are thrown away."""
+    return KIVConfig(**knobs, prefill="window", query_block_tokens=1024, exact_suffix_tokens=0)
+
+
 def systems(model: str, impl: str) -> list[System]:
     """Full attention first, then KIV as it is shipped but for the hot window, the original's rule, and the rivals."""
     hot = HOT_TOKENS[model]
     found = [
         System(FULL, "full"),
-        System("KIV", "kiv", KIVConfig(hot_tokens=hot), impl),
+        System("KIV", "kiv", asked(hot_tokens=hot), impl),
     ]
     pool = partial(OriginalPool, hot_tokens=hot)
     found.append(System("the original KIV's rule", "original", KIVConfig(), pool))

@@ -65,10 +65,9 @@ NOTES = [
     "The models are small: of phonebooks, near-duplicates and counts they find little with full attention, so the "
     "targets of these tasks rest on few questions, whose number is in brackets.",
     "Left out to save time: caches that are dearer to run are not asked about documents beyond "
-    + ", ".join(f"{RIVAL_TOKENS[model]:,} tokens ({MODELS[model].title})" for model in MODELS)
+    + ", ".join(f"{RIVAL_TOKENS[model]:,} tokens ({MODELS[model].title})" for model in RIVAL_TOKENS)
     + "; one document of each length, so one needle for each depth and length, its phrasing another at each.",
-    f"SmolLM2-135M-Instruct has {KIVConfig().candidate_pages} candidate pages here as everywhere: in its documents up "
-    "to 4,096 tokens every cold page is a candidate, and so it is in Gemma's of 4,096.",
+    "In documents of at most as many cold tokens as there are candidates, every cold token is one.",
     "Two hops are asked for one after the other, the first one's answer told before the second is asked for. In "
     "aggregation the rarer animal was seen last.",
 ]

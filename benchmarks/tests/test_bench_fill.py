@@ -48,7 +48,7 @@ def filled(model, ids, cache, attention, tokens=TOKENS):
 
 def test_all_caches_hold_the_same_context(model, ids):
     kiv_model = twin(model, "kiv")
-    exact = KIVConfig(retrieve_tokens=None, hot_tokens=64)
+    exact = KIVConfig(retrieve_tokens=None, hot_tokens=64, page_tokens=64)
     plain = filled(model, ids, DynamicCache(config=model.config), "sdpa")
     kiv = filled(model, ids, KIVCache(kiv_model.config, exact, impl="reference"), "kiv")
     original = filled(model, ids, KIVCache(kiv_model.config, KIVConfig(), impl=OriginalPool), "kiv")  # all of it is hot

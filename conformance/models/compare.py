@@ -21,11 +21,11 @@ from .feeds import PIECES, TOKENS, cache_argument, feed, padded, stock_cache, te
 from .kinds import Recorder
 from .outcome import Outcome
 
-_PAGES: dict[str, Any] = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4, "span_pages": 3}
+_PAGES: dict[str, Any] = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4}
 EXACT = KIVConfig(retrieve_tokens=None, **_PAGES)
 # One token of the cold ones and nothing for the rest, in prefill too: surely not what full attention gives.
 STARVED = KIVConfig(
-    retrieve_tokens=1, candidate_pages=1, prefill="retrieve", query_block_tokens=4, exact_suffix_tokens=0,
+    retrieve_tokens=1, candidate_tokens=1, prefill="retrieve", query_block_tokens=4, exact_suffix_tokens=0,
     tail="none", **_PAGES
 )  # fmt: skip
 

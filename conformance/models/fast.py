@@ -18,10 +18,10 @@ from kiv_reference.report import AttendReport
 from .feeds import PIECES, feed
 
 SMALL = KIVConfig(
-    hot_tokens=8, sink_tokens=2, page_tokens=4, span_pages=2, candidate_pages=3, retrieve_tokens=5,
+    hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=4, candidate_tokens=7, retrieve_tokens=5,
     prefill="retrieve", query_block_tokens=4, exact_suffix_tokens=0,
 )  # fmt: skip
-"""Of 28 cold tokens at the end of the text 5 are selected, and 3 of 7 pages are candidates."""
+"""Of 28 cold tokens at the end of the text 7 are candidates and 5 are selected."""
 
 
 def compare_fast(

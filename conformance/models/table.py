@@ -61,7 +61,7 @@ def render(sections: Iterable[Section]) -> str:
         "`control` is the same distance with nearly every cold token left out on purpose, which must be above 1.",
         "",
         f"Then the fast implementation and the reference answer every attention call side by side, fed the same ways "
-        f"under a budget of {SMALL.retrieve_tokens} tokens from {SMALL.candidate_pages} pages of {SMALL.page_tokens}: "
+        f"under a budget of {SMALL.retrieve_tokens} tokens from {SMALL.candidate_tokens} candidates: "
         "selections must be admissible, and outputs equal to rounding after the hand-over of the selection (SPEC 11.2, "
         "11.3). `fast` is the number of selections that were compared: one for each query block, sequence and KV head "
         "that had more cold tokens than the budget.",

@@ -58,11 +58,10 @@ def outputs_off(store: Any) -> None:
 
 FAULTS = {
     "one token too few": ("4.6", obeying(retrieve_tokens=4)),
-    "one page too few": ("4.4", obeying(candidate_pages=2)),
-    "no spread": ("4.4", obeying(spread_weight=0.0)),
+    "one candidate too few": ("4.4", obeying(candidate_tokens=6)),
+    "one channel": ("4.4", obeying(index_channels=1)),
     "hot too short": ("2.2", obeying(hot_tokens=4)),
     "no tail": ("5.1", obeying(tail="none")),
-    "wrong spans": ("5.1", obeying(span_pages=3)),
     "exact prefill": ("7.2", obeying(prefill="exact")),
     "another head's keys": ("5.1", spoilt(heads_swapped)),
     "another token's values": ("5.1", spoilt(values_late)),
@@ -104,7 +103,7 @@ def test_a_fault_makes_the_row_wrong():
 
 
 def test_only_choices_are_counted():
-    """Chunks end at 17, 18, 20, 33 and 40; from position 18 on more tokens are cold than the budget allows."""
+    """Chunks end at 17, 18, 20, 33 and 40; from position 18 on there are more cold tokens than candidates."""
     assert PIECES["chunks"] == [17, 1, 2, 13, 7]
     blocks = 1 + 4 + 2  # of at most 4 queries, in the last three chunks
     model = use_kiv(tiny_model("llama", None))

@@ -13,7 +13,7 @@ from kiv_reference.partition import QueryBlock
 from kiv_reference.tokens import Tokens
 from kiv_reference.view import HeadView
 
-from .patching import mutant
+from .patching import mutant, reworded
 
 BOTH = ((block, "attend_tokens"), (block, "attend_exactly"))
 
@@ -88,17 +88,6 @@ def _(original: Any) -> Any:
     return lambda self, logits: logits
 
 
-@mutant("no soft cap for spans", (block, "tail"))
-def _(original: Any) -> Any:
-    def changed(query: Any, view: Any, candidates: Any, selected: Any, m: Modifiers, config: Any) -> Pseudo:
-        capped = original(query, view, candidates, selected, m, config)
-        free = original(query, view, candidates, selected, dataclasses.replace(m, softcap=None), config)
-        pages = len(tail.leftovers(view, candidates, selected))
-        return Pseudo(torch.cat([capped.logits[..., :pages], free.logits[..., pages:]], dim=2), capped.values)
-
-    return changed
-
-
 @mutant("sink logits forgotten", (store, "check_modifiers"))
 def _(original: Any) -> Any:
     def changed(*arguments: Any) -> None:
@@ -144,96 +133,98 @@ def _(original: Any) -> Any:
 def _(original: Any) -> Any:
     def changed(*arguments: Any) -> Pseudo:
         pseudo = original(*arguments)
-        twice = torch.cat([pseudo.logits] * 2, dim=2), torch.cat([pseudo.values] * 2)
-        return Pseudo(*twice, pseudo.near, pseudo.shift)
+        return Pseudo(torch.cat([pseudo.logits] * 2, dim=2), torch.cat([pseudo.values] * 2))
 
     return changed
 
 
-@mutant("span tail without the count", (tail, "summarise_spans"))
+TAIL = (block, "tail")
+reworded(
+    "tail without the exact logits of candidates", TAIL, "torch.where(read[:, None],", "torch.where(read[:, None] < 0,"
+)
+reworded("tail that reads the keys of all", TAIL, "torch.where(read[:, None],", "torch.where(read[:, None] >= 0,")
+reworded("tail of selected tokens too", TAIL, "left = cold[~torch.isin(cold, selected)]", "left = cold")
+reworded(
+    "tail of candidates alone",
+    TAIL,
+    "~torch.isin(cold, selected)",
+    "~torch.isin(cold, selected) & torch.isin(cold, candidates)",
+)
+reworded("tail of unread tokens alone", TAIL, "~torch.isin(cold, selected)", "~torch.isin(cold, candidates)")
+reworded(
+    "tail by the mean of logits",
+    TAIL,
+    "torch.logsumexp(logits[:, :, pages == page], dim=2)",
+    "logits[:, :, pages == page].mean(dim=2)",
+)
+reworded(
+    "tail without the scale of estimates",
+    TAIL,
+    "view.approximate_keys(left))",
+    "view.approximate_keys(left) / modifiers.scale)",
+)
+reworded(
+    "no soft cap for estimates",
+    TAIL,
+    "# [G, TQ, K]",
+    "\n    logits = torch.where(read, logits, modifiers.scale * (query @ keys.T))",
+)
+reworded(
+    "values of the first pages for the tail's",
+    TAIL,
+    "view.index.value[named]",
+    "view.index.value[torch.arange(len(named))]",
+)
+
+
+@mutant("tail with the mean value of what is left", (block, "tail"))
 def _(original: Any) -> Any:
-    def changed(*arguments: Any) -> Any:
-        spans = original(*arguments)
-        return dataclasses.replace(spans, count=torch.ones_like(spans.count))
-
-    return changed
-
-
-@mutant("spans as means of page means", (tail, "summarise_spans"), look="3.2")
-def _(original: Any) -> Any:
-    def changed(count: torch.Tensor, *arguments: Any) -> Any:
-        return dataclasses.replace(
-            original(torch.ones_like(count), *arguments), count=original(count, *arguments).count
-        )
-
-    return changed
-
-
-@mutant("candidate pages in the span tail as well", (tail, "summarise_spans"))
-def _(original: Any) -> Any:
-    def changed(count: torch.Tensor, mean: Any, value: Any, pages: Any, span_pages: int) -> Any:
-        return original(count, mean, value, (count > 0).nonzero()[:, 0], span_pages)
-
-    return changed
-
-
-@mutant("spans one page too long", (tail, "summarise_spans"))
-def _(original: Any) -> Any:
-    return lambda count, mean, value, pages, span_pages: original(count, mean, value, pages, span_pages + 1)
-
-
-@mutant("page tail of selected tokens too", (tail, "leftovers"))
-def _(original: Any) -> Any:
-    return lambda view, candidates, selected: original(view, candidates, selected[:0])
-
-
-@mutant("page tail with the mean value of what is left", (block, "tail"))
-def _(original: Any) -> Any:
-    def changed(query: Any, view: HeadView, candidates: Any, selected: Any, *rest: Any) -> Pseudo:
-        pseudo = original(query, view, candidates, selected, *rest)
-        values = pseudo.values.clone()
-        for i, (_, positions) in enumerate(tail.leftovers(view, candidates, selected)):
-            values[i] = view.values(positions).mean(dim=0)
+    def changed(query: Any, view: HeadView, candidates: Any, selected: Any, modifiers: Any) -> Pseudo:
+        pseudo = original(query, view, candidates, selected, modifiers)
+        values, cold = pseudo.values.clone(), view.cold_positions()
+        left = cold[~torch.isin(cold, selected)]
+        for i, page in enumerate(torch.unique(view.pages(left))):
+            values[i] += view.values(left[view.pages(left) == page]).mean(dim=0) - view.index.value[page]
         return pseudo._replace(values=values)
 
     return changed
 
 
-@mutant("no shift of mean values", (tail, "value_shift"), look="5.5")
+@mutant("no shift of mean values", (tail, "value_shift"), look="5.4")
 def _(original: Any) -> Any:
     return lambda *arguments: torch.zeros_like(original(*arguments))
 
 
-@mutant("mean values shifted the other way", (tail, "value_shift"), look="5.5")
+@mutant("mean values shifted the other way", (tail, "value_shift"), look="5.4")
 def _(original: Any) -> Any:
     return lambda *arguments: -original(*arguments)
 
 
-@mutant("mean values of spans are shifted as well", (block, "tail"), look="5.5")
-def _(original: Any) -> Any:
-    def changed(*arguments: Any) -> Pseudo:
-        pseudo = original(*arguments)
-        return pseudo._replace(near=pseudo.logits.shape[2])
+reworded(
+    "mean values of pages with candidates alone are shifted",
+    TAIL,
+    "[:, None, None] + shift",
+    "[:, None, None] + shift * torch.isin(named, view.pages(candidates))[:, None, None, None]",
+    look="5.4",
+)
 
-    return changed
 
-
-@mutant("shift without the fade of the heaviest", (tail, "SHIFT_POWER"), look="5.5")
+@mutant("shift without the fade of the heaviest", (tail, "SHIFT_POWER"), look="5.4")
 def _(original: Any) -> Any:
     return 0.0
 
 
-@mutant("shift that fades too slowly", (tail, "SHIFT_POWER"), look="5.5")
+@mutant("shift that fades too slowly", (tail, "SHIFT_POWER"), look="5.4")
 def _(original: Any) -> Any:
     return 2.0
 
 
-@mutant("shift by the whole deviation", (tail, "SHIFT_WEIGHT"), look="5.5")
+@mutant("shift by the whole deviation", (tail, "SHIFT_WEIGHT"), look="5.4")
 def _(original: Any) -> Any:
     return 1.0
 
 
-@mutant("shift that fades by each query's own score", (tail, "value_shift"), look="5.5")
+@mutant("shift that fades by each query's own score", (tail, "value_shift"), look="5.4")
 def _(original: Any) -> Any:
     def changed(query: torch.Tensor, *rest: Any) -> torch.Tensor:
         rows = [
@@ -244,7 +235,7 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("shift without the soft cap", (tail, "value_shift"), look="5.5")
+@mutant("shift without the soft cap", (tail, "value_shift"), look="5.4")
 def _(original: Any) -> Any:
     def changed(query: Any, view: Any, selected: Any, modifiers: Modifiers) -> torch.Tensor:
         return original(query, view, selected, dataclasses.replace(modifiers, softcap=None))

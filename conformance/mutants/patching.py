@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
+
+from .source import code_of
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,23 @@ class Mutant:
 
 
 MUTANTS: list[Mutant] = []
+
+
+def reworded(name: str, *places_and_words: Any, look: str = "") -> None:
+    """Register a change of one function's text: (owner, attribute) once or more, then what it says once, and instead.
+
+    The function's own module gives the names that it uses.
+    """
+    *places, old, new = places_and_words
+
+    def change(original: FunctionType) -> FunctionType:
+        source = textwrap.dedent(inspect.getsource(original))
+        if source.count(old) != 1:
+            raise LookupError(f"{original.__qualname__} has {old!r} {source.count(old)} times: change the mutant")
+        code = code_of(original, source.replace(old, new))
+        return FunctionType(code, original.__globals__, original.__name__, original.__defaults__)
+
+    mutant(name, *places, look=look)(change)
 
 
 def mutant(

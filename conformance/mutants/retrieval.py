@@ -1,4 +1,4 @@
-"""Faults in scores, ranking and selection (SPEC 3 and 4)."""
+"""Faults in scores, ranking, selection and the limit of what is missed (SPEC 4 and 6)."""
 
 from __future__ import annotations
 
@@ -6,26 +6,24 @@ import dataclasses
 from typing import Any
 
 import torch
-from kiv_reference import KIVConfig, block, mass, select, summary, tokens
+from kiv_reference import KIVConfig, block, index, mass, partition, select, store
 from kiv_reference.view import HeadView
 
-from .patching import mutant
+from .patching import mutant, reworded
 
 
 def more(config: KIVConfig, **changes: int) -> KIVConfig:
-    """The configuration with some numbers moved, and enough candidates for them."""
+    """The configuration with some numbers moved, and at least one candidate for each selected token."""
     moved = {name: getattr(config, name) + by for name, by in changes.items()}
-    moved["candidate_pages"] = max(moved.get("candidate_pages", config.candidate_pages), 1)
-    if moved["candidate_pages"] * config.page_tokens < moved.get("retrieve_tokens", config.retrieve_tokens):
-        moved["retrieve_tokens"] = moved["candidate_pages"] * config.page_tokens
+    moved["candidate_tokens"] = max(moved.get("candidate_tokens", config.candidate_tokens), 1)
+    moved["retrieve_tokens"] = min(moved.get("retrieve_tokens", config.retrieve_tokens), moved["candidate_tokens"])
     return dataclasses.replace(config, **moved)
 
 
 @mutant("R + 1 tokens selected", (block, "select_tokens"))
 def _(original: Any) -> Any:
     def changed(view: Any, members: Any, candidates: Any, scale: float, config: KIVConfig) -> Any:
-        roomy = dataclasses.replace(config, candidate_pages=config.candidate_pages + 1)
-        return original(view, members, candidates, scale, more(roomy, retrieve_tokens=1))
+        return original(view, members, candidates, scale, more(config, candidate_tokens=1, retrieve_tokens=1))
 
     return changed
 
@@ -35,14 +33,14 @@ def _(original: Any) -> Any:
     return lambda *arguments: original(*arguments)[:-1]
 
 
-@mutant("C + 1 candidate pages", (block, "retrieve"))
+@mutant("C + 1 candidates", (block, "retrieve"))
 def _(original: Any) -> Any:
-    return lambda q, at, view, m, config: original(q, at, view, m, more(config, candidate_pages=1))
+    return lambda q, at, view, m, config: original(q, at, view, m, more(config, candidate_tokens=1))
 
 
-@mutant("C - 1 candidate pages", (block, "retrieve"))
+@mutant("C - 1 candidates", (block, "retrieve"))
 def _(original: Any) -> Any:
-    return lambda q, at, view, m, config: original(q, at, view, m, more(config, candidate_pages=-1))
+    return lambda q, at, view, m, config: original(q, at, view, m, more(config, candidate_tokens=-1))
 
 
 @mutant("smallest tokens instead of largest", (block, "select_tokens"))
@@ -50,9 +48,33 @@ def _(original: Any) -> Any:
     return lambda view, members, *rest: original(view, -members, *rest)
 
 
-@mutant("smallest pages instead of largest", (select, "page_scores"))
+@mutant("smallest estimates instead of largest", (block, "rank_cold"))
 def _(original: Any) -> Any:
-    return lambda *arguments: -original(*arguments)
+    return lambda view, members, *rest: original(view, -members, *rest)
+
+
+@mutant("selection from all cold tokens", (block, "select_tokens"))
+def _(original: Any) -> Any:
+    return lambda view, members, candidates, *rest: original(view, members, view.cold_positions(), *rest)
+
+
+@mutant("selection by estimates", (block, "select_tokens"))
+def _(original: Any) -> Any:
+    def changed(view: Any, members: Any, candidates: Any, scale: float, config: KIVConfig) -> Any:
+        ranked = select.rank_cold(view, members, scale, config)
+        return ranked[torch.isin(ranked, candidates)][: config.retrieve_tokens].sort().values
+
+    return changed
+
+
+RANK, TOKENS, BEST = (block, "rank_cold"), (block, "select_tokens"), (select, "best")
+reworded("candidates by exact scores", RANK, "view.approximate_keys(positions)", "view.keys(positions)")
+reworded("candidates by the maximum of the group", RANK, "config.group", '"max"')
+reworded("candidates by the sum of exponentials", RANK, "config.group", '"exp_sum"')
+reworded("selection by the maximum of the group", TOKENS, "config.group", '"max"')
+reworded("selection by the sum of exponentials", TOKENS, "config.group", '"exp_sum"')
+reworded("scale twice in the estimate", RANK, "estimates = scale", "estimates = scale * scale", look="4.3")
+reworded("no scale in the token score", TOKENS, "scores = scale *", "scores =", look="4.3")
 
 
 @mutant("ties to the higher index", (select, "best"))
@@ -64,14 +86,13 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("group maximum instead of the sum of exponentials", (select, "group_scores"))
+@mutant("ties among candidates by the order of their estimates", (block, "select_tokens"))
 def _(original: Any) -> Any:
-    return lambda scores, group: original(scores, "max")
+    def changed(view: Any, members: Any, candidates: Any, scale: float, config: KIVConfig) -> Any:
+        ranked = select.rank_cold(view, members, scale, config)
+        return original(view, members, ranked[torch.isin(ranked, candidates)], scale, config)
 
-
-@mutant("sum of exponentials instead of the group maximum", (select, "group_scores"))
-def _(original: Any) -> Any:
-    return lambda scores, group: original(scores, "exp_sum")
+    return changed
 
 
 @mutant("exponentials below a maximum over all members", (select, "group_scores"))
@@ -92,73 +113,22 @@ def _(original: Any) -> Any:
     return lambda scores, group: original(scores[:1], group)
 
 
-@mutant("scale twice in the page score", (select, "page_scores"), look="2.3")
+@mutant("padding retrieved", (HeadView, "cold_positions"))
 def _(original: Any) -> Any:
-    return lambda members, mean, spread, scale, weight: original(members, mean, spread, scale * scale, weight)
+    return lambda self: torch.arange(self.partition.cold_start, self.partition.hot_start)
 
 
-@mutant("no scale in the token score", (block, "select_tokens"), look="4.3")
+@mutant("approximate keys in float16", (HeadView, "approximate_keys"))
 def _(original: Any) -> Any:
-    return lambda view, members, candidates, scale, config: original(view, members, candidates, 1.0, config)
-
-
-@mutant("spread weight always 1", (select, "page_scores"))
-def _(original: Any) -> Any:
-    return lambda members, mean, spread, scale, weight: original(members, mean, spread, scale, 1.0)
-
-
-@mutant("spread weight always 0", (select, "page_scores"))
-def _(original: Any) -> Any:
-    return lambda members, mean, spread, scale, weight: original(members, mean, spread, scale, 0.0)
-
-
-@mutant("spread times q instead of |q|", (select, "page_scores"))
-def _(original: Any) -> Any:
-    return lambda members, mean, spread, scale, weight: scale * (members @ mean.T + weight * (members @ spread.T))
-
-
-@mutant("spread over |k| instead of |k - mean|", (tokens, "summarise"))
-def _(original: Any) -> Any:
-    def changed(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor) -> Any:
-        page = original(key, value, valid)
-        return page._replace(spread=key[:, valid].to(page.mean.dtype).abs().amax(dim=1)) if bool(valid.any()) else page
-
-    return changed
-
-
-@mutant("spread is a mean deviation", (tokens, "summarise"))
-def _(original: Any) -> Any:
-    def changed(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor) -> Any:
-        page = original(key, value, valid)
-        return page._replace(spread=(key[:, valid].to(page.mean.dtype) - page.mean[:, None]).abs().mean(dim=1))
-
-    return changed
-
-
-@mutant("padding summarised", (tokens, "summarise"))
-def _(original: Any) -> Any:
-    def changed(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor) -> Any:
-        return original(key.nan_to_num(), value.nan_to_num(), torch.ones_like(valid))
-
-    return changed
-
-
-@mutant("padding retrieved", (HeadView, "page_positions"))
-def _(original: Any) -> Any:
-    return lambda self, page: torch.arange(*self.partition.page(page))
-
-
-@mutant("scores in float16", (select, "page_scores"), look="4.2")
-def _(original: Any) -> Any:
-    return lambda *arguments: original(*arguments).to(torch.float16).to(arguments[0].dtype)
+    return lambda self, positions: original(self, positions).to(torch.float16).to(self.index.mean.dtype)
 
 
 @mutant("keys rounded to float16 before scoring", (HeadView, "keys"))
 def _(original: Any) -> Any:
-    return lambda self, positions: original(self, positions).to(torch.float16).to(summary.compute_dtype(self.key.dtype))
+    return lambda self, positions: original(self, positions).to(torch.float16).to(index.compute_dtype(self.key.dtype))
 
 
-@mutant("softcap in ranking", (block, "retrieve"), look="4.6")
+@mutant("softcap in ranking", (block, "retrieve"), look="8.1")
 def _(original: Any) -> Any:
     def changed(query: Any, at: Any, view: Any, m: Any, config: KIVConfig) -> Any:
         group_scores = select.group_scores
@@ -171,43 +141,71 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("whole pages for the first member only", (block, "missed_bounds"))
+CHOSEN, BLOCKS = (partition, "_chosen"), (store, "query_blocks")
+reworded("C cold positions are a choice", CHOSEN, "cold <= config", "cold < config", look="4.1")
+reworded(
+    "one more cold position is no choice",
+    CHOSEN,
+    "<= config.candidate_tokens",
+    "<= config.candidate_tokens + 1",
+    look="4.1",
+)
+reworded("cold pages counted for cold positions", CHOSEN, " * config.page_tokens", "", look="4.1")
+reworded("never exact, however few are cold", CHOSEN, "cold <= config.candidate_tokens", "False", look="4.1")
+reworded(
+    "the first block of a call decides for all", BLOCKS, "config.prefill, start)", "config.prefill, first)", look="4.1"
+)
+reworded("windows are exact where few are cold", CHOSEN, 'mode == "retrieve"', 'mode != "exact"', look="7.3")
+
+RETRIEVE = (block, "retrieve")
+reworded("the limit holds for the first member alone", RETRIEVE, "(bound <=", "(bound[:1, :1] <=", look="6.3")
+reworded(
+    "tokens taken whole are no candidates",
+    RETRIEVE,
+    "torch.unique(torch.cat([candidates, whole]))",
+    "candidates",
+    look="6.3",
+)
+reworded(
+    "candidates beyond C are not selected",
+    RETRIEVE,
+    "torch.unique(torch.cat([selected, whole]))",
+    "selected",
+    look="6.3",
+)
+
+
+@mutant("streams after 2 C instead of 4 C", (block, "WHOLE"), look="6.3")
 def _(original: Any) -> Any:
-    return lambda *arguments: original(*arguments)[:1, :1] if arguments[6] else original(*arguments)
+    return original[:3]
 
 
-@mutant("one whole page too many", (block, "missed_bounds"))
+@mutant("never streams before 8 C", (block, "WHOLE"), look="6.3")
 def _(original: Any) -> Any:
-    def changed(*arguments: Any) -> torch.Tensor:
-        bounds = original(*arguments)
-        return torch.cat([torch.ones_like(bounds[..., :1]), bounds[..., :-1]], dim=2) if arguments[6] else bounds
-
-    return changed
+    return (*original, 8)
 
 
-@mutant("streams after C pages instead of 4 C", (block, "STREAM_FACTOR"))
+@mutant("2 C is left out", (block, "WHOLE"), look="6.3")
 def _(original: Any) -> Any:
-    return 1
+    return (0, 1, 4)
 
 
-@mutant("never streams before 40 C pages", (block, "STREAM_FACTOR"), look="6.3")
+@mutant("C are taken where R are enough", (block, "WHOLE"), look="6.3")
 def _(original: Any) -> Any:
-    return 40
+    return original[1:]
 
 
-@mutant("missed bound from half the spread", (mass, "page_scores"))
+UPPER, MISSED = (mass, "upper_logits"), (block, "missed_bound")
+reworded("missed bound without the error of codes", UPPER, "query.abs() @ error.T", "0 * (query.abs() @ error.T)")
+reworded("missed bound from signed queries", UPPER, "query.abs() @ error.T", "query @ error.T", look="6.2")
+reworded("missed bound twice as wide as it need be", UPPER, "query.abs() @ error.T", "2 * (query.abs() @ error.T)")
+reworded("missed bound without the soft cap", UPPER, "modifiers.cap(", "(", look="8.1")
+reworded("missed bound without unselected candidates", MISSED, "[exact_logits(left), upper", "[upper")
+reworded(
+    "missed bound as if candidates were unread", MISSED, "torch.isin(cold, candidates)", "torch.isin(cold, selected)"
+)
+
+
+@mutant("room for rounding of a thousandth", (mass, "ROUNDING"), look="6.2")
 def _(original: Any) -> Any:
-    return lambda q, mean, spread, scale, weight: original(q, mean, spread, scale, weight / 2)
-
-
-@mutant("missed bound without the count", (mass, "upper_logits"))
-def _(original: Any) -> Any:
-    def changed(query: Any, view: HeadView, pages: torch.Tensor, m: Any) -> torch.Tensor:
-        return original(query, view, pages, m) - torch.log(view.count[pages].double())
-
-    return changed
-
-
-@mutant("missed bound twice as wide as it need be", (mass, "page_scores"))
-def _(original: Any) -> Any:
-    return lambda q, mean, spread, scale, weight: original(q, mean, spread, scale, weight * 2)
+    return 1e-3

@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -43,7 +44,7 @@ class Fault:
         source = textwrap.dedent(inspect.getsource(function))
         if source.count(self.old) != 1:
             raise LookupError(f"{self.where} has {self.old!r} {source.count(self.old)} times: change the mutant")
-        faulty, right = _code(function, source.replace(self.old, self.new)), function.__code__
+        faulty, right = code_of(function, source.replace(self.old, self.new)), function.__code__
         function.__code__ = faulty
         try:
             yield
@@ -56,12 +57,13 @@ class Fault:
         thing: Any = importlib.import_module(module)
         for name in path.split("."):
             thing = inspect.getattr_static(thing, name)
+        thing = thing.func if isinstance(thing, cached_property) else thing
         found = inspect.unwrap(thing.fget if isinstance(thing, property) else thing)
         assert isinstance(found, FunctionType), self.where
         return found
 
 
-def clause(number: str, impl: str = "fast-small-chapters") -> tuple[str, ...]:
+def clause(number: str, impl: str = "fast") -> tuple[str, ...]:
     """What the conformance suite says of a clause of SPEC.md, and for which implementation."""
     chapter, _, rest = number.partition(".")
     (path,) = Path(__file__).parent.parent.glob(f"test_ch{int(chapter):02d}_*.py")
@@ -70,7 +72,7 @@ def clause(number: str, impl: str = "fast-small-chapters") -> tuple[str, ...]:
     return (f"conformance/{path.name}::{found[1]}", f"--impl={impl}", "--profile=kill")
 
 
-def _code(function: FunctionType, source: str) -> CodeType:
+def code_of(function: FunctionType, source: str) -> CodeType:
     """What the definition in `source` compiles to, under the rules of the module that `function` comes from."""
     flags = __future__.annotations.compiler_flag
     whole = compile(source, function.__code__.co_filename, "exec", flags=flags, dont_inherit=True)

@@ -40,15 +40,6 @@ def _(original: Any) -> Any:
     return lambda self, boundary: original(self, boundary + self.page_tokens // 2)
 
 
-@mutant("padding counted in pages", (Tokens, "view"))
-def _(original: Any) -> Any:
-    def changed(self: Tokens, *arguments: Any) -> Any:
-        view = original(self, *arguments)
-        return dataclasses.replace(view, count=(view.count > 0) * view.partition.page_tokens)
-
-    return changed
-
-
 @mutant("padding answers zeros", (call.BlockCall, "_head"), look="2.4")
 def _(original: Any) -> Any:
     def changed(self: call.BlockCall, query: torch.Tensor, sequence: int, head: int, given: Any) -> Any:
@@ -74,13 +65,31 @@ def _(original: Any) -> Any:
     return lambda self, *rest: dataclasses.replace(original(self, *rest), valid=self.valid[0])
 
 
-@mutant("stale summaries after a crop", (Tokens, "crop"), look="9.2")
+@mutant("stale index after a crop", (Tokens, "crop"), look="9.2")
 def _(original: Any) -> Any:
     def changed(self: Tokens, length: int, part: Any) -> None:
-        kept = self.mean, self.spread, self.value_mean
-        self.mean, self.spread, self.value_mean = (rows.clone() for rows in kept)
+        kept = [rows.clone() for rows in self.index]
         original(self, length, part)
-        self.mean, self.spread, self.value_mean = kept
+        self.index = kept
+
+    return changed
+
+
+@mutant("a crop keeps the samples of what it drops", (Tokens, "crop"), look="9.2")
+def _(original: Any) -> Any:
+    def changed(self: Tokens, length: int, part: Any) -> None:
+        kept = self.sampled.clone()
+        original(self, length, part)
+        self.sampled = kept
+
+    return changed
+
+
+@mutant("a crop forgets all samples", (Tokens, "crop"), look="9.2")
+def _(original: Any) -> Any:
+    def changed(self: Tokens, length: int, part: Any) -> None:
+        original(self, length, part)
+        self.sampled.crop(0)
 
     return changed
 
@@ -110,6 +119,10 @@ def _(original: Any) -> Any:
     return changed
 
 
+def _clone(kept: Any) -> Any:
+    return [rows.clone() for rows in kept] if isinstance(kept, list) else kept.clone()
+
+
 def _forgets(*names: str) -> Callable[[Any], Any]:
     """Sequences are chosen for everything but the tensors named."""
 
@@ -118,7 +131,7 @@ def _forgets(*names: str) -> Callable[[Any], Any]:
             if rows.numel() != self.valid.shape[0]:
                 original(self, rows)
                 return
-            kept = {name: getattr(self, name).clone() for name in names}
+            kept = {name: _clone(getattr(self, name)) for name in names}
             original(self, rows)
             for name, value in kept.items():
                 setattr(self, name, value)
@@ -128,7 +141,8 @@ def _forgets(*names: str) -> Callable[[Any], Any]:
     return change
 
 
-mutant("reorder forgets summaries", (Tokens, "select"), look="9.3")(_forgets("mean", "spread", "value_mean"))
+mutant("reorder forgets the index", (Tokens, "select"), look="9.3")(_forgets("index"))
+mutant("reorder forgets samples", (Tokens, "select"), look="9.3")(_forgets("sampled"))
 mutant("reorder forgets validity", (Tokens, "select"), look="9.3")(_forgets("valid"))
 mutant("reorder forgets values", (Tokens, "select"), look="9.3")(_forgets("value"))
 
@@ -222,7 +236,7 @@ def _(original: Any) -> Any:
 @mutant("placement changes retrieval", (block, "retrieve"), look="10.1")
 def _(original: Any) -> Any:
     def changed(query: Any, at: Any, view: Any, m: Any, config: KIVConfig) -> Any:
-        return original(query, at, view, m, config if config.ram_bytes is None else more(config, candidate_pages=1))
+        return original(query, at, view, m, config if config.ram_bytes is None else more(config, candidate_tokens=1))
 
     return changed
 
@@ -275,22 +289,16 @@ _reports(
     lambda r, _: {"missed_bound": r.exact_mass * 0 if r.missed_bound is None else r.missed_bound},
     look="6.2",
 )
-_reports("report: candidates in order of position", lambda r, _: {"candidate_pages": _ascending(r.candidate_pages)})
+_reports("report: candidates in descending order", lambda r, _: {"candidate_positions": r.candidate_positions.flip(2)})
 _reports("report: selection in descending order", lambda r, _: {"selected_positions": r.selected_positions.flip(2)})
 _reports(
     "report: rows filled up by their last entry", lambda r, _: {"selected_positions": _filled(r.selected_positions)}
 )
-_reports("report: value bytes of whole candidate pages", lambda r, _: {"value_bytes": max(r.key_bytes, r.value_bytes)})
+_reports("report: value bytes of all candidates", lambda r, _: {"value_bytes": max(r.key_bytes, r.value_bytes)})
 _reports("report: key bytes of one head", lambda r, _: {"key_bytes": r.key_bytes // r.streamed.numel()})
 _reports("report: cold pages after the call", lambda r, c: {"cold_pages": c.config.cold_pages(c.block.stop)})
 _reports("report: first query counted within the call", lambda r, _: {"first_query": 0})
 _reports("report: nothing streamed", lambda r, _: {"streamed": torch.zeros_like(r.streamed)})
-
-
-def _ascending(pages: torch.Tensor) -> torch.Tensor:
-    """Sorted, the -1 last."""
-    key = torch.where(pages < 0, 1 << 40, pages).sort(dim=2).values
-    return torch.where(key == 1 << 40, -1, key)
 
 
 def _filled(positions: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from transformers import Cache, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig
 from benchmarks.fidelity.agreement import Agreement, common_prefix, divergence
 from benchmarks.fidelity.contexts import fill, filled_stock, kiv_continuation, prefill
 from benchmarks.fidelity.continuation import Continuation, fork_stock
+from benchmarks.fidelity.queries import SampledQueries
 from benchmarks.fidelity.window import windowed
 from benchmarks.models import twin
 
@@ -46,7 +47,8 @@ def stock(model: Gemma3ForCausalLM | LlamaForCausalLM, cache: Cache) -> Continua
 def filled(model: Gemma3ForCausalLM, ids: torch.Tensor, config: KIVConfig) -> Continuation:
     kiv_model = twin(model, "kiv")
     cache = KIVCache(kiv_model.config, config)
-    fill(kiv_model, cache, ids, prefill(model, ids))
+    queries = SampledQueries(model)
+    fill(kiv_model, cache, ids, prefill(queries.model, ids), queries)
     return kiv_continuation(kiv_model, cache)
 
 
@@ -59,7 +61,7 @@ def test_in_exact_mode_it_is_full_attention(model: Gemma3ForCausalLM, ids: torch
 
 def test_a_filled_cache_is_a_prefilled_one(model: Gemma3ForCausalLM, ids: torch.Tensor):
     context, following = ids[:, :TOKENS], ids[:, TOKENS:]
-    config = KIVConfig(hot_tokens=32, page_tokens=8, candidate_pages=4, retrieve_tokens=8)
+    config = KIVConfig(hot_tokens=32, page_tokens=8, index_channels=4, candidate_tokens=32, retrieve_tokens=8)
     kiv_model = twin(model, "kiv")
     cache = KIVCache(kiv_model.config, config)
     with torch.no_grad():
@@ -73,8 +75,9 @@ def test_a_filled_cache_is_a_prefilled_one(model: Gemma3ForCausalLM, ids: torch.
 def test_a_fork_leaves_the_context_alone(model: Gemma3ForCausalLM, ids: torch.Tensor):
     context, following = ids[:, :TOKENS], ids[:, TOKENS:]
     kiv_model = twin(model, "kiv")
-    cache = KIVCache(kiv_model.config, KIVConfig(hot_tokens=32, candidate_pages=8))
-    fill(kiv_model, cache, context, prefill(model, context))
+    cache = KIVCache(kiv_model.config, KIVConfig(hot_tokens=32, page_tokens=8, candidate_tokens=32, retrieve_tokens=8))
+    queries = SampledQueries(model)
+    fill(kiv_model, cache, context, prefill(queries.model, context), queries)
     first = kiv_continuation(kiv_model, cache.fork()).feed(following)
     again = kiv_continuation(kiv_model, cache.fork()).feed(following)
     assert torch.equal(first, again)
@@ -111,7 +114,7 @@ def test_a_stock_fork_leaves_the_context_alone(model: Gemma3ForCausalLM, ids: to
 @pytest.mark.parametrize("kind", ["kiv", "stock"])
 def test_reading_is_feeding_without_the_logits_between(model: Gemma3ForCausalLM, ids: torch.Tensor, kind: str):
     context, following = ids[:, :TOKENS], ids[:, TOKENS:]
-    config = KIVConfig(hot_tokens=32, page_tokens=8, candidate_pages=4, retrieve_tokens=8)
+    config = KIVConfig(hot_tokens=32, page_tokens=8, index_channels=4, candidate_tokens=32, retrieve_tokens=8)
     make = (
         (lambda: filled(model, context, config)) if kind == "kiv" else (lambda: stock(model, prefill(model, context)))
     )
@@ -131,7 +134,7 @@ def test_a_window_is_full_attention_over_what_it_keeps(model: Gemma3ForCausalLM,
     kept = small.layers[1].keys
     assert torch.equal(kept, torch.cat([full.layers[1].keys[:, :, :4], full.layers[1].keys[:, :, -32:]], dim=2))
     # KIV with nothing but its sinks and hot window, one token of 300 apart, knows the same.
-    config = KIVConfig(hot_tokens=32, page_tokens=1, candidate_pages=1, retrieve_tokens=1, tail="none")
+    config = KIVConfig(hot_tokens=32, page_tokens=1, candidate_tokens=1, retrieve_tokens=1, tail="none")
     near = filled(model, context, config).feed(following[:, :1])
     alike = Continuation(model, small, one_by_one=True).feed(following[:, :1])
     assert (near - alike).abs().max() < (exact[:1] - alike).abs().max()

@@ -20,7 +20,7 @@ from lm_eval.api.task import ConfigurableTask
 from benchmarks.fidelity.harness import KIVHarness
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .:"
-KNOBS = {"hot_tokens": 16, "page_tokens": 4, "candidate_pages": 3, "retrieve_tokens": 4, "question_tokens": 8}
+KNOBS = {"hot_tokens": 16, "page_tokens": 4, "candidate_tokens": 12, "retrieve_tokens": 4, "question_tokens": 8}
 LONG = "the quick brown fox jumps over the lazy dog. " * 4
 
 

@@ -48,7 +48,7 @@ def test_bytes_of_a_quantised_tensor_are_those_of_its_parts():
 
 def test_bytes_of_a_kiv_cache_cover_all_tokens_and_its_index():
     model = twin(LlamaForCausalLM(CONFIG).eval(), "kiv")
-    cache = KIVCache(model.config, KIVConfig(hot_tokens=32, page_tokens=8, candidate_pages=2, retrieve_tokens=4))
+    cache = KIVCache(model.config, KIVConfig(hot_tokens=32, page_tokens=8, candidate_tokens=16, retrieve_tokens=4))
     with torch.no_grad():
         model(input_ids=torch.arange(90)[None], past_key_values=cache)
     assert cache_bytes(cache) == sum(cache.memory()) > 2 * 2 * 2 * 90 * 8 * 4

@@ -24,9 +24,9 @@ def draw(seed, length, batch=1, heads=2, groups=2, width=16, value_width=16, dty
     return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
 
 
-def summary_bytes(store):
-    """RAM that the page summaries of a store take: they never leave it."""
-    return sum(store.state.cold.row_bytes(row).ram for row in store.state.rows)
+def index_bytes(store):
+    """RAM that the sampled queries of a store and the index of its pages take: they never leave it."""
+    return store.state._booked.ram + sum(store.state.cold.row_bytes(row).ram for row in store.state.rows)
 
 
 def feed(store, data, chunks):

@@ -10,7 +10,7 @@ import sys
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 DEVICE = torch.device("meta")
@@ -106,8 +106,7 @@ class SimulatedStreams:
 
     def __init__(self, device):
         assert device == DEVICE
-        self._flying, self._asked = [], []
-        self._begun = self._reply = 0
+        self._flying, self._begun = [], 0
 
     def pinned(self, nbytes):
         return torch.full((nbytes,), 255, dtype=torch.uint8)
@@ -120,30 +119,18 @@ class SimulatedStreams:
     def send(self, host):
         return host.to(DEVICE, non_blocking=True)
 
-    def reply(self, tensor):
-        self._begun = self._reply = self._begun + 1
-        host = torch.zeros_like(tensor.inner)  # what nobody may read yet
-        self._asked.append((self._begun, host, tensor.inner.clone()))
-        return host
-
     def land(self, until):
         """The copies up to a number are over."""
-        for entry in [entry for entry in self._asked if entry[0] <= until]:
-            entry[1].copy_(entry[2])
-            self._asked.remove(entry)
         for _, host, sent in [entry for entry in self._flying if entry[0] <= until]:
             same = host.contiguous().view(torch.uint8), sent.contiguous().view(torch.uint8)
             assert torch.equal(*same), "a slot was filled again before its copy was over"
         self._flying = [entry for entry in self._flying if entry[0] > until]
 
     def record(self):
-        streams, until, reply = self, self._begun, self._begun == self._reply
+        streams, until = self, self._begun
 
         class Event:
             def wait(self):
-                if reply:
-                    device = _get_current_dispatch_mode()
-                    device.waits.append(device._where("reply"))
                 streams.land(until)
 
         return Event()

@@ -9,19 +9,17 @@ import os
 from dataclasses import replace
 
 import pytest
-import torch
-from fast_helpers import SCALE, draw
+from fast_helpers import SCALE, draw, index_bytes
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from kiv_fast import FastPool, Tuning
 from kiv_fast.host import Table
-from kiv_fast.lookup import Lookup
 from kiv_fast.reach import HostReach
 from kiv_fast.shim import FileIO
 from kiv_reference import KIVConfig
 
-CONFIG = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, span_pages=3, candidate_pages=5, retrieve_tokens=7)
-TUNING = Tuning(least_chapter_pages=8, most_chapter_pages=32, look_pages=1, stagger_pages=1, first_segment_bytes=4096)
+CONFIG = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=6, candidate_tokens=20, retrieve_tokens=7)
+TUNING = Tuning(chunk_bytes=4096, first_segment_bytes=4096)
 WIDTH, ITEM = 16, 4
 QUICK = settings(
     max_examples=15,
@@ -54,23 +52,15 @@ def gathered(monkeypatch):
         counts[id(table)] = counts.get(id(table), 0) + found.nbytes
         return found
 
-    upload = Lookup.upload_summaries
-
-    def scoring(self, row, first, stop):
-        near = row.near_start <= first < stop <= row.near_start + row.near.shape[0]
-        found = upload(self, row, first, stop)
-        counts["scored"] = counts.get("scored", 0) + (0 if near else found.nbytes)
-        return found
-
     monkeypatch.setattr(HostReach, "rows", counting)
-    monkeypatch.setattr(Lookup, "upload_summaries", scoring)
     return counts
 
 
 def allowed(store):
     """Bytes of the candidates' keys, and of the selected rows, of the last call."""
     (block,) = store.report.blocks
-    keys = int((block.candidate_pages >= 0).sum()) * CONFIG.page_tokens * WIDTH * ITEM
+    assert block.mode == "retrieve"
+    keys = int((block.candidate_positions >= 0).sum()) * WIDTH * ITEM
     return keys, int((block.selected_positions >= 0).sum()) * WIDTH * ITEM
 
 
@@ -95,8 +85,6 @@ def ram_steps(gathered, seed, prompt):
             keys, values = allowed(store)
             assert gathered.get(id(arena._key), 0) <= keys
             assert gathered.get(id(arena._value), 0) <= values
-            if store.state.rows[0].table.chapters:
-                assert gathered.get("scored", 0) == 0, "the summaries of all pages were read"
         gathered.clear()
         gathered["open"] = True
     gathered.clear()
@@ -111,7 +99,7 @@ def test_a_step_gathers_candidates_and_selected_rows(gathered):
 def disk_steps(folder, seed, prompt, ram):
     data = draw(seed, prompt + 6)
     io = CountingIO()
-    base = (prompt + 6) // CONFIG.page_tokens * 400  # of summaries and tables, which never leave RAM
+    base = (prompt + 6) // CONFIG.page_tokens * 400  # of samples, the index and tables, which never leave RAM
     pool = FastPool(replace(CONFIG, ram_bytes=base + ram, spill_dir=folder), io, TUNING)
     store = pool.layer_store()
     first = True
@@ -123,8 +111,7 @@ def disk_steps(folder, seed, prompt, ram):
         first = False
         io.reads.clear()
         arena = store.state.cold.arena
-        held = arena._value_slots.used * arena._value.record_bytes + arena._key_slots.used * arena._key.record_bytes
-        held += store.state.cold.row_bytes(store.state.rows[0]).ram
+        held = arena._slots.used * arena.page_bytes + index_bytes(store)
         assert held <= pool.memory().ram <= base + ram
     pool.close()
 
@@ -146,15 +133,15 @@ def live_tensors(prompt, forks, cut):
     gc.collect()
     seen = {}
     for state in (store.state for store in stores):
-        cold = state.cold
-        parts = [*state.recent._sinks, *state.recent._hot, *(row.near for row in state.rows)]
+        cold, parts = state.cold, [*state.recent._sinks, *state.recent._hot]
         for tensor in parts:
             seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        pages = {page for store in stores for row in store.state.rows for page in row.table.pages}
+        pages = {page for store in stores for row in store.state.rows for page in row.pages}
         tables = [table for table in (*vars(cold.arena).values(), *vars(cold.index).values()) if type(table) is Table]
         assert tables
         assert cold.arena.page_bytes * len(pages) <= pool.memory().ram
-    assert sum(seen.values()) <= pool.memory().device
+        on_device = sum(table.record_bytes for table in tables if table in cold.index._tables[:-1])
+    assert sum(seen.values()) + len(pages) * on_device <= pool.memory().device
     for store in stores:
         store.reset()
     assert pool.memory() == (0, 0, 0)
@@ -162,33 +149,3 @@ def live_tensors(prompt, forks, cut):
 
 def test_what_lives_is_what_memory_says():
     live_tensors()
-
-
-def test_the_cache_of_keys_drops_the_one_used_longest_ago(tmp_path):
-    """Of the copies in RAM the one that was used last stays, whenever it came, and none that a step uses goes."""
-    data = draw(5, 300)
-    io = CountingIO()
-    pool = FastPool(replace(CONFIG, ram_bytes=40_000, spill_dir=tmp_path), io, TUNING)
-    store = pool.layer_store()
-    for _ in steps(store, data, 296):
-        pass
-    arena = store.state.cold.arena
-    while len(arena._cached) > 3:
-        arena._uncache(next(iter(arena._cached)))
-    assert len(arena._cached) == 3
-    oldest, second, _ = arena._cached
-    rows = torch.empty(0)
-    arena.touch([oldest], [], rows)
-    assert next(iter(arena._cached)) == second
-    # No room for another copy: it takes the place of the oldest, never of one that the same step uses.
-    disk = [page for page in range(40) if arena.on_disk(page)]
-    missing = next(unit for page in disk for unit in (2 * page, 2 * page + 1) if arena._slot[unit] < 0)
-    pool.ledger._limits = (None, pool.memory().ram, None)
-    used, size = list(arena._cached), CONFIG.page_tokens * WIDTH
-    arena._convert = lambda: None
-    arena.touch([*used, missing], [len(used)], torch.zeros(len(used) + 1, size))
-    assert set(used) <= set(arena._cached)
-    assert missing not in arena._cached
-    arena.touch([missing], [0], torch.zeros(1, size))
-    assert used[0] not in arena._cached
-    assert missing in arena._cached

@@ -8,24 +8,20 @@ from fast_helpers import SCALE, assert_close, draw
 from kiv_fast import FastPool, Tuning, pool
 from kiv_fast.pinning import NullPinning, SlabPinning
 from kiv_fast.reach import HostReach, MappedReach, StagedReach, works
-from kiv_fast.store import FastStore
 from kiv_fast.transfer import NullTransfer, StagedTransfer
 from kiv_reference.errors import KIVNonFiniteError
 from simulated_device import DEVICE, OnDevice, SimulatedDevice, SimulatedStreams
 
 CHUNKS = [286, *[1] * 5]
 
-STEP = ["settle"]
-"""Were keys, values and queries finite, and the first look at the pages enough: the answers come together."""
+STEP = ["finite_sums", "finite_sums"]
+"""Are keys and values finite, and is the query?"""
 
-STAGED_STEP = ["fetch"] * 6
-"""Where the device cannot read host memory, for what the host must gather first: keys, values, kinds of summaries."""
+STAGED_STEP = ["finite_sums", "finite_sums", "fetch", "fetch"]
+"""Where the device cannot read host memory, also for what the host must gather first: keys and values."""
 
-STAGED_CHAPTER_STEP = ["fetch"] * 7
-"""As before, and the summaries of the pages that look best."""
-
-EVICTION = ["write", "write", "fetch", "fetch"]
-"""Keys, values, and the two summaries of pages that leave the hot window."""
+EVICTION = ["write", "write", "fetch", "_code"]
+"""Keys, values, and the errors of pages that leave the hot window; are their mean values finite?"""
 
 
 class Runtime:
@@ -61,7 +57,7 @@ def streams(monkeypatch, mapped):
     return made
 
 
-SMALL = Tuning(least_chapter_pages=8, most_chapter_pages=32)
+SMALL = Tuning(chunk_bytes=4096)
 
 
 def feed(store, data, device, modifiers, valid=None, chunks=CHUNKS):
@@ -73,7 +69,7 @@ def feed(store, data, device, modifiers, valid=None, chunks=CHUNKS):
         store.append(key, value, mask)
         outputs.append(store.attend(query, scale=SCALE, **modifiers).to("cpu"))
         for block in store.report.blocks:
-            chosen += [block.candidate_pages.to("cpu"), block.selected_positions.to("cpu")]
+            chosen += [block.candidate_positions.to("cpu"), block.selected_positions.to("cpu")]
         start += n
     return torch.cat(outputs, dim=2), chosen
 
@@ -145,17 +141,13 @@ def count_steps(steps, step):
 
 
 def test_the_waits_of_a_decode_step(config, streams, mapped):
-    count_steps(waits_of_steps(config), STEP if mapped else STAGED_STEP + STEP)
-
-
-def test_the_waits_of_a_decode_step_over_chapters(config, streams, mapped):
-    count_steps(waits_of_steps(config, SMALL), STEP if mapped else STAGED_CHAPTER_STEP + STEP)
+    count_steps(waits_of_steps(config), STEP if mapped else STAGED_STEP)
 
 
 @pytest.mark.parametrize("mapped", [True])
 def test_pages_under_a_ram_budget_are_read_by_the_host(config, streams, tmp_path):
     steps = waits_of_steps(replace(config, ram_bytes=60_000, spill_dir=tmp_path))
-    assert ["fetch", "fetch", *STEP] in steps
+    assert STAGED_STEP in steps
 
 
 def step(store, data, at, device):
@@ -172,8 +164,18 @@ def spoil(data, part, at, number):
     return spoilt
 
 
-@pytest.mark.parametrize(("part", "attended"), [(0, True), (0, False), (2, True)], ids=["key", "key, later", "query"])
-def test_a_token_that_is_refused_late_leaves_no_trace(config, streams, part, attended):
+def test_an_infinite_value_is_seen_by_whom_it_concerns(config, streams):
+    data = spoil(draw(4, 300, dtype=torch.float64), 1, 293, torch.inf)
+    chunks = [286, *[1] * 14]
+    expected, _ = feed(FastPool(config).layer_store(), data, "cpu", {}, chunks=chunks)
+    with SimulatedDevice():
+        output, _ = feed(FastPool(config).layer_store(), data, DEVICE, {}, chunks=chunks)
+    assert torch.isinf(expected).any()
+    assert_close(output, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("part", [0, 2], ids=["key", "query"])
+def test_a_token_that_is_refused_leaves_no_trace(config, streams, part):
     data = draw(3, 200, dtype=torch.float64)
     bad = spoil(data, part, 190, torch.nan)
     whole = FastPool(config).layer_store()
@@ -181,70 +183,14 @@ def test_a_token_that_is_refused_late_leaves_no_trace(config, streams, part, att
     with SimulatedDevice():
         store = FastPool(config).layer_store()
         feed(store, [tensor[:, :, :190] for tensor in data], DEVICE, {}, chunks=[180, *[1] * 10])
-        key, value, query = (tensor[:, :, 190:191].to(DEVICE) for tensor in bad)
-        store.append(key, value)
-        if attended:
-            with pytest.raises(KIVNonFiniteError, match="sequence 0, token 0"):
-                store.attend(query, scale=SCALE)
-        else:
-            with pytest.raises(KIVNonFiniteError, match="key"):
-                store.append(key, value)
-        if part == 2:  # the token is good, only the query was not
-            assert store.length == 191
+        with pytest.raises(KIVNonFiniteError):
+            step(store, bad, 190, DEVICE)
+        assert store.length == 190 + (part == 2)
+        if part == 2:  # the token came in, only the query was not
             output = store.attend(data[2][:, :, 190:191].to(DEVICE), scale=SCALE).to("cpu")
         else:
-            assert store.length == 190
-            again = store.attend(data[2][:, :, 189:190].to(DEVICE), scale=SCALE).to("cpu")
-            expected = whole.attend(data[2][:, :, 189:190], scale=SCALE)
-            assert_close(again, expected)
             output = step(store, data, 190, DEVICE)
         assert_close(output, step(whole, data, 190, "cpu"))
-
-
-@pytest.mark.parametrize("call", ["crop", "fork", "reorder"])
-def test_whatever_follows_an_append_asks_first(config, streams, call):
-    data = spoil(draw(3, 200), 0, 150, torch.inf)
-    calls = {
-        "crop": lambda store: store.crop(149),
-        "fork": lambda store: store.fork(),
-        "reorder": lambda store: store.reorder(torch.tensor([0])),
-    }
-    with SimulatedDevice():
-        store = FastPool(config).layer_store()
-        key, value, query = (tensor.to(DEVICE) for tensor in data)
-        store.append(key[:, :, :150], value[:, :, :150])
-        store.attend(query[:, :, :150], scale=SCALE)
-        store.append(key[:, :, 150:151], value[:, :, 150:151])
-        with pytest.raises(KIVNonFiniteError):
-            calls[call](store)
-        assert store.length == 150
-        calls[call](store)
-
-
-def test_an_infinite_value_is_seen_by_whom_it_concerns(config, streams, monkeypatch):
-    """The call assumes that there is none, and is made again once it knows better."""
-    data = spoil(draw(4, 300, dtype=torch.float64), 1, 293, torch.inf)
-    config = replace(config, hot_tokens=8)
-    chunks, answer, made = [286, *[1] * 14], FastStore._answer, []
-    expected, _ = feed(FastPool(config).layer_store(), data, "cpu", {}, chunks=chunks)
-    monkeypatch.setattr(FastStore, "_answer", lambda *arguments: made.append(1) or answer(*arguments))
-    with SimulatedDevice():
-        output, _ = feed(FastPool(config).layer_store(), data, DEVICE, {}, chunks=chunks)
-    assert len(made) == len(chunks) + 1
-    assert torch.isinf(expected).any()
-    assert_close(output, expected, equal_nan=True)
-
-
-def test_a_first_look_that_was_not_enough_is_followed_by_another(config, streams, monkeypatch):
-    tuning = replace(SMALL, look_pages=1)
-    data, answer, made = draw(5, sum(CHUNKS)), FastStore._answer, []
-    expected, picks = feed(FastPool(config, tuning=tuning).layer_store(), data, "cpu", {})
-    monkeypatch.setattr(FastStore, "_answer", lambda *arguments: made.append(1) or answer(*arguments))
-    with SimulatedDevice():
-        output, chosen = feed(FastPool(config, tuning=tuning).layer_store(), data, DEVICE, {})
-    assert len(made) > len(CHUNKS), "no call was made again"
-    assert_close(output, expected)
-    assert all(torch.equal(a, b) for a, b in zip(chosen, picks, strict=True))
 
 
 def test_a_trial_tells_whether_the_device_reads_host_memory():
@@ -272,8 +218,9 @@ def test_a_wait_that_is_not_listed_shows():
             torch.ones(3, device=DEVICE) + torch.ones(3)
 
 
+@pytest.mark.parametrize("mapped", [False])
 def test_a_slot_that_is_used_again_too_early_shows(config, streams, monkeypatch):
-    config = replace(config, candidate_pages=30, retrieve_tokens=100)
+    config = replace(config, candidate_tokens=120, retrieve_tokens=100)
     waits_of_steps(config)
 
     class Now:

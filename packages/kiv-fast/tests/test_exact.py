@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fast_helpers import SCALE, assert_close, draw, feed
+from fast_helpers import SCALE, assert_close, draw, feed, index_bytes
 from kiv_fast import FastPool, Tuning, exact
 from kiv_reference import ReferencePool
 
@@ -29,16 +29,15 @@ def test_a_second_attend_gives_the_same_bits(config):
     assert torch.equal(store.attend(query, scale=SCALE), first)
 
 
-def test_device_memory_does_not_grow_with_the_context_beyond_the_summaries(config):
+def test_device_memory_grows_with_the_context_by_the_index_alone(config):
     pool = FastPool(config)
     store = pool.layer_store()
     grown = []
     for chunk in range(8):
         feed(store, draw(chunk, 120), [120])
         cold = pool.config.cold_pages(store.length)
-        summaries = store.state.cold.row_bytes(store.state.rows[0])
-        grown.append(pool.memory().device - summaries.device)
-        assert pool.memory().ram == cold * store.state.cold.arena.page_bytes + summaries.ram
+        grown.append(pool.memory().device - store.state.cold.index_bytes - pool.scratch.nbytes)
+        assert pool.memory().ram == cold * store.state.cold.arena.page_bytes + index_bytes(store)
     assert len(set(grown)) == 1
 
 

@@ -13,14 +13,14 @@ import pytest
 HEAD = """
 import os, sys, torch
 from dataclasses import replace
-from fast_helpers import SCALE, draw, feed, summary_bytes
+from fast_helpers import SCALE, draw, feed, index_bytes
 from kiv_fast import FastPool
 from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVUsageError
 
 torch.set_num_threads(1)
 config = KIVConfig(
-    hot_tokens=8, sink_tokens=2, page_tokens=4, span_pages=3, candidate_pages=5, retrieve_tokens=7, prefill="exact"
+    hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=6, candidate_tokens=20, retrieve_tokens=7
 )
 chunks = [60, *[1] * 30]
 first, second, third = (draw(seed, sum(chunks)) for seed in (5, 6, 7))
@@ -31,7 +31,7 @@ def whole(data):
 
 sample = plain.layer_store()
 feed(sample, first, chunks)
-config = replace(config, ram_bytes=summary_bytes(sample) + 2_500, spill_dir=sys.argv[1])
+config = replace(config, ram_bytes=index_bytes(sample) + 2_500, spill_dir=sys.argv[1])
 
 def spilled(store):
     return store.tokens().cold_disk > 0

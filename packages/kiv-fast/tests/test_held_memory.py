@@ -21,7 +21,7 @@ from kiv_reference import KIVConfig
 torch.set_num_threads(1)
 folder, dtype, heads, width, page, tokens, ram = json.loads(sys.argv[1])
 dtype, layers = getattr(torch, dtype), 12
-config = KIVConfig(hot_tokens=256, page_tokens=page, span_pages=8, candidate_pages=16, retrieve_tokens=64,
+config = KIVConfig(hot_tokens=256, page_tokens=page, candidate_tokens=256, retrieve_tokens=64,
                    prefill="retrieve", ram_bytes=ram, spill_dir=folder)
 generator = torch.Generator().manual_seed(0)
 

@@ -244,8 +244,8 @@ def test_an_integer_beyond_what_a_tensor_holds_is_refused(name, value):
 @pytest.mark.parametrize("name", sorted({*INTEGER_FIELDS} - {"sink_tokens", "page_tokens"}))  # which take room
 def test_the_largest_integers_work(implementation, name, config, tmp_path):
     if name == "retrieve_tokens":
-        config = replace(config, candidate_pages=2**63 - 1)
-    config = replace(config, spill_dir=tmp_path, **{name: 2**16 if name == "span_pages" else 2**63 - 1})
+        config = replace(config, candidate_tokens=2**63 - 1)
+    config = replace(config, spill_dir=tmp_path, **{name: 2**63 - 1})
     store = filled(POOLS[implementation](config))
     output = store.attend(QUERY[:, :, LENGTH - 1 : LENGTH], scale=SCALE)
     assert torch.isfinite(output).all()

@@ -9,19 +9,19 @@ from kiv_reference import KIVConfig, ReferencePool
 from kiv_reference.config import MOST, MOST_TOGETHER
 from kiv_reference.errors import KIVBudgetError
 
-SMALL = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4, "span_pages": 3, "candidate_pages": 5}
+SMALL = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4, "index_channels": 6, "candidate_tokens": 20}
 HUGE = {
     "sinks": {"sink_tokens": MOST_TOGETHER},
     "hot": {"hot_tokens": MOST},
     "page": {"page_tokens": MOST_TOGETHER},
     "page beyond a large window": {"page_tokens": MOST_TOGETHER, "hot_tokens": 20},
-    "span": {"span_pages": MOST_TOGETHER},
-    "candidates": {"candidate_pages": MOST},
-    "candidates and tokens": {"candidate_pages": MOST, "retrieve_tokens": MOST},
+    "channels": {"index_channels": MOST},
+    "candidates": {"candidate_tokens": MOST},
+    "candidates and tokens": {"candidate_tokens": MOST, "retrieve_tokens": MOST},
     "blocks": {"query_block_tokens": MOST},
     "suffix": {"exact_suffix_tokens": MOST},
-    "all": {"sink_tokens": MOST_TOGETHER, "page_tokens": MOST_TOGETHER, "span_pages": MOST_TOGETHER,
-            "hot_tokens": MOST, "candidate_pages": MOST, "retrieve_tokens": MOST},
+    "all": {"sink_tokens": MOST_TOGETHER, "page_tokens": MOST_TOGETHER, "index_channels": MOST,
+            "hot_tokens": MOST, "candidate_tokens": MOST, "retrieve_tokens": MOST},
 }  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def test_a_size_beyond_the_machine_is_as_good_as_any(case, prefill, padded):
     assert stores[0].state.recent.nbytes < 1 << 20
 
 
-@pytest.mark.parametrize("name", ["sink_tokens", "page_tokens", "hot_tokens", "span_pages"])
+@pytest.mark.parametrize("name", ["sink_tokens", "page_tokens", "hot_tokens", "index_channels"])
 def test_a_size_that_no_integer_of_a_tensor_holds_is_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be an integer"):
         KIVConfig(**{name: 2**63})

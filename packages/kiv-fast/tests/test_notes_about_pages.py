@@ -14,7 +14,7 @@ from fast_helpers import SCALE, draw
 from kiv_fast import FastPool
 from kiv_fast.integers import Integers
 from kiv_fast.layout import BLOCK, IdPool
-from kiv_fast.recency import Links, Order
+from kiv_fast.recency import Order
 
 SOURCES = os.path.dirname(kiv_fast.__file__)
 HEADS, PAGE = 2, 4
@@ -22,8 +22,8 @@ HEADS, PAGE = 2, 4
 
 @pytest.fixture(params=[False, True], ids=["RAM", "disk"])
 def store(request, config, tmp_path):
-    tiers = {"ram_bytes": 5_200_000, "spill_dir": tmp_path} if request.param else {}
-    return FastPool(replace(config, page_tokens=PAGE, span_pages=32, prefill="retrieve", **tiers)).layer_store()
+    tiers = {"ram_bytes": 3_000_000, "spill_dir": tmp_path} if request.param else {}
+    return FastPool(replace(config, page_tokens=PAGE, prefill="retrieve", **tiers)).layer_store()
 
 
 def fill(store, pages):
@@ -31,7 +31,7 @@ def fill(store, pages):
     for _ in range(pages // 64):
         store.append(*(part.repeat(1, 1, 64, 1) for part in (key, value)))
     store.append(key[:, :, :1], value[:, :, :1])
-    return len(store.state.rows[0].table.pages)
+    return len(store.state.rows[0].pages)
 
 
 def look(store):
@@ -58,10 +58,10 @@ def test_a_page_costs_a_few_bytes(store):
     finally:
         tracemalloc.stop()
     assert more == 4096
-    # In RAM 8 in the row, 4 for its holders, 4 flags and 2 for spans; under a budget where it is and its heads are, the
-    # order of use, holders and flags of slots instead of two. What grows at its end has room for an eighth more, and of
-    # a call Python keeps a few kilobytes.
-    assert grown / more <= 9 / 8 * (18 + (5 + 14 * HEADS if disk else 0)) + 4
+    # In RAM 8 in the row, 4 for its holders, and 8 flags; under a budget where it is, the order of coming, holders and
+    # flags of slots beside. What grows at its end has room for an eighth more, and of a call Python keeps a few
+    # kilobytes.
+    assert grown / more <= 9 / 8 * (20 + (15 if disk else 0)) + 4
 
 
 def lines(do):
@@ -84,16 +84,11 @@ def lines(do):
 
 
 def test_a_look_at_many_pages_runs_as_many_lines(store):
-    query, units, rows = draw(3, 1, heads=HEADS)[2], list(range(8 * HEADS)), torch.empty(0)
     counts = []
 
     def look_at_the_same_pages():
-        if store._pool.config.ram_bytes is None:
-            store.attend(query, scale=SCALE)
-        else:
-            arena = store.state.cold.arena
-            arena.tile(list(range(8)))
-            arena.touch(units, [], rows)
+        store.state.cold.arena.tile(list(range(8)))
+        store.state.cold.arena.keys(torch.arange(8).expand(HEADS, -1), torch.zeros(HEADS, 8, dtype=torch.int64))
 
     for pages in (4096, 8192):
         fill(store, pages)
@@ -118,21 +113,20 @@ def test_free_ids_are_taken_from_the_lowest_on():
     assert ids.take(2) == [0, 1]
 
 
-def test_what_is_used_goes_to_the_end_of_its_order():
-    links = Links()
-    links.resize(6)
-    one, other = Order(links, 0), Order(links, 1)
+def test_an_order_is_that_of_coming():
+    order = Order()
+    order.resize(6)
     for number in (4, 0, 2):
-        one.append(number)
-    other.append(5)
-    other.append(1)
-    one.move_to_end(4)
-    assert (list(one), list(other)) == ([0, 2, 4], [5, 1])
-    one.remove(2)
-    links.resize(9)
-    one.append(8)
-    other.move_to_end(5)
-    assert (list(one), len(one), list(other), len(other)) == ([0, 4, 8], 3, [1, 5], 2)
+        order.append(number)
+    order.remove(0)
+    order.resize(9)
+    order.append(8)
+    order.append(0)
+    assert (list(order), len(order)) == ([4, 2, 8, 0], 4)
+    for number in (4, 0, 8):
+        order.remove(number)
+    order.resize(3)
+    assert (list(order), len(order)) == ([2], 1)
 
 
 def test_numbers_return_their_memory():

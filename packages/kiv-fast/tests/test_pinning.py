@@ -55,7 +55,7 @@ def pinned_pool(config, runtime, monkeypatch, limit=1 << 40):
 
 def tables(store):
     cold = store.state.cold
-    return [cold.arena._key, cold.arena._value, cold.index.keys, cold.index.values]
+    return [cold.arena._key, cold.arena._value]
 
 
 def test_slabs_cover_what_is_used_and_go_with_it(config, small_slabs, monkeypatch):
@@ -141,16 +141,11 @@ def test_pinned_memory_is_not_given_back(small_slabs):
 
 
 def test_only_what_a_device_reads_is_pinned(config, small_slabs, monkeypatch, tmp_path):
+    """Pages that may go to disk are read by the host."""
     assert isinstance(pinning_for(torch.device("cpu")), NullPinning)
     runtime = BookKeeper()
     several = pinned_pool(replace(config, ram_bytes=1 << 20, spill_dir=tmp_path), runtime, monkeypatch)
-    store = several.layer_store()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        feed(store, draw(1, 400), [400])
-    cold = store.state.cold
-    own = {table.tensor.data_ptr() for table in (cold.index.keys, cold.index.values)}
-    assert {first for first in runtime.slabs if first in own} == own
-    assert not any(
-        runtime.covers(t.tensor.data_ptr(), t.tensor.data_ptr() + 1) for t in (cold.arena._key, cold.arena._value)
-    )
+        feed(several.layer_store(), draw(1, 400), [400])
+    assert not runtime.slabs

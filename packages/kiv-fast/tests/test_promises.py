@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from fast_helpers import SCALE, draw, feed
-from kiv_fast import FastPool, Tuning
+from kiv_fast import FastPool
 from kiv_reference.errors import KIVBudgetError
 
 
@@ -66,7 +66,6 @@ def test_pages_that_give_way_leave_the_disk_promised_to_others(config, tmp_path)
 
 
 def test_a_step_whose_tokens_were_taken_in_has_room_for_its_pages(config, tmp_path):
-    """While a store waits to make pages cold, its own steps move others to disk, to have room for the cache of keys."""
     data, chunks = draw(1, 300), [200, *[1] * 100]
     expected, refused = feed(FastPool(config).layer_store(), data, chunks), 0
     for ram in range(30_000, 50_000, 4_000):
@@ -87,84 +86,28 @@ def test_a_step_whose_tokens_were_taken_in_has_room_for_its_pages(config, tmp_pa
     assert refused > 0
 
 
-def test_a_store_that_would_fit_as_it_ends_is_taken_in(config):
-    """Chapters on the way, and summaries that are on the device for speed, ask for no room that nobody will need."""
-    tuning = Tuning(least_chapter_pages=2, most_chapter_pages=8, stagger_pages=1)
-    key, value, query = (part[:, :, :32].contiguous() for part in draw(3, 32, width=256, value_width=1))
-    config = replace(config, hot_tokens=3, prefill="retrieve")
-
-    def play(pool):
-        store = pool.layer_store()
-        store.append(key, value)
-        return store, store.attend(query, scale=SCALE)
-
-    free = FastPool(config, tuning=tuning)
-    store, expected = play(free)
-    store.state.drop_near()
-    tight = FastPool(replace(config, device_bytes=free.memory().device), tuning=tuning)
-    assert torch.equal(play(tight)[1], expected)
-    assert tight.memory().device <= free.memory().device
-
-
-def test_room_for_speed_alone_is_given_to_another_store(config):
-    tuning = Tuning(least_chapter_pages=64, most_chapter_pages=64)
-    data = draw(3, 100)
-    pool = FastPool(replace(config, device_bytes=1_000_000), tuning=tuning)
-    waiting, other = pool.layer_store(), pool.layer_store()
-    waiting.append(*data[:2])
-    near = waiting.state.cold.chapters.near_promised
-    assert near > 0
-    assert waiting.memory().device == pool.memory().device - pool.scratch.nbytes
-    pool.ledger._limits = (pool.memory().device, None, None)
-    other.append(*part(data, 0, 1)[:2])
-    assert waiting.state.cold.chapters.near_promised == 0
-    assert waiting.memory().device + other.memory().device == pool.memory().device - pool.scratch.nbytes
-    expected = feed(FastPool(config, tuning=tuning).layer_store(), data, [100])
-    assert torch.equal(waiting.attend(data[2], scale=SCALE), expected)
+def test_a_crop_that_does_not_fit_changes_nothing(config):
+    """The hot window has eight tokens, in a buffer for sixteen, and would have fifteen, in a larger one."""
+    data = draw(3, 202)
+    pool = FastPool(replace(config, page_tokens=8))
+    store = pool.layer_store()
+    feed(store, data, [202])
+    expected = store.attend(data[2], scale=SCALE)
+    held = pool.memory()
+    pool.ledger._limits = (held.device, None, None)
+    with pytest.raises(KIVBudgetError, match="device_bytes"):
+        store.crop(201)
+    assert (pool.memory(), store.length) == (held, 202)
+    assert torch.equal(store.attend(data[2], scale=SCALE), expected)
+    pool.ledger._limits = (held.device + (24 - 16) * store.state.shape.recent_bytes, None, None)
+    store.crop(201)
     assert pool.memory().device <= pool.ledger._limits[0]
 
 
-@pytest.mark.parametrize("least", [4, 512])
-def test_a_crop_that_does_not_fit_changes_nothing(config, least):
-    """A fork that is cropped takes its own span and chapters, where those that it shared end elsewhere."""
-    tuning = Tuning(least_chapter_pages=least)
-    data = draw(3, 200)
-    outcomes = {True: 0, False: 0}
-    for budget in range(23_000, 45_000, 150):
-        pool = FastPool(replace(config, device_bytes=budget), tuning=tuning)
-        store = pool.layer_store()
-        try:
-            feed(store, data, [20] * 10)
-            fork = store.fork()
-        except KIVBudgetError:
-            pool.close()
-            continue
-        length, held = 101, (pool.memory(), fork.memory())
-        try:
-            fork.crop(length)
-        except KIVBudgetError:
-            length = 200
-            assert (pool.memory(), fork.memory()) == held
-        outcomes[length == 101] += 1
-        assert pool.memory().device <= budget
-        assert fork.length == length
-        store.reset()
-        fork.append(*part(data, 0, 1)[:2])
-        again = FastPool(config, tuning=tuning).layer_store()
-        feed(again, part(data, 0, length), [length])
-        again.append(*part(data, 0, 1)[:2])
-        query = data[2][:, :, :1]
-        torch.testing.assert_close(fork.attend(query, scale=SCALE), again.attend(query, scale=SCALE))
-        pool.close()
-    assert all(outcomes.values())
-
-
-@pytest.mark.parametrize("least", [4, 512])
-def test_a_crop_holds_no_more_than_its_tokens(config, least):
-    tuning = Tuning(least_chapter_pages=least)
+def test_a_crop_holds_no_more_than_its_tokens(config):
     data = draw(3, 300)
     for length in range(0, 300, 9):
-        pool, fresh = FastPool(config, tuning=tuning), FastPool(config, tuning=tuning)
+        pool, fresh = FastPool(config), FastPool(config)
         store, other = pool.layer_store(), fresh.layer_store()
         feed(store, data, [60] * 5)
         store.crop(length)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from fast_helpers import SCALE, draw
 from kiv_fast import FastPool, Tuning
-from kiv_reference.errors import KIVBudgetError
 from torch.overrides import TorchFunctionMode
 
 PLACES = 25
@@ -52,7 +51,7 @@ def calls_of(padded):
 
 def play(config, padded, mode):
     """All answers, device bytes in the end, and how many calls were refused."""
-    pool, answers, refused = FastPool(config, tuning=Tuning(least_chapter_pages=4)), [], 0
+    pool, answers, refused = FastPool(config, tuning=Tuning(chunk_bytes=4096)), [], 0
     store = pool.layer_store()
     for call in calls_of(padded):
         length = store.length
@@ -80,46 +79,3 @@ def test_refused_memory_changes_nothing(config, padded, ram, tmp_path):
         answers, held, refused = play(config, padded, Refusing(at))
         assert (held, refused) == (device, 1)
         assert all(torch.equal(answer, right) for answer, right in zip(answers, expected, strict=True))
-
-
-def test_refused_memory_where_nothing_more_can_be_booked(config, monkeypatch):
-    """A fork has taken a span of its own, as it was promised, when the memory for another row's chapters is refused."""
-    data = draw(3, 60, batch=2)
-    first, rest = ([part[:, :, at] for part in data] for at in (slice(0, 30), slice(30, 60)))
-
-    def forked(device):
-        pool = FastPool(replace(config, device_bytes=device))
-        store = pool.layer_store()
-        store.append(*first[:2])
-        store.attend(first[2], scale=SCALE)
-        fork = store.fork()
-        fork.append(*rest[:2])
-        return pool, store, fork
-
-    pool, _, fork = forked(None)
-    expected, least = fork.attend(rest[2], scale=SCALE), pool.memory().device
-    refusals = 0
-    for device in range(least // 2, 2 * least, 50):
-        try:
-            pool, _store, fork = forked(device)
-        except KIVBudgetError:
-            continue
-        build, calls = fork.state.cold.chapters.build, []
-
-        def refuse(row, build=build, calls=calls):
-            calls.append(row)
-            if len(calls) == 2:
-                raise torch.OutOfMemoryError("injected")
-            build(row)
-
-        monkeypatch.setattr(fork.state.cold.chapters, "build", refuse)
-        with pytest.raises(torch.OutOfMemoryError):
-            fork.attend(rest[2], scale=SCALE)
-        refusals += 1
-        assert pool.memory().device <= device
-        assert torch.equal(fork.attend(rest[2], scale=SCALE), expected)
-        pool.close()
-        assert pool.memory() == (0, 0, 0)
-        if refusals == 5:  # the tightest budgets that will do
-            break
-    assert refusals == 5

@@ -7,9 +7,6 @@ from kiv_fast import FastPool, Tuning
 from kiv_fast.ledger import Counters, Ledger
 from kiv_fast.shim import FileIO
 from kiv_fast.spill import Segments, folder_for, in_memory
-from kiv_fast.staging import Staging
-from kiv_fast.tiered import TieredArena
-from kiv_fast.transfer import NullTransfer
 from kiv_fast.validate import Shape
 from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVUsageError
@@ -88,28 +85,3 @@ def test_a_pool_without_a_ram_budget_needs_no_folder(config, tmp_path):
     store = FastPool(replace(config, spill_dir=tmp_path / "none")).layer_store()
     store.append(torch.zeros(1, 1, 100, 4), torch.zeros(1, 1, 100, 4))
     assert store.tokens().cold_disk == 0
-
-
-def test_the_key_cache_keeps_what_was_used_last(tmp_path):
-    shape = Shape(1, 1, 8, 8, torch.float32, torch.device("cpu"))
-    room = 3 * 4 * 8 * 4  # the keys of three pages
-    ledger, counters = Ledger(KIVConfig(ram_bytes=room)), Counters()
-    account = ledger.account()
-    segments = Segments(shape, 4, str(tmp_path), FileIO(), account, counters, Tuning())
-    arena = TieredArena(shape, 4, account, counters, segments, NullTransfer(), Tuning(), Staging())
-    pages = torch.arange(6 * 4 * 8, dtype=torch.float32).view(6, 1, 4, 8)
-    account.take(ram=room)  # nothing stays resident
-    arena.write(list(range(6)), pages, pages)
-    account.give(ram=room)
-
-    def read(page):
-        before = counters.cache_hits
-        assert torch.equal(arena.keys(torch.tensor([[page]]))[0], pages[page, 0])
-        return counters.cache_hits > before
-
-    assert [read(page) for page in (0, 1, 2)] == [False] * 3
-    assert read(0)
-    assert not read(3)  # 1 goes: it was used least recently
-    assert [read(page) for page in (0, 2, 3)] == [True] * 3
-    assert not read(1)
-    assert ledger.used.ram <= room

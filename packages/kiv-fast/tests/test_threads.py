@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fast_helpers import SCALE, draw, summary_bytes
+from fast_helpers import SCALE, draw, index_bytes
 from kiv_fast import FastPool
 
 THREADS = 6
@@ -64,7 +64,7 @@ def test_forks_in_threads(config, tmp_path, disk, retrieve_tokens, prefill, rest
     config = replace(config, retrieve_tokens=retrieve_tokens, prefill=prefill)
     pool, store, alone = forks(config)
     if disk:
-        config = replace(config, ram_bytes=summary_bytes(store) + ROOM_BYTES, spill_dir=tmp_path)
+        config = replace(config, ram_bytes=index_bytes(store) + ROOM_BYTES, spill_dir=tmp_path)
         pool, store, alone = forks(config)
         # Before any thread begins: whether pages are on disk must not depend on how the threads take turns.
         assert pool.memory().disk > ROOM_BYTES

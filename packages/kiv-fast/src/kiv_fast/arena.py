@@ -45,12 +45,12 @@ class Arena(Protocol):
         """Release pages that nobody holds."""
         ...
 
-    def keys(self, ids: torch.Tensor) -> torch.Tensor:
-        """Keys of pages int64 ``[H, C]``, each head its own: ``[H, C * P, D]``."""
+    def keys(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Keys of tokens `offsets` in pages `ids`, both int64 ``[H, K]``, each head its own: ``[H, K, D]``."""
         ...
 
     def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Value rows of tokens `offsets` in pages `ids`, both int64 ``[H, R]``: ``[H, R, DV]``."""
+        """Values of tokens, as `keys`: ``[H, K, DV]``."""
         ...
 
     def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,22 +109,18 @@ class RamArena:
         self._value.forget(ids)
         self._ledger.give(ram=len(ids) * self.page_bytes)
 
-    def keys(self, ids: torch.Tensor) -> torch.Tensor:
-        """Gather candidate keys, each head's own pages."""
-        heads, count = ids.shape
-        units = (ids * heads + self._heads).view(-1)
-        width = self._shape.key_width
-        out = self._scratch.take("keys", (heads * count, self._page_tokens * width), self._shape.dtype, ids.device)
-        found = self._reach.rows(self._key, self._page_tokens * width, units, out)
-        return found.view(heads, count * self._page_tokens, width)
+    def keys(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Gather keys of candidates."""
+        return self._rows("keys", self._key, self._shape.key_width, ids, offsets)
 
     def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Gather selected value rows."""
-        heads, count = ids.shape
-        rows = ((ids * heads + self._heads) * self._page_tokens + offsets).view(-1)
-        width = self._shape.value_width
-        out = self._scratch.take("values", (heads * count, width), self._shape.dtype, ids.device)
-        return self._reach.rows(self._value, width, rows, out).view(heads, count, width)
+        """Gather selected values."""
+        return self._rows("values", self._value, self._shape.value_width, ids, offsets)
+
+    def _rows(self, name: str, table: Table, width: int, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        rows = ((ids * self._shape.heads + self._heads) * self._page_tokens + offsets).view(-1)
+        out = self._scratch.take(name, (rows.numel(), width), self._shape.dtype, ids.device)
+        return self._reach.rows(table, width, rows, out).view(*ids.shape, width)
 
     def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Whole pages; a view where one head's pages lie side by side."""

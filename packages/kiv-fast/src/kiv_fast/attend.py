@@ -76,21 +76,11 @@ class Tile(NamedTuple):
     valid: torch.Tensor | None  # bool [n]
 
 
-class Less(NamedTuple):
-    """How the value of a pseudo-token is a difference: ``(n * value - sum of part * its value) / left``, all finite."""
-
-    factor: torch.Tensor  # [H, 1, K], n / left
-    owner: torch.Tensor  # int64 [H, C], which pseudo-token a part is taken from
-    share: torch.Tensor  # [H, 1, C], part / left of its owner
-    values: torch.Tensor  # [H, C, DV]
-
-
 class Part(NamedTuple):
     """Tokens or pseudo-tokens to attend to; minus infinity where a query does not see one."""
 
     logits: torch.Tensor  # [H, M, K]
     values: torch.Tensor  # [H, K, DV]
-    less: Less | None = None
 
 
 class Attended(NamedTuple):
@@ -138,7 +128,7 @@ def attend_parts(
 ) -> Attended:
     """One softmax over all parts, the learned sinks ``[H, M]`` in its denominator (SPEC 5.1, 8.2).
 
-    `shift` ``[H, M, DV]`` is added to every value of the tail's first part (SPEC 5.5).
+    `shift` ``[H, M, DV]`` is added to every value of the tail (SPEC 5.4).
     """
     parts = [*exact, *tail]
     logits = [part.logits for part in parts]
@@ -156,15 +146,10 @@ def attend_parts(
         del pieces[len(exact)]
     output = weigh(pieces[0], parts[0].values, parts[0].logits, finite)
     for piece, part in zip(pieces[1:], parts[1:], strict=True):
-        if part.less is None:
-            output += weigh(piece, part.values, part.logits, finite)
-            continue
-        less = part.less
-        taken = piece.gather(2, less.owner[:, None].expand(-1, piece.shape[1], -1)).mul_(less.share)
-        output += torch.baddbmm(piece * less.factor @ part.values, taken, less.values, alpha=-1)
+        output += weigh(piece, part.values, part.logits, finite)
     held_mass, estimated = weights[:, :, :held].sum(dim=2), weights[:, :, held:].sum(dim=2)
     if shift is not None:
-        output.addcmul_(pieces[len(exact)].sum(dim=2, keepdim=True), shift)
+        output.addcmul_(estimated[:, :, None], shift)
     # Their sum is 1 but for rounding, or 0 where nothing is attended; a share is never above 1.
     total = (held_mass + estimated).clamp_(min=torch.finfo(weights.dtype).tiny)
     return Attended(output, held_mass.div_(total), estimated.div_(total))

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from .attend import Attended, Queries, Tile, always_parts, attend_parts
+from .candidates import View
 from .exact import attend_exactly
-from .mass import window_bound
+from .mass import missed_bound
 from .partition import Block
-from .retrieve import View, attend_block
+from .retrieve import Result, attend_block
 from .state import State
 from .trace import BlockTrace, RowTrace
-from .transfer import Reply
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,6 @@ class Call:
     query : [B, H, G, TQ, D], in the dtype of computation
     sinks : [B, H, G, TQ], optional
     scale, softcap, bound : as for `LayerStore.attend`
-    later : list of Reply, or None
-        Where to ask whether what was assumed does not hold; None: nothing is assumed.
     """
 
     query: torch.Tensor
@@ -35,7 +33,6 @@ class Call:
     scale: float
     softcap: float | None
     bound: bool
-    later: list[Reply] | None = None
 
 
 def answer(state: State, call: Call, trace: BlockTrace, row: int, first: int, output: torch.Tensor) -> None:
@@ -75,32 +72,32 @@ def _answer_some(
         sinks = None if sinks is None else sinks[:, :, mine]
     queries = Queries(query, positions, block.start, call.scale, call.softcap, sinks)
     missed: torch.Tensor | None = None
-    retrieval = None
+    result: Result | None = None
     if positions.numel() == 0:
         zeros = query.new_zeros(heads, 0)
         attended = Attended(query.new_zeros(heads, 0, state.shape.value_width), zeros, zeros)
         missed = zeros
     elif block.mode == "exact":
         attended, missed = _exact(state, row, queries, block, mine is None)
-        rows = heads * int(state.rows[row].table.counts.array[: block.pages].sum())
+        rows = heads * int(state.rows[row].counts.array[: block.pages].sum())
         trace.key_rows += rows
         trace.value_rows += rows
     else:
-        view = _view(state, row, block.pages, block.stop, call.later)
+        view = _view(state, row, block.pages, block.stop)
         if block.mode == "window":
             own = None if sinks is None else sinks.flatten(1, 2)
             parts = always_parts(queries, view.always, state.cold.scratch)
             attended = attend_parts(parts, [], own, state.finite)
             if bound:
-                missed = window_bound(view, queries)
+                missed = missed_bound(view, queries, None)
         else:
             result = attend_block(view, queries, bound)
-            attended, missed, retrieval = result.attended, result.missed, result.retrieval
+            attended, missed = result.attended, result.missed
             trace.key_rows += result.key_rows
             trace.value_rows += result.value_rows
-            if retrieval.streamed is not None and bool(retrieval.streamed.any()):
+            if result.streamed is not None and bool(result.streamed.any()):
                 whole, none = _exact(state, row, queries, block, mine is None)
-                pick = retrieval.streamed[:, None]
+                pick = result.streamed[:, None]
                 attended = Attended(
                     torch.where(pick[:, :, None], whole.output, attended.output),
                     torch.where(pick, whole.exact, attended.exact),
@@ -123,9 +120,9 @@ def _answer_some(
         output[:, at][:, mine] = found[:, mine].to(output.dtype)
     trace.rows.append(
         RowTrace(
-            None if retrieval is None else retrieval.candidates,
-            None if retrieval is None else retrieval.selected,
-            None if retrieval is None else retrieval.streamed,
+            None if result is None else result.candidates,
+            None if result is None else result.selected,
+            None if result is None else result.streamed,
             place(attended.exact),
             place(attended.estimated),
             place(missed) if bound and missed is not None else None,
@@ -149,12 +146,10 @@ def _all_tiles(state: State, row: int, pages: int, stop: int) -> Iterator[Tile]:
     yield from state.tiles(row, pages, stop)
 
 
-def _view(state: State, row: int, pages: int, stop: int, later: list[Reply] | None) -> View:
-    table = state.rows[row].table
-    filled = int((table.counts.array[:pages] > 0).sum()) if table.empty else pages
-    start = state.config.sink_tokens
-    cold_valid = None
+def _view(state: State, row: int, pages: int, stop: int) -> View:
+    table, start, unseen = state.rows[row], state.config.sink_tokens, None
     if table.padded:
-        cold_valid = state.validity.row(row, start, start + pages * state.config.page_tokens)
-    always = list(state.tiles(row, pages, stop))
-    return View(state.cold, state.rows[row], pages, filled, always, cold_valid, state.finite, later)
+        valid = state.validity.row(row, start, start + pages * state.config.page_tokens)
+        unseen = None if valid is None else ~valid
+    tokens = int(table.counts.array[:pages].sum())
+    return View(state.cold, table, pages, tokens, list(state.tiles(row, pages, stop)), unseen, state.finite)

@@ -2,7 +2,7 @@
 
 On a CPU a table is a private mapping of far more addresses than it will use: the system commits memory only
 as records are written, so growth is free and one `index_select` reaches every record. On another device, or where the
-system refuses such a mapping, a table doubles.
+system refuses such a mapping, a table is copied to grow.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ HUGE_BYTES = 1 << 21
 SMALL_BYTES = 16 * HUGE_BYTES
 """A table has small memory pages up to here: a large one may be nearly empty, one part in 16 of what is held."""
 
-FIRST_RECORDS = 64
-"""Capacity of a table that must grow by doubling."""
+FIRST_RECORDS = 16
+"""Capacity of a table that must be copied to grow: by an eighth each time."""
 
 # Not every Python has a name for the third flag. Without it the addresses count as memory, and a process with more of
 # them than memory cannot fork.
@@ -48,7 +48,7 @@ def reserve(count: int, dtype: torch.dtype, huge: bool = False) -> tuple[torch.T
         return None
     try:
         mapping = mmap.mmap(-1, count * dtype.itemsize, flags=_FLAGS)
-    except OSError as error:  # limits on address space, strict overcommit: the caller doubles instead
+    except OSError as error:  # limits on address space, strict overcommit: the caller copies instead
         if error.errno is None:  # not the system's, but what a signal's handler raised
             raise
         return None
@@ -131,7 +131,10 @@ class Table:
             self._pinning.cover(self._region, records * self.record_bytes)
             return
         grown = torch.empty(
-            max(records, 2 * capacity, FIRST_RECORDS), *self._shape, dtype=self.tensor.dtype, device=self.tensor.device
+            max(records, capacity + capacity // 8, FIRST_RECORDS),
+            *self._shape,
+            dtype=self.tensor.dtype,
+            device=self.tensor.device,
         )
         grown[:capacity] = self.tensor
         self._pinning.release(self._region)

@@ -1,7 +1,8 @@
-"""What is known of cold pages without reading them: the summaries of pages and of spans (SPEC 3).
+"""What is known of cold pages without reading them: four-bit codes of tokens in few channels, and means (SPEC 3).
 
-Summaries of spans are all used in every step and live on the device. Those of pages are looked at through the integers
-of `scan`; only the few that decide are read as they are, from RAM.
+An approximate key is `base` plus code times `step`: in the coded channels base is the key of code 0, in the others it
+is the mean. All that a step looks at is on the device; how far approximate keys are from keys, which only a bound asks
+for (SPEC 6.2), is in RAM.
 """
 
 from __future__ import annotations
@@ -12,143 +13,133 @@ import torch
 from kiv_reference.config import KIVConfig
 
 from .host import Table
-from .layout import Row
-from .pinning import Pinning
 from .transfer import Transfer
 from .validate import Shape
 
-
-class Summary(NamedTuple):
-    """Pages of one sequence; zeros where a page has no valid token."""
-
-    key: torch.Tensor  # [n, H, 2 D], mean key and spread side by side
-    value: torch.Tensor  # [n, H, DV]
+LEVELS = 16
+"""Codes of four bits."""
 
 
-def summarise(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, dtype: torch.dtype) -> Summary:
-    """Summarise pages (SPEC 3.1).
+class Coded(NamedTuple):
+    """Pages of one sequence; zeros where a page has no valid token.
+
+    W is half of M, rounded up: codes m and m + W share a byte, m in its lower half.
+    """
+
+    codes: torch.Tensor  # uint8 [n, H, P, W]
+    channels: torch.Tensor  # int16 [n, H, 2 W], ascending
+    step: torch.Tensor  # [n, H, 2 W]
+    base: torch.Tensor  # [n, H, D]
+    value: torch.Tensor  # [n, H, DV], mean
+    error: torch.Tensor  # [n, H, D], no key is further from its approximate key
+
+
+def code_pages(
+    key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, weights: torch.Tensor, coded: int
+) -> Coded:
+    """Make the index of pages (SPEC 3.1, 3.3).
 
     Parameters
     ----------
     key : [n, H, P, D]
     value : [n, H, P, DV]
     valid : bool [n, P], or None if all are
+    weights : [n, H, D], in the dtype of computation
+        w of SPEC 3.2.
+    coded : int
+        M.
     """
-    key, value = key.to(dtype), value.to(dtype)
+    key, value = key.to(weights.dtype), value.to(weights.dtype)
     if valid is None:
-        mean = key.mean(dim=2)  # [n, H, D]
-        spread = (key - mean[:, :, None]).abs_().amax(dim=2)
-        return Summary(torch.cat([mean, spread], dim=2), value.mean(dim=2))
-    seen = valid[:, None, :, None]
-    count = valid.sum(dim=1).clamp(min=1).to(dtype)[:, None, None]
-    mean = key.masked_fill(~seen, 0).sum(dim=2) / count
-    spread = (key - mean[:, :, None]).abs_().masked_fill(~seen, 0).amax(dim=2)
-    return Summary(torch.cat([mean, spread], dim=2), value.masked_fill(~seen, 0).sum(dim=2) / count)
+        low, high, mean, value_mean = key.amin(dim=2), key.amax(dim=2), key.mean(dim=2), value.mean(dim=2)
+    else:
+        unseen, empty = ~valid[:, None, :, None], ~valid.any(dim=1)[:, None, None]
+        low = key.masked_fill(unseen, torch.inf).amin(dim=2).masked_fill_(empty, 0)
+        high = key.masked_fill(unseen, -torch.inf).amax(dim=2).masked_fill_(empty, 0)
+        count = valid.sum(dim=1).clamp(min=1).to(key.dtype)[:, None, None]
+        mean = key.masked_fill(unseen, 0).sum(dim=2) / count
+        value_mean = value.masked_fill(unseen, 0).sum(dim=2) / count
+    centre = low / 2 + high / 2
+    radius = high - centre
+    channels = torch.sort(weights * radius, dim=2, descending=True, stable=True).indices[:, :, :coded].sort().values
+    step = radius.gather(2, channels) / (LEVELS // 2)
+    near = key.gather(3, channels[:, :, None].expand(-1, -1, key.shape[2], -1))
+    codes = ((near - low.gather(2, channels)[:, :, None]) / step[:, :, None]).floor_()
+    codes = codes.masked_fill_((step == 0)[:, :, None], 0).clamp_(0, LEVELS - 1)
+    first = centre.gather(2, channels) - (LEVELS - 1) / 2 * step
+    base = mean.scatter(2, channels, first)
+    if coded % 2:  # a code that counts nothing
+        codes, step = (torch.nn.functional.pad(part, (0, 1)) for part in (codes, step))
+        channels = torch.cat([channels, channels[:, :, -1:]], dim=2)
+    half = codes.shape[3] // 2
+    packed = codes.to(torch.uint8)
+    packed = packed[..., :half] | packed[..., half:] << 4
+    narrow = torch.int16 if key.shape[3] <= torch.iinfo(torch.int16).max else torch.int32
+    error = _error(key, valid, codes, channels, step, base)
+    return Coded(packed, channels.to(narrow), step, base, value_mean, error)
 
 
-class Sizes:
-    """How different in size the summaries of a row's pages are: differences of unlike numbers are not exact.
-
-    Which way a call is computed depends on the pages that it sees alone, so that repeating it gives the same bits.
-
-    Attributes
-    ----------
-    finite : int
-        Leading pages whose mean values are all numbers.
-    alike : int
-        Leading pages, among those, whose mean keys and values are alike in size, a head at a time.
-    """
-
-    LIMIT = 16.0
-
-    def __init__(self, heads: int) -> None:
-        self._least = torch.full((2, heads), torch.inf, device="cpu")
-        self._most = torch.zeros(2, heads, device="cpu")
-        self.finite = self.alike = 0
-
-    def add(self, summary: Summary, pages: int) -> None:
-        """Take in new pages after the first `pages`, in RAM; zeros, as of a page without a token, are like no other."""
-        width = summary.key.shape[2] // 2
-        parts = (summary.key[:, :, :width], summary.value)
-        size = torch.stack([part.abs().amax(dim=2).float() for part in parts], dim=1)  # [n, 2, H]
-        least = torch.minimum(size.cummin(dim=0).values, self._least)
-        most = torch.maximum(size.cummax(dim=0).values, self._most)
-        self._least, self._most = least[-1], most[-1]
-        good = torch.isfinite(summary.value).flatten(1).all(dim=1)
-        if self.finite == pages:
-            self.finite += _leading(good)
-        if self.alike == pages:
-            self.alike += _leading(good & (most <= self.LIMIT * least).flatten(1).all(dim=1))
-
-    def cut(self, pages: int) -> None:
-        """Forget all but the first `pages` pages; what stays may then be called unlike that is not."""
-        self.finite, self.alike = min(self.finite, pages), min(self.alike, pages)
-
-
-def _leading(flags: torch.Tensor) -> int:
-    """How many flags of bool ``[n]`` come before the first that is not set."""
-    return int(flags.cumprod(dim=0).sum())
+def _error(
+    key: torch.Tensor,
+    valid: torch.Tensor | None,
+    codes: torch.Tensor,
+    channels: torch.Tensor,
+    step: torch.Tensor,
+    base: torch.Tensor,
+) -> torch.Tensor:
+    """The largest distance of a page's keys from their approximate keys in each channel, never rounded down."""
+    wide = torch.float64
+    away = key.to(wide) - base.to(wide)[:, :, None]
+    at = channels[:, :, None].expand(-1, -1, key.shape[2], -1)
+    away.scatter_add_(3, at, codes.to(wide).mul_(step.to(wide)[:, :, None]).neg_())
+    away = away.abs_()
+    if valid is not None:
+        away.masked_fill_(~valid[:, None, :, None], 0)
+    # Every number is at most the distance and twice the base away from 0: what float64 loses is less than this.
+    most = away.amax(dim=2)
+    most += 2.0**-48 * (most + 2 * base.abs().to(wide).scatter_add_(2, channels, 16 * step.to(wide)))
+    error = most.to(key.dtype)
+    return torch.where(error < most, torch.nextafter(error, torch.full_like(error, torch.inf)), error)
 
 
 class Index:
-    """Summaries by page id and by span id."""
+    """The index of pages, by page id."""
 
-    def __init__(self, shape: Shape, config: KIVConfig, pinning: Pinning, transfer: Transfer) -> None:
-        heads, width, value_width = shape.heads, shape.key_width, shape.value_width
-        dtype, device, host = shape.compute, shape.device, torch.device("cpu")
-        self._span_pages, self._transfer = config.span_pages, transfer
-        self.keys = Table((heads, 2 * width), dtype, host, pinning, huge=True)
-        self.values = Table((heads, value_width), dtype, host, pinning, huge=True)
-        self.span_keys = Table((heads, width), dtype, device)
-        self.span_values = Table((heads, value_width), dtype, device)
-        self.span_counts = Table((), dtype, device)
+    def __init__(self, shape: Shape, config: KIVConfig, transfer: Transfer) -> None:
+        heads, width = shape.heads, shape.key_width
+        self.coded = min(config.index_channels, width)
+        half, device = -(-self.coded // 2), shape.device
+        narrow = torch.int16 if width <= torch.iinfo(torch.int16).max else torch.int32
+        self._transfer = transfer
+        self.codes = Table((heads, config.page_tokens, half), torch.uint8, device, huge=True)
+        self.channels = Table((heads, 2 * half), narrow, device)
+        self.step = Table((heads, 2 * half), shape.compute, device)
+        self.base = Table((heads, width), shape.compute, device)
+        self.value = Table((heads, shape.value_width), shape.compute, device)
+        self.error = Table((heads, width), shape.compute, torch.device("cpu"))
+        self._tables = [self.codes, self.channels, self.step, self.base, self.value, self.error]
 
     @property
-    def page_bytes(self) -> int:
-        """Bytes of one page's summary, in RAM."""
-        return self.keys.record_bytes + self.values.record_bytes
+    def device_bytes(self) -> int:
+        """Bytes of one page's index on the device."""
+        return sum(table.record_bytes for table in self._tables[:-1])
 
     @property
-    def span_bytes(self) -> int:
-        """Bytes of one span's summary, on the device."""
-        return self.span_keys.record_bytes + self.span_values.record_bytes + self.span_counts.record_bytes
+    def ram_bytes(self) -> int:
+        """Bytes of one page's index in RAM."""
+        return self.error.record_bytes
 
-    def put(self, pages: list[int], summary: Summary) -> None:
-        """Store the summaries of new pages, which are in RAM."""
-        for table, rows in ((self.keys, summary.key), (self.values, summary.value)):
-            table.use(pages)
-            if pages[-1] - pages[0] == len(pages) - 1:
-                table.tensor[pages[0] : pages[-1] + 1] = rows
+    def put(self, ids: list[int], coded: Coded) -> None:
+        """Store the index of new pages."""
+        coded = coded._replace(error=self._transfer.fetch(coded.error))
+        for table, records in zip(self._tables, coded, strict=True):
+            table.use(ids)
+            if ids[-1] - ids[0] == len(ids) - 1:
+                table.tensor[ids[0] : ids[-1] + 1] = records
             else:
-                table.tensor[pages] = rows
+                table.tensor[ids] = records
 
-    def forget(self, pages: list[int]) -> None:
-        """Return the memory of the summaries of pages that nobody holds."""
-        self.keys.forget(pages)
-        self.values.forget(pages)
-
-    def forget_spans(self, spans: list[int]) -> None:
-        """Return the memory of the summaries of spans that nobody holds."""
-        for table in (self.span_keys, self.span_values, self.span_counts):
-            table.forget(spans)
-
-    def put_span(self, span: int, row: Row, first: int) -> None:
-        """Store the summary of a span: `span_pages` pages of `row` from `first` on, or those there are (SPEC 3.2)."""
-        for table in (self.span_keys, self.span_values, self.span_counts):
-            table.use([span])
-        part = first, first + self._span_pages
-        key, value, count = self.merge(row.pages.tolist(*part), row.counts.tolist(*part))
-        self.span_keys.tensor[span] = self._transfer.send(key)
-        self.span_values.tensor[span] = self._transfer.send(value)
-        self.span_counts.tensor[span] = count
-
-    def merge(self, pages: list[int], counts: list[int]) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Mean key ``[H, D]``, mean value ``[H, DV]``, in RAM, and count over pages (SPEC 3.2); zeros if it is 0."""
-        count = sum(counts)
-        table = self.keys.tensor
-        keep = [(page, n) for page, n in zip(pages, counts, strict=True) if n]
-        ids = torch.tensor([page for page, _ in keep], dtype=torch.int64, device="cpu")
-        weights = torch.tensor([n / max(count, 1) for _, n in keep], dtype=table.dtype, device="cpu")
-        mean = table.index_select(0, ids)[:, :, : table.shape[2] // 2]  # [k, H, D]
-        values = self.values.tensor.index_select(0, ids)
-        return (weights[:, None, None] * mean).sum(0), (weights[:, None, None] * values).sum(0), count
+    def forget(self, ids: list[int]) -> None:
+        """Return the memory of pages that nobody holds."""
+        for table in self._tables:
+            table.forget(ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -84,7 +83,7 @@ class IdPool:
 
 @dataclass
 class Row:
-    """The cold pages of one sequence, in order of position, and what was built from them.
+    """The cold pages of one sequence, in order of position.
 
     Attributes
     ----------
@@ -92,109 +91,40 @@ class Row:
         Page ids; page j of the sequence is ``pages[j]``.
     counts : Integers
         Valid tokens of each page.
-    spans : list of int
-        Span ids (SPEC 3.2): span s covers the pages from ``s * span_pages`` on, the last one as many as there are.
-    chapters, chapter_stops : list of int
-        Chapter ids (see `scan`) and the pages at which they end: a chapter begins where the one before it ends.
     whole : int
         Leading pages with consecutive ids.
+    finite : int
+        Leading pages whose mean values are all numbers.
     padded : bool
         Whether a page has an invalid token.
-    empty : bool
-        Whether a page has no valid token.
-    whole_spans : bool
-        Whether the spans have consecutive ids.
     """
 
     pages: Integers = field(default_factory=Integers)
     counts: Integers = field(default_factory=Integers)
-    spans: list[int] = field(default_factory=list[int])
-    chapters: list[int] = field(default_factory=list[int])
-    chapter_stops: list[int] = field(default_factory=list[int])
     whole: int = 0
+    finite: int = 0
     padded: bool = False
-    empty: bool = False
-    whole_spans: bool = True
 
-    def set_span(self, number: int, span: int) -> None:
-        """Add a span at the end, or put another in the place of the last one."""
-        del self.spans[number:]
-        self.whole_spans = self.whole_spans and (not self.spans or span == self.spans[-1] + 1)
-        self.spans.append(span)
-
-    def extend(self, pages: list[int], counts: list[int], page_tokens: int) -> None:
-        """Add pages at the end."""
+    def extend(self, pages: list[int], counts: list[int], page_tokens: int, finite: bool) -> None:
+        """Add pages at the end, `finite` if their mean values are all numbers."""
         held, last = len(self.pages), self.pages[-1] if self.pages else pages[0] - 1
         if self.whole == held:
             self.whole += next((n for n, page in enumerate(pages) if page != last + 1 + n), len(pages))
+        if self.finite == held and finite:
+            self.finite += len(pages)
         self.pages.extend(pages)
         self.counts.extend(counts)
         self.padded = self.padded or min(counts) < page_tokens
-        self.empty = self.empty or 0 in counts
 
-    def cut(self, pages: int, span_pages: int, page_tokens: int) -> Row:
-        """Keep the first `pages` pages and what is built from them alone; returns what went, as a row."""
-        spans, chapters = -(-pages // span_pages), bisect_right(self.chapter_stops, pages)
-        gone = Row(Integers(self.pages.array[pages:]), spans=self.spans[spans:], chapters=self.chapters[chapters:])
+    def cut(self, pages: int, page_tokens: int) -> list[int]:
+        """Keep the first `pages` pages; returns the ids of the others."""
+        gone = self.pages.tolist(pages)
         self.pages.resize(pages)
         self.counts.resize(pages)
-        del self.spans[spans:]
-        del self.chapters[chapters:], self.chapter_stops[chapters:]
-        self.whole = min(self.whole, pages)
+        self.whole, self.finite = min(self.whole, pages), min(self.finite, pages)
         self.padded = self.padded and bool((self.counts.array < page_tokens).any())
-        self.empty = self.empty and bool((self.counts.array == 0).any())
         return gone
 
     def copy(self) -> Row:
         """The same integers in places of their own."""
-        return Row(
-            Integers(self.pages.array),
-            Integers(self.counts.array),
-            list(self.spans),
-            list(self.chapters),
-            list(self.chapter_stops),
-            self.whole,
-            self.padded,
-            self.empty,
-            self.whole_spans,
-        )
-
-
-def chapter_stops(pages: int, least: int, most: int) -> list[int]:
-    """Where the chapters over `pages` pages end: all of `most` pages, then each half as large as fits, down to `least`.
-
-    So fewer than `least` pages are in no chapter, and a page moves to a larger one only log2(most / least) times.
-    """
-    stops: list[int] = []
-    at, size = 0, most
-    while size >= least:
-        while at + size <= pages:
-            at += size
-            stops.append(at)
-        size //= 2
-    return stops
-
-
-def most_chapters(pages: int, least: int, most: int) -> int:
-    """Most chapters that a row has at any length up to `pages`: of each size below `most` it has one at most."""
-    if pages < least:
-        return 0
-    return pages // most + min((most // least).bit_length() - 1, (pages // least).bit_length())
-
-
-def common_prefix(one: list[int], other: list[int]) -> int:
-    """How many leading numbers two lists share."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-def runs(ids: list[int]) -> list[tuple[int, int, int]]:
-    """Maximal runs of consecutive ids: (offset in the list, first id, length)."""
-    out: list[tuple[int, int, int]] = []
-    for offset, i in enumerate(ids):
-        if out and out[-1][1] + out[-1][2] == i:
-            start, first, length = out[-1]
-            out[-1] = (start, first, length + 1)
-        else:
-            out.append((offset, i, 1))
-    return out
+        return Row(Integers(self.pages.array), Integers(self.counts.array), self.whole, self.finite, self.padded)

@@ -27,8 +27,8 @@ class Ledger:
     def __init__(self, config: KIVConfig) -> None:
         self._limits = (config.device_bytes, config.ram_bytes, config.disk_bytes)
         self._used = [0, 0, 0]
-        # Frees what speed alone keeps on the device, and moves what RAM holds to disk, until so many bytes are free.
-        self.give_way: weakref.WeakMethod[Callable[[int, int], None]] | None = None
+        # Moves what RAM holds to disk, until so many bytes are free.
+        self.give_way: weakref.WeakMethod[Callable[[int], None]] | None = None
         self.marked: set[Account] = set()  # in a change
         self.broken: set[Account] = set()  # whose change was interrupted
 
@@ -53,12 +53,10 @@ class Ledger:
 
     def check(self, device: int = 0, ram: int = 0, disk: int = 0) -> None:
         """Refuse if so many bytes more do not fit (SPEC 10.2)."""
-        short = [
-            0 if (room := self.room(tier)) is None or more <= max(room, 0) else more
-            for tier, more in enumerate((device, ram))
-        ]
-        if any(short) and self.give_way is not None and (make_room := self.give_way()):
-            make_room(*short)
+        room = self.room(1)
+        short = room is not None and ram > max(room, 0)
+        if short and self.give_way is not None and (make_room := self.give_way()):
+            make_room(ram)
         for name, used, more, limit in zip(REMEDIES, self._used, (device, ram, disk), self._limits, strict=True):
             if limit is not None and more > 0 and used + more > limit:
                 rule = f"the cache must fit into {name}={limit} (SPEC 10.2)"
@@ -85,6 +83,11 @@ class Account:
     def changing(self) -> Change:
         """Mark a change, as long as it lasts."""
         return Change(self._ledger.marked, self)
+
+    @property
+    def marked(self) -> bool:
+        """Whether a change is going on, or was broken off."""
+        return self in self._ledger.marked
 
     def room(self, tier: int) -> int | None:
         """Bytes left (`Ledger.room`)."""
@@ -113,20 +116,10 @@ class Booking:
     def __init__(self, ledger: Account) -> None:
         self._ledger, self.held = ledger, NOTHING
 
-    @property
-    def room(self) -> int | None:
-        """Bytes left on the device; None without a limit."""
-        return self._ledger.room(0)
-
     def book(self, held: TierBytes) -> None:
         """Book so many bytes in all, or refuse."""
-        self.take(held.device - self.held.device, held.ram - self.held.ram)
-
-    def take(self, device: int, ram: int = 0) -> None:
-        """Book so many bytes more, or refuse."""
-        self._ledger.take(device=device, ram=ram)
-        # Only now: to make room, the ledger may have had this holder give something back.
-        self.held = TierBytes(self.held.device + device, self.held.ram + ram, 0)
+        self._ledger.take(held.device - self.held.device, held.ram - self.held.ram)
+        self.held = held
 
 
 @dataclass
@@ -135,38 +128,22 @@ class Counters:
 
     Attributes
     ----------
-    pages_scored : int
-        Page scores computed exactly, for each KV head.
-    pages_pruned : int
-        Pages that a bound kept out of the exact scores.
     key_bytes_gathered, value_bytes_gathered : int
         Cold bytes read for retrieval, from RAM or disk.
-    summary_bytes_read : int
-        Bytes of page summaries read from RAM.
     streamed_bytes : int
         Cold bytes read for exact attention.
     evicted_pages : int
         Pages that left the hot window.
     disk_bytes_written, disk_bytes_read : int
         Traffic of the disk tier.
-    cache_hits, cache_misses : int
-        Key pages of the disk tier found, or not, in the RAM cache.
-    cache_evictions : int
-        Key pages that left the RAM cache.
     """
 
-    pages_scored: int = 0
-    pages_pruned: int = 0
     key_bytes_gathered: int = 0
     value_bytes_gathered: int = 0
-    summary_bytes_read: int = 0
     streamed_bytes: int = 0
     evicted_pages: int = 0
     disk_bytes_written: int = 0
     disk_bytes_read: int = 0
-    cache_hits: int = 0
-    cache_misses: int = 0
-    cache_evictions: int = 0
 
     def reset(self) -> None:
         """Start again from zero."""

@@ -21,15 +21,18 @@ class Block(NamedTuple):
 def blocks(config: KIVConfig, length: int, queries: int) -> Iterator[Block]:
     """The blocks of a call of `queries` tokens, the last of `length`, in order of position."""
     first = length - queries
-    if config.exact or (queries > 1 and config.prefill == "exact"):
-        yield Block("exact", first, length, config.cold_pages(first))
+    if queries == 1 and not config.exact:
+        yield _block(config, "retrieve", first, length)
         return
-    if queries == 1:
-        yield Block("retrieve", first, length, config.cold_pages(first))
-        return
-    suffix = max(first, length - config.exact_suffix_tokens)
+    suffix = first if config.prefill == "exact" else max(first, length - config.exact_suffix_tokens)
     for start in range(first, suffix, config.query_block_tokens):
-        stop = min(start + config.query_block_tokens, suffix)
-        yield Block(config.prefill, start, stop, config.cold_pages(start))
+        yield _block(config, config.prefill, start, min(start + config.query_block_tokens, suffix))
     if suffix < length:
-        yield Block("exact", suffix, length, config.cold_pages(suffix))
+        yield _block(config, "exact", suffix, length)
+
+
+def _block(config: KIVConfig, mode: Mode, start: int, stop: int) -> Block:
+    """A block, exact where there is nothing to choose (SPEC 4.1)."""
+    pages = config.cold_pages(start)
+    few = mode == "retrieve" and pages * config.page_tokens <= config.candidate_tokens
+    return Block("exact" if few else mode, start, stop, pages)

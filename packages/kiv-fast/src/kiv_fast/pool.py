@@ -61,7 +61,6 @@ class FastPool:
         self.guard = Guard(self)
         # Not a WeakSet: garbage collection in another thread would change it while it is gone through.
         self._references: list[weakref.ref[FastStore]] = []
-        self._made = 0
         self._closed = False
         self.ledger = Ledger(config)
         self.ledger.give_way = weakref.WeakMethod(self._make_room)
@@ -92,8 +91,7 @@ class FastPool:
 
     def new_store(self) -> FastStore:
         """`layer_store` for a call that has the lock."""
-        store = FastStore(self, self._made)
-        self._made += 1
+        store = FastStore(self)
         living = [reference for reference in self._references if reference() is not None]
         self._references = [*living, weakref.ref(store)]
         return store
@@ -113,8 +111,7 @@ class FastPool:
         states = [store.state for store in self._stores if store.state is not None]
         parts = {"sinks, hot tokens, validity": sum(state.near_bytes for state in states)}
         for cold in {id(state.cold): state.cold for state in states}.values():
-            for name, count in cold.device_parts().items():
-                parts[name] = parts.get(name, 0) + count
+            parts["index"] = parts.get("index", 0) + cold.index_bytes
         parts["step buffers"] = self.scratch.nbytes
         parts["promised to calls in progress"] = self.ledger.used.device - sum(parts.values())
         return parts
@@ -127,15 +124,11 @@ class FastPool:
         self.tidy()
         self._closed = True
 
-    def _make_room(self, device: int, ram: int) -> None:
-        """Free device memory that is held for speed alone, and RAM that pages can leave, in whatever store."""
+    def _make_room(self, ram: int) -> None:
+        """Free RAM that pages can leave, in whatever store."""
         for state in [store.state for store in self._stores if store.state is not None]:
-            if self.is_broken(state):
-                continue
-            with state.cold.account.changing():
-                if device:
-                    state.drop_near()
-                if ram:
+            if not self.is_broken(state):
+                with state.cold.account.changing():
                     state.cold.arena.give_way(ram)
 
     def check_open(self) -> None:
@@ -179,35 +172,23 @@ class FastPool:
         """Whether a change of a store or of one of its forks was interrupted."""
         return state.cold.account in self.ledger.broken
 
-    def cold(self, shape: Shape, ordinal: int) -> Cold:
+    def cold(self, shape: Shape) -> Cold:
         """The cold pages of a new store of this shape."""
         if shape.device not in self._pinning:
             pinning = pinning_for(shape.device)
             self._pinning[shape.device] = pinning, reads_host_memory(shape.device, pinning)
         pinning, direct = self._pinning[shape.device]
         reach = reach_for(shape.device, direct)
-        account = self.ledger.account()
+        account, transfer = self.ledger.account(), reach.transfer
         arena = self._arena(shape, account, pinning, reach)
-        return Cold(
-            shape,
-            self._config,
-            arena,
-            self.scratch,
-            account,
-            self.counters,
-            ordinal,
-            pinning,
-            reach,
-            self.tuning,
-        )
+        return Cold(shape, self._config, arena, self.scratch, account, self.counters, transfer, self.tuning)
 
     def _arena(self, shape: Shape, account: Account, pinning: Pinning, reach: Reach) -> Arena:
         config = self._config
-        if config.ram_bytes is not None:
-            if config.spill_dir is not None:
-                folder_for(self._folder)  # it may be gone by now
-            place = self._folder, self._io
-            segments = Segments(shape, config.page_tokens, *place, account, self.counters, self.tuning)
-            tier = segments, reach.transfer, self.tuning, self._staging
-            return TieredArena(shape, config.page_tokens, account, self.counters, *tier)
-        return RamArena(shape, self._config.page_tokens, account, self.scratch, pinning, reach)
+        if config.ram_bytes is None:
+            return RamArena(shape, config.page_tokens, account, self.scratch, pinning, reach)
+        if config.spill_dir is not None:
+            folder_for(self._folder)  # it may be gone by now
+        place = self._folder, self._io
+        segments = Segments(shape, config.page_tokens, *place, account, self.counters, self.tuning)
+        return TieredArena(shape, config.page_tokens, account, segments, self._staging, reach.transfer)

@@ -1,4 +1,4 @@
-"""The n best of many scores: higher first, then the lower index (SPEC 1.3).
+"""The n best of many scores: higher first, then the lower index (SPEC 1.3, 4.3).
 
 On a CPU by numpy, whose partition uses the processor's vectors: it finds the n-th best score in a tenth of the time of
 torch's `topk`, and all that is left is to compare with it.
@@ -10,40 +10,39 @@ from typing import Any
 
 import numpy as np
 import torch
+from kiv_reference.config import Group
 
 
-def largest(scores: torch.Tensor, n: int) -> torch.Tensor:
-    """Indices int64 ``[H, n]`` of the `n` largest of ``[H, I]``, ascending; of equal ones any."""
-    chosen = _chosen(scores, n)
-    if chosen is not None:
-        return torch.from_numpy(chosen)
-    return scores.topk(n, dim=1, sorted=False).indices.sort(dim=1).values
+def group_scores(scores: torch.Tensor, group: Group, most: torch.Tensor | None = None) -> torch.Tensor:
+    """One score for each item from those of all members (SPEC 4.3).
 
+    Parameters
+    ----------
+    scores : [H, M, I]
+    most : [H, M, 1], optional
+        The maximum over all items, if these are only some.
 
-def top(scores: torch.Tensor, n: int) -> torch.Tensor:
-    """Indices int64 ``[H, n]`` of the `n` best of ``[H, I]``, best first."""
-    chosen = _chosen(scores, n)
-    if chosen is None:
-        return _ordered(scores, n)
-    values = np.take_along_axis(scores.numpy(), chosen, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    return torch.from_numpy(np.take_along_axis(chosen, order, axis=1))
+    Returns
+    -------
+    Tensor [H, I]
+    """
+    if group == "max":
+        return scores.amax(dim=1)
+    return (scores - (scores.amax(dim=2, keepdim=True) if most is None else most)).exp_().sum(dim=1)
 
 
 def top_set(scores: torch.Tensor, n: int) -> torch.Tensor:
-    """The indices of `top`, ascending."""
+    """Indices int64 ``[H, n]`` of the `n` best of ``[H, I]``, ascending."""
     if n >= scores.shape[1]:
         return torch.arange(scores.shape[1], device=scores.device).expand(scores.shape[0], -1)
     chosen = _chosen(scores, n)
-    return _ordered(scores, n).sort(dim=1).values if chosen is None else torch.from_numpy(chosen)
-
-
-def _ordered(scores: torch.Tensor, n: int) -> torch.Tensor:
-    return torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :n]
+    if chosen is not None:
+        return torch.from_numpy(chosen)
+    return torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :n].sort(dim=1).values
 
 
 def _chosen(scores: torch.Tensor, n: int) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-    """The indices of `top`, ascending; None elsewhere than on a CPU, and if one of the best is not a number."""
+    """The result of `top_set`; None elsewhere than on a CPU, and if one of the best is not a number."""
     heads, items = scores.shape
     if scores.device.type != "cpu" or not 0 < n < items:
         return None

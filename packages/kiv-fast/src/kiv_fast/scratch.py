@@ -22,15 +22,27 @@ class Scratch:
     def __init__(self, ledger: Account) -> None:
         self.account = self._ledger = ledger
         self._buffers: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
-        self._planned = 0
+        self._planned = self._lent = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes booked."""
-        return self._planned
+        return self._planned + self._lent
+
+    def lend(self, nbytes: int) -> bool:
+        """Book room for what one block alone uses, to save time, instead of what was lent before; whether there is."""
+        self._ledger.give(device=self._lent)
+        self._lent = 0
+        room = self._ledger.room(0)
+        if room is not None and room < nbytes:
+            return False
+        self._ledger.take(device=nbytes)
+        self._lent = nbytes
+        return True
 
     def plan(self, nbytes: int) -> None:
         """Book room for a store whose steps need so much (SPEC 10.2)."""
+        self.lend(0)
         if nbytes > self._planned:
             self._ledger.take(device=nbytes - self._planned)
             self._planned = nbytes
@@ -52,32 +64,34 @@ class Scratch:
         return self.take(name, tuple(tensor.shape), dtype, tensor.device).copy_(tensor)
 
     def recount(self) -> None:
-        """After an interrupt: what is booked is what is planned."""
-        self.account.used = [self._planned, 0, 0]
+        """After an interrupt: what is booked is what is planned and lent."""
+        self.account.used = [self.nbytes, 0, 0]
 
     def clear(self) -> None:
         """Free the buffers."""
         self._buffers.clear()
-        self._ledger.give(device=self._planned)
-        self._planned = 0
+        self._ledger.give(device=self.nbytes)
+        self._planned = self._lent = 0
 
 
-def chunk_pages(shape: Shape, page_tokens: int, tuning: Tuning) -> int:
-    """Pages whose keys are in the works at a time."""
-    return max(1, tuning.chunk_bytes // (shape.heads * page_tokens * shape.key_width * shape.compute.itemsize))
+def chunk_tokens(shape: Shape, tuning: Tuning) -> int:
+    """Candidates of each head whose keys are in the works at a time."""
+    return max(1, tuning.chunk_bytes // (shape.heads * shape.key_width * shape.compute.itemsize))
 
 
-def step_bytes(shape: Shape, config: KIVConfig, tuning: Tuning) -> int:
-    """Bytes of the buffers that a decode step of such a store fills."""
-    if config.exact:
+def step_bytes(shape: Shape, config: KIVConfig, tuning: Tuning, pages: int) -> int:
+    """Bytes of the buffers that a decode step of such a store, with so many cold pages, fills."""
+    if config.retrieve_tokens is None:
         return 0
     recent = config.sink_tokens + config.hot_tokens + config.page_tokens
-    chosen = config.retrieve_tokens or 0
-    tokens = min(config.candidate_pages, chunk_pages(shape, config.page_tokens, tuning)) * config.page_tokens
+    tokens = min(config.candidate_tokens, chunk_tokens(shape, tuning))
     narrow, wide = shape.dtype.itemsize, shape.compute.itemsize
     key, value = shape.key_width, shape.value_width
-    gathered = chosen * value + tokens * key
+    gathered = config.retrieve_tokens * value + tokens * key
     floats = 0 if shape.dtype == shape.compute else gathered
     if shape.recent != shape.compute:
         floats += recent * (key + value)
-    return shape.heads * (floats * wide + gathered * narrow)
+    half = -(-min(config.index_channels, key) // 2)
+    page = shape.heads * config.page_tokens * half * wide
+    codes = min(pages * page, max(tuning.chunk_bytes, page))
+    return shape.heads * (floats * wide + gathered * narrow) + codes

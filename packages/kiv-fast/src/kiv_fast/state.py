@@ -1,4 +1,4 @@
-"""What a store holds: recent tokens, page tables, validity; and how tokens move between them (SPEC 2, 9)."""
+"""What a store holds: recent tokens, page tables, validity, samples; and how tokens move (SPEC 2, 9)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .interrupts import REFUSALS
 from .layout import Row
 from .ledger import NOTHING
 from .recent import Recent
-from .rows import ColdRow
+from .samples import Samples
 from .scratch import step_bytes
 from .validate import Shape
 from .validity import Validity
@@ -27,29 +27,30 @@ if TYPE_CHECKING:
 class State:
     """The tokens of one store. Rows share pages; recent tokens are each state's own."""
 
-    def __init__(self, shape: Shape, config: KIVConfig, pool: FastPool, ordinal: int, cold: Cold | None = None) -> None:
-        self.shape, self.config = shape, config
-        self._pool, self._ordinal = pool, ordinal
-        self.cold = cold or pool.cold(shape, ordinal)
-        self.rows = [ColdRow(Row(), shape) for _ in range(shape.batch)]
+    def __init__(self, shape: Shape, config: KIVConfig, pool: FastPool, cold: Cold | None = None) -> None:
+        self.shape, self.config, self._pool = shape, config, pool
+        self.cold = cold or pool.cold(shape)
+        self.rows = [Row() for _ in range(shape.batch)]
         self.recent = Recent(shape, config)
         self.validity = Validity(shape.batch, shape.device)
+        self.samples = Samples(shape)
         self.length = 0
         self.pages = 0  # cold pages of each row that have left the hot window
         self.finite = True  # whether every value is a number
-        self._booked = 0
+        self._booked = NOTHING
         self._promised = NOTHING  # booked for pages that will leave the hot window
         self._settled = True
+        self._begun: tuple[int, int] | None = None  # pages and samples before the call that is being answered
         self._owner = object()  # of promises: not the state, which goes when it is dropped, without a cycle
 
     def prepare(self, tokens: int, padded: bool) -> None:
         """Refuse if so many tokens more do not fit, once appended and once their call is over (SPEC 10.2)."""
-        more = self.config.cold_pages(self.length + tokens) - self.pages
+        length = self.length + tokens
+        pages = self.config.cold_pages(length)
         try:
-            self._pool.scratch.plan(step_bytes(self.shape, self.config, self.cold.tuning))
-            self._book(self.recent.bytes_with(tokens) + self.validity.bytes_with(self.length + tokens, padded))
-            # Last, since it takes for speed alone what room there is.
-            self._promised = self.cold.promise(self._owner, self.rows, more)
+            self._pool.scratch.plan(step_bytes(self.shape, self.config, self.cold.tuning, pages))
+            self._book(self.recent.bytes_with(tokens) + self.validity.bytes_with(length, padded), length)
+            self._promised = self.cold.promise(self._owner, len(self.rows) * (pages - self.pages))
         except REFUSALS:
             self.withdraw()
             raise
@@ -68,55 +69,68 @@ class State:
         self.finite = self.finite and finite
         self._settled = n <= self.cold.tuning.settle_tokens
 
-    def take_back(self) -> None:
-        """Undo the append of one token that needed no new buffer, before anything was evicted after it."""
-        self.recent.take_back()
-        self.length -= 1
-        self.withdraw()
-
     def withdraw(self) -> None:
         """End what was promised to an append that did not come about, or is over."""
         self.cold.settle(self._owner)
         self._promised = NOTHING
-        self._book(self._device_bytes)
+        self._book(self._device_bytes, self.length)
 
-    def fits(self, tokens: int) -> bool:
-        """Whether so many tokens more go into the buffers that there are."""
-        return self.recent.bytes_with(tokens) == self.recent.nbytes
+    def begin(self, query: torch.Tensor, valid: torch.Tensor | None) -> None:
+        """Begin to answer the queries ``[B, H, G, TQ, D]`` of the last append, and note the sampled ones (SPEC 3.2)."""
+        self._begun = self.pages, self.samples.count
+        if not self.config.exact:
+            self.samples.take(query, self.length, valid, self.cold.transfer)
+
+    def finish(self) -> None:
+        """A call is over: what it made cold leaves (SPEC 2.3), and what it needed is given back."""
+        self.evict(self.config.cold_pages(self.length))
+        self._begun = None
+        if not self._settled:
+            self.recent.settle()
+            self._settled = True
+        self.withdraw()
+
+    def take_back(self) -> None:
+        """A call failed: what it made cold is hot again, since codes depend on its queries, which do not count."""
+        if self._begun is not None:
+            pages, samples = self._begun
+            self._cut(pages)
+            self.recent.take_back(self.pages - pages)
+            self.pages, self._begun = pages, None
+            self.samples.forget(samples)
+
+    def _cut(self, pages: int) -> None:
+        """Keep the first `pages` pages of each row, and the room that was promised for the others."""
+        for row in self.rows:
+            self.cold.cut(row, pages)
+        self.cold.renew()
 
     def evict(self, pages: int) -> None:
         """Move pages out of the hot window until `pages` of each row are cold (SPEC 2.3). None ever comes back here."""
-        for row in self.rows:
-            self.cold.mend(row)
         n = pages - self.pages
         if n > 0:
             size, start = self.config.page_tokens, self.config.sink_tokens + self.pages * self.config.page_tokens
-            before = self.pages
+            boundaries = [start + page * size + self.config.hot_tokens for page in range(1, n + 1)]
             try:
                 for number, row in enumerate(self.rows):
                     valid = self.validity.row(number, start, start + n * size)
                     key, value = self.recent.pages(number, n)
-                    self.cold.add(row, key, value, None if valid is None else valid.view(n, size))
+                    weights = None if self.config.exact else self.samples.weights(number, boundaries)
+                    self.cold.add(row, key, value, None if valid is None else valid.view(n, size), weights)
             except REFUSALS:
-                for row in self.rows:
-                    self.cold.cut(row, before)
-                self.cold.renew()
+                self._cut(self.pages)
                 raise
             self.pages = pages
             self.recent.drop_pages(n)
-        if pages == self.config.cold_pages(self.length):
-            if not self._settled:
-                self.recent.settle()
-                self._settled = True
-            self.withdraw()
 
     @property
     def _device_bytes(self) -> int:
         return self.recent.nbytes + self.validity.nbytes
 
-    def _book(self, device: int) -> None:
-        self.cold.account.take(device=device - self._booked)
-        self._booked = device
+    def _book(self, device: int, length: int) -> None:
+        ram = 0 if self.config.exact else self.samples.bytes_at(length)
+        self.cold.account.take(device=device - self._booked.device, ram=ram - self._booked.ram)
+        self._booked = TierBytes(device, ram, 0)
 
     @property
     def tile_pages(self) -> int:
@@ -160,15 +174,15 @@ class State:
     def cold_tile(self, row: int, first: int, stop: int) -> Tile:
         """The pages ``[first, stop)`` of a sequence."""
         cold, start = self.cold, self.hot_start(first)
-        key, value = cold.arena.tile(self.rows[row].table.pages.tolist(first, stop))
+        key, value = cold.arena.tile(self.rows[row].pages.tolist(first, stop))
         cold.counters.streamed_bytes += (key.numel() + value.numel()) * key.element_size()
-        valid = self.validity.row(row, start, self.hot_start(stop)) if self.rows[row].table.padded else None
+        valid = self.validity.row(row, start, self.hot_start(stop)) if self.rows[row].padded else None
         return Tile(cold.transfer.upload(key), cold.transfer.upload(value), start, valid)
 
     def crop(self, length: int) -> None:
         """Keep the first `length` tokens (SPEC 9.2): pages that are hot again come back."""
         pages, size = self.config.cold_pages(length), self.config.page_tokens
-        self.evict(max(pages, self.pages))
+        self.finish()
         first, start = self.hot_start(pages), self.hot_start(self.pages)
         back: tuple[torch.Tensor, torch.Tensor] | None = None
         if pages < self.pages and length > first:
@@ -180,24 +194,22 @@ class State:
             )
         sinks = min(length, self.recent.sink_count)
         recent, validity = self.recent.cropped(sinks, max(0, length - start), back), self.validity.cropped(length)
-        promised = self.cold.promise_cut(self._owner, self.rows, pages) if pages < self.pages else NOTHING
+        samples = self.samples.cropped(length)
+        self._book(max(self._booked.device, recent.nbytes + validity.nbytes), self.length)
         # From here on nothing asks for memory.
-        self.recent, self.validity, self.length, self._settled = recent, validity, length, True
+        self.recent, self.validity, self.samples, self.length = recent, validity, samples, length
+        self._settled = True
         if pages < self.pages:
             for row in self.rows:
                 self.cold.cut(row, pages)
-            self.pages, self._promised = pages, promised
-        if promised == NOTHING:
-            self.withdraw()
-        else:  # until the next call has built what it is for
-            self.cold.renew()
-            self._book(self._device_bytes)
+            self.pages = pages
+        self.withdraw()
 
     def select(self, rows: list[int]) -> State:
         """A state whose sequence i is sequence ``rows[i]``, with the same pages (SPEC 9.3, 9.4)."""
-        copy = State(self.shape._replace(batch=len(rows)), self.config, self._pool, self._ordinal, self.cold)
+        copy = State(self.shape._replace(batch=len(rows)), self.config, self._pool, self.cold)
         try:
-            copy._book(len(rows) * (self._device_bytes // self.shape.batch))
+            copy._book(len(rows) * (self._device_bytes // self.shape.batch), self.length)
             at = torch.tensor(rows, dtype=torch.int64, device=self.shape.device)
             copy.rows.clear()
             for row in rows:
@@ -205,48 +217,42 @@ class State:
             copy.recent = self.recent.select(at)
             copy.length, copy.pages, copy.finite, copy._settled = self.length, self.pages, self.finite, self._settled
             copy.validity = self.validity.select(at)
+            copy.samples = self.samples.select(torch.tensor(rows, dtype=torch.int64, device="cpu"))
             # What the last append will make cold leaves the copy's hot window too.
             more = self.config.cold_pages(copy.length) - copy.pages
-            copy._promised = self.cold.promise(copy._owner, copy.rows, more)
+            copy._promised = self.cold.promise(copy._owner, len(rows) * more)
         except REFUSALS:
             copy.release()
             raise
         return copy
-
-    def drop_near(self) -> None:
-        """Give back the device memory, and the room for it, of summaries that RAM holds as well."""
-        self.cold.chapters.break_promise()
-        for row in self.rows:
-            self.cold.chapters.drop_near(row)
 
     def release(self) -> None:
         """Give back everything."""
         for row in self.rows:
             self.cold.cut(row, 0)
         self.cold.settle(self._owner)
-        self._book(0)
+        self.samples = Samples(self.shape)
+        self._book(0, 0)
 
     def memory(self) -> TierBytes:
         """Bytes by tier, with what is booked for the call that is not over."""
-        promised = self._promised
         tables = [self.cold.row_bytes(row) for row in self.rows]
-        near = 0 if promised == NOTHING else self.cold.chapters.near_promised
-        device = self._booked + promised.device + near + sum(table.device for table in tables)
-        cold = sum(len(row.table.pages) for row in self.rows)
-        disk = sum(self.cold.arena.pages_on_disk(row.table.pages.array) for row in self.rows)
+        parts = [self._booked, self._promised, *tables]
+        cold = sum(len(row.pages) for row in self.rows)
+        disk = sum(self.cold.arena.pages_on_disk(row.pages.array) for row in self.rows)
         size = self.cold.arena.page_bytes
-        ram = (cold - disk) * size + promised.ram + sum(table.ram for table in tables)
-        return TierBytes(device, ram, disk * size + promised.disk)
+        ram = (cold - disk) * size + sum(part.ram for part in parts)
+        return TierBytes(sum(part.device for part in parts), ram, disk * size + self._promised.disk)
 
     @property
     def near_bytes(self) -> int:
         """Device bytes of sinks, hot tokens and validity."""
-        return self._booked
+        return self._booked.device
 
     def tokens(self) -> TierTokens:
         """Positions by part."""
         pages = self.config.cold_pages(self.length)
         cold, size = pages * self.config.page_tokens, self.config.page_tokens
         sinks = min(self.config.sink_tokens, self.length)
-        disk = self.cold.arena.pages_on_disk(self.rows[0].table.pages.array[:pages]) * size
+        disk = self.cold.arena.pages_on_disk(self.rows[0].pages.array[:pages]) * size
         return TierTokens(sinks, self.length - sinks - cold, cold - disk, disk)

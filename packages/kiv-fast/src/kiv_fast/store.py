@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, SupportsIndex, TypeVar
 
 import torch
-from kiv_reference.errors import KIVBudgetError, KIVNonFiniteError, KIVUsageError, refuse
+from kiv_reference.errors import KIVBudgetError, KIVUsageError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
 
 from .call import Call, answer
-from .doubt import Appended, Doubt
 from .guard import locked
 from .interrupts import REFUSALS
 from .partition import blocks
@@ -67,8 +65,6 @@ class FastStore:
     Parameters
     ----------
     pool : FastPool
-    ordinal : int
-        Number of the store in its pool.
 
     Attributes
     ----------
@@ -76,12 +72,11 @@ class FastStore:
         The pool's.
     """
 
-    def __init__(self, pool: FastPool, ordinal: int) -> None:
-        self._pool, self._ordinal, self.guard = pool, ordinal, pool.guard
+    def __init__(self, pool: FastPool) -> None:
+        self._pool, self.guard = pool, pool.guard
         self._config = pool.config
         self._state: State | None = None
         self._pending = 0  # tokens of the last append, if no crop came after it
-        self._appended: Appended | None = None  # that append, if it is not known yet whether it is finite
         self._traces: list[BlockTrace] | None = None
         self._report: AttendReport | None = None
 
@@ -136,28 +131,24 @@ class FastStore:
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
         """Add tokens (`LayerStore.append`)."""
         self._check()
-        self._make_sure()
         state = self._state
         shape = check_append(key, value, valid, None if state is None else state.shape)
         n = key.shape[2]
         if valid is not None and bool(valid.all()):
             valid = None
-        hopeful = state is not None and valid is None and self._hopes(state, n) and state.fits(1)
-        finite = True
-        if not hopeful:
-            good_keys, finite = finite_sums(key, value)
-            if not good_keys:
-                check_finite("key", key, valid)
-            if valid is not None:
-                seen = valid[:, None, :, None]
-                key, value = key.masked_fill(~seen, 0), value.masked_fill(~seen, 0)
-            finite = finite or bool(torch.isfinite(value).all())
+        good_keys, finite = finite_sums(key, value)
+        if not good_keys:
+            check_finite("key", key, valid)
+        if valid is not None:
+            seen = valid[:, None, :, None]
+            key, value = key.masked_fill(~seen, 0), value.masked_fill(~seen, 0)
+        finite = finite or bool(torch.isfinite(value).all())
         fresh = state is None
         if state is None:
-            state = State(shape, self._config, self._pool, self._ordinal)
+            state = State(shape, self._config, self._pool)
         with state.cold.account.changing():
             try:
-                state.evict(self._config.cold_pages(state.length))
+                state.finish()
                 state.prepare(n, valid is not None)
                 state.append(key, value, valid, finite)
             except REFUSALS:
@@ -165,7 +156,6 @@ class FastStore:
                     state.release()
                     self._pool.tidy()
                 raise
-            self._appended = Appended(key, value, self._pending) if hopeful else None
             self._state, self._pending = state, n
 
     @locked
@@ -186,24 +176,25 @@ class FastStore:
         assert state is not None, "a shape without a state"
         sinks = check_modifiers(query, scale, softcap, sink_logits, bound)
         valid = state.validity.part(state.length - self._pending, state.length)
-        doubt = None
-        if not bound and self._hopes(state, self._pending):
-            doubt = Doubt(state.cold.transfer, self._appended, query)
-        else:
-            self._make_sure()
-            if not all(finite_sums(query)):
-                check_finite("query", query, valid)
+        if not all(finite_sums(query)):
+            check_finite("query", query, valid)
         if valid is not None:
             query = torch.where(valid[:, None, :, None], query, query.nan_to_num(0.0, 0.0, 0.0))  # SPEC 2.4
         grouped = aligned(query.to(shape.compute)).unflatten(1, (shape.heads, -1))
         sinks = None if sinks is None else sinks.to(shape.compute).unflatten(1, (shape.heads, -1))
-        call = Call(grouped, sinks, scale, softcap, bound, None if doubt is None else doubt.later)
-        output, traces = self._answer(state, call, query.dtype)
-        if doubt is not None and not self._settle(state, doubt):
-            output, traces = self._answer(state, replace(call, later=None), query.dtype)
-        # The call is over: what it made cold leaves (SPEC 2.3).
-        with state.cold.account.changing():
-            state.evict(self._config.cold_pages(state.length))
+        call = Call(grouped, sinks, scale, softcap, bound)
+        account = state.cold.account
+        try:
+            with account.changing():
+                state.begin(grouped, valid)
+            output, traces = self._answer(state, call, query.dtype)
+            with account.changing():
+                state.finish()
+        except BaseException:
+            if not account.marked:  # else it is refused until `reset`
+                with account.changing():
+                    state.take_back()
+            raise
         self._traces, self._report, self._traced_shape = traces, None, shape
         return output
 
@@ -222,32 +213,6 @@ class FastStore:
             traces.append(trace)
         return output, traces
 
-    def _hopes(self, state: State, tokens: int) -> bool:
-        """Whether a call of so many tokens goes on without waiting for what it must be told (`doubt`)."""
-        certain = self._config.max_missed_mass is not None or not state.validity.whole
-        return tokens == 1 and not certain and not state.cold.transfer.immediate
-
-    def _settle(self, state: State, doubt: Doubt) -> bool:
-        """Whether what was assumed holds. An append that must be refused is undone."""
-        try:
-            finite = doubt.check_append()
-        except KIVNonFiniteError:
-            assert self._appended is not None, "another append was refused"
-            with state.cold.account.changing():
-                state.take_back()
-                self._pending, self._appended = self._appended.before, None
-            raise
-        state.finite = state.finite and finite  # first: asked again after an interrupt, it comes out the same
-        self._appended = None
-        doubt.check_query()
-        return finite and doubt.enough
-
-    def _make_sure(self) -> None:
-        """Find out whether the last append was finite, if no attend did."""
-        if self._appended is not None:
-            assert self._state is not None, "nothing was appended to"
-            self._settle(self._state, Doubt(self._state.cold.transfer, self._appended, None))
-
     @locked
     @plain_tensors
     def crop(self, length: int) -> None:
@@ -257,7 +222,6 @@ class FastStore:
         if not 0 <= length <= self._length:
             rule = f"crop needs a length in 0..{self._length} (SPEC 9.2)"
             raise refuse(KIVUsageError, rule, length, "A store cannot be made longer; append instead.")
-        self._make_sure()
         if self._state is None:
             self._pending = 0
             return
@@ -294,7 +258,6 @@ class FastStore:
             self._replace(check_rows(rows, self._state.shape.batch, same_size))
 
     def _replace(self, rows: list[int]) -> None:
-        self._make_sure()
         assert self._state is not None, "nothing to select from"
         with self._state.cold.account.changing():
             chosen = self._state.select(rows)
@@ -306,7 +269,6 @@ class FastStore:
     def fork(self) -> FastStore:
         """An independent store that shares the pages (`LayerStore.fork`)."""
         self._check()
-        self._make_sure()
         copy = self._pool.new_store()
         if self._state is not None:
             with self._state.cold.account.changing():
@@ -334,7 +296,7 @@ class FastStore:
         self._pool.tidy()
 
     def _forget(self) -> None:
-        self._state, self._pending, self._traces, self._report, self._appended = None, 0, None, None, None
+        self._state, self._pending, self._traces, self._report = None, 0, None, None
 
     def _check(self) -> None:
         """Refuse to go on after `close`, and after an interrupt in the middle of a change."""

@@ -15,8 +15,8 @@ from .validate import Shape
 class RowTrace:
     """One sequence of a block; None stands for nothing retrieved."""
 
-    candidates: torch.Tensor | None  # int64 [H, C]
-    selected: torch.Tensor | None  # int64 [H, R], cold positions counted from the first
+    candidates: torch.Tensor | None  # int64 [H, C], cold positions counted from the first
+    selected: torch.Tensor | None  # int64 [H, R], likewise
     streamed: torch.Tensor | None  # bool [H]
     exact: torch.Tensor  # [H, G, TQ]
     estimated: torch.Tensor
@@ -46,8 +46,8 @@ class BlockTrace:
             first_query=self.block.start,
             query_tokens=self.block.stop - self.block.start,
             cold_pages=self.block.pages,
-            candidate_pages=_stack(candidates),
-            selected_positions=_stack([torch.where(s < 0, -1, s + sink_tokens) for s in selected]),
+            candidate_positions=_stack(candidates, sink_tokens),
+            selected_positions=_stack(selected, sink_tokens),
             streamed=torch.stack([nowhere if row.streamed is None else row.streamed for row in self.rows]),
             exact_mass=torch.stack([row.exact.flatten(0, 1).float() for row in self.rows]),
             estimated_mass=torch.stack([row.estimated.flatten(0, 1).float() for row in self.rows]),
@@ -62,8 +62,9 @@ def report(traces: list[BlockTrace], shape: Shape, sink_tokens: int) -> AttendRe
     return AttendReport(tuple(trace.report(shape, sink_tokens) for trace in traces))
 
 
-def _stack(rows: list[torch.Tensor]) -> torch.Tensor:
-    """``[H, K]`` of each sequence to ``[B, H, largest K]``, filled up with -1."""
+def _stack(rows: list[torch.Tensor], first: int) -> torch.Tensor:
+    """Numbers from 0 on, ``[H, K]`` of each sequence, as those from `first` on, ``[B, H, largest K]``; -1 fills up."""
     width = max(row.shape[1] for row in rows)
     padded = [torch.nn.functional.pad(row, (0, width - row.shape[1]), value=-1) for row in rows]
-    return torch.stack(padded)
+    at = torch.stack(padded)
+    return torch.where(at < 0, -1, at + first)

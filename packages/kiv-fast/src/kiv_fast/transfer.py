@@ -7,7 +7,7 @@ that the next gather overlaps the last copy. Streams and events are behind `Stre
 from __future__ import annotations
 
 import warnings
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -18,19 +18,6 @@ class Event(Protocol):
     def wait(self) -> None:
         """Block the host until the work before it is done."""
         ...
-
-
-class Reply(NamedTuple):
-    """Numbers on their way to the host."""
-
-    numbers: torch.Tensor  # on the host, not to be read before
-    event: Event
-
-
-def settle(replies: list[Reply]) -> list[torch.Tensor]:
-    """The numbers of one reply or more that a device was asked for in this order; one wait, for the last."""
-    replies[-1].event.wait()
-    return [reply.numbers for reply in replies]
 
 
 class Streams(Protocol):
@@ -48,25 +35,13 @@ class Streams(Protocol):
         """Ordinary memory on the device; the runtime has taken what it needs of it when this returns."""
         ...
 
-    def reply(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Begin to copy to the host; the result may be read once an event recorded later was waited for."""
-        ...
-
     def record(self) -> Event:
         """The point after all copies begun so far."""
         ...
 
 
 class Transfer(Protocol):
-    """Moves gathered rows to where the arithmetic is.
-
-    Attributes
-    ----------
-    immediate : bool
-        Whether the host knows at once what it computes: asking costs nothing.
-    """
-
-    immediate: bool
+    """Moves gathered rows to where the arithmetic is."""
 
     def upload(self, host: torch.Tensor) -> torch.Tensor:
         """`host` on the device; the caller may overwrite `host` as soon as this returns."""
@@ -80,20 +55,9 @@ class Transfer(Protocol):
         """`tensor` on the host, which waits until the device has computed it."""
         ...
 
-    def ask(self, tensor: torch.Tensor) -> Reply:
-        """Begin to tell the host a few numbers, as soon as the device has computed them."""
-        ...
-
-
-class _Now:
-    def wait(self) -> None:
-        pass
-
 
 class NullTransfer:
     """For stores on the CPU: the rows are where they are needed, until the next gather."""
-
-    immediate = True
 
     def upload(self, host: torch.Tensor) -> torch.Tensor:
         """Return `host` itself."""
@@ -107,15 +71,9 @@ class NullTransfer:
         """Return `host` itself."""
         return host
 
-    def ask(self, tensor: torch.Tensor) -> Reply:
-        """Return `tensor` itself."""
-        return Reply(tensor, _Now())
-
 
 class StagedTransfer:
     """Two slots in turn; a slot is filled again only after its last copy is over."""
-
-    immediate = False
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
@@ -147,10 +105,6 @@ class StagedTransfer:
         """Copy."""
         return self._streams.send(host)
 
-    def ask(self, tensor: torch.Tensor) -> Reply:
-        """Copy, and do not wait."""
-        return Reply(self._streams.reply(tensor), self._streams.record())
-
 
 class CudaStreams:
     """The streams of a CUDA device. Written from the documentation; not run by this project's tests."""
@@ -173,11 +127,6 @@ class CudaStreams:
     def send(self, host: torch.Tensor) -> torch.Tensor:
         """As `copy`; from memory that is not pinned, the driver takes the numbers before it returns."""
         return host.to(self._device, non_blocking=True)
-
-    def reply(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Into pinned memory, on the current stream."""
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
-        return host.copy_(tensor, non_blocking=True)
 
     def record(self) -> Event:
         """An event on the current stream."""

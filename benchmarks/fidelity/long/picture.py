@@ -1,0 +1,103 @@
+"""The picture: recall against the share of candidates, and against bytes of index, a column for each model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.models import MODELS
+
+from .measure import KINDS
+from .tables import NAMED_SHARE, NAMES, percent
+from .zoo import EXACT, FOUR_BITS, NEW, ORIGINAL, QUEST, RETROINFER, TODAY, UNWEIGHTED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SHOWN = {"smollm2": ("kjv", 8000), "gemma": ("kjv", 100000), "qwen": ("code", 26000)}
+"""Model -> its document in the picture."""
+
+LINES = {
+    EXACT.name: ("#2ca02c", "--", "exact keys"),
+    NEW.name: ("#1f77b4", "-", "KIV: codes of 64 channels"),
+    RETROINFER.name: ("#9467bd", "-", "RetroInfer's clusters"),
+    QUEST.name: ("#d62728", "-", "Quest"),
+    TODAY.name: ("#7f7f7f", "-", "KIV before: pages of 64"),
+    ORIGINAL.name: ("#ff7f0e", "-", "the original KIV's rule"),
+}
+"""Index -> colour, line and label in the upper row."""
+
+
+BRIEF = {
+    FOUR_BITS.name: "4-bit cache",
+    RETROINFER.name: "RetroInfer's clusters",
+    ORIGINAL.name: "the original's rule",
+    UNWEIGHTED.name: "64, by keys alone",
+}
+"""What labels in the lower row say for some names."""
+
+
+def recall(found: dict[str, Any]) -> float:
+    """Mean of text and questions."""
+    values = [found[kind]["top4"] for kind in KINDS if found[kind]["top4"] is not None]
+    return sum(values) / len(values)
+
+
+def shown(series: Mapping[str, Any]) -> dict[str, str]:
+    """Title -> name of the documents in the picture: one a model, or whatever there is."""
+    found = {
+        f"{MODELS[model].title}, {tokens // 1000}K of {NAMES[text]}": f"{model}-{text}-{tokens}"
+        for model, (text, tokens) in SHOWN.items()
+        if f"{model}-{text}-{tokens}" in series
+    }
+    return found or {name: name for name in series}
+
+
+def paint(figure: Figure, series: Mapping[str, Any]) -> None:
+    """Fill the figure."""
+    documents = shown(series)
+    figure.set_size_inches(5 * len(documents), 8.5)
+    panels = figure.subplots(2, len(documents), squeeze=False, sharey="row")
+    for column, (title, name) in enumerate(documents.items()):
+        _by_share(panels[0, column], series[name])
+        _by_bytes(panels[1, column], series[name])
+        panels[0, column].set_title(title, fontsize=10)
+    panels[0, 0].set_ylabel("recall of the heaviest 4 cold tokens")
+    panels[1, 0].set_ylabel(f"the same at {percent(NAMED_SHARE)}")
+    panels[0, 0].legend(fontsize=8, loc="lower left")
+
+
+def _by_share(axes: Axes, record: dict[str, Any]) -> None:
+    shares = [100 * budget / record["cold"] for budget in record["budgets"]]
+    for name, (colour, line, label) in LINES.items():
+        found = record["indices"][name]["found"] if name in record["indices"] else []
+        if found:
+            axes.plot(shares, [recall(f) for f in found], line, color=colour, label=label, marker="o", markersize=3)
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    ticks = [round(share, 1) for share in shares]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("candidates, % of the cold tokens")
+    axes.grid(alpha=0.3)
+
+
+def _by_bytes(axes: Axes, record: dict[str, Any]) -> None:
+    at = min(range(len(record["budgets"])), key=lambda i: abs(record["budgets"][i] / record["cold"] - NAMED_SHARE))
+    for name, measured in record["indices"].items():
+        if name == EXACT.name:
+            continue
+        colour = LINES[name][0] if name in LINES else "#aec7e8" if name.startswith("codes") else "#bbbbbb"
+        place = (measured["index_bytes"], recall(measured["found"][at]))
+        axes.scatter(*place, color=colour, s=60 if name == NEW.name else 25, zorder=3)
+        if name.endswith("channels"):  # many lie close together: their numbers alone
+            label, at_label = name.removeprefix("codes of ").removesuffix(" channels"), (0, 6)
+        else:
+            label, at_label = BRIEF.get(name, name.split(":")[0]), (5, -8)
+        middle = "center" if name.endswith("channels") else "left"
+        axes.annotate(label, place, at_label, textcoords="offset points", fontsize=7, ha=middle)
+    axes.set_xscale("log")
+    axes.margins(x=0.25, y=0.1)
+    axes.set_xlabel("bytes of index a token (numbers: coded channels)")
+    axes.grid(alpha=0.3)

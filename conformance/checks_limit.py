@@ -1,0 +1,106 @@
+"""Whether as many tokens were taken as `max_missed_mass` needs, and no more (SPEC 6.3).
+
+Which tokens a smaller C' would have taken does not show in a report, and near ties leave it open: each C' that was not
+taken is judged by several readings of it, and wrong is only what is wrong by all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+from .budgets import Precision, group_errors, index_errors, token_errors
+from .failure import Scene
+from .low import LowPrecision
+from .oracle_block import HeadBlock, Retrieved
+from .oracle_mass import FACTORS, enough
+from .oracle_numbers import group_scores
+
+
+def taken(scene: Scene, hb: HeadBlock, given: Retrieved) -> int:
+    """C' in units of C, by how many candidates and selected positions there are (SPEC 4.4, 4.6, 6.3)."""
+    config, cold = hb.head.config, len(hb.head.page_at)
+    candidates, selected = len(given.candidates), len(given.selected)
+    least = min(config.candidate_tokens, cold)
+    wanted = min(config.retrieve_tokens or 0, least)
+    if config.max_missed_mass is None:
+        scene.require(candidates == least, "4.4", "wrong number of candidates", got=candidates, expected=least)
+        scene.require(selected == wanted, "4.6", "wrong number selected", got=selected, expected=wanted)
+        return 0
+    if (candidates, selected) == (least, wanted):
+        return 0
+    for factor in FACTORS[1:]:
+        most = min(factor * config.candidate_tokens, cold)
+        if (candidates, selected) == (most, most):
+            return factor
+    raise scene.mismatch("6.3", "no C' takes so many", got=(candidates, selected), expected=(least, wanted))
+
+
+def check_limit(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision, precision: Precision) -> None:
+    """The missed bound holds with what was taken, or all was attended; with less it would not hold."""
+    smaller = FACTORS
+    if not given.streamed:
+        smaller = FACTORS[: FACTORS.index(taken(scene, hb, given))]
+        may = enough(hb.head, hb.asked, given.candidates, given.selected, hb.modifiers, enlarged=False)
+        scene.require(may, "6.3", "more may be missed than the limit", got=given)
+    for factor in smaller:
+        readings = _readings(hb, factor, low, precision)
+        surely = all(enough(hb.head, hb.asked, *reading, hb.modifiers, enlarged=True) for reading in readings)
+        what = "streamed where fewer tokens were enough" if given.streamed else "not the fewest tokens that are enough"
+        scene.require(not surely, "6.3", what, got=given, enough=f"{factor} C")
+
+
+def settled(hb: HeadBlock, low: LowPrecision, precision: Precision) -> Retrieved | None:
+    """What a block takes where neither its limit nor a near tie is a matter of rounding; else None."""
+    if not hb.members or not hb.head.page_at:
+        return Retrieved([], [], False)
+    for factor in FACTORS:
+        readings = _readings(hb, factor, low, precision)
+        if all(enough(hb.head, hb.asked, *reading, hb.modifiers, enlarged=True) for reading in readings):
+            return Retrieved(*readings[0], False) if len(readings) == 1 else None
+        if any(enough(hb.head, hb.asked, *reading, hb.modifiers, enlarged=False) for reading in readings):
+            return None
+    return Retrieved([], [], True)
+
+
+def _readings(hb: HeadBlock, factor: int, low: LowPrecision, precision: Precision) -> list[tuple[list[int], list[int]]]:
+    """Candidates and selections that C' = `factor` times C may have taken."""
+    config, scale, members = hb.head.config, hb.modifiers.scale, hb.vectors
+    positions, by_member = hb.head.index_scores(members, scale)
+    if not positions:
+        return [([], [])]
+    errors = index_errors(low, members, scale, precision)
+    sets = _sets(by_member, errors, config.candidate_tokens * max(factor, 1), config.group, precision)
+    found: list[tuple[list[int], list[int]]] = []
+    for chosen in sets:
+        candidates = sorted(positions[n] for n in chosen)
+        if factor:
+            found.append((candidates, candidates))
+            continue
+        _, scores = hb.head.token_scores(members, candidates, scale)
+        errors = token_errors(low, members, candidates, scale, precision)
+        for inner in _sets(scores, errors, config.retrieve_tokens or 0, config.group, precision):
+            found.append((candidates, sorted(candidates[n] for n in inner)))
+    return found
+
+
+def _sets(
+    by_member: Sequence[Sequence[float]],
+    errors: Sequence[Sequence[float]],
+    n: int,
+    group: str,
+    precision: Precision,
+) -> list[list[int]]:
+    """Which n may be the best: by score; and of those that rounding leaves open, the lightest and the heaviest."""
+    scores = group_scores(by_member, group)
+    margin = group_errors(by_member, errors, group, precision)
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    if n >= len(order):
+        return [order]
+    last, first_out = order[n - 1], order[n]
+    sure = [i for i in order[:n] if scores[i] - margin[i] > scores[first_out] + margin[first_out]]
+    free = [i for i in order if i not in sure and scores[i] + margin[i] >= scores[last] - margin[last]]
+    if len(free) == n - len(sure):
+        return [order[:n]]
+    kinds = [sorted(free, key=lambda i: row[i]) for row in by_member]
+    return [order[:n], *([*sure, *some[::way][: n - len(sure)]] for some, way in product(kinds, (1, -1)))]

@@ -1,0 +1,121 @@
+"""The second oracle's query blocks: what one sequence and KV head of a call is computed from (SPEC 4 to 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from .oracle import Head, Modifiers, Term
+from .oracle_mass import FACTORS, Asked, enough, missed_mass, true_missed
+from .oracle_numbers import Vector, log_sum_exp, share
+from .oracle_shift import Shift
+
+Member = tuple[int, int, Vector, float]
+"""Query head, position, query and sink logit."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A query block: mode and positions ``[start, stop)`` (SPEC 7)."""
+
+    mode: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """What one sequence and KV head of a block retrieved."""
+
+    candidates: list[int]
+    selected: list[int]
+    streamed: bool
+
+
+@dataclass
+class HeadBlock:
+    """One sequence and KV head of one block: everything that it is computed from."""
+
+    sequence: int
+    kv_head: int
+    block: Block
+    head: Head
+    modifiers: Modifiers
+    members: list[Member]  # valid queries only
+    others: list[Member] = field(default_factory=list)  # the invalid ones
+
+    @property
+    def apart(self) -> HeadBlock:
+        """The invalid queries, as a block of their own (SPEC 2.4)."""
+        return replace(self, members=self.others, others=[])
+
+    @property
+    def vectors(self) -> list[Vector]:
+        """The members' queries."""
+        return [q for _, _, q, _ in self.members]
+
+    @property
+    def asked(self) -> Asked:
+        """Query, position and sink logit of the members."""
+        return [(q, at, sink) for _, at, q, sink in self.members]
+
+    def retrieve(self) -> Retrieved:
+        """SPEC 4 and 6.3."""
+        if self.block.mode != "retrieve" or not self.members:
+            return Retrieved([], [], self.block.mode == "exact")
+        ranked = self.head.rank(self.vectors, self.modifiers.scale)
+        if self.head.config.max_missed_mass is None:
+            return self.taken(ranked, 0)
+        for factor in FACTORS:
+            found = self.taken(ranked, factor)
+            if enough(self.head, self.asked, found.candidates, found.selected, self.modifiers):
+                return found
+        return Retrieved([], [], True)
+
+    def taken(self, ranked: Sequence[int], factor: int) -> Retrieved:
+        """Candidates and selection with C' = `factor` times C, from the positions best first (SPEC 6.3)."""
+        most = self.head.config.candidate_tokens
+        selected = self.head.select(self.vectors, ranked[:most], self.modifiers.scale)
+        candidates = sorted(ranked[: max(factor, 1) * most])
+        return Retrieved(candidates, sorted({*ranked[: factor * most], *selected}), False)
+
+    def shift(self, given: Retrieved) -> Shift:
+        """The shift of mean values, by the selection (SPEC 5.4)."""
+        return Shift(self.head, self.vectors, given.selected, self.modifiers)
+
+    def terms(self, query: Vector, at: int, given: Retrieved, shift: Shift) -> list[Term]:
+        """Summands of one query's softmax."""
+        if given.streamed:
+            tokens = [i for i in range(at + 1) if self.head.valid[i]]
+            logits = self.head.logits(query, tokens, self.modifiers)
+            return [Term(logit, self.head.values[i], (i,)) for i, logit in zip(tokens, logits, strict=True)]
+        tail = self.block.mode == "retrieve" and self.head.config.tail == "mean"
+        terms = self.head.terms(query, at, given.candidates, given.selected, tail, self.modifiers)
+        return shift.applied(query, terms)
+
+    def bounds(self, query: Vector, at: int, sink: float, given: Retrieved) -> tuple[float, float, float]:
+        """Missed share that is true, missed bound, missed bound enlarged as far as it may be (SPEC 6.2)."""
+        if given.streamed:
+            return 0.0, 0.0, 0.0
+        arguments = (self.head, query, at, sink, given.candidates, given.selected, self.modifiers)
+        return (
+            true_missed(self.head, query, at, sink, given.selected, self.modifiers),
+            missed_mass(*arguments, enlarged=False),
+            missed_mass(*arguments, enlarged=True),
+        )
+
+    def rows_read(self, given: Retrieved) -> tuple[int, int]:
+        """Cold keys and values that had to be read (SPEC 9.6)."""
+        if not self.members:
+            return 0, 0
+        if given.streamed:
+            cold = len(self.head.page_at)
+            return cold, cold
+        return len(given.candidates), len(given.selected)
+
+
+def masses(terms: Sequence[Term], sink: float) -> tuple[float, float]:
+    """Exact and estimated share (SPEC 6.1)."""
+    exact = log_sum_exp([*(t.logit for t in terms if t.page is None), sink])
+    estimated = log_sum_exp(t.logit for t in terms if t.page is not None)
+    return share(exact, [exact, estimated]), share(estimated, [exact, estimated])

@@ -1,0 +1,26 @@
+"""kiv-fast in parts so small that every population has several of them: ``--impl fast-small-parts``.
+
+The ones it ships with hold thousands of tokens, where an oracle in Python numbers would take hours. So each tile and
+each chunk is often the last of several, and partial.
+"""
+
+from __future__ import annotations
+
+from kiv_fast import FastPool, Tuning
+from kiv_reference import KIVConfig
+
+SMALL = Tuning(
+    tile_tokens=8,
+    query_chunk=3,
+    index_tokens=4,
+    chunk_bytes=512,
+    kept_bytes=2048,
+    first_segment_bytes=4096,
+    most_segment_bytes=16384,
+)
+"""What a long call took is kept as by default: budgets are set by what a pool held."""
+
+
+def pool(config: KIVConfig) -> FastPool:
+    """A pool that does everything in small parts."""
+    return FastPool(config, tuning=SMALL)
