@@ -58,7 +58,7 @@ class Sizes:
     chunk: int = 1024
     steps: int = 32
     traced: int = 2
-    config: KIVConfig = KIVConfig()
+    config: KIVConfig = field(default_factory=KIVConfig)
 
 
 QUICK_SIZES = Sizes(

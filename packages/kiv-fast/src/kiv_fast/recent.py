@@ -11,8 +11,8 @@ from .validate import Shape
 def capacity(config: KIVConfig, tokens: int) -> int:
     """Tokens that the hot buffer has room for when it holds so many: a function of the state alone.
 
-    Doubling up to the size of a steady decode, where the window slides by moving a pointer and its tokens are moved once
-    in a page, or an eighth of the window; beyond that, in a long call, what is needed and no more.
+    Doubling up to the size of a steady decode, where the window slides by moving a pointer and its tokens are moved
+    once in a page, or an eighth of the window; beyond that, in a long call, what is needed and no more.
     """
     full = config.hot_tokens + max(config.page_tokens, config.hot_tokens // 8)
     return tokens if tokens > full else doubled(tokens, full)
