@@ -2,8 +2,7 @@
 
 What a step has to bring is in its report: keys of candidates, values of selected tokens (SPEC 9.6). What it did bring
 is in the pool's counters. The original KIV's rule brings keys and values of the union, over query heads, of 32 pages
-of 128 tokens. All of them decode the same
-tokens, over real text and over random contexts (see `fill`).
+of 128 tokens. All of them decode the same tokens, over real text and over random contexts (see `fill`).
 """
 
 from __future__ import annotations
