@@ -9,7 +9,7 @@ from kiv_reference import KIVConfig
 
 from .data import Recipe, Shape
 from .driver import drive
-from .strategies import Scenario, configs, scenarios, shapes
+from .strategies import Scenario, configs, decode_only, scenarios, shapes
 from .target import Target
 
 ROUNDED_TO_NEAREST = Scenario(
@@ -81,6 +81,26 @@ class Test_6_3_MaxMissedMass:
             if block.mode == "retrieve":
                 event(f"streamed: {bool(block.streamed.any())}")
                 event(f"candidates: {block.candidate_positions.shape[2] / scenario.config.candidate_tokens:.0f} C")
+
+    @given(
+        scenario=scenarios(
+            config=configs(
+                max_missed_mass=st.sampled_from([0.7, 0.5, 0.3]),
+                candidate_tokens=st.integers(2, 5),
+                retrieve_tokens=1,
+                hot_tokens=0,
+                sink_tokens=0,
+            ),
+            shape=shapes(batch=1, heads=3, groups=1, width=st.sampled_from([4, 8])),
+            kinds=("gaussian", "spiky", "needle"),
+            calls=decode_only(1),
+            scale=st.sampled_from([0.25, 0.5, 1.0]),
+        )
+    )
+    def test_each_head_takes_what_it_needs(self, target: Target, scenario: Scenario) -> None:
+        driver = drive(target, scenario)
+        selected = driver.store.report.blocks[-1].selected_positions
+        event(f"numbers selected: {len({int(n) for n in (selected >= 0).sum(dim=2).flatten()})}")
 
     @given(
         scenario=scenarios(

@@ -291,6 +291,32 @@ class Test_9_4_Fork:
         other.reset()
         driver.again()
 
+    @given(
+        config=configs(**SAMPLED),
+        left=recipes(("gaussian", "spiky")),
+        right=recipes(("gaussian", "integers")),
+        before=st.sampled_from([62, 63]),
+        parts=st.sampled_from(["fork", "reorder"]),
+    )
+    def test_each_samples_for_itself(
+        self, target: Target, config: KIVConfig, left: Recipe, right: Recipe, before: int, parts: str
+    ) -> None:
+        """Two stores that were one before position 63, and go on with queries of their own."""
+        driver, shape = Driver(target, config), Shape(groups=2, width=5)
+        driver.append(left.make(shape, before))
+        stores = driver, driver.fork()
+        if parts == "reorder":
+            stores[1].select([0])
+        for store, recipe in zip(stores, (left, right), strict=True):
+            tokens = recipe.make(shape, 100)
+            store.append(tokens.slice(before, 64))
+            store.attend(tokens.query[:, :, before:64], 0.5)
+        for store, recipe in zip(stores, (left, right), strict=True):
+            tokens = recipe.make(shape, 100)
+            for start, stop in ((64, 98), (98, 99)):
+                store.append(tokens.slice(start, stop))
+            store.attend(tokens.query[:, :, 98:99], 0.5)
+
 
 class Test_9_5_Reset:
     """A reset store is a new one, and holds nothing."""

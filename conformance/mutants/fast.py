@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import fast_places, fast_rules
-from .source import Fault
+from .source import Fault, clause
 
 REAL = "packages/kiv-fast/tests/test_real_faults.py"
 
@@ -42,7 +42,7 @@ FAULTS = [
         "kiv_fast.state:State.crop",
         "self.cold.cut(row, pages)",
         "self.cold.cut(row, pages + 1)",
-        real("a_crop_forgets_what_was_behind_it"),
+        clause("9.2"),
     ),
     Fault(
         "whole pages gathered from RAM",
