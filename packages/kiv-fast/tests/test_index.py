@@ -151,11 +151,11 @@ def test_an_attend_that_fails_samples_nothing(config, tmp_path, stop, share):
         store.append(*(part[:, :, 191:stop] for part in data[:2]))
         if failing:
             assert store.tokens().cold_disk > 0
-            before, pages = store.memory().device, store.state.pages
+            before, pages = store._pool.memory().device, store.state.pages
             io.method, io.at = "read", io.calls["read"] + max(1, int(share * reads))
             with pytest.raises(KIVStorageError):
                 store.attend(other[2][:, :, 191:stop], scale=SCALE)
-            assert (store.state.pages, store.memory().device) == (pages, before)
+            assert (store.state.pages, store._pool.memory().device) == (pages, before)
         reads = io.calls["read"]
         outcomes.append(store.attend(data[2][:, :, 191:stop], scale=SCALE))
         reads = io.calls["read"] - reads

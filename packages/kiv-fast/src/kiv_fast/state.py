@@ -92,6 +92,7 @@ class State:
 
     def take_back(self) -> None:
         """A call failed: what it made cold is hot again, since codes depend on its queries, which do not count."""
+        self.cold.scratch.lend(0)
         if self._begun is not None:
             pages, samples = self._begun
             self._cut(pages)
