@@ -87,9 +87,9 @@ def test_a_step_whose_tokens_were_taken_in_has_room_for_its_pages(config, tmp_pa
 
 
 def test_a_crop_that_does_not_fit_changes_nothing(config):
-    """The hot window has eight tokens, in a buffer for sixteen, and would have fifteen, in a larger one."""
+    """The hot window has eight tokens, in a buffer for sixteen, and would have 39, in a larger one."""
     data = draw(3, 202)
-    pool = FastPool(replace(config, page_tokens=8))
+    pool = FastPool(replace(config, page_tokens=32))
     store = pool.layer_store()
     feed(store, data, [202])
     expected = store.attend(data[2], scale=SCALE)
@@ -99,7 +99,7 @@ def test_a_crop_that_does_not_fit_changes_nothing(config):
         store.crop(201)
     assert (pool.memory(), store.length) == (held, 202)
     assert torch.equal(store.attend(data[2], scale=SCALE), expected)
-    pool.ledger._limits = (held.device + (24 - 16) * store.state.shape.recent_bytes, None, None)
+    pool.ledger._limits = (held.device + (40 - 16) * store.state.shape.recent_bytes, None, None)
     store.crop(201)
     assert pool.memory().device <= pool.ledger._limits[0]
 

@@ -40,12 +40,19 @@ class Scratch:
         self._lent = nbytes
         return True
 
-    def plan(self, nbytes: int) -> None:
-        """Book room for a store whose steps need so much (SPEC 10.2)."""
+    def plan(self, nbytes: int) -> int:
+        """Book room for a store whose steps need so much (SPEC 10.2); returns what was planned before."""
         self.lend(0)
-        if nbytes > self._planned:
-            self._ledger.take(device=nbytes - self._planned)
+        before = self._planned
+        if nbytes > before:
+            self._ledger.take(device=nbytes - before)
             self._planned = nbytes
+        return before
+
+    def unplan(self, before: int) -> None:
+        """The call that planned last was refused."""
+        self._ledger.give(device=self._planned - before)
+        self._planned = before
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Uninitialised memory of this shape."""

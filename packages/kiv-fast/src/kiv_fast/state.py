@@ -39,6 +39,7 @@ class State:
         self.finite = True  # whether every value is a number
         self._booked = NOTHING
         self._promised = NOTHING  # booked for pages that will leave the hot window
+        self._planned = 0  # what steps of the pool needed before the last append
         self._settled = True
         self._begun: tuple[int, int] | None = None  # pages and samples before the call that is being answered
         self._owner = object()  # of promises: not the state, which goes when it is dropped, without a cycle
@@ -47,12 +48,12 @@ class State:
         """Refuse if so many tokens more do not fit, once appended and once their call is over (SPEC 10.2)."""
         length = self.length + tokens
         pages = self.config.cold_pages(length)
+        self._planned = self._pool.scratch.plan(step_bytes(self.shape, self.config, self.cold.tuning, pages))
         try:
-            self._pool.scratch.plan(step_bytes(self.shape, self.config, self.cold.tuning, pages))
             self._book(self.recent.bytes_with(tokens) + self.validity.bytes_with(length, padded), length)
             self._promised = self.cold.promise(self._owner, len(self.rows) * (pages - self.pages))
         except REFUSALS:
-            self.withdraw()
+            self._refused()
             raise
 
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, finite: bool) -> None:
@@ -62,12 +63,17 @@ class State:
             validity = self.validity.extended(valid, self.length, n)
             self.recent.append(key, value)
         except REFUSALS:
-            self.withdraw()
+            self._refused()
             raise
         self.validity = validity
         self.length += n
         self.finite = self.finite and finite
         self._settled = self._settled and n <= self.cold.tuning.settle_tokens
+
+    def _refused(self) -> None:
+        """Give back what an append that does not come about was booked."""
+        self._pool.scratch.unplan(self._planned)
+        self.withdraw()
 
     def withdraw(self) -> None:
         """End what was promised to an append that did not come about, or is over."""
