@@ -6,7 +6,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Sizes:
     chunk: int = 1024
     steps: int = 32
     traced: int = 2
-    config: KIVConfig = KIVConfig()
+    config: KIVConfig = field(default_factory=KIVConfig)
 
 
 QUICK_SIZES = Sizes(

@@ -1,9 +1,8 @@
 """Bytes that a decode step brings to the device from RAM and disk, against what it had to bring.
 
-What a step has to bring is in its report: keys of candidates, values of selected tokens (SPEC 9.6). What it did bring is
-in the pool's counters. The original
-KIV's rule brings keys and values of the union, over query heads, of 32 pages of 128 tokens. All of them decode the same
-tokens, over real text and over random contexts (see `fill`).
+What a step has to bring is in its report: keys of candidates, values of selected tokens (SPEC 9.6). What it did bring
+is in the pool's counters. The original KIV's rule brings keys and values of the union, over query heads, of 32 pages
+of 128 tokens. All of them decode the same tokens, over real text and over random contexts (see `fill`).
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from platformdirs import user_cache_path
 
 PACKAGES = ("kiv_reference", "kiv_fast", "kiv_hf")
 MODULES = (
-    *("agreement", "contexts", "continuation", "documents", "memory", "plan", "pressed", "queries", "rival_costs", "systems"),
-    *("task_level", "tasks", "window", "words"),
+    *("agreement", "contexts", "continuation", "documents", "memory", "plan", "pressed", "queries", "rival_costs"),
+    *("systems", "task_level", "tasks", "window", "words"),
 )
 """Modules of this folder, beside those of the packages, that decide what is measured."""
 

@@ -83,12 +83,12 @@ def measured(
     asked = [i for i, fact in enumerate(capture.facts) if fact.right or all_facts]
     places = torch.tensor([capture.facts[i].place for i in asked]).reshape(-1, 2)
     tallies = {index.name: {budget: Tally() for budget in budgets} for index in zoo}
-    cells: list[tuple[int, int]] = []
+    cells: list[list[int]] = []
     four_bits: list[torch.Tensor] = []
     texts, shape = 0, Shape(0, 0, 0)
     for layer in tqdm(capture.layers, desc=capture.path.stem, unit="layer"):
         for head, scene in enumerate(scenes(capture, layer, asked, text, hot_tokens)):
-            cells.append((layer, head))
+            cells.append([layer, head])
             texts = len(scene.query) - len(asked)
             shape = Shape(scene.key.shape[1], scene.value.shape[1], scene.query.shape[1])
             known = truth(scene, budgets)

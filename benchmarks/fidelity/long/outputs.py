@@ -17,7 +17,7 @@ SPAN_PAGES = 32
 """Pages of a span in the tail that KIV had before."""
 
 SHIFT, SHIFT_POWER = 0.5, 4.0
-"""Weight of the correction of mean values that the selection suggests, and how steeply it fades (SPEC 5.5)."""
+"""Weight of the correction of mean values that the selection suggests, and how steeply it fades (SPEC 5.4)."""
 
 
 class Pseudo(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,14 @@ from benchmarks import models
 from benchmarks.fidelity.long import part, recorder
 from benchmarks.fidelity.long.capture import SAMPLE_TOKENS, TEXT_TOKENS, Fact, Layer, read_capture, write_capture
 from benchmarks.fidelity.long.documents import COMMENT, LongDocument
+from benchmarks.fidelity.long.measure import measured
 from benchmarks.fidelity.long.picture import SHOWN
 from benchmarks.fidelity.long.plan import DOCUMENTS, HOT_TOKENS, Plan, plans
 from benchmarks.fidelity.long.recorder import Recorder, passage_of
 from benchmarks.fidelity.long.retrieving import CHOSEN_PAGES, PAGE_TOKENS, GrowingLayer, Retrieving
 from benchmarks.fidelity.long.retrieving import HOT_TOKENS as RECENT
 from benchmarks.fidelity.long.scene import SINK_TOKENS, cold_tokens, scenes
+from benchmarks.fidelity.long.zoo import zoo
 
 
 @pytest.mark.parametrize("place", DOCUMENTS)
@@ -61,7 +64,7 @@ def stored(tmp_path: Path, tokens: int = 1000) -> Path:
     made = torch.Generator().manual_seed(1)
 
     def random(heads: int, n: int) -> torch.Tensor:
-        return torch.randn(heads, n, 8, generator=made).bfloat16()
+        return torch.randn(heads, n, 32, generator=made).bfloat16()
 
     layers = {
         index: Layer(random(2, tokens), random(2, tokens), random(6, tokens // 64), random(6, 64), random(6, 2))
@@ -75,10 +78,10 @@ def stored(tmp_path: Path, tokens: int = 1000) -> Path:
 
 def test_a_capture_comes_back_as_it_was(tmp_path: Path):
     capture = read_capture(stored(tmp_path))
-    assert (capture.tokens, capture.width, capture.scale, capture.layers) == (1000, 8, 0.25, (1, 4))
+    assert (capture.tokens, capture.width, capture.scale, capture.layers) == (1000, 32, 0.25, (1, 4))
     assert capture.facts[0] == Fact("needle", "teapot", True, (10, 20))
     assert capture.positions[0] == 63
-    assert capture.layer(4).asked.shape == (6, 2, 8)
+    assert capture.layer(4).asked.shape == (6, 2, 32)
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -100,6 +103,18 @@ def test_scenes_hide_later_tokens_and_ask_what_they_should(tmp_path: Path):
         torch.testing.assert_close(scene.full_output[0, 0], expected)
         mass = logits.softmax(dim=0)[SINK_TOKENS : scene.cold_stop]
         assert (scene.cold_mass[0] >= mass - 1e-6).all()
+
+
+def test_a_record_survives_the_journal(tmp_path: Path):
+    capture = read_capture(stored(tmp_path))
+    record = measured(capture, zoo(32, large=False), [64, 8], 100, slice(3, None, 32), all_facts=True)
+    assert json.loads(json.dumps(record)) == record
+    assert record["cells"] == [[1, 0], [1, 1], [4, 0], [4, 1]]
+    assert record["queries"] == {"text": 2, "questions": 2}
+    for of_index in record["indices"].values():
+        assert len(of_index["found"]) == len(of_index["read_bytes"]) == 2
+        wide, narrow = (found["text"]["top4"] for found in of_index["found"])
+        assert 0 <= narrow <= wide <= 1
 
 
 def retrieved(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

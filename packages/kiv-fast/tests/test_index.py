@@ -137,24 +137,29 @@ def test_a_padded_position_is_not_sampled():
     assert [found.weights(row, [64]).item() for row in (0, 1)] == [7, 1]
 
 
-def test_an_attend_that_fails_samples_nothing(config, tmp_path):
-    """Another, with other queries, is the first then."""
-    data, other = draw(1, 200), draw(2, 200)
+@pytest.mark.parametrize(("stop", "share"), [(192, 0), (290, 0), (290, 0.3), (290, 0.7), (290, 1)])
+def test_an_attend_that_fails_samples_nothing(config, tmp_path, stop, share):
+    """Another, with other queries, is the first then: also for the pages that blocks before the failure made cold."""
+    data, other = draw(1, 400), draw(2, 400)
     io = Faulty()
-    config = replace(config, ram_bytes=40_000, spill_dir=tmp_path)
-    outcomes = []
+    config = replace(config, ram_bytes=40_000, spill_dir=tmp_path, prefill="retrieve", query_block_tokens=8)
+    config = replace(config, exact_suffix_tokens=0)
+    outcomes, reads = [], 0
     for failing in (False, True):
         store = FastPool(config, io).layer_store()
         feed(store, tuple(part[:, :, :191] for part in data), [*[32] * 5, 31])
-        store.append(*(part[:, :, 191:192] for part in data[:2]))
+        store.append(*(part[:, :, 191:stop] for part in data[:2]))
         if failing:
             assert store.tokens().cold_disk > 0
-            io.method, io.at = "read", io.calls["read"] + 1
+            before, pages = store._pool.memory().device, store.state.pages
+            io.method, io.at = "read", io.calls["read"] + max(1, int(share * reads))
             with pytest.raises(KIVStorageError):
-                store.attend(other[2][:, :, 191:192], scale=SCALE)
-        outcomes.append(store.attend(data[2][:, :, 191:192], scale=SCALE))
-        store.append(*(part[:, :, 192:] for part in data[:2]))
-        store.attend(data[2][:, :, 192:], scale=SCALE)
+                store.attend(other[2][:, :, 191:stop], scale=SCALE)
+            assert (store.state.pages, store._pool.memory().device) == (pages, before)
+        reads = io.calls["read"]
+        outcomes.append(store.attend(data[2][:, :, 191:stop], scale=SCALE))
+        reads = io.calls["read"] - reads
+        feed(store, tuple(part[:, :, stop:] for part in data), [400 - stop])
         outcomes.append(tables(store))
     assert torch.equal(outcomes[0], outcomes[2])
     assert all(torch.equal(mine, right) for mine, right in zip(outcomes[1], outcomes[3], strict=True))

@@ -13,11 +13,11 @@ import torch
 from fast_helpers import SCALE, draw
 from kiv_fast import FastPool
 from kiv_fast.integers import Integers
-from kiv_fast.layout import BLOCK, IdPool
+from kiv_fast.layout import IdPool
 from kiv_fast.recency import Order
 
 SOURCES = os.path.dirname(kiv_fast.__file__)
-HEADS, PAGE = 2, 4
+HEADS, PAGE, BLOCK = 2, 4, 256
 
 
 @pytest.fixture(params=[False, True], ids=["RAM", "disk"])

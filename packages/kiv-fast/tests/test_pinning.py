@@ -89,7 +89,7 @@ def test_a_record_is_registered_once(small_slabs):
 
 
 def test_a_table_that_moves_is_not_pinned(small_slabs, monkeypatch):
-    monkeypatch.setattr(host, "RESERVE_BYTES", 1 << 16)
+    monkeypatch.setattr(host, "RESERVE_BYTES", 1 << 15)
     runtime = BookKeeper()
     table = Table((512,), torch.float32, torch.device("cpu"), SlabPinning(runtime, 1 << 40))
     table.ensure(host.FIRST_RECORDS)

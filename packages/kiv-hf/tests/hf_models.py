@@ -36,7 +36,7 @@ EXACT = KIVConfig(retrieve_tokens=None, **PAGES)
 # The whole path of retrieval, in prefill too, with nothing left out: where cold tokens are more than 25, of which there
 # is nothing to choose, all are ranked by their codes and taken for max_missed_mass (SPEC 6.3); beyond 100 it streams.
 FULL_BUDGET = KIVConfig(
-    retrieve_tokens=7, candidate_tokens=25, max_missed_mass=1e-30, prefill="retrieve", exact_suffix_tokens=0,
+    retrieve_tokens=5, candidate_tokens=25, max_missed_mass=1e-30, prefill="retrieve", exact_suffix_tokens=0,
     tail="none", **PAGES,
 )  # fmt: skip
 # One token of a hundred, and nothing for the rest: surely not what full attention gives.

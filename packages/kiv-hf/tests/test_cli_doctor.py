@@ -28,7 +28,7 @@ NAMES = [
 def quick(monkeypatch):
     monkeypatch.setitem(doctor_times.CONTEXTS, "cpu", (1024, 2048, 8192))
     monkeypatch.setattr(doctor_times, "ROUNDS", 2)
-    monkeypatch.setattr(doctor_stores, "CALLS", (220, 1, 20, 1))
+    monkeypatch.setattr(doctor_stores, "CALLS", (260, 1, 20, 1))
 
 
 def run(*arguments):

@@ -102,7 +102,7 @@ def fill(tiny, text, cache):
 def test_a_budget_that_is_full_until_another_cache_gives_way(llama):
     """The other one of the pool is a fork with a text of its own."""
     text = llama.ids.repeat(1, 4)
-    cache = llama.cache(replace(EXACT, ram_bytes=60_000))
+    cache = llama.cache(replace(EXACT, ram_bytes=2_000))
     feed(llama.kiv, text[:, :PAST], cache, [PAST])
     twin = cache.fork()
     feed(llama.kiv, text[:, :30].flip(1), twin, [30])
@@ -121,7 +121,7 @@ def test_a_budget_that_is_full_until_another_cache_gives_way(llama):
 
 def test_a_crop_makes_room_in_a_full_budget(llama):
     text = llama.ids.repeat(1, 4)
-    cache = llama.cache(replace(EXACT, ram_bytes=40_000))
+    cache = llama.cache(replace(EXACT, ram_bytes=2_000))
     with pytest.raises(KIVBudgetError):
         fill(llama, text, cache)
     (held,) = cache.lengths()

@@ -1,9 +1,12 @@
-"""Keys and values of cold pages in host memory."""
+"""Keys and values of cold pages in host memory, by page id.
+
+What an arena returns does not depend on the place (SPEC 10.1). What a step picks, `keys` and `values`, goes from the
+device to the device: tokens `offsets` in pages `ids`, both int64 ``[H, K]``, each head its own. `tile` stays in RAM.
+"""
 
 from __future__ import annotations
 
 import itertools
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,50 +19,6 @@ from .pinning import Pinning
 from .reach import Reach
 from .scratch import Scratch
 from .validate import Shape, aligned
-
-
-class Arena(Protocol):
-    """Where the keys and values of pages live, by page id. What it returns does not depend on the place (SPEC 10.1).
-
-    What a step picks, `keys` and `values`, goes from the device to the device; `tile` stays in RAM.
-    """
-
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of one page, keys and values."""
-        ...
-
-    def promise(self, pages: int) -> TierBytes:
-        """Book room for so many pages more, or refuse (SPEC 10.2). Replaces the last promise."""
-        ...
-
-    def give_way(self, nbytes: int) -> None:
-        """Move what can live elsewhere until so much RAM is free for what cannot, as far as possible."""
-        ...
-
-    def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor) -> None:
-        """Store pages ``[n, H, P, D]`` and ``[n, H, P, DV]``; all of them or, on an error, none."""
-        ...
-
-    def free(self, ids: list[int]) -> None:
-        """Release pages that nobody holds."""
-        ...
-
-    def keys(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Keys of tokens `offsets` in pages `ids`, both int64 ``[H, K]``, each head its own: ``[H, K, D]``."""
-        ...
-
-    def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Values of tokens, as `keys`: ``[H, K, DV]``."""
-        ...
-
-    def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys ``[H, n * P, D]`` and values ``[H, n * P, DV]`` of pages, for all heads, in order."""
-        ...
-
-    def pages_on_disk(self, ids: NDArray[np.int32]) -> int:
-        """How many of the pages live on disk."""
-        ...
 
 
 class RamArena:
@@ -91,7 +50,7 @@ class RamArena:
         """Nothing here can live elsewhere."""
 
     def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor) -> None:
-        """Copy pages in."""
+        """Copy in pages ``[n, H, P, D]`` and ``[n, H, P, DV]``."""
         n = len(ids)
         if n > self._promised:
             self.promise(n)
@@ -110,11 +69,11 @@ class RamArena:
         self._ledger.give(ram=len(ids) * self.page_bytes)
 
     def keys(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Gather keys of candidates."""
+        """Gather keys ``[H, K, D]``."""
         return self._rows("keys", self._key, self._shape.key_width, ids, offsets)
 
     def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Gather selected values."""
+        """Gather values ``[H, K, DV]``."""
         return self._rows("values", self._value, self._shape.value_width, ids, offsets)
 
     def _rows(self, name: str, table: Table, width: int, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
@@ -123,7 +82,7 @@ class RamArena:
         return self._reach.rows(table, width, rows, out).view(*ids.shape, width)
 
     def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whole pages; a view where one head's pages lie side by side."""
+        """Whole pages, keys and values ``[H, n * P, D]``; a view where one head's pages lie side by side."""
         heads, first, n = self._shape.heads, ids[0], len(ids)
         if ids[-1] - first == n - 1 and all(b == a + 1 for a, b in itertools.pairwise(ids)):
             key, value = self._key.tensor[first : first + n], self._value.tensor[first : first + n]

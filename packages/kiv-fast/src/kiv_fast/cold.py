@@ -6,13 +6,13 @@ import torch
 from kiv_reference.config import KIVConfig
 from kiv_reference.report import TierBytes
 
-from .arena import Arena
 from .host import Table
 from .index import Index, code_pages
 from .interrupts import REFUSALS
 from .layout import IdPool, Row
 from .ledger import NOTHING, Account, Booking, Counters
 from .scratch import Scratch
+from .tiered import Arena
 from .transfer import Transfer
 from .tuning import Tuning
 from .validate import Shape

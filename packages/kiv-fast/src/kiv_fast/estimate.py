@@ -46,7 +46,7 @@ class Estimates:
         assert cold.index is not None, "exact mode estimates nothing"
         self._cold, self._row, self._index, self._members, self._unseen = cold, row, cold.index, members, unseen
         size = cold.config.page_tokens
-        wide = cold.index.step.tensor.shape[2] * members.dtype.itemsize * cold.shape.heads * size
+        wide = cold.index.codes.tensor.shape[3] * members.dtype.itemsize * cold.shape.heads * size
         step = max(1, cold.tuning.chunk_bytes // wide)
         stops = [min(first + step, pages) for first in range(0, pages, step)]
         self.chunks = [Chunk(a, b, a * size, b * size) for a, b in zip([0, *stops], stops, strict=False)]
@@ -68,12 +68,13 @@ class Estimates:
             3, channels.long()[:, :, None].expand(pages, heads, count, -1)
         )
         asked = asked.mul_(step[:, :, None])  # [n, H, M, 2 W]
-        wide = self._cold.scratch.take("codes", (pages, heads, size, 2 * half), members.dtype, members.device)
-        wide[..., :half] = codes & (LEVELS - 1)
-        wide[..., half:] = codes >> 4
-        out = members.new_empty(heads, count, pages, size)
-        offset = members @ base.permute(1, 2, 0)  # [H, M, n]
-        torch.add((asked @ wide.transpose(2, 3)).permute(1, 2, 0, 3), offset[..., None], out=out)
+        # Products of keys by queries, both halves of the codes into one sum, which begins with what base adds.
+        sums = (members @ base.permute(1, 2, 0)).permute(2, 0, 1).reshape(-1, count, 1).expand(-1, -1, size)
+        for part, levels in enumerate((codes & (LEVELS - 1), codes >> 4)):
+            wide = self._cold.scratch.convert("codes", levels, members.dtype).flatten(0, 1)  # [n * H, P, W]
+            mine = asked[..., part * half : (part + 1) * half].flatten(0, 1)
+            sums = torch.baddbmm(sums, mine, wide.transpose(1, 2))
+        out = sums.view(pages, heads, count, size).permute(1, 2, 0, 3).contiguous()
         out = out.view(heads, count, pages * size)
         if self._unseen is not None:
             out.masked_fill_(self._unseen[chunk.start : chunk.stop], -torch.inf)

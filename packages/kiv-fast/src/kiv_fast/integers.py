@@ -63,13 +63,6 @@ class Integers:
         self._count = count
 
     def strip(self, empty: int) -> None:
-        """Drop what is `empty` at the end: it looks at little more than what it drops."""
-        top, step = self._count, 64
-        while top:
-            first = max(0, top - step)
-            kept = np.flatnonzero(self._block[first:top] != empty)
-            if kept.size:
-                top = first + int(kept[-1]) + 1
-                break
-            top, step = first, 2 * step
-        self.resize(top)
+        """Drop what is `empty` at the end."""
+        kept = np.flatnonzero(self.array != empty)
+        self.resize(int(kept[-1]) + 1 if kept.size else 0)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from .integers import Integers
 
-BLOCK = 256
-"""Ids that are looked through at once for a free one."""
+SLACK = 256
+"""Ids of which the memory need not be returned."""
 
 
 class IdPool:
@@ -22,7 +22,6 @@ class IdPool:
 
     def __init__(self, typecode: str = "I") -> None:
         self._holders = array(typecode)  # up to the highest id in use
-        self._full = bytearray()  # a flag for each block of them that is known to have no free one
         self._used = 0
 
     @property
@@ -32,21 +31,14 @@ class IdPool:
 
     def take(self, n: int) -> list[int]:
         """`n` ids, each with one holder."""
-        holders, full, ids = self._holders, self._full, list[int]()
-        free = len(holders) - self._used
-        while len(ids) < min(n, free):
-            start = full.find(0) * BLOCK
-            try:
-                i = holders.index(0, start, start + BLOCK)
-            except ValueError:
-                full[start // BLOCK] = 1
-            else:
-                holders[i] = 1
-                ids.append(i)
+        holders, ids, start = self._holders, list[int](), 0
+        for _ in range(min(n, len(holders) - self._used)):
+            start = holders.index(0, start)
+            holders[start] = 1
+            ids.append(start)
         self._used += n
         first, more = len(holders), n - len(ids)
         holders.extend(array(holders.typecode, [1]) * more)
-        full.extend(bytes(-(-len(holders) // BLOCK) - len(full)))
         ids.extend(range(first, first + more))
         return ids
 
@@ -66,19 +58,14 @@ class IdPool:
             holders[i] -= 1
             if holders[i] == 0:
                 freed.append(i)
-                self._full[i // BLOCK] = 0
         self._used -= len(freed)
         top = len(holders)
         while top and not holders[top - 1]:  # what comes back from the top is as if it had never been taken
             top -= 1
-        del holders[top:], self._full[-(-top // BLOCK) :]
-        if holders.__sizeof__() > 2 * holders.itemsize * (top + BLOCK):  # `del` alone may keep the memory
+        del holders[top:]
+        if holders.__sizeof__() > 2 * holders.itemsize * (top + SLACK):  # `del` alone may keep the memory
             self._holders = holders[:]
         return freed
-
-    def shared(self, i: int) -> bool:
-        """Whether an id has more than one holder."""
-        return self._holders[i] > 1
 
 
 @dataclass

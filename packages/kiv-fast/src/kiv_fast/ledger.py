@@ -84,6 +84,11 @@ class Account:
         """Mark a change, as long as it lasts."""
         return Change(self._ledger.marked, self)
 
+    @property
+    def marked(self) -> bool:
+        """Whether a change is going on, or was broken off."""
+        return self in self._ledger.marked
+
     def room(self, tier: int) -> int | None:
         """Bytes left (`Ledger.room`)."""
         return self._ledger.room(tier)

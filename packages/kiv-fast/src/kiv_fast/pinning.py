@@ -54,18 +54,6 @@ class Runtime(Protocol):
         ...
 
 
-class Pinning(Protocol):
-    """What becomes of tables as they come into use."""
-
-    def cover(self, region: Region, nbytes: int) -> None:
-        """The first `nbytes` of a region are in use from now on."""
-        ...
-
-    def release(self, region: Region) -> None:
-        """The region is about to go."""
-        ...
-
-
 class NullPinning:
     """For stores on the CPU."""
 
@@ -120,6 +108,9 @@ class SlabPinning:
             self._held -= slab
             self._runtime.unregister(region.address + region.pinned)
 
+
+Pinning = NullPinning | SlabPinning
+"""What becomes of tables as they come into use."""
 
 _MAPPED = 2
 """cudaHostRegisterMapped: the device can read the memory by itself."""

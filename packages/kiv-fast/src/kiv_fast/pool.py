@@ -11,7 +11,7 @@ from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVUsageError, refuse
 from kiv_reference.report import TierBytes
 
-from .arena import Arena, RamArena
+from .arena import RamArena
 from .cold import Cold
 from .guard import Guard, locked
 from .ledger import Account, Counters, Ledger
@@ -23,7 +23,7 @@ from .spill import Segments, folder_for
 from .staging import Staging
 from .state import State
 from .store import FastStore
-from .tiered import TieredArena
+from .tiered import Arena, TieredArena
 from .tuning import Tuning
 from .validate import Shape
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -17,8 +17,8 @@ from .pinning import Pinning
 from .transfer import Transfer, transfer_to
 
 
-class Reach(Protocol):
-    """A device's way to what lies in RAM.
+class HostReach:
+    """For stores on the CPU.
 
     Attributes
     ----------
@@ -26,24 +26,14 @@ class Reach(Protocol):
         For what the host knows anyway.
     """
 
-    transfer: Transfer
+    def __init__(self, transfer: Transfer) -> None:
+        self.transfer = transfer
 
     def rows(self, table: Table, width: int, at: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Rows int64 ``[K]`` of a table seen as ``[-1, width]``: ``[K, width]`` on the device, where `at` is.
 
         `out` is memory there, of that shape, that may be used for them.
         """
-        ...
-
-
-class HostReach:
-    """For stores on the CPU."""
-
-    def __init__(self, transfer: Transfer) -> None:
-        self.transfer = transfer
-
-    def rows(self, table: Table, width: int, at: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Gather."""
         return torch.index_select(table.tensor.view(-1, width), 0, at, out=out)
 
 
@@ -80,6 +70,10 @@ class MappedReach:
         if table.mapped is None:
             table.mapped = self._mapped(table.tensor)
         return torch.index_select(table.mapped.view(-1, width), 0, at, out=out)
+
+
+Reach = HostReach | StagedReach | MappedReach
+"""A device's way to what lies in RAM."""
 
 
 class _Registered:

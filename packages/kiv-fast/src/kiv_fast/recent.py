@@ -11,10 +11,10 @@ from .validate import Shape
 def capacity(config: KIVConfig, tokens: int) -> int:
     """Tokens that the hot buffer has room for when it holds so many: a function of the state alone.
 
-    Doubling up to the size of a steady decode, with some slack so that the window slides by moving a pointer and
-    its tokens are moved only now and then; beyond that, in a long call, what is needed and no more.
+    Doubling up to the size of a steady decode, where the window slides by moving a pointer and its tokens are moved
+    once in a page, or an eighth of the window; beyond that, in a long call, what is needed and no more.
     """
-    full = config.hot_tokens + config.page_tokens + max(config.page_tokens, config.hot_tokens // 8)
+    full = config.hot_tokens + max(config.page_tokens, config.hot_tokens // 8)
     return tokens if tokens > full else doubled(tokens, full)
 
 
@@ -90,13 +90,6 @@ class Recent:
         # Only now: where memory was refused on the way, nothing was appended.
         self.sink_count, self.hot_count = sinks + first, count
 
-    def take_back(self) -> None:
-        """Forget the last token; the buffers stay as they are."""
-        if self.hot_count:
-            self.hot_count -= 1
-        else:
-            self.sink_count -= 1
-
     def _make_room(self, count: int) -> None:
         """Move the tokens to the front of new buffers with room for `count`."""
         live = slice(self._start, self._start + self.hot_count)
@@ -116,6 +109,11 @@ class Recent:
         tokens = n * self._config.page_tokens
         self._start += tokens
         self.hot_count -= tokens
+
+    def take_back(self, n: int) -> None:
+        """Have the last `n` dropped pages again: nothing was appended after them, nor was the window settled."""
+        self.drop_pages(-n)
+        assert self._start >= 0, "the pages are gone"
 
     def settle(self) -> None:
         """After a long call, return the memory that its tokens took."""

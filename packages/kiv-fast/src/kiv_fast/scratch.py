@@ -91,7 +91,7 @@ def step_bytes(shape: Shape, config: KIVConfig, tuning: Tuning, pages: int) -> i
     floats = 0 if shape.dtype == shape.compute else gathered
     if shape.recent != shape.compute:
         floats += recent * (key + value)
-    coded = -(-min(config.index_channels, key) // 2) * 2
-    page = shape.heads * config.page_tokens * coded * wide
+    half = -(-min(config.index_channels, key) // 2)
+    page = shape.heads * config.page_tokens * half * wide
     codes = min(pages * page, max(tuning.chunk_bytes, page))
     return shape.heads * (floats * wide + gathered * narrow) + codes

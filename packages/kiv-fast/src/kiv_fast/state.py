@@ -40,6 +40,7 @@ class State:
         self._booked = NOTHING
         self._promised = NOTHING  # booked for pages that will leave the hot window
         self._settled = True
+        self._begun: tuple[int, int] | None = None  # pages and samples before the call that is being answered
         self._owner = object()  # of promises: not the state, which goes when it is dropped, without a cycle
 
     def prepare(self, tokens: int, padded: bool) -> None:
@@ -66,7 +67,7 @@ class State:
         self.validity = validity
         self.length += n
         self.finite = self.finite and finite
-        self._settled = n <= self.cold.tuning.settle_tokens
+        self._settled = self._settled and n <= self.cold.tuning.settle_tokens
 
     def withdraw(self) -> None:
         """End what was promised to an append that did not come about, or is over."""
@@ -74,18 +75,43 @@ class State:
         self._promised = NOTHING
         self._book(self._device_bytes, self.length)
 
-    def sample(self, query: torch.Tensor, valid: torch.Tensor | None) -> None:
-        """Note sampled queries among those of the last append, ``[B, H, G, TQ, D]`` (SPEC 3.2)."""
+    def begin(self, query: torch.Tensor, valid: torch.Tensor | None) -> None:
+        """Begin to answer the queries ``[B, H, G, TQ, D]`` of the last append, and note the sampled ones (SPEC 3.2)."""
+        self._begun = self.pages, self.samples.count
         if not self.config.exact:
             self.samples.take(query, self.length, valid, self.cold.transfer)
+
+    def finish(self) -> None:
+        """A call is over: what it made cold leaves (SPEC 2.3), and what it needed is given back."""
+        self.evict(self.config.cold_pages(self.length))
+        self._begun = None
+        if not self._settled:
+            self.recent.settle()
+            self._settled = True
+        self.withdraw()
+
+    def take_back(self) -> None:
+        """A call failed: what it made cold is hot again, since codes depend on its queries, which do not count."""
+        self.cold.scratch.lend(0)
+        if self._begun is not None:
+            pages, samples = self._begun
+            self._cut(pages)
+            self.recent.take_back(self.pages - pages)
+            self.pages, self._begun = pages, None
+            self.samples.forget(samples)
+
+    def _cut(self, pages: int) -> None:
+        """Keep the first `pages` pages of each row, and the room that was promised for the others."""
+        for row in self.rows:
+            self.cold.cut(row, pages)
+        self.cold.renew()
 
     def evict(self, pages: int) -> None:
         """Move pages out of the hot window until `pages` of each row are cold (SPEC 2.3). None ever comes back here."""
         n = pages - self.pages
         if n > 0:
             size, start = self.config.page_tokens, self.config.sink_tokens + self.pages * self.config.page_tokens
-            before, hot = self.pages, self.config.hot_tokens
-            boundaries = [start + page * size + hot for page in range(1, n + 1)]
+            boundaries = [start + page * size + self.config.hot_tokens for page in range(1, n + 1)]
             try:
                 for number, row in enumerate(self.rows):
                     valid = self.validity.row(number, start, start + n * size)
@@ -93,17 +119,10 @@ class State:
                     weights = None if self.config.exact else self.samples.weights(number, boundaries)
                     self.cold.add(row, key, value, None if valid is None else valid.view(n, size), weights)
             except REFUSALS:
-                for row in self.rows:
-                    self.cold.cut(row, before)
-                self.cold.renew()
+                self._cut(self.pages)
                 raise
             self.pages = pages
             self.recent.drop_pages(n)
-        if pages == self.config.cold_pages(self.length):
-            if not self._settled:
-                self.recent.settle()
-                self._settled = True
-            self.withdraw()
 
     @property
     def _device_bytes(self) -> int:
@@ -164,7 +183,7 @@ class State:
     def crop(self, length: int) -> None:
         """Keep the first `length` tokens (SPEC 9.2): pages that are hot again come back."""
         pages, size = self.config.cold_pages(length), self.config.page_tokens
-        self.evict(max(pages, self.pages))
+        self.finish()
         first, start = self.hot_start(pages), self.hot_start(self.pages)
         back: tuple[torch.Tensor, torch.Tensor] | None = None
         if pages < self.pages and length > first:

@@ -148,7 +148,7 @@ class FastStore:
             state = State(shape, self._config, self._pool)
         with state.cold.account.changing():
             try:
-                state.evict(self._config.cold_pages(state.length))
+                state.finish()
                 state.prepare(n, valid is not None)
                 state.append(key, value, valid, finite)
             except REFUSALS:
@@ -183,16 +183,17 @@ class FastStore:
         grouped = aligned(query.to(shape.compute)).unflatten(1, (shape.heads, -1))
         sinks = None if sinks is None else sinks.to(shape.compute).unflatten(1, (shape.heads, -1))
         call = Call(grouped, sinks, scale, softcap, bound)
-        sampled = state.samples.count
+        account = state.cold.account
         try:
-            with state.cold.account.changing():
-                state.sample(grouped, valid)
+            with account.changing():
+                state.begin(grouped, valid)
             output, traces = self._answer(state, call, query.dtype)
-            # The call is over: what it made cold leaves (SPEC 2.3).
-            with state.cold.account.changing():
-                state.evict(self._config.cold_pages(state.length))
+            with account.changing():
+                state.finish()
         except BaseException:
-            state.samples.forget(sampled)  # another attend may be the first
+            if not account.marked:  # else it is refused until `reset`
+                with account.changing():
+                    state.take_back()
             raise
         self._traces, self._report, self._traced_shape = traces, None, shape
         return output

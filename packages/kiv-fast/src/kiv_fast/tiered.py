@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .arena import RamArena
 from .host import Table
 from .ledger import Account
 from .residence import Residence
@@ -14,7 +15,7 @@ from .validate import Shape
 
 
 class TieredArena(Residence):
-    """An `Arena` under a RAM budget; parameters as for `Residence`. The host must know which pages a step reads."""
+    """An arena under a RAM budget; parameters as for `Residence`. The host must know which pages a step reads."""
 
     def __init__(
         self,
@@ -29,11 +30,11 @@ class TieredArena(Residence):
         self._transfer = transfer
 
     def keys(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Gather keys of candidates."""
+        """Gather keys ``[H, K, D]``."""
         return self._rows("keys", self._key, self._shape.key_width, ids, offsets)
 
     def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Gather selected values."""
+        """Gather values ``[H, K, DV]``."""
         return self._rows("values", self._value, self._shape.value_width, ids, offsets)
 
     def _rows(self, name: str, table: Table, width: int, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
@@ -75,3 +76,7 @@ class TieredArena(Residence):
             handle, start = self._segments.where(self._on_disk(slot), value=table is self._value)
             where.append((handle, start + part * size, at * size))
         self._segments.read(joined(where, size, buffer))
+
+
+Arena = RamArena | TieredArena
+"""Where the keys and values of pages live."""

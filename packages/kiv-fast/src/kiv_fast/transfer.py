@@ -40,22 +40,6 @@ class Streams(Protocol):
         ...
 
 
-class Transfer(Protocol):
-    """Moves gathered rows to where the arithmetic is."""
-
-    def upload(self, host: torch.Tensor) -> torch.Tensor:
-        """`host` on the device; the caller may overwrite `host` as soon as this returns."""
-        ...
-
-    def send(self, host: torch.Tensor) -> torch.Tensor:
-        """A few numbers in ordinary memory on the device, without a slot and without a wait."""
-        ...
-
-    def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
-        """`tensor` on the host, which waits until the device has computed it."""
-        ...
-
-
 class NullTransfer:
     """For stores on the CPU: the rows are where they are needed, until the next gather."""
 
@@ -141,6 +125,10 @@ class _CudaEvent:
 
     def wait(self) -> None:
         self._event.synchronize()
+
+
+Transfer = NullTransfer | StagedTransfer
+"""Moves gathered rows to where the arithmetic is."""
 
 
 def transfer_to(device: torch.device) -> Transfer:

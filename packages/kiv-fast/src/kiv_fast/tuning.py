@@ -32,7 +32,7 @@ class Tuning:
     query_chunk: int = 256
     settle_tokens: int = 64
     index_tokens: int = 2048
-    chunk_bytes: int = 2 << 20
+    chunk_bytes: int = 1 << 20
     kept_bytes: int = 64 << 20
     first_segment_bytes: int = 1 << 20
     most_segment_bytes: int = 128 << 20
