@@ -37,6 +37,8 @@ def check_retrieval(
         scene.require(limited, "6.3", "streamed without max_missed_mass")
         scene.require(not given.candidates and not given.selected, "9.6", "streamed, and retrieved", got=given)
     else:
+        if exact and not limited:  # tells more than a number
+            check_identical(scene, hb, given, 0)
         factor = taken(scene, hb, given)
         if exact:
             check_identical(scene, hb, given, factor)

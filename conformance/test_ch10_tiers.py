@@ -89,18 +89,18 @@ class Test_10_3_Memory:
         driver.reset()
         driver.scene.require(sum(driver.store.memory()) == 0, "10.3", "an empty store holds bytes")
 
-    @given(config=configs(hot_tokens=st.sampled_from([0, 80])), shape=shapes(width=8), given=st.booleans())
-    def test_sampled_queries_take_ram(self, target: Target, config: KIVConfig, shape: Shape, given: bool) -> None:
-        driver, tokens = Driver(target, config), Recipe("gaussian", 3).make(shape, 64)
-        driver.append(tokens.slice(0, 63))
-        driver.append(tokens.slice(63, 64))
-        if given:
-            driver.attend(tokens.query[:, :, 63:], 0.5)
-            driver.append(tokens.slice(0, 1))
-            driver.attend(tokens.query[:, :, :1], 0.5)
+    @pytest.mark.parametrize("hot_tokens", [0, 80])
+    @given(data=st.data(), shape=shapes(width=8))
+    def test_sampled_queries_take_ram(self, target: Target, hot_tokens: int, data: st.DataObject, shape: Shape) -> None:
+        driver = Driver(target, data.draw(configs(hot_tokens=hot_tokens)))
+        tokens = Recipe("gaussian", 3).make(shape, 65)
+        for start, stop in ((0, 63), (63, 64), (64, 65)):
+            driver.append(tokens.slice(start, stop))
+            if start:
+                driver.attend(tokens.query[:, :, start:stop], 0.5)
         rows = shape.batch * shape.heads * shape.dtype.itemsize
         held, cold = driver.store.memory(), driver.store.tokens().cold_ram
-        least = rows * (cold * (shape.width + shape.value_width) + given * shape.width)
+        least = rows * (cold * (shape.width + shape.value_width) + shape.width)
         driver.scene.require(held.ram >= least, "10.3", "fewer bytes than sampled queries have", got=held, least=least)
 
     @given(config=configs(), n=st.integers(1, 60), shape=shapes(width=8))
