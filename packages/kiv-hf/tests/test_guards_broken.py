@@ -87,6 +87,6 @@ class TestBrokenForward:
             llama.kiv(llama.ids, past_key_values=cache)
 
     def test_a_budget_that_is_too_small(self, llama):
-        config = KIVConfig(retrieve_tokens=None, ram_bytes=1000, **PAGES)
+        config = KIVConfig(retrieve_tokens=None, ram_bytes=1000, disk_bytes=0, **PAGES)
         with pytest.raises(KIVBudgetError):
             llama.kiv(llama.ids, past_key_values=llama.cache(config))
