@@ -60,7 +60,9 @@ def of_foreign_tensors(llama, cache):
 
 
 def of_a_budget(llama, _cache):
-    llama.kiv(llama.ids, past_key_values=llama.cache(KIVConfig(retrieve_tokens=None, ram_bytes=1000, disk_bytes=0, **PAGES)))
+    llama.kiv(
+        llama.ids, past_key_values=llama.cache(KIVConfig(retrieve_tokens=None, ram_bytes=1000, disk_bytes=0, **PAGES))
+    )
 
 
 BREAKS = [in_attention, in_attention_by_an_interrupt, in_the_mlp, of_a_mask, of_foreign_tensors, of_a_budget]
