@@ -136,7 +136,7 @@ FAULTS = [
     Fault(
         "the buffers of a step are not booked",
         "kiv_fast.scratch:Scratch.plan",
-        "if nbytes > self._planned:",
+        "if nbytes > before:",
         "if False:",
         (f"{TESTS}parts.py::test_the_buffers_of_a_step_are_booked",),
     ),
