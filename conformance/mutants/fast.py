@@ -48,7 +48,8 @@ FAULTS = [
         "whole pages gathered from RAM",
         "kiv_fast.arena:RamArena._rows",
         "return self._reach.rows(table, width, rows, out)",
-        "self.tile(sorted(set(ids.flatten().tolist())))\n    return self._reach.rows(table, width, rows, out)",
+        "self._reach.rows(table, width, rows.repeat(self._page_tokens))\n    "
+        "return self._reach.rows(table, width, rows, out)",
         (f"{COST}a_step_gathers_candidates_and_selected_rows",),
     ),
     Fault(

@@ -267,10 +267,10 @@ FAULTS = [
         clause("6.2"),
     ),
     Fault(
-        "the missed bound has no room for rounding",
+        "the missed bound takes queries with their signs",
         "kiv_fast.estimate:Estimates.error",
-        "+ room * (size + error)",
-        "- room * (size + error)",
+        "self._members.abs()",
+        "self._members",
         clause("6.2"),
     ),
     Fault(
