@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -99,7 +100,7 @@ def record(document: LongDocument, path: Path) -> None:
         retrieving = Retrieving(stock.config, recorder.layers, tokens, CHUNK_TOKENS)
         retrieving.prepare(cache)
     model = watched(stock, recorder, retrieving)
-    for chunk in ids.split(CHUNK_TOKENS, dim=1):
+    for chunk in tqdm(ids.split(CHUNK_TOKENS, dim=1), desc=document.name, unit="k tokens"):
         model(input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
     recorder.reading = False
     facts: list[Fact] = []

@@ -53,11 +53,11 @@ def test_a_page_costs_a_few_bytes(store):
     try:
         few = fill(store, 1024)
         before = traced()
-        more = fill(store, 4096) - few
+        more = fill(store, 16384) - few
         grown = traced() - before
     finally:
         tracemalloc.stop()
-    assert more == 4096
+    assert more == 16384
     # In RAM 8 in the row, 4 for its holders, and 8 flags; under a budget where it is, the order of coming, holders and
     # flags of slots beside. What grows at its end has room for an eighth more, and of a call Python keeps a few
     # kilobytes.
