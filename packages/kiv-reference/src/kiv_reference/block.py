@@ -10,12 +10,12 @@ from .attend import Attended, Modifiers, attend_exactly, attend_tokens
 from .config import KIVConfig
 from .mass import missed_bound
 from .report import Mode
-from .select import rank_cold, select_tokens
+from .select import choose, rank_cold
 from .tail import tail
 from .view import HeadView
 
-WHOLE = (0, 1, 2, 4)
-"""`max_missed_mass` selects at most so many times `candidate_tokens` tokens before it streams (SPEC 6.3)."""
+WHOLE = (1, 2, 4)
+"""`max_missed_mass` selects so many times `candidate_tokens` tokens, if need be, before it streams (SPEC 6.3)."""
 
 
 class Retrieval(NamedTuple):
@@ -24,6 +24,7 @@ class Retrieval(NamedTuple):
     candidates: torch.Tensor  # int64 [C], positions, ascending
     selected: torch.Tensor  # int64 [R], positions, ascending
     streamed: bool = False
+    widened: bool = False
 
 
 class HeadResult(NamedTuple):
@@ -39,20 +40,20 @@ class HeadResult(NamedTuple):
 def retrieve(
     query: torch.Tensor, query_positions: torch.Tensor, view: HeadView, modifiers: Modifiers, config: KIVConfig
 ) -> Retrieval:
-    """Candidates and selection (SPEC 4), enlarged until the missed bound holds (SPEC 6.3)."""
+    """Candidates and selection (SPEC 4), or more of the best tokens until the missed bound holds (SPEC 6.3)."""
     members = query.flatten(0, 1)  # [G * TQ, D]
     ranked = rank_cold(view, members, modifiers.scale, config)
-    candidates = ranked[: config.candidate_tokens].sort().values
-    selected = select_tokens(view, members, candidates, modifiers.scale, config)
+    chosen = choose(view, members, ranked, modifiers.scale, config)
+    tried = Retrieval(chosen.candidates, chosen.selected, widened=chosen.widened)
     if config.max_missed_mass is None:
-        return Retrieval(candidates, selected)
-    for factor in WHOLE:
-        whole = ranked[: factor * config.candidate_tokens]
-        tried = Retrieval(torch.unique(torch.cat([candidates, whole])), torch.unique(torch.cat([selected, whole])))
-        bound = missed_bound(query, query_positions, view, tried.candidates, tried.selected, modifiers)
+        return tried
+    wholes = (ranked[: factor * config.candidate_tokens].sort().values for factor in WHOLE)
+    for retrieval in (tried, *(Retrieval(whole, whole) for whole in wholes)):
+        candidates, selected = retrieval.candidates, retrieval.selected
+        bound = missed_bound(query, query_positions, view, candidates, selected, modifiers)
         if bool((bound <= config.max_missed_mass).all()):
-            return tried
-    return Retrieval(candidates[:0], selected[:0], streamed=True)
+            return retrieval
+    return Retrieval(ranked[:0], ranked[:0], streamed=True)
 
 
 def attend_block(

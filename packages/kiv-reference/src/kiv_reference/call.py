@@ -95,6 +95,7 @@ class BlockCall:
             cold_pages=partition(self.config, self.block.start).pages,
             candidate_positions=_padded([[r.retrieval.candidates for r in row] for row in results]),
             selected_positions=_padded([[r.retrieval.selected for r in row] for row in results]),
+            widened=torch.tensor([[r.retrieval.widened for r in row] for row in results], device=key.device),
             streamed=torch.tensor([[r.retrieval.streamed for r in row] for row in results], device=key.device),
             exact_mass=self._stack([[r.attended.exact for r in row] for row in results]).float(),
             estimated_mass=self._stack([[r.attended.estimated for r in row] for row in results]).float(),
@@ -119,5 +120,5 @@ def _padded(rows: list[list[torch.Tensor]]) -> torch.Tensor:
 def _given(report: BlockReport, sequence: int, head: int) -> Retrieval:
     """The retrieval that a report tells of."""
     candidates, selected = report.candidate_positions[sequence, head], report.selected_positions[sequence, head]
-    streamed = bool(report.streamed[sequence, head])
-    return Retrieval(candidates[candidates >= 0], selected[selected >= 0], streamed)
+    streamed, widened = bool(report.streamed[sequence, head]), bool(report.widened[sequence, head])
+    return Retrieval(candidates[candidates >= 0], selected[selected >= 0], streamed, widened)

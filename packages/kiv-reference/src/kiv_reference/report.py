@@ -41,9 +41,11 @@ class BlockReport:
     cold_pages : int
         N, the cold pages of the block's partition (SPEC 2.2).
     candidate_positions : int64 [B, H, C]
-        Candidates, ascending (SPEC 4.4, 6.3); -1 fills up rows. Width 0 unless mode is "retrieve".
+        Candidates, ascending (SPEC 4.4, 4.9, 6.3); -1 fills up rows. Width 0 unless mode is "retrieve".
     selected_positions : int64 [B, H, R]
         Selected positions, ascending (SPEC 4.6, 6.3); -1 fills up rows. Width 0 unless mode is "retrieve".
+    widened : bool [B, H]
+        Where the estimates ranked so badly that twice as many candidates were read (SPEC 4.9).
     streamed : bool [B, H]
         Where every token was attended exactly: everywhere in mode "exact", and by SPEC 6.3.
     exact_mass, estimated_mass : float32 [B, HQ, TQ]
@@ -60,6 +62,7 @@ class BlockReport:
     cold_pages: int
     candidate_positions: torch.Tensor
     selected_positions: torch.Tensor
+    widened: torch.Tensor
     streamed: torch.Tensor
     exact_mass: torch.Tensor
     estimated_mass: torch.Tensor
@@ -83,6 +86,11 @@ class AttendReport:
     def value_bytes(self) -> int:
         """Cold value bytes that the call had to read."""
         return sum(block.value_bytes for block in self.blocks)
+
+    @property
+    def widened(self) -> int:
+        """Pairs of block and of sequence and KV head whose candidates were doubled (SPEC 4.9)."""
+        return sum(int(b.widened.sum()) for b in self.blocks)
 
     @property
     def streamed(self) -> int:

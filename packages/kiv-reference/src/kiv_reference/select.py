@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from .config import Group, KIVConfig
 from .view import HeadView
+
+LATE = 16
+"""One selected token in so many may be late before the candidates are doubled (SPEC 4.9)."""
+
+
+class Choice(NamedTuple):
+    """Candidates and selection of chapter 4."""
+
+    candidates: torch.Tensor  # int64 [C], positions, ascending
+    selected: torch.Tensor  # int64 [R], positions, ascending
+    widened: bool
 
 
 def best(scores: torch.Tensor, n: int) -> torch.Tensor:
@@ -49,3 +62,21 @@ def select_tokens(
     scores = scale * (members @ view.keys(candidates).T)  # [M, C]
     chosen = best(group_scores(scores, config.group), config.retrieve_tokens)
     return candidates[chosen].sort().values
+
+
+def late(ranked: torch.Tensor, selected: torch.Tensor, config: KIVConfig) -> bool:
+    """Whether more was selected from the last quarter of the candidates than good estimates leave there (SPEC 4.9)."""
+    early = 3 * config.candidate_tokens // 4
+    unseen = int((~torch.isin(selected, ranked[:early])).sum())
+    return LATE * (unseen - max(0, selected.numel() - early)) > selected.numel()
+
+
+def choose(view: HeadView, members: torch.Tensor, ranked: torch.Tensor, scale: float, config: KIVConfig) -> Choice:
+    """Candidates from all cold positions, `ranked` best first, and the selection among them (SPEC 4.4, 4.6, 4.9)."""
+    most = config.candidate_tokens
+    candidates = ranked[:most].sort().values
+    selected = select_tokens(view, members, candidates, scale, config)
+    if ranked.numel() <= most or not late(ranked, selected, config):
+        return Choice(candidates, selected, widened=False)
+    candidates = ranked[: 2 * most].sort().values
+    return Choice(candidates, select_tokens(view, members, candidates, scale, config), widened=True)
