@@ -68,16 +68,25 @@ class RamArena:
         self._value.forget(ids)
         self._ledger.give(ram=len(ids) * self.page_bytes)
 
-    def keys(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Gather keys ``[H, K, D]``."""
-        return self._rows("keys", self._key, self._shape.key_width, ids, offsets)
+    def keys(self, ids: torch.Tensor, offsets: torch.Tensor, heads: list[int] | None = None) -> torch.Tensor:
+        """Gather keys ``[H, K, D]``, of all or some heads."""
+        return self._rows("keys", self._key, self._shape.key_width, ids, offsets, heads)
 
     def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """Gather values ``[H, K, DV]``."""
         return self._rows("values", self._value, self._shape.value_width, ids, offsets)
 
-    def _rows(self, name: str, table: Table, width: int, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        rows = ((ids * self._shape.heads + self._heads) * self._page_tokens + offsets).view(-1)
+    def _rows(
+        self,
+        name: str,
+        table: Table,
+        width: int,
+        ids: torch.Tensor,
+        offsets: torch.Tensor,
+        heads: list[int] | None = None,
+    ) -> torch.Tensor:
+        of = self._heads if heads is None else self._heads[heads]
+        rows = ((ids * self._shape.heads + of) * self._page_tokens + offsets).view(-1)
         out = self._scratch.take(name, (rows.numel(), width), self._shape.dtype, ids.device)
         return self._reach.rows(table, width, rows, out).view(*ids.shape, width)
 

@@ -122,6 +122,7 @@ def _answer_some(
         RowTrace(
             None if result is None else result.candidates,
             None if result is None else result.selected,
+            None if result is None else result.widened,
             None if result is None else result.streamed,
             place(attended.exact),
             place(attended.estimated),

@@ -69,8 +69,11 @@ def bounded(view: View, queries: Queries, estimates: Estimates) -> tuple[Found, 
         taken = [min(have, level) if good else have for have, good in zip(taken, enough, strict=True)]
         if max(taken) < len(WHOLE):
             break
-    streamed = torch.tensor([level == len(WHOLE) for level in taken], device=view.cold.shape.device)
-    return _assembled(view, queries, tried, taken), streamed
+    levels = torch.tensor(taken, device=view.cold.shape.device)
+    found = _assembled(view, queries, tried, taken)
+    if tried[0].widened is not None:
+        found = found._replace(widened=tried[0].widened & (levels == 0))
+    return found, levels == len(WHOLE)
 
 
 def _assembled(view: View, queries: Queries, tried: list[Found], taken: list[int]) -> Found:

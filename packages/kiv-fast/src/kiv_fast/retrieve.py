@@ -18,6 +18,7 @@ class Result(NamedTuple):
     attended: Attended
     candidates: torch.Tensor  # int64 [H, C], ascending, -1 fills up rows
     selected: torch.Tensor  # int64 [H, R], likewise
+    widened: torch.Tensor | None  # bool [H], heads with twice as many candidates
     streamed: torch.Tensor | None  # bool [H], heads to attend exactly
     missed: torch.Tensor | None  # [H, M]
     key_rows: int
@@ -33,7 +34,7 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
         attended = attend_parts(always, [], sinks, view.finite)
         none = torch.empty(queries.query.shape[0], 0, dtype=torch.int64, device=cold.shape.device)
         missed = torch.zeros_like(attended.exact, dtype=torch.float32) if bound else None
-        return Result(attended, none, none, None, missed, 0, 0)
+        return Result(attended, none, none, None, None, missed, 0, 0)
 
     estimates, streamed, missing = view.estimates(queries, keep=True), None, None
     if config.max_missed_mass is None:
@@ -66,13 +67,15 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     finite = view.finite and view.row.finite >= view.pages
     attended = attend_parts([*always, Part(own, values)], tail, sinks, finite, shift)
     missed = missed_bound(view, queries, found) if bound else None
-    return Result(attended, found.at, at, streamed, missed, *_rows_read(view, found, streamed))
+    return Result(attended, found.at, at, found.widened, streamed, missed, *_rows_read(view, found, streamed))
 
 
 def _rows_read(view: View, found: Found, streamed: torch.Tensor | None) -> tuple[int, int]:
     """Keys and values that a block had to read (SPEC 9.6)."""
-    if streamed is None:
+    if streamed is None and found.widened is None:
         return found.at.numel(), found.chosen.numel()
     rows = torch.stack([(part >= 0).sum(dim=1) for part in (found.at, found.chosen)])
-    keys, values = rows.masked_fill(streamed, view.tokens).sum(dim=1).tolist()
+    if streamed is not None:
+        rows.masked_fill_(streamed, view.tokens)
+    keys, values = rows.sum(dim=1).tolist()
     return int(keys), int(values)

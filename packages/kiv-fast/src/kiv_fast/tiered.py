@@ -29,21 +29,29 @@ class TieredArena(Residence):
         super().__init__(shape, page_tokens, ledger, segments, staging)
         self._transfer = transfer
 
-    def keys(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Gather keys ``[H, K, D]``."""
-        return self._rows("keys", self._key, self._shape.key_width, ids, offsets)
+    def keys(self, ids: torch.Tensor, offsets: torch.Tensor, heads: list[int] | None = None) -> torch.Tensor:
+        """Gather keys ``[H, K, D]``, of all or some heads."""
+        return self._rows("keys", self._key, self._shape.key_width, ids, offsets, heads)
 
     def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """Gather values ``[H, K, DV]``."""
         return self._rows("values", self._value, self._shape.value_width, ids, offsets)
 
-    def _rows(self, name: str, table: Table, width: int, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        heads, count = ids.shape
+    def _rows(
+        self,
+        name: str,
+        table: Table,
+        width: int,
+        ids: torch.Tensor,
+        offsets: torch.Tensor,
+        heads: list[int] | None = None,
+    ) -> torch.Tensor:
         pages, within = self._transfer.fetch(torch.stack([ids, offsets])).unbind()
-        tokens = within + self._page_tokens * torch.arange(heads, device="cpu")[:, None]  # of a page, head by head
-        rows, buffer = self._staging.rows(name, heads * count, width, self._shape.dtype)
+        of = torch.tensor(heads or range(self._shape.heads), device="cpu")
+        tokens = within + self._page_tokens * of[:, None]  # of a page, head by head
+        rows, buffer = self._staging.rows(name, ids.numel(), width, self._shape.dtype)
         self._read(table, width, pages.flatten(), tokens.flatten(), rows, buffer)
-        return self._transfer.upload(rows.view(heads, count, width))
+        return self._transfer.upload(rows.view(*ids.shape, width))
 
     def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Whole pages of all heads, in order."""

@@ -17,7 +17,8 @@ class RowTrace:
 
     candidates: torch.Tensor | None  # int64 [H, C], cold positions counted from the first
     selected: torch.Tensor | None  # int64 [H, R], likewise
-    streamed: torch.Tensor | None  # bool [H]
+    widened: torch.Tensor | None  # bool [H]; None if none is
+    streamed: torch.Tensor | None  # bool [H], likewise
     exact: torch.Tensor  # [H, G, TQ]
     estimated: torch.Tensor
     missed: torch.Tensor | None
@@ -37,7 +38,7 @@ class BlockTrace:
         device = shape.device
         none = torch.empty(shape.heads, 0, dtype=torch.int64, device=device)
         exact = self.block.mode == "exact"
-        nowhere = torch.full((shape.heads,), exact, device=device)
+        nowhere = torch.zeros(shape.heads, dtype=torch.bool, device=device)
         candidates = [none if row.candidates is None else row.candidates for row in self.rows]
         selected = [none if row.selected is None else row.selected for row in self.rows]
         missed = [row.missed.flatten(0, 1).float() for row in self.rows if row.missed is not None]
@@ -48,7 +49,8 @@ class BlockTrace:
             cold_pages=self.block.pages,
             candidate_positions=_stack(candidates, sink_tokens),
             selected_positions=_stack(selected, sink_tokens),
-            streamed=torch.stack([nowhere if row.streamed is None else row.streamed for row in self.rows]),
+            widened=torch.stack([nowhere if row.widened is None else row.widened for row in self.rows]),
+            streamed=torch.stack([nowhere | exact if row.streamed is None else row.streamed for row in self.rows]),
             exact_mass=torch.stack([row.exact.flatten(0, 1).float() for row in self.rows]),
             estimated_mass=torch.stack([row.estimated.flatten(0, 1).float() for row in self.rows]),
             missed_bound=torch.stack(missed) if missed else None,
