@@ -46,7 +46,11 @@ def test_answers_and_accounts(model, text):
     cold = (read + 8 - 1 - 64 - 4) // 16 * 16
     assert f"{read} read" in result.stderr
     assert f"{cold} cold in RAM" in result.stderr
-    assert re.search(rf"cold tokens .* 120 candidates of {cold}, 20 attended exactly", result.stderr)
+    # Three channels of eight, of a model that was never trained: the index ranks badly, and says so.
+    kept = rf"cold tokens .* (\d+) candidates of {cold}, 20 attended exactly; candidates doubled in ([\d.]+)%"
+    told = re.search(kept, result.stderr)
+    assert told is not None
+    assert int(told[1]) == pytest.approx(120 * (1 + float(told[2]) / 100), abs=0.6)
     # 2 layers of 2 KV heads, keys and values of width 8 in float32: 256 bytes a token.
     assert re.search(r"bytes by tier.* RAM, 0 B disk", result.stderr)
     mass = re.search(r"([\d.]+)% held exactly, ([\d.]+)% estimated", result.stderr)

@@ -117,7 +117,8 @@ def test_the_trace_says_whether_the_watched_tokens_were_retrieved():
     assert wanted in block.selected_positions[0, 0]
     assert wanted not in block.candidate_positions[0, 1]
     assert (trace.candidate_hits, trace.selected_hits) == (1, 1)
-    assert trace.cold_tokens == (80, 8, 4)
+    assert trace.widened == block.widened.sum()
+    assert trace.cold_tokens == (80, 8 * (1 + trace.widened / 2), 4)
     assert trace.exact_mass is not None
     assert trace.exact_mass + trace.estimated_mass == pytest.approx(1)
 
@@ -160,6 +161,12 @@ def test_an_empty_trace_has_no_shares():
 def test_cold_tokens_in_words(cold, said, monkeypatch):
     monkeypatch.setattr(Trace, "cold_tokens", cold and ColdTokens(*cold))
     assert cold_text(Trace()) == said
+
+
+def test_doubled_candidates_in_words(monkeypatch):
+    monkeypatch.setattr(Trace, "cold_tokens", ColdTokens(12800, 5120, 1024))
+    said = "5,120 candidates of 12,800, 1,024 attended exactly; candidates doubled in 25.0%"
+    assert cold_text(Trace(retrievals=8, widened=2)) == said
 
 
 @pytest.fixture

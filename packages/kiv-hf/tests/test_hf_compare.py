@@ -13,6 +13,7 @@ from kiv_reference import ReferencePool
 from kiv_reference.report import AttendReport
 
 CONFIG = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=3, candidate_tokens=12, retrieve_tokens=5)
+CODED = replace(CONFIG, index_channels=6)
 LIMITED = replace(CONFIG, max_missed_mass=0.999)
 WHOLE = replace(CONFIG, max_missed_mass=1e-12)
 TOKENS = 62
@@ -52,7 +53,7 @@ def attended(config: KIVConfig, part: str = "", fault=None) -> AttendReport:
                 if fault is not None and query.shape[2] == 1:
                     (block,) = store.report.blocks
                     rows = getattr(block, part).clone()
-                    rows = torch.stack([fault(row[row >= 0]) for row in rows[0]])[None]
+                    rows = torch.stack([fault(row if row.dtype == torch.bool else row[row >= 0]) for row in rows[0]])[None]
                     store._report = AttendReport((replace(block, **{part: rows}),))
                 return output
 
@@ -70,13 +71,16 @@ def attended(config: KIVConfig, part: str = "", fault=None) -> AttendReport:
     return store.report
 
 
-@pytest.mark.parametrize("config", [CONFIG, LIMITED, WHOLE], ids=["retrieval", "limited", "whole"])
-def test_what_is_right_is_not_found_wrong(config):
+CONFIGS = {"coded": (CODED, 12, 5), "widened": (CONFIG, 24, 5), "limited": (LIMITED, 24, 5), "whole": (WHOLE, 48, 48)}
+
+
+@pytest.mark.parametrize(("config", "read", "taken"), CONFIGS.values(), ids=CONFIGS)
+def test_what_is_right_is_not_found_wrong(config, read, taken):
     (block,) = attended(config).blocks
     assert block.mode == "retrieve"
     candidates, selected = ((rows >= 0).sum(-1) for rows in (block.candidate_positions, block.selected_positions))
-    expected = {CONFIG: (12, 5), LIMITED: (12, 5), WHOLE: (48, 48)}[config]
-    assert {*zip(candidates.flatten().tolist(), selected.flatten().tolist(), strict=True)} == {expected}
+    assert {*zip(candidates.flatten().tolist(), selected.flatten().tolist(), strict=True)} == {(read, taken)}
+    assert block.widened.tolist() == [[read == 24] * 2]
 
 
 @pytest.mark.parametrize("config", [CONFIG, LIMITED], ids=["retrieval", "limited"])
@@ -88,7 +92,7 @@ def test_another_choice_is_found(config, part, clause, fault):
 
 
 @pytest.mark.parametrize(
-    ("part", "clause", "count"), [("candidate_positions", "4.4", 12), ("selected_positions", "4.6", 5)]
+    ("part", "clause", "count"), [("candidate_positions", "4.4", 24), ("selected_positions", "4.6", 5)]
 )
 def test_a_position_chosen_twice_is_found(part, clause, count):
     """Whichever is left out for it, the worst of the chosen ones too."""
@@ -96,6 +100,12 @@ def test_a_position_chosen_twice_is_found(part, clause, count):
         kept = [i for i in range(count) if i != out]
         with pytest.raises(KIVDivergenceError, match=f"SPEC {clause}"):
             attended(CONFIG, part, lambda positions, kept=kept: positions[sorted([*kept, kept[0]])])
+
+
+@pytest.mark.parametrize(("config", "clause"), [(CODED, "4.4"), (CONFIG, "4.4"), (LIMITED, "4.6"), (WHOLE, "4.4")])
+def test_a_wrong_word_about_widening_is_found(config, clause):
+    with pytest.raises(KIVDivergenceError, match=f"SPEC {clause}"):
+        attended(config, "widened", torch.logical_not)
 
 
 @pytest.mark.parametrize(("part", "clause"), [("candidate_positions", "4.4"), ("selected_positions", "4.6")])

@@ -89,7 +89,9 @@ class Call:
         rows = (block.candidate_positions[b, h], block.selected_positions[b, h])
         candidates, selected = (row[row >= 0].to(members.device) for row in rows)
         cold = view.cold_positions()
-        wanted = {min(times * config.candidate_tokens, cold.numel()) for times in ((1, 2, 4) if limited else (1,))}
+        widened = bool(block.widened[b, h])
+        times = (2,) if widened else (1, 2, 4) if limited else (1,)
+        wanted = {min(n * config.candidate_tokens, cold.numel()) for n in times}
         self._require(place, "4.4", "candidates", candidates, cold, wanted)
         if cold.numel() == 0:
             return
@@ -98,10 +100,11 @@ class Call:
         slack = (2 * width + 2 * config.page_tokens + 12) * largest
         self._admit(place, "4.4", "candidates", candidates, cold, members, view.approximate_keys(cold), slack)
 
-        # To hold max_missed_mass all candidates are selected; there are more of them only for that (SPEC 6.3).
+        # All candidates are selected, and there are more of them, to hold max_missed_mass (SPEC 6.3); else there are
+        # more where a head was widened (SPEC 4.9). Whether it had to be is a matter of near ties: not judged here.
         few = min(config.retrieve_tokens or 0, candidates.numel())
-        more = candidates.numel() > config.candidate_tokens
-        wanted = {candidates.numel()} if more else {few, candidates.numel()} if limited else {few}
+        more = candidates.numel() > config.candidate_tokens and not widened
+        wanted = {few} if widened or not limited else {candidates.numel()} if more else {few, candidates.numel()}
         self._require(place, "4.6", "selected positions", selected, candidates, wanted)
         slack = (width + 12) * largest
         self._admit(place, "4.6", "selected positions", selected, candidates, members, view.keys(candidates), slack)

@@ -99,7 +99,10 @@ def decode_text(run: Run) -> str:
 
 
 def cold_text(trace: Trace) -> str:
-    """Say how many cold tokens were candidates, and how many of these a step of a layer attended exactly."""
+    """Say how many cold tokens were candidates, and how many of these a step of a layer attended exactly.
+
+    And how often the index ranked so badly that candidates were doubled (SPEC 4.9), if it did.
+    """
     cold = trace.cold_tokens
     if cold is None:
         return "no step"
@@ -107,7 +110,8 @@ def cold_text(trace: Trace) -> str:
         return "none"
     if cold.selected == cold.all:
         return f"{cold.all:,.0f}, all attended exactly"
-    return f"{cold.candidates:,.0f} candidates of {cold.all:,.0f}, {cold.selected:,.0f} attended exactly"
+    told = f"{cold.candidates:,.0f} candidates of {cold.all:,.0f}, {cold.selected:,.0f} attended exactly"
+    return f"{told}; candidates doubled in {trace.widened / trace.retrievals:.1%}" if trace.widened else told
 
 
 def mass_text(trace: Trace) -> str:

@@ -33,6 +33,8 @@ class Trace:
     ----------
     retrievals : int
         Steps x layers x KV heads in which tokens were retrieved.
+    widened : int
+        Retrievals whose candidates were doubled, because the estimates ranked badly (SPEC 4.9).
     candidate_hits : int
         Retrievals among whose candidates was a watched position, so that its key was read.
     selected_hits : int
@@ -42,6 +44,7 @@ class Trace:
     watched: range = range(0)
     page_tokens: int = KIVConfig.page_tokens
     retrievals: int = 0
+    widened: int = 0
     candidate_hits: int = 0
     selected_hits: int = 0
     _exact: list[float] = field(default_factory=list[float])
@@ -82,6 +85,7 @@ class Trace:
 
     def _count_retrievals(self, block: BlockReport) -> None:
         self.retrievals += block.streamed.numel()
+        self.widened += int(block.widened.sum())
         self.candidate_hits += self._hits(block, block.candidate_positions)
         self.selected_hits += self._hits(block, block.selected_positions)
 
