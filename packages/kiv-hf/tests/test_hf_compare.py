@@ -53,7 +53,8 @@ def attended(config: KIVConfig, part: str = "", fault=None) -> AttendReport:
                 if fault is not None and query.shape[2] == 1:
                     (block,) = store.report.blocks
                     rows = getattr(block, part).clone()
-                    rows = torch.stack([fault(row if row.dtype == torch.bool else row[row >= 0]) for row in rows[0]])[None]
+                    known = (row if row.dtype == torch.bool else row[row >= 0] for row in rows[0])
+                    rows = torch.stack([fault(row) for row in known])[None]
                     store._report = AttendReport((replace(block, **{part: rows}),))
                 return output
 

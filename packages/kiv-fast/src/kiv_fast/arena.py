@@ -1,7 +1,8 @@
 """Keys and values of cold pages in host memory, by page id.
 
 What an arena returns does not depend on the place (SPEC 10.1). What a step picks, `keys` and `values`, goes from the
-device to the device: tokens `offsets` in pages `ids`, both int64 ``[H, K]``, each head its own. `tile` stays in RAM.
+device to the device: tokens `offsets`, counted head by head, in pages `ids`, both int64 ``[n, K]``. `tile` stays in
+RAM.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ class RamArena:
         self._reach = reach
         self._key = Table((shape.heads, page_tokens, shape.key_width), shape.dtype, host, pinning, huge=True)
         self._value = Table((shape.heads, page_tokens, shape.value_width), shape.dtype, host, pinning, huge=True)
-        self._heads = torch.arange(shape.heads, device=shape.device)[:, None]
         self._promised = 0
 
     @property
@@ -68,25 +68,16 @@ class RamArena:
         self._value.forget(ids)
         self._ledger.give(ram=len(ids) * self.page_bytes)
 
-    def keys(self, ids: torch.Tensor, offsets: torch.Tensor, heads: list[int] | None = None) -> torch.Tensor:
-        """Gather keys ``[H, K, D]``, of all or some heads."""
-        return self._rows("keys", self._key, self._shape.key_width, ids, offsets, heads)
+    def keys(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Gather keys ``[n, K, D]``."""
+        return self._rows("keys", self._key, self._shape.key_width, ids, offsets)
 
     def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Gather values ``[H, K, DV]``."""
+        """Gather values ``[n, K, DV]``."""
         return self._rows("values", self._value, self._shape.value_width, ids, offsets)
 
-    def _rows(
-        self,
-        name: str,
-        table: Table,
-        width: int,
-        ids: torch.Tensor,
-        offsets: torch.Tensor,
-        heads: list[int] | None = None,
-    ) -> torch.Tensor:
-        of = self._heads if heads is None else self._heads[heads]
-        rows = ((ids * self._shape.heads + of) * self._page_tokens + offsets).view(-1)
+    def _rows(self, name: str, table: Table, width: int, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        rows = (ids * (self._shape.heads * self._page_tokens) + offsets).view(-1)
         out = self._scratch.take(name, (rows.numel(), width), self._shape.dtype, ids.device)
         return self._reach.rows(table, width, rows, out).view(*ids.shape, width)
 

@@ -77,17 +77,16 @@ def marked(at: torch.Tensor, count: int) -> torch.Tensor:
     return mask.scatter_(1, at % (count + 1), True)[:, :-1]
 
 
-def read(view: View, queries: Queries, at: torch.Tensor, heads: list[int] | None = None) -> torch.Tensor:
-    """Scores ``[H, M, K]`` of cold tokens int64 ``[H, K]``, whose keys are read, of all or some heads (SPEC 4.5)."""
-    cold, size = view.cold, view.cold.config.page_tokens
-    members = queries.members if heads is None else queries.members[heads]
+def read(view: View, queries: Queries, at: torch.Tensor, heads: torch.Tensor | None = None) -> torch.Tensor:
+    """Scores ``[n, M, K]`` of cold tokens ``[n, K]``, whose keys are read, of all heads or of some (SPEC 4.5)."""
+    cold = view.cold
+    members = queries.members if heads is None else queries.members.index_select(0, heads)
     raw = members.new_empty(*members.shape[:2], at.shape[1])
-    known = at.clamp(min=0)
-    ids, offsets = cold.page_ids(view.row, known // size), known % size
+    ids, offsets = cold.places(view.row, at.clamp(min=0), heads)
     step = chunk_tokens(cold.shape, cold.tuning)
     for first in range(0, at.shape[1], step):
         part = slice(first, first + step)
-        keys = cold.arena.keys(ids[:, part], offsets[:, part], heads)
+        keys = cold.arena.keys(ids[:, part], offsets[:, part])
         cold.counters.key_bytes_gathered += keys.numel() * keys.element_size()
         wide = cold.scratch.convert("candidates", keys, members.dtype)
         torch.mul(members @ wide.transpose(1, 2), queries.scale, out=raw[:, :, part])
@@ -104,8 +103,8 @@ def find(view: View, queries: Queries, estimates: Estimates) -> Found:
     found = Found(at, raw, chosen)
     if view.tokens <= config.candidate_tokens:
         return found
-    heads: list[int] = _late(estimates, found).nonzero()[:, 0].tolist()
-    return _widened(view, queries, estimates, found, heads) if heads else found
+    late = _late(estimates, found)
+    return _widened(view, queries, estimates, found, late) if bool(late.any()) else found
 
 
 def _late(estimates: Estimates, found: Found) -> torch.Tensor:
@@ -117,21 +116,21 @@ def _late(estimates: Estimates, found: Found) -> torch.Tensor:
     return LATE * (late - max(0, selected - first)) > selected
 
 
-def _widened(view: View, queries: Queries, estimates: Estimates, found: Found, heads: list[int]) -> Found:
-    """Twice as many candidates for some heads (SPEC 4.9); no key is read twice."""
-    config = view.cold.config
-    wide = estimates.best(min(2 * config.candidate_tokens, view.tokens), heads)
-    known = marked(found.at[heads], estimates.scores.shape[1]).gather(1, wide)
-    more = wide[~known].view(len(heads), -1)
-    order = torch.cat([found.at[heads], more], dim=1).argsort(dim=1)
-    scores = torch.cat([found.raw[heads], read(view, queries, more, heads)], dim=2)
-    scores = scores.gather(2, order[:, None].expand_as(scores))
+def _widened(view: View, queries: Queries, estimates: Estimates, found: Found, late: torch.Tensor) -> Found:
+    """Twice as many candidates for the heads `late`, bool ``[H]`` (SPEC 4.9); no key is read twice."""
+    config, heads = view.cold.config, late.nonzero()[:, 0]
+    at, raw, chosen = (part.index_select(0, heads) for part in found[:3])
+    scores = estimates.scores.index_select(0, heads)
+    wide = top_set(scores, min(2 * config.candidate_tokens, view.tokens))
+    more = wide[~marked(at, scores.shape[1]).gather(1, wide)].view(len(wide), -1)
+    order = torch.cat([at, more], dim=1).argsort(dim=1)
+    raw = torch.cat([raw, read(view, queries, more, heads)], dim=2)
+    raw = raw.gather(2, order[:, None].expand_as(raw))
+    chosen = top_set(group_scores(raw, config.group), chosen.shape[1])
     room = (0, more.shape[1])
-    at = torch.nn.functional.pad(found.at, room, value=-1)
-    raw = torch.nn.functional.pad(found.raw, room, value=-torch.inf)
-    chosen = found.chosen.clone()
-    at[heads], raw[heads] = wide, scores
-    chosen[heads] = top_set(group_scores(scores, config.group), chosen.shape[1])
-    widened = torch.zeros(at.shape[0], dtype=torch.bool, device=at.device)
-    widened[heads] = True
-    return Found(at, raw, chosen, widened)
+    return Found(
+        torch.nn.functional.pad(found.at, room, value=-1).index_copy(0, heads, wide),
+        torch.nn.functional.pad(found.raw, room, value=-torch.inf).index_copy(0, heads, raw),
+        found.chosen.index_copy(0, heads, chosen),
+        late,
+    )

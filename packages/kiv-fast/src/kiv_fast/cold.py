@@ -167,6 +167,15 @@ class Cold:
             return pages + row.pages[0]
         return self.transfer.upload(torch.from_numpy(row.pages.array))[pages].long()
 
+    def places(
+        self, row: Row, at: torch.Tensor, heads: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where an arena has cold tokens ``[n, K]`` of all heads, or of those int64 ``[n]``: page ids and offsets."""
+        size = self.config.page_tokens
+        if heads is None:
+            heads = torch.arange(self.shape.heads, device=at.device)
+        return self.page_ids(row, at // size), at % size + size * heads[:, None]
+
     def records(self, table: Table, row: Row, first: int, stop: int) -> torch.Tensor:
         """What a table has about pages ``[first, stop)`` of a row, where it is; a view if their ids are consecutive."""
         if first < stop <= row.whole:

@@ -119,6 +119,6 @@ class Estimates:
             scores.masked_fill_(self._unseen, -torch.inf)
         return scores
 
-    def best(self, n: int, heads: list[int] | None = None) -> torch.Tensor:
-        """The `n` best tokens of all or some heads, int64 ``[H, n]``, ascending: no more than are valid."""
-        return top_set(self.scores if heads is None else self.scores[heads], n)
+    def best(self, n: int) -> torch.Tensor:
+        """The `n` best tokens, int64 ``[H, n]``, ascending: no more than are valid."""
+        return top_set(self.scores, n)

@@ -48,7 +48,7 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
     if missing is not None:
         at = at.masked_fill(missing, 0)
     page = at // size
-    rows = cold.arena.values(cold.page_ids(view.row, page), at % size)
+    rows = cold.arena.values(*cold.places(view.row, at))
     cold.counters.value_bytes_gathered += rows.numel() * rows.element_size()
     values = cold.scratch.convert("selected", rows, queries.query.dtype)
     raw = found.raw.gather(2, chosen[:, None].expand(-1, found.raw.shape[1], -1))

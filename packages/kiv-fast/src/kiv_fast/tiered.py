@@ -29,26 +29,16 @@ class TieredArena(Residence):
         super().__init__(shape, page_tokens, ledger, segments, staging)
         self._transfer = transfer
 
-    def keys(self, ids: torch.Tensor, offsets: torch.Tensor, heads: list[int] | None = None) -> torch.Tensor:
-        """Gather keys ``[H, K, D]``, of all or some heads."""
-        return self._rows("keys", self._key, self._shape.key_width, ids, offsets, heads)
+    def keys(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Gather keys ``[n, K, D]``."""
+        return self._rows("keys", self._key, self._shape.key_width, ids, offsets)
 
     def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Gather values ``[H, K, DV]``."""
+        """Gather values ``[n, K, DV]``."""
         return self._rows("values", self._value, self._shape.value_width, ids, offsets)
 
-    def _rows(
-        self,
-        name: str,
-        table: Table,
-        width: int,
-        ids: torch.Tensor,
-        offsets: torch.Tensor,
-        heads: list[int] | None = None,
-    ) -> torch.Tensor:
-        pages, within = self._transfer.fetch(torch.stack([ids, offsets])).unbind()
-        of = torch.tensor(heads or range(self._shape.heads), device="cpu")
-        tokens = within + self._page_tokens * of[:, None]  # of a page, head by head
+    def _rows(self, name: str, table: Table, width: int, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        pages, tokens = self._transfer.fetch(torch.stack([ids, offsets])).unbind()
         rows, buffer = self._staging.rows(name, ids.numel(), width, self._shape.dtype)
         self._read(table, width, pages.flatten(), tokens.flatten(), rows, buffer)
         return self._transfer.upload(rows.view(*ids.shape, width))
