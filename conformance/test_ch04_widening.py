@@ -46,8 +46,8 @@ def positions(ranks: Iterable[int], pairs: int = PAIRS) -> list[int]:
 
 def config(candidates: int, selected: int, **fields: Any) -> KIVConfig:
     """Pages of two tokens, one coded channel, nothing hot and no sink but what `fields` say."""
-    mine: dict[str, Any] = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": 2, "index_channels": 1, "group": "max", **fields}
-    return KIVConfig(candidate_tokens=candidates, retrieve_tokens=selected, **mine)
+    mine: dict[str, Any] = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": 2, "index_channels": 1, "group": "max"}
+    return KIVConfig(candidate_tokens=candidates, retrieve_tokens=selected, **{**mine, **fields})
 
 
 def late_ones(candidates: int, selected: int, late: int) -> dict[int, int]:
