@@ -57,7 +57,8 @@ def check_given(scene: Scene, hb: HeadBlock, report: BlockReport) -> Retrieved:
         scene.require(len(set(filled)) == len(filled), "9.6", f"{name} twice", got=row)
         scene.require(filled == sorted(filled), "9.6", f"{name} not ascending", got=row)
         scene.require(hb.block.mode == "retrieve" or not row, "9.6", f"{name} without retrieval", got=row)
-    given = Retrieved([i for i in candidates if i >= 0], [i for i in selected if i >= 0], bool(report.streamed[b, h]))
+    flags = bool(report.streamed[b, h]), bool(report.widened[b, h])
+    given = Retrieved([i for i in candidates if i >= 0], [i for i in selected if i >= 0], *flags)
     unknown = [i for i in given.candidates if i not in hb.head.page_at]
     scene.require(not unknown, "4.4", "candidates that are no valid cold tokens", got=unknown)
     outside = [i for i in given.selected if i not in given.candidates]

@@ -10,18 +10,19 @@ from collections.abc import Sequence
 from itertools import product
 
 from .budgets import Precision, group_errors, index_errors, token_errors
+from .checks_widening import widenings
 from .failure import Scene
 from .low import LowPrecision
 from .oracle_block import HeadBlock, Retrieved
-from .oracle_mass import FACTORS, enough
+from .oracle_mass import FACTORS
 from .oracle_numbers import group_scores
 
 
 def taken(scene: Scene, hb: HeadBlock, given: Retrieved) -> int:
-    """C' in units of C, by how many candidates and selected positions there are (SPEC 4.4, 4.6, 6.3)."""
+    """C' in units of C, by how many candidates and selected positions there are (SPEC 4.4, 4.6, 4.9, 6.3)."""
     config, cold = hb.head.config, len(hb.head.page_at)
     candidates, selected = len(given.candidates), len(given.selected)
-    least = min(config.candidate_tokens, cold)
+    least = min((2 if given.widened else 1) * config.candidate_tokens, cold)
     wanted = min(config.retrieve_tokens or 0, least)
     if config.max_missed_mass is None:
         scene.require(candidates == least, "4.4", "wrong number of candidates", got=candidates, expected=least)
@@ -29,7 +30,7 @@ def taken(scene: Scene, hb: HeadBlock, given: Retrieved) -> int:
         return 0
     if (candidates, selected) == (least, wanted):
         return 0
-    for factor in FACTORS[1:]:
+    for factor in FACTORS[1:] if not given.widened else ():
         most = min(factor * config.candidate_tokens, cold)
         if (candidates, selected) == (most, most):
             return factor
@@ -41,11 +42,9 @@ def check_limit(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision
     smaller = FACTORS
     if not given.streamed:
         smaller = FACTORS[: FACTORS.index(taken(scene, hb, given))]
-        may = enough(hb.head, hb.asked, given.candidates, given.selected, hb.modifiers, enlarged=False)
-        scene.require(may, "6.3", "more may be missed than the limit", got=given)
+        scene.require(hb.enough(given, enlarged=False), "6.3", "more may be missed than the limit", got=given)
     for factor in smaller:
-        readings = _readings(hb, factor, low, precision)
-        surely = all(enough(hb.head, hb.asked, *reading, hb.modifiers, enlarged=True) for reading in readings)
+        surely = all(hb.enough(reading, enlarged=True) for reading in _readings(hb, factor, low, precision))
         what = "streamed where fewer tokens were enough" if given.streamed else "not the fewest tokens that are enough"
         scene.require(not surely, "6.3", what, got=given, enough=f"{factor} C")
 
@@ -56,31 +55,34 @@ def settled(hb: HeadBlock, low: LowPrecision, precision: Precision) -> Retrieved
         return Retrieved([], [], False)
     for factor in FACTORS:
         readings = _readings(hb, factor, low, precision)
-        if all(enough(hb.head, hb.asked, *reading, hb.modifiers, enlarged=True) for reading in readings):
-            return Retrieved(*readings[0], False) if len(readings) == 1 else None
-        if any(enough(hb.head, hb.asked, *reading, hb.modifiers, enlarged=False) for reading in readings):
+        if all(hb.enough(reading, enlarged=True) for reading in readings):
+            return readings[0] if len(readings) == 1 else None
+        if any(hb.enough(reading, enlarged=False) for reading in readings):
             return None
     return Retrieved([], [], True)
 
 
-def _readings(hb: HeadBlock, factor: int, low: LowPrecision, precision: Precision) -> list[tuple[list[int], list[int]]]:
-    """Candidates and selections that C' = `factor` times C may have taken."""
+def _readings(hb: HeadBlock, factor: int, low: LowPrecision, precision: Precision) -> list[Retrieved]:
+    """What C' = `factor` times C may have taken; widened or not, where near ties leave that open (SPEC 4.9)."""
     config, scale, members = hb.head.config, hb.modifiers.scale, hb.vectors
     positions, by_member = hb.head.index_scores(members, scale)
     if not positions:
-        return [([], [])]
+        return [Retrieved([], [], False)]
     errors = index_errors(low, members, scale, precision)
-    sets = _sets(by_member, errors, config.candidate_tokens * max(factor, 1), config.group, precision)
-    found: list[tuple[list[int], list[int]]] = []
-    for chosen in sets:
-        candidates = sorted(positions[n] for n in chosen)
-        if factor:
-            found.append((candidates, candidates))
-            continue
-        _, scores = hb.head.token_scores(members, candidates, scale)
-        errors = token_errors(low, members, candidates, scale, precision)
-        for inner in _sets(scores, errors, config.retrieve_tokens or 0, config.group, precision):
-            found.append((candidates, sorted(candidates[n] for n in inner)))
+
+    def ranked(most: int) -> list[list[int]]:
+        sets = _sets(by_member, errors, most * config.candidate_tokens, config.group, precision)
+        return [sorted(positions[n] for n in chosen) for chosen in sets]
+
+    if factor:
+        return [Retrieved(whole, whole, False) for whole in ranked(factor)]
+    found: list[Retrieved] = []
+    for widened in widenings(hb, low, precision):
+        for candidates in ranked(2 if widened else 1):
+            _, scores = hb.head.token_scores(members, candidates, scale)
+            doubt = token_errors(low, members, candidates, scale, precision)
+            for inner in _sets(scores, doubt, config.retrieve_tokens or 0, config.group, precision):
+                found.append(Retrieved(candidates, sorted(candidates[n] for n in inner), False, widened))
     return found
 
 

@@ -1,6 +1,7 @@
 """Whether candidates and selection are the best: identical in the exact population, admissible in the floating one.
 
-SPEC 4 says what is chosen, 11.1 and 11.2 what the two populations ask for; `checks_limit` has SPEC 6.3.
+SPEC 4 says what is chosen, 11.1 and 11.2 what the two populations ask for; `checks_widening` has SPEC 4.9,
+`checks_limit` 6.3.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from kiv_reference.admissible import violation
 
 from .budgets import Precision, group_errors, index_errors, token_errors
 from .checks_limit import check_limit, taken
+from .checks_widening import check_widening
 from .claims import not_both
 from .failure import Scene
 from .identical import check_identical
@@ -35,7 +37,7 @@ def check_retrieval(
     limited = hb.head.config.max_missed_mass is not None
     if given.streamed:
         scene.require(limited, "6.3", "streamed without max_missed_mass")
-        scene.require(not given.candidates and not given.selected, "9.6", "streamed, and retrieved", got=given)
+        scene.require(given == Retrieved([], [], True), "9.6", "streamed, and retrieved", got=given)
     else:
         if exact and not limited:  # tells more than a number
             check_identical(scene, hb, given, 0)
@@ -45,6 +47,9 @@ def check_retrieval(
         check_candidates(scene, hb, given, low, precision)
         if factor == 0:
             check_selection(scene, hb, given, low, precision)
+            if not exact:
+                check_widening(scene, hb, given, low, precision)
+            mark(f"widened: {given.widened}")
     if limited:
         check_limit(scene, hb, given, low, precision)
 

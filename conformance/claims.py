@@ -5,11 +5,15 @@ from __future__ import annotations
 from .failure import Scene
 
 
+def of_head(scene: Scene, field: str) -> str:
+    """A tensor of a report about one head, in terms of the snippet."""
+    where = scene.where
+    return f"report.blocks[{where['block']}].{field}[{where['sequence']}, {where['kv_head']}]"
+
+
 def reported(scene: Scene, field: str) -> str:
     """What one head retrieved, in terms of the snippet."""
-    where = scene.where
-    row = f"report.blocks[{where['block']}].{field}[{where['sequence']}, {where['kv_head']}].tolist()"
-    return f"[i for i in {row} if i >= 0]"
+    return f"[i for i in {of_head(scene, field)}.tolist() if i >= 0]"
 
 
 def not_both(scene: Scene, what: str, chosen: int, rejected: int) -> str:

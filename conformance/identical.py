@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .claims import reported
+from .claims import of_head, reported
 from .failure import Scene
 from .oracle_block import HeadBlock, Retrieved
 from .oracle_numbers import group_scores
@@ -12,6 +12,9 @@ def check_identical(scene: Scene, hb: HeadBlock, given: Retrieved, factor: int) 
     """Candidates and selection of the exact population, ties included (SPEC 11.1); `factor` as in `taken`."""
     head, scale = hb.head, hb.modifiers.scale
     expected = hb.taken(head.rank(hb.vectors, scale), factor)
+    claim = f"{of_head(scene, 'widened')}.item() is {expected.widened}"
+    alike = given.widened == expected.widened
+    scene.require(alike, "4.9", "wrongly widened or not", claim, got=given.widened, expected=expected.widened)
     ranked = (
         ("4.4", "wrong candidates", "candidate_positions", given.candidates, expected.candidates),
         ("4.6", "wrong selection", "selected_positions", given.selected, expected.selected),

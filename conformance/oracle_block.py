@@ -30,6 +30,7 @@ class Retrieved:
     candidates: list[int]
     selected: list[int]
     streamed: bool
+    widened: bool = False
 
 
 @dataclass
@@ -68,16 +69,36 @@ class HeadBlock:
             return self.taken(ranked, 0)
         for factor in FACTORS:
             found = self.taken(ranked, factor)
-            if enough(self.head, self.asked, found.candidates, found.selected, self.modifiers):
+            if self.enough(found):
                 return found
         return Retrieved([], [], True)
 
     def taken(self, ranked: Sequence[int], factor: int) -> Retrieved:
-        """Candidates and selection with C' = `factor` times C, from the positions best first (SPEC 6.3)."""
+        """Candidates and selection with C' = `factor` times C, from the positions best first (SPEC 4.9, 6.3)."""
         most = self.head.config.candidate_tokens
+        if factor:
+            whole = sorted(ranked[: factor * most])
+            return Retrieved(whole, whole, False)
         selected = self.head.select(self.vectors, ranked[:most], self.modifiers.scale)
-        candidates = sorted(ranked[: max(factor, 1) * most])
-        return Retrieved(candidates, sorted({*ranked[: factor * most], *selected}), False)
+        late = set(selected).difference(ranked[: self.early])
+        if len(ranked) <= most or not self.too_late(len(late)):
+            return Retrieved(sorted(ranked[:most]), selected, False)
+        twice = sorted(ranked[: 2 * most])
+        return Retrieved(twice, self.head.select(self.vectors, twice, self.modifiers.scale), False, widened=True)
+
+    @property
+    def early(self) -> int:
+        """C₃ (SPEC 4.9)."""
+        return 3 * self.head.config.candidate_tokens // 4
+
+    def too_late(self, late: int) -> bool:
+        """Whether so many late tokens widen a selection from more than C (SPEC 4.9)."""
+        chosen = self.head.config.retrieve_tokens or 0
+        return late > chosen / 16 + max(0, chosen - self.early)
+
+    def enough(self, found: Retrieved, enlarged: bool | None = None) -> bool:
+        """Whether no member may miss more than the limit (SPEC 6.3); `enlarged` as in `oracle_mass`."""
+        return enough(self.head, self.asked, found.candidates, found.selected, self.modifiers, enlarged)
 
     def shift(self, given: Retrieved) -> Shift:
         """The shift of mean values, by the selection (SPEC 5.4)."""

@@ -353,6 +353,8 @@ class Test_9_6_Report:
         for name in ("key_bytes", "value_bytes"):
             whole = sum(getattr(block, name) for block in blocks)
             driver.scene.require(getattr(driver.store.report, name) == whole, "9.6", f"{name} do not add up")
+        widened = sum(int(block.widened.sum()) for block in blocks)
+        driver.scene.require(driver.store.report.widened == widened, "9.6", "widened heads do not add up")
 
     @given(scenario=scenarios())
     def test_forms(self, target: Target, scenario: Scenario) -> None:
@@ -367,8 +369,10 @@ class Test_9_6_Report:
                 tensor = getattr(block, name)
                 good = tuple(tensor.shape[:2]) == (s.batch, s.heads) and tensor.dtype == dtype and tensor.ndim == 3
                 driver.scene.require(good, "9.6", f"wrong form of {name}", got=tensor)
-            good = tuple(block.streamed.shape) == (s.batch, s.heads) and block.streamed.dtype == torch.bool
-            driver.scene.require(good, "9.6", "wrong form of streamed", got=block.streamed)
+            for name in ("streamed", "widened"):
+                tensor = getattr(block, name)
+                good = tuple(tensor.shape) == (s.batch, s.heads) and tensor.dtype == torch.bool
+                driver.scene.require(good, "9.6", f"wrong form of {name}", got=tensor)
 
     def test_asking_too_early_is_an_error(self, target: Target) -> None:
         for driver in (Driver(target, TINY), used(target, attended=False)):

@@ -20,7 +20,7 @@ def more(config: KIVConfig, **changes: int) -> KIVConfig:
     return dataclasses.replace(config, **moved)
 
 
-@mutant("R + 1 tokens selected", (block, "select_tokens"))
+@mutant("R + 1 tokens selected", (select, "select_tokens"))
 def _(original: Any) -> Any:
     def changed(view: Any, members: Any, candidates: Any, scale: float, config: KIVConfig) -> Any:
         return original(view, members, candidates, scale, more(config, candidate_tokens=1, retrieve_tokens=1))
@@ -28,7 +28,7 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("R - 1 tokens selected", (block, "select_tokens"))
+@mutant("R - 1 tokens selected", (select, "select_tokens"))
 def _(original: Any) -> Any:
     return lambda *arguments: original(*arguments)[:-1]
 
@@ -43,7 +43,7 @@ def _(original: Any) -> Any:
     return lambda q, at, view, m, config: original(q, at, view, m, more(config, candidate_tokens=-1))
 
 
-@mutant("smallest tokens instead of largest", (block, "select_tokens"))
+@mutant("smallest tokens instead of largest", (select, "select_tokens"))
 def _(original: Any) -> Any:
     return lambda view, members, *rest: original(view, -members, *rest)
 
@@ -53,12 +53,12 @@ def _(original: Any) -> Any:
     return lambda view, members, *rest: original(view, -members, *rest)
 
 
-@mutant("selection from all cold tokens", (block, "select_tokens"))
+@mutant("selection from all cold tokens", (select, "select_tokens"))
 def _(original: Any) -> Any:
     return lambda view, members, candidates, *rest: original(view, members, view.cold_positions(), *rest)
 
 
-@mutant("selection by estimates", (block, "select_tokens"))
+@mutant("selection by estimates", (select, "select_tokens"))
 def _(original: Any) -> Any:
     def changed(view: Any, members: Any, candidates: Any, scale: float, config: KIVConfig) -> Any:
         ranked = select.rank_cold(view, members, scale, config)
@@ -67,7 +67,7 @@ def _(original: Any) -> Any:
     return changed
 
 
-RANK, TOKENS, BEST = (block, "rank_cold"), (block, "select_tokens"), (select, "best")
+RANK, TOKENS, BEST = (block, "rank_cold"), (select, "select_tokens"), (select, "best")
 reworded("candidates by exact scores", RANK, "view.approximate_keys(positions)", "view.keys(positions)")
 reworded("candidates by the maximum of the group", RANK, "config.group", '"max"')
 reworded("candidates by the sum of exponentials", RANK, "config.group", '"exp_sum"')
@@ -86,7 +86,7 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("ties among candidates by the order of their estimates", (block, "select_tokens"))
+@mutant("ties among candidates by the order of their estimates", (select, "select_tokens"))
 def _(original: Any) -> Any:
     def changed(view: Any, members: Any, candidates: Any, scale: float, config: KIVConfig) -> Any:
         ranked = select.rank_cold(view, members, scale, config)
@@ -159,25 +159,16 @@ reworded("windows are exact where few are cold", CHOSEN, 'mode == "retrieve"', '
 
 RETRIEVE = (block, "retrieve")
 reworded("the limit holds for the first member alone", RETRIEVE, "(bound <=", "(bound[:1, :1] <=", look="6.3")
-reworded(
-    "tokens taken whole are no candidates",
-    RETRIEVE,
-    "torch.unique(torch.cat([candidates, whole]))",
-    "candidates",
-    look="6.3",
-)
-reworded(
-    "candidates beyond C are not selected",
-    RETRIEVE,
-    "torch.unique(torch.cat([selected, whole]))",
-    "selected",
-    look="6.3",
-)
+WHOLE = "Retrieval(whole, whole)"
+reworded("tokens taken whole are no candidates", RETRIEVE, WHOLE, "Retrieval(chosen.candidates, whole)", look="6.3")
+reworded("candidates beyond C are not selected", RETRIEVE, WHOLE, "Retrieval(whole, chosen.selected)", look="6.3")
+reworded("what is taken whole counts as widened", RETRIEVE, WHOLE, "Retrieval(whole, whole, False, True)", look="6.3")
+reworded("C are taken where R are enough", RETRIEVE, "(tried, *", "(", look="6.3")
 
 
 @mutant("streams after 2 C instead of 4 C", (block, "WHOLE"), look="6.3")
 def _(original: Any) -> Any:
-    return original[:3]
+    return original[:2]
 
 
 @mutant("never streams before 8 C", (block, "WHOLE"), look="6.3")
@@ -187,10 +178,10 @@ def _(original: Any) -> Any:
 
 @mutant("2 C is left out", (block, "WHOLE"), look="6.3")
 def _(original: Any) -> Any:
-    return (0, 1, 4)
+    return (1, 4)
 
 
-@mutant("C are taken where R are enough", (block, "WHOLE"), look="6.3")
+@mutant("C are left out", (block, "WHOLE"), look="6.3")
 def _(original: Any) -> Any:
     return original[1:]
 
