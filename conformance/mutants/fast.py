@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import fast_places, fast_rules
+from . import fast_places, fast_retrieval, fast_rules
 from .source import Fault, clause
 
 REAL = "packages/kiv-fast/tests/test_real_faults.py"
@@ -67,6 +67,7 @@ FAULTS = [
         "    cold.arena.keys(cold.page_ids(view.row, every // size), every % size)",
         (f"{COST}a_step_gathers_candidates_and_selected_rows",),
     ),
+    *fast_retrieval.FAULTS,
     *fast_rules.FAULTS,
     *fast_places.FAULTS,
 ]

@@ -1,4 +1,4 @@
-"""Faults in what the tiered implementation computes: retrieval, attention, masses, and the report of them."""
+"""Faults in what the tiered implementation computes from what it retrieved: attention, the tail, and the report."""
 
 from __future__ import annotations
 
@@ -64,25 +64,11 @@ FAULTS = [
         (f"{TESTS}exact.py::test_equal_huge_logits_still_average_over_tiles",),
     ),
     Fault(
-        "the missed bound is rounded to the nearest",
-        "kiv_fast.mass:_round_up",
-        "torch.where(short.to(WIDE) < share, torch.nextafter(short, torch.full_like(short, torch.inf)), short)",
-        "short",
-        (f"{TESTS}parts.py::test_a_share_is_never_rounded_down",),
-    ),
-    Fault(
         "the suffix of a call is one query longer",
         "kiv_fast.partition:blocks",
         "length - config.exact_suffix_tokens",
         "length - config.exact_suffix_tokens - 1",
         clause("7.4"),
-    ),
-    Fault(
-        "of equal scores the last ones are taken",
-        "kiv_fast.ranking:_chosen",
-        "equal.cumsum(axis=1) <= places",
-        "equal[:, ::-1].cumsum(axis=1)[:, ::-1] <= places",
-        (f"{TESTS}ranking.py",),
     ),
     Fault(
         "padding counts in the extremes of a page",
@@ -190,48 +176,6 @@ FAULTS = [
         clause("4.1"),
     ),
     Fault(
-        "no last partial chunk of pages",
-        "kiv_fast.estimate:Estimates.__init__",
-        "range(0, pages, step)",
-        "range(0, max(1, pages - pages % step), step)",
-        clause("4.4", "fast-small-parts"),
-    ),
-    Fault(
-        "both codes of a byte are its upper half",
-        "kiv_fast.estimate:Estimates.of",
-        "codes & (LEVELS - 1)",
-        "codes >> 4",
-        clause("4.2"),
-    ),
-    Fault(
-        "every chunk of pages has a maximum of its own",
-        "kiv_fast.estimate:Estimates.scores",
-        "torch.cat(parts, dim=2).amax(dim=2, keepdim=True)",
-        "parts[0]",
-        clause("4.3", "fast-small-parts"),
-    ),
-    Fault(
-        "one maximum for all members of a group",
-        "kiv_fast.ranking:group_scores",
-        "(scores.amax(dim=2, keepdim=True) if",
-        "(scores.amax(dim=(1, 2), keepdim=True) if",
-        clause("4.3"),
-    ),
-    Fault(
-        "no last partial chunk of candidates",
-        "kiv_fast.candidates:read",
-        "range(0, at.shape[1], step)",
-        "range(0, max(1, at.shape[1] - at.shape[1] % step), step)",
-        (f"{TESTS}parts.py::test_keys_of_candidates_are_read_in_chunks",),
-    ),
-    Fault(
-        "invalid tokens are candidates where valid ones are few",
-        "kiv_fast.candidates:find",
-        "min(config.candidate_tokens, view.tokens)",
-        "config.candidate_tokens",
-        clause("2.4"),
-    ),
-    Fault(
         "candidates count in the tail by their estimates too",
         "kiv_fast.tail:page_tail",
         ".masked_fill(read[:, None, chunk.start : chunk.stop], -torch.inf)",
@@ -258,41 +202,6 @@ FAULTS = [
         "mul_(-POWER)",
         "mul_(POWER)",
         clause("5.4"),
-    ),
-    Fault(
-        "the missed bound leaves out how far codes are from keys",
-        "kiv_fast.estimate:Estimates.error",
-        "(error + room",
-        "(0 * error + room",
-        clause("6.2"),
-    ),
-    Fault(
-        "the missed bound takes queries with their signs",
-        "kiv_fast.estimate:Estimates.error",
-        "self._members.abs()",
-        "self._members",
-        clause("6.2"),
-    ),
-    Fault(
-        "a head takes as many tokens as the others need",
-        "kiv_fast.mass:bounded",
-        "min(have, level) if good",
-        "level if good",
-        clause("6.3"),
-    ),
-    Fault(
-        "a head never streams that needs 4 C",
-        "kiv_fast.mass:bounded",
-        "level == len(WHOLE)",
-        "False",
-        clause("6.3"),
-    ),
-    Fault(
-        "a streamed head counts the bytes of its candidates",
-        "kiv_fast.retrieve:_rows_read",
-        ".masked_fill(streamed, view.tokens)",
-        "",
-        clause("6.3"),
     ),
     Fault(
         "rows of a report are filled up with page 0",

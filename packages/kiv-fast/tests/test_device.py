@@ -14,10 +14,10 @@ from simulated_device import DEVICE, OnDevice, SimulatedDevice, SimulatedStreams
 
 CHUNKS = [286, *[1] * 5]
 
-STEP = ["finite_sums", "finite_sums"]
-"""Are keys and values finite, and is the query?"""
+STEP = ["finite_sums", "finite_sums", "fetch"]
+"""Are keys and values finite, is the query, and do the keys of the candidates tell that the codes rank badly?"""
 
-STAGED_STEP = ["finite_sums", "finite_sums", "fetch", "fetch"]
+STAGED_STEP = ["finite_sums", "finite_sums", "fetch", "fetch", "fetch"]
 """Where the device cannot read host memory, also for what the host must gather first: keys and values."""
 
 EVICTION = ["write", "write", "fetch", "_code"]
@@ -141,7 +141,15 @@ def count_steps(steps, step):
 
 
 def test_the_waits_of_a_decode_step(config, streams, mapped):
-    count_steps(waits_of_steps(config), STEP if mapped else STAGED_STEP)
+    """Whether or not candidates are doubled; where the host gathers, it waits for more of them too."""
+    coded = replace(config, index_channels=config.index_channels if mapped else 10**6)
+    count_steps(waits_of_steps(coded), STEP if mapped else STAGED_STEP)
+
+
+@pytest.mark.parametrize("mapped", [False])
+def test_the_host_gathers_once_more_where_candidates_are_doubled(config, streams, mapped):
+    steps = [step for step in waits_of_steps(config) if step[-1] == "fetch"]
+    assert {len(step) for step in steps} == {len(STAGED_STEP), len(STAGED_STEP) + 1}
 
 
 @pytest.mark.parametrize("mapped", [True])

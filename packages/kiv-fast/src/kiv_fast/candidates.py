@@ -62,6 +62,7 @@ class Found(NamedTuple):
     at: torch.Tensor  # int64 [H, K], ascending, -1 fills up rows
     raw: torch.Tensor  # [H, M, K], scale * q . k, minus infinity where a row is filled up
     chosen: torch.Tensor  # int64 [H, R], which of them are selected, ascending, -1 fills up rows
+    keys: int = 0  # how many were read; not told where heads differ by `max_missed_mass`
     widened: torch.Tensor | None = None  # bool [H], heads with twice as many candidates; None if there are none
 
     @property
@@ -100,11 +101,11 @@ def find(view: View, queries: Queries, estimates: Estimates) -> Found:
     at = estimates.best(min(config.candidate_tokens, view.tokens))
     raw = read(view, queries, at)
     chosen = top_set(group_scores(raw, config.group), min(config.retrieve_tokens, at.shape[1]))
-    found = Found(at, raw, chosen)
+    found = Found(at, raw, chosen, at.numel())
     if view.tokens <= config.candidate_tokens:
         return found
-    late = _late(estimates, found)
-    return _widened(view, queries, estimates, found, late) if bool(late.any()) else found
+    heads = view.cold.transfer.fetch(_late(estimates, found)).nonzero()[:, 0]  # the host must know: it begins a reading
+    return _widened(view, queries, estimates, found, view.cold.transfer.send(heads)) if len(heads) else found
 
 
 def _late(estimates: Estimates, found: Found) -> torch.Tensor:
@@ -116,13 +117,15 @@ def _late(estimates: Estimates, found: Found) -> torch.Tensor:
     return LATE * (late - max(0, selected - first)) > selected
 
 
-def _widened(view: View, queries: Queries, estimates: Estimates, found: Found, late: torch.Tensor) -> Found:
-    """Twice as many candidates for the heads `late`, bool ``[H]`` (SPEC 4.9); no key is read twice."""
-    config, heads = view.cold.config, late.nonzero()[:, 0]
+def _widened(view: View, queries: Queries, estimates: Estimates, found: Found, heads: torch.Tensor) -> Found:
+    """Twice as many candidates for some heads, int64 ``[n]`` (SPEC 4.9); no key is read twice."""
+    config = view.cold.config
     at, raw, chosen = (part.index_select(0, heads) for part in found[:3])
     scores = estimates.scores.index_select(0, heads)
     wide = top_set(scores, min(2 * config.candidate_tokens, view.tokens))
-    more = wide[~marked(at, scores.shape[1]).gather(1, wide)].view(len(wide), -1)
+    known = marked(at, scores.shape[1]).gather(1, wide)
+    # As many are new of each head: sorting finds them and, other than a mask, lets no host wait for their number.
+    more = wide.gather(1, known.sort(dim=1, stable=True).indices[:, : wide.shape[1] - at.shape[1]])
     order = torch.cat([at, more], dim=1).argsort(dim=1)
     raw = torch.cat([raw, read(view, queries, more, heads)], dim=2)
     raw = raw.gather(2, order[:, None].expand_as(raw))
@@ -132,5 +135,6 @@ def _widened(view: View, queries: Queries, estimates: Estimates, found: Found, l
         torch.nn.functional.pad(found.at, room, value=-1).index_copy(0, heads, wide),
         torch.nn.functional.pad(found.raw, room, value=-torch.inf).index_copy(0, heads, raw),
         found.chosen.index_copy(0, heads, chosen),
-        late,
+        found.keys + more.numel(),
+        torch.zeros(len(found.at), dtype=torch.bool, device=heads.device).index_fill(0, heads, True),
     )

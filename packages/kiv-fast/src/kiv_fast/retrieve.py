@@ -72,10 +72,8 @@ def attend_block(view: View, queries: Queries, bound: bool) -> Result:
 
 def _rows_read(view: View, found: Found, streamed: torch.Tensor | None) -> tuple[int, int]:
     """Keys and values that a block had to read (SPEC 9.6)."""
-    if streamed is None and found.widened is None:
-        return found.at.numel(), found.chosen.numel()
+    if streamed is None:
+        return found.keys, found.chosen.numel()
     rows = torch.stack([(part >= 0).sum(dim=1) for part in (found.at, found.chosen)])
-    if streamed is not None:
-        rows.masked_fill_(streamed, view.tokens)
-    keys, values = rows.sum(dim=1).tolist()
+    keys, values = rows.masked_fill(streamed, view.tokens).sum(dim=1).tolist()
     return int(keys), int(values)

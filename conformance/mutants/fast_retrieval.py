@@ -1,0 +1,150 @@
+"""Faults in what the tiered implementation retrieves: estimates, candidates, widening, and what may be missed."""
+
+from __future__ import annotations
+
+from .source import Fault, clause
+
+TESTS = "packages/kiv-fast/tests/test_"
+
+FAULTS = [
+    Fault(
+        "the missed bound is rounded to the nearest",
+        "kiv_fast.mass:_round_up",
+        "torch.where(short.to(WIDE) < share, torch.nextafter(short, torch.full_like(short, torch.inf)), short)",
+        "short",
+        (f"{TESTS}parts.py::test_a_share_is_never_rounded_down",),
+    ),
+    Fault(
+        "of equal scores the last ones are taken",
+        "kiv_fast.ranking:_chosen",
+        "equal.cumsum(axis=1) <= places",
+        "equal[:, ::-1].cumsum(axis=1)[:, ::-1] <= places",
+        (f"{TESTS}ranking.py",),
+    ),
+    Fault(
+        "no last partial chunk of pages",
+        "kiv_fast.estimate:Estimates.__init__",
+        "range(0, pages, step)",
+        "range(0, max(1, pages - pages % step), step)",
+        clause("4.4", "fast-small-parts"),
+    ),
+    Fault(
+        "both codes of a byte are its upper half",
+        "kiv_fast.estimate:Estimates.of",
+        "codes & (LEVELS - 1)",
+        "codes >> 4",
+        clause("4.2"),
+    ),
+    Fault(
+        "every chunk of pages has a maximum of its own",
+        "kiv_fast.estimate:Estimates.scores",
+        "torch.cat(parts, dim=2).amax(dim=2, keepdim=True)",
+        "parts[0]",
+        clause("4.3", "fast-small-parts"),
+    ),
+    Fault(
+        "one maximum for all members of a group",
+        "kiv_fast.ranking:group_scores",
+        "(scores.amax(dim=2, keepdim=True) if",
+        "(scores.amax(dim=(1, 2), keepdim=True) if",
+        clause("4.3"),
+    ),
+    Fault(
+        "no last partial chunk of candidates",
+        "kiv_fast.candidates:read",
+        "range(0, at.shape[1], step)",
+        "range(0, max(1, at.shape[1] - at.shape[1] % step), step)",
+        (f"{TESTS}parts.py::test_keys_of_candidates_are_read_in_chunks",),
+    ),
+    Fault(
+        "invalid tokens are candidates where valid ones are few",
+        "kiv_fast.candidates:find",
+        "min(config.candidate_tokens, view.tokens)",
+        "config.candidate_tokens",
+        clause("2.4"),
+    ),
+    Fault(
+        "the missed bound leaves out how far codes are from keys",
+        "kiv_fast.estimate:Estimates.error",
+        "(error + room",
+        "(0 * error + room",
+        clause("6.2"),
+    ),
+    Fault(
+        "the missed bound takes queries with their signs",
+        "kiv_fast.estimate:Estimates.error",
+        "self._members.abs()",
+        "self._members",
+        clause("6.2"),
+    ),
+    Fault(
+        "a head takes as many tokens as the others need",
+        "kiv_fast.mass:bounded",
+        "min(have, level) if good",
+        "level if good",
+        clause("6.3"),
+    ),
+    Fault(
+        "a head never streams that needs 4 C",
+        "kiv_fast.mass:bounded",
+        "levels == len(WHOLE)",
+        "levels < 0",
+        clause("6.3"),
+    ),
+    Fault(
+        "a streamed head counts the bytes of its candidates",
+        "kiv_fast.retrieve:_rows_read",
+        ".masked_fill(streamed, view.tokens)",
+        "",
+        clause("6.3"),
+    ),
+    Fault(
+        "candidates are never doubled",
+        "kiv_fast.candidates:find",
+        "if len(heads) else found",
+        "if False else found",
+        clause("4.9"),
+    ),
+    Fault(
+        "candidates are doubled for what is late in any order",
+        "kiv_fast.candidates:_late",
+        "late - max(0, selected - first)",
+        "late",
+        clause("4.9"),
+    ),
+    Fault(
+        "late is what is among the later positions",
+        "kiv_fast.candidates:_late",
+        "top_set(estimates.scores.gather(1, found.at), first)",
+        "top_set(-found.at.double(), first)",
+        clause("4.9"),
+    ),
+    Fault(
+        "a doubled head keeps its first selection",
+        "kiv_fast.candidates:_widened",
+        "chosen = top_set(group_scores(raw, config.group), chosen.shape[1])",
+        "pass",
+        clause("4.9"),
+    ),
+    Fault(
+        "a doubled head reads the keys of another",
+        "kiv_fast.cold:Cold.places",
+        "size * heads[:, None]",
+        "size * (heads - heads[0])[:, None]",
+        clause("4.9"),
+    ),
+    Fault(
+        "keys of doubled heads are not counted",
+        "kiv_fast.candidates:_widened",
+        "found.keys + more.numel()",
+        "found.keys",
+        clause("4.9"),
+    ),
+    Fault(
+        "a report does not say which heads were doubled",
+        "kiv_fast.trace:BlockTrace.report",
+        "nowhere if row.widened is None else row.widened",
+        "nowhere",
+        clause("4.9"),
+    ),
+]
