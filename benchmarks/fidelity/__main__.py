@@ -15,7 +15,7 @@ from .long import plan as long_plan
 
 PARTS = {
     "long": ("long.part", long_plan.HOT_TOKENS),
-    "retention": ("long.retention", long_plan.HOT_TOKENS),
+    "retention": ("long.retention_part", long_plan.HOT_TOKENS),
     "model": ("model_level", plan.HOT_TOKENS),
     "tasks": ("task_tables", plan.HOT_TOKENS),
     "rivals": ("rivals", plan.HOT_TOKENS),

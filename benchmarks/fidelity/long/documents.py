@@ -79,8 +79,10 @@ class LongDocument:
         if self.tokens is None:
             return document(lines, self.quiz)
         tokenizer = load_tokenizer(self.model)
-        lines = lines[self.number * self.tokens // 16 :]
-        return fitted(lines[: self.tokens // 4], self.quiz, self.tokens, lambda text: len(tokenizer(text).input_ids))
+        most = self.tokens // 4  # lines: no stretch is longer
+        start = self.number * most % len(lines)
+        stretch = (lines[start:] + lines[:start])[:most]
+        return fitted(stretch, self.quiz, self.tokens, lambda text: len(tokenizer(text).input_ids))
 
 
 def commented(quiz: Quiz) -> Quiz:
