@@ -24,6 +24,11 @@ def retrieve_tokens(candidates: int) -> int:
     return max(1, min(MOST_RETRIEVED, candidates // 2))
 
 
+def default_tokens(candidates: int) -> int:
+    """R beside so many candidates in the proportion of KIV's defaults, which is narrower."""
+    return max(1, min(MOST_RETRIEVED, candidates // 4))
+
+
 @dataclass(frozen=True)
 class Truth:
     """What full attention finds heavy in a scene, for all indices.
@@ -89,21 +94,25 @@ def figures(scene: Scene, index: Index, known: Truth, budgets: Sequence[int]) ->
 
 def widened_figures(
     scene: Scene, index: Index, known: Truth, budgets: Sequence[int]
-) -> dict[int, tuple[Found, torch.Tensor]]:
-    """Figures with twice the candidates where many of the selected are late (SPEC 4.9), and where that is: bool [Q]."""
+) -> dict[int, tuple[Found, torch.Tensor, torch.Tensor]]:
+    """Figures with twice the candidates where many of the selected are late (SPEC 4.9).
+
+    Beside them where that is, bool [Q], and where it would be with the R of `default_tokens`.
+    """
     scores = index.scores(scene)
     order = ordered(index.group(scores))
-    found: dict[int, tuple[Found, torch.Tensor]] = {}
+    found: dict[int, tuple[Found, torch.Tensor, torch.Tensor]] = {}
     for budget in budgets:
-        widened = late(scene, order, budget)
+        widened = late(scene, order, budget, retrieve_tokens(budget))
         narrow, wide = (_found(scene, index, known, scores, order, budget, times) for times in (1, 2))
-        found[budget] = (_merged(widened, wide, narrow), widened)
+        at_default = late(scene, order, budget, default_tokens(budget))
+        found[budget] = (_merged(widened, wide, narrow), widened, at_default)
     return found
 
 
-def late(scene: Scene, order: torch.Tensor, budget: int) -> torch.Tensor:
-    """Whether SPEC 4.9 widens so many candidates, the first of ``order [Q, N]``: bool [Q]."""
-    chosen = selected(scene.cold_logits, order[:, :budget], retrieve_tokens(budget))
+def late(scene: Scene, order: torch.Tensor, budget: int, retrieve: int) -> torch.Tensor:
+    """Whether SPEC 4.9 widens so many candidates, the first of ``order [Q, N]``, of which R are selected: bool [Q]."""
+    chosen = selected(scene.cold_logits, order[:, :budget], retrieve)
     early, retrieved = 3 * budget // 4, chosen.shape[1]
     unseen = (~mask(order[:, :early], scene.cold_tokens)).gather(1, chosen).sum(dim=1)
     return (LATE * (unseen - max(0, retrieved - early)) > retrieved) & (scene.cold_tokens > budget)

@@ -22,7 +22,7 @@ def widened(
     asked = [i for i, fact in enumerate(capture.facts) if fact.right or all_facts]
     places = torch.tensor([capture.facts[i].place for i in asked]).reshape(-1, 2)
     tallies = {budget: Tally() for budget in budgets}
-    where: dict[int, list[torch.Tensor]] = {budget: [] for budget in budgets}
+    where, at_default = ({budget: list[torch.Tensor]() for budget in budgets} for _ in range(2))
     cells: list[list[int]] = []
     texts = 0
     for layer in tqdm(capture.layers, desc=f"{capture.path.stem}, widened", unit="layer"):
@@ -30,17 +30,23 @@ def widened(
             cells.append([layer, head])
             texts = len(scene.query) - len(asked)
             known = truth(scene, budgets)
-            for budget, (found, widens) in widened_figures(scene, NEW, known, budgets).items():
+            for budget, (found, widens, by_default) in widened_figures(scene, NEW, known, budgets).items():
                 tallies[budget].add(found)
                 tallies[budget].facts.append(facts_kept(scene, known, found, texts, places))
                 where[budget].append(widens)
+                at_default[budget].append(by_default)
     of_facts = [[capture.facts[i].task, round(capture.facts[i].place[0] / capture.tokens, DIGITS)] for i in asked]
     return {
         "budgets": list(budgets),
         "cells": cells,
         "facts": of_facts,
         "found": [
-            tally.record(texts) | {"widened": _shares(where[budget], texts), "pairs": tally.pairs.tolist()}
+            tally.record(texts)
+            | {
+                "widened": _shares(where[budget], texts),
+                "widened_at_default": _shares(at_default[budget], texts),
+                "pairs": tally.pairs.tolist(),
+            }
             for budget, tally in tallies.items()
         ],
     }

@@ -16,6 +16,8 @@ def add_widening(result: Result, plan: Plan, record: dict[str, Any]) -> None:
     columns, found = headings(plan, record), record["widened"]["found"]
     table = result.table(f"{title(plan)}: {NEW.name}, candidates doubled where SPEC 4.9 says so", "figure", *columns)
     table.add("heads, layers and queries that are widened", *(both(f["widened"], None) for f in found))
+    shares = (both(f["widened_at_default"], None) for f in found)
+    table.add("the same with R = a quarter of the candidates, as by default", *shares)
     means = [_widened_share(record, i) for i in range(len(found))]
     budgets = record["widened"]["budgets"]
     table.add("candidates, mean", *(round(b * (1 + mean)) for b, mean in zip(budgets, means, strict=True)))

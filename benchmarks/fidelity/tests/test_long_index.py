@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from kiv_reference.select import late as reference_late
 from benchmarks.fidelity.long.clusters import clustered
 from benchmarks.fidelity.long.codes import coded_keys, query_weights
 from benchmarks.fidelity.long.cost import Shape, code_cost, four_bit_cost, page_cost, plain_cost, read_bytes
-from benchmarks.fidelity.long.figures import figures, late, retrieve_tokens, truth, widened_figures
+from benchmarks.fidelity.long.figures import default_tokens, figures, late, retrieve_tokens, truth, widened_figures
 from benchmarks.fidelity.long.outputs import attended, four_bit_output, output_error, with_page_tail, with_span_tail
 from benchmarks.fidelity.long.quantisers import GROUP_CHANNELS, by_channel, by_groups
 from benchmarks.fidelity.long.ranking import by_turns, group_scores, mask, ordered, selected
@@ -276,14 +277,15 @@ def test_narrow_heads_have_no_choice_of_channels():
 
 @pytest.mark.parametrize("noise", [0.0, 1.0, 4.0])
 @pytest.mark.parametrize("budget", [40, 200, 1500])
-def test_what_is_widened_is_what_the_reference_widens(noise: float, budget: int):
+@pytest.mark.parametrize("retrieve", [retrieve_tokens, default_tokens])
+def test_what_is_widened_is_what_the_reference_widens(noise: float, budget: int, retrieve: Callable[[int], int]):
     made = scene(queries=12, seed=8)
     wrong = torch.randn(made.cold_logits.shape, generator=torch.Generator().manual_seed(9))
     order = ordered(group_scores(made.cold_logits + noise * wrong))
-    config = KIVConfig(candidate_tokens=budget, retrieve_tokens=retrieve_tokens(budget))
-    chosen = selected(made.cold_logits, order[:, :budget], retrieve_tokens(budget))
+    config = KIVConfig(candidate_tokens=budget, retrieve_tokens=retrieve(budget))
+    chosen = selected(made.cold_logits, order[:, :budget], retrieve(budget))
     expected = [reference_late(ranked, few, config) for ranked, few in zip(order, chosen, strict=True)]
-    assert late(made, order, budget).tolist() == expected
+    assert late(made, order, budget, retrieve(budget)).tolist() == expected
     if noise == 0:
         assert not any(expected)
     if noise == 4 and budget == 40:
@@ -293,16 +295,17 @@ def test_what_is_widened_is_what_the_reference_widens(noise: float, budget: int)
 def test_nothing_is_widened_where_every_token_is_a_candidate():
     made = scene(pages=1)
     order = ordered(-group_scores(made.cold_logits))  # as bad as can be
-    assert late(made, order, 256).all()
-    assert not late(made, order, PAGE_TOKENS).any()
+    assert late(made, order, 256, 128).all()
+    assert not late(made, order, PAGE_TOKENS, 256).any()
 
 
 def test_widened_figures_are_those_of_twice_the_candidates_where_they_widen():
     made = scene(queries=40, width=128, seed=10)
     known = truth(made, [64, 128])
     narrow = figures(made, NEW, known, [64, 128])
-    found, widened = widened_figures(made, NEW, known, [64])[64]
+    found, widened, at_default = widened_figures(made, NEW, known, [64])[64]
     assert 0 < int(widened.sum()) < 40
+    assert torch.equal(at_default, late(made, ordered(NEW.group(NEW.scores(made))), 64, 16))
     wide = narrow[128]  # the candidates of twice the budget; it selects more of them
     for i in range(40):
         beside = wide if widened[i] else narrow[64]
