@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -17,7 +19,7 @@ from benchmarks.fidelity.long import part, recorder
 from benchmarks.fidelity.long.capture import TEXT_TOKENS, Fact, Layer, read_capture, write_capture
 from benchmarks.fidelity.long.documents import COMMENT, LongDocument
 from benchmarks.fidelity.long.measure import KINDS, measured
-from benchmarks.fidelity.long.picture import SHOWN
+from benchmarks.fidelity.long.picture import SHOWN, paint
 from benchmarks.fidelity.long.plan import DOCUMENTS, HOT_TOKENS, Plan, plans
 from benchmarks.fidelity.long.recorder import Recorder, passage_of
 from benchmarks.fidelity.long.retrieving import CHOSEN_PAGES, PAGE_TOKENS, GrowingLayer, Retrieving
@@ -240,13 +242,25 @@ def test_a_copy_of_a_growing_layer_goes_on_by_itself():
 def test_the_plan_asks_every_model_and_the_book():
     options = argparse.Namespace(quick=False, models=list(models.MODELS), longest=None, captured=False)
     planned = plans(options)
-    assert {plan.document.model for plan in planned} == set(HOT_TOKENS) == set(SHOWN)
+    assert {plan.document.model for plan in planned} == set(HOT_TOKENS) == {shown.model for shown in SHOWN}
     assert [plan.document.tokens for plan in planned if not plan.document.exact] == [200000, None]
     assert planned[-1].budgets(10**6) == [16384, 8192, 4096, 2048]
     assert all(plan.document.exact for plan in plans(argparse.Namespace(**vars(options) | {"longest": 40000})))
     budgets = Plan(LongDocument("gemma", "kjv", 32000)).budgets(32000)
     assert [round(budget / cold_tokens(32000, 2048), 3) for budget in budgets] == [0.5, 0.25, 0.06, 0.016, 0.008, 0.002]
-    assert all((model, *place) in DOCUMENTS for model, place in SHOWN.items())
+    assert set(SHOWN) <= {plan.document for plan in planned}
+
+
+def test_labels_below_the_axes_of_the_picture_do_not_overlap(tmp_path: Path):
+    committed = json.loads((Path(models.__file__).parent / "results" / "fidelity_long.json").read_text())["series"]
+    book = committed["gemma-kjv-100000"] | {"tokens": 1_058_215}
+    figure = Figure(dpi=120, layout="constrained")
+    paint(figure, committed | {"gemma-kjv-whole": book})
+    assert len(figure.axes) == 2 * len(SHOWN)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [axes.xaxis.label.get_window_extent(canvas.get_renderer()) for axes in figure.axes]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_parts_of_a_model_are_joined_once_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
