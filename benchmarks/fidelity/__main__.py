@@ -15,6 +15,7 @@ from .long import plan as long_plan
 
 PARTS = {
     "long": ("long.part", long_plan.HOT_TOKENS),
+    "retention": ("long.retention_part", long_plan.HOT_TOKENS),
     "model": ("model_level", plan.HOT_TOKENS),
     "tasks": ("task_tables", plan.HOT_TOKENS),
     "rivals": ("rivals", plan.HOT_TOKENS),
@@ -28,6 +29,7 @@ def main() -> None:
     made.add_argument("parts", nargs="*", metavar="part", help=f"any of {', '.join(PARTS)} (default: all)")
     made.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="default: a part's own")
     made.add_argument("--longest", type=int, help="leave out longer contexts, in tokens")
+    made.add_argument("--captured", action="store_true", help="of `long`: leave out what no model has read so far")
     options = parse(made, None)
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:

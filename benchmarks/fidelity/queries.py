@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from kiv_reference.index import SAMPLE_TOKENS
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -14,8 +15,10 @@ from benchmarks.models import twin
 ATTENTION = "kiv_benchmark_queries"
 """Name under which the watching attention function is registered."""
 
-SAMPLE_TOKENS = 64
-"""The query of one position in so many, the last of them, is sampled."""
+
+def sampled(query: torch.Tensor, start: int) -> torch.Tensor:
+    """Those of ``query [HQ, n, D]``, whose first position is `start`, that are sampled: one in SAMPLE_TOKENS."""
+    return query[:, (-1 - start) % SAMPLE_TOKENS :: SAMPLE_TOKENS].clone()
 
 
 class SampledQueries:
@@ -37,8 +40,7 @@ class SampledQueries:
             start = key.shape[2] - query.shape[2]
             self._scale = float(kwargs["scaling"])
             # A sliding layer hands over its last keys alone: what is noted of it is never asked for.
-            sampled = query[0, :, (-1 - start) % SAMPLE_TOKENS :: SAMPLE_TOKENS]
-            self._parts.setdefault(module.layer_idx, []).append(sampled.clone())
+            self._parts.setdefault(module.layer_idx, []).append(sampled(query[0], start))
             return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
 
         AttentionInterface.register(ATTENTION, attend)
@@ -50,8 +52,8 @@ class SampledQueries:
 
         The others are 0, and what they attend to is thrown away.
         """
-        sampled = torch.cat(self._parts[layer], dim=1)  # [HQ, n, D]
+        known = torch.cat(self._parts[layer], dim=1)  # [HQ, n, D]
         samples = torch.arange(start // SAMPLE_TOKENS, stop // SAMPLE_TOKENS)
-        query = sampled.new_zeros(1, sampled.shape[0], stop - start, sampled.shape[2])
-        query[0, :, SAMPLE_TOKENS * (samples + 1) - 1 - start] = sampled[:, samples]
+        query = known.new_zeros(1, known.shape[0], stop - start, known.shape[2])
+        query[0, :, SAMPLE_TOKENS * (samples + 1) - 1 - start] = known[:, samples]
         store.attend(query, scale=self._scale)

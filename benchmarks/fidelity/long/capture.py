@@ -15,9 +15,6 @@ from safetensors.torch import save_file
 
 from .documents import LongDocument
 
-SAMPLE_TOKENS = 64
-"""Queries are sampled at the positions p of the document with (p + 1) % SAMPLE_TOKENS == 0."""
-
 TEXT_TOKENS = 64
 """All queries of the last this many positions are kept too."""
 
@@ -121,9 +118,14 @@ def read_capture(path: Path) -> Capture:
     return Capture(path, tokens, width, about["scale"], tuple(about["layers"]), facts, positions)
 
 
+def capture_path(document: LongDocument) -> Path:
+    """Where the capture of a document is, or will be."""
+    return user_cache_path("kiv-benchmarks") / "long" / f"{document.name}.safetensors"
+
+
 def load_capture(document: LongDocument) -> Capture:
     """Return the capture of a document; on first use the model reads it (minutes; the whole book an hour or two)."""
-    path = user_cache_path("kiv-benchmarks") / "long" / f"{document.name}.safetensors"
+    path = capture_path(document)
     if not path.exists():
         from .recorder import record
 

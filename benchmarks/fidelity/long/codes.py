@@ -7,13 +7,9 @@ KIVI (2402.02750) and KVQuant (2401.18079).
 from __future__ import annotations
 
 import torch
+from kiv_reference.index import LEVELS, SAMPLES
 
 from .scene import PAGE_TOKENS, SINK_TOKENS, Scene
-
-SAMPLES = 16
-"""Sampled positions before a page becomes cold whose queries say which of its channels count."""
-
-LEVELS = 16
 
 
 def query_weights(scene: Scene) -> torch.Tensor:

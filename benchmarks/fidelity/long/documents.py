@@ -45,16 +45,19 @@ class LongDocument:
     text : "kjv" or "code"
         The King James text, or the sources of the standard library, facts in comments.
     tokens : int, or None
+    number : int
+        Of several documents alike: other facts, in another stretch of the text.
     """
 
     model: str
     text: Text
     tokens: int | None
+    number: int = 0
 
     @property
     def name(self) -> str:
         """Stem of the capture's file."""
-        return f"{self.model}-{self.text}-{self.tokens or 'whole'}"
+        return f"{self.model}-{self.text}-{self.tokens or 'whole'}" + (f"-{self.number}" if self.number else "")
 
     @property
     def exact(self) -> bool:
@@ -64,7 +67,7 @@ class LongDocument:
     @cached_property
     def quiz(self) -> Quiz:
         """Needles at ten depths, several needles, two hops and near-duplicates."""
-        rng = random.Random(f"long {self.model} {self.text} {self.tokens}")
+        rng = random.Random(f"long {self.model} {self.text} {self.tokens}" + (f" {self.number}" if self.number else ""))
         parts = (needle_grid(rng, NEEDLE_DEPTHS), several_needles(rng, 2), variable_tracking(rng, 2))
         quiz = joined(*parts, near_duplicates(rng, "word", 6, 6))
         return commented(quiz) if self.text == "code" else quiz
@@ -76,7 +79,10 @@ class LongDocument:
         if self.tokens is None:
             return document(lines, self.quiz)
         tokenizer = load_tokenizer(self.model)
-        return fitted(lines[: self.tokens // 4], self.quiz, self.tokens, lambda text: len(tokenizer(text).input_ids))
+        most = self.tokens // 4  # lines: no stretch is longer
+        start = self.number * most % len(lines)
+        stretch = (lines[start:] + lines[:start])[:most]
+        return fitted(stretch, self.quiz, self.tokens, lambda text: len(tokenizer(text).input_ids))
 
 
 def commented(quiz: Quiz) -> Quiz:

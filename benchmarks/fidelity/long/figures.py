@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from kiv_reference.select import LATE
 
 from .outputs import output_error, with_page_tail, with_span_tail
 from .ranking import group_scores, mask, ordered, selected
@@ -21,6 +22,11 @@ MOST_RETRIEVED = 1024
 def retrieve_tokens(candidates: int) -> int:
     """R beside so many candidates."""
     return max(1, min(MOST_RETRIEVED, candidates // 2))
+
+
+def default_tokens(candidates: int) -> int:
+    """R beside so many candidates in the proportion of KIV's defaults, which is narrower."""
+    return max(1, min(MOST_RETRIEVED, candidates // 4))
 
 
 @dataclass(frozen=True)
@@ -83,11 +89,55 @@ def figures(scene: Scene, index: Index, known: Truth, budgets: Sequence[int]) ->
     """Figures for each budget, the tokens whose exact keys are read."""
     scores = index.scores(scene)
     order = ordered(index.group(scores))
-    return {budget: _found(scene, index, known, scores, order, budget) for budget in budgets}
+    return {budget: _found(scene, index, known, scores, order, budget, 1) for budget in budgets}
 
 
-def _found(scene: Scene, index: Index, known: Truth, scores: torch.Tensor, order: torch.Tensor, budget: int) -> Found:
-    candidates = order[:, :budget]
+def widened_figures(
+    scene: Scene, index: Index, known: Truth, budgets: Sequence[int]
+) -> dict[int, tuple[Found, torch.Tensor, torch.Tensor]]:
+    """Figures with twice the candidates where many of the selected are late (SPEC 4.9).
+
+    Beside them where that is, bool [Q], and where it would be with the R of `default_tokens`.
+    """
+    scores = index.scores(scene)
+    order = ordered(index.group(scores))
+    found: dict[int, tuple[Found, torch.Tensor, torch.Tensor]] = {}
+    for budget in budgets:
+        widened = late(scene, order, budget, retrieve_tokens(budget))
+        narrow, wide = (_found(scene, index, known, scores, order, budget, times) for times in (1, 2))
+        at_default = late(scene, order, budget, default_tokens(budget))
+        found[budget] = (_merged(widened, wide, narrow), widened, at_default)
+    return found
+
+
+def late(scene: Scene, order: torch.Tensor, budget: int, retrieve: int) -> torch.Tensor:
+    """Whether SPEC 4.9 widens so many candidates, the first of ``order [Q, N]``, of which R are selected: bool [Q]."""
+    chosen = selected(scene.cold_logits, order[:, :budget], retrieve)
+    early, retrieved = 3 * budget // 4, chosen.shape[1]
+    unseen = (~mask(order[:, :early], scene.cold_tokens)).gather(1, chosen).sum(dim=1)
+    return (LATE * (unseen - max(0, retrieved - early)) > retrieved) & (scene.cold_tokens > budget)
+
+
+def _merged(where: torch.Tensor, some: Found, others: Found) -> Found:
+    """`some` for the queries ``where [Q]``, `others` for the others."""
+
+    def chosen(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.where(where.reshape(-1, *[1] * (a.dim() - 1)), a, b)
+
+    return Found(
+        recall=tuple(map(chosen, some.recall, others.recall)),
+        captured=chosen(some.captured, others.captured),
+        ceiling=others.ceiling,
+        recall_of_head=chosen(some.recall_of_head, others.recall_of_head),
+        error=None if some.error is None or others.error is None else chosen(some.error, others.error),
+    )
+
+
+def _found(
+    scene: Scene, index: Index, known: Truth, scores: torch.Tensor, order: torch.Tensor, budget: int, times: int
+) -> Found:
+    """Figures of `times` as many candidates as a budget, the selected as many as beside the budget itself."""
+    candidates = order[:, : times * budget]
     among = mask(candidates, scene.cold_tokens)
     chosen = selected(scene.cold_logits, candidates, retrieve_tokens(budget))
     output = None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from .capture import Capture
+from .capture import Capture, Fact
 from .cost import Shape, read_bytes
 from .figures import Found, Truth, figures, retrieve_tokens, truth
 from .outputs import four_bit_output, output_error
@@ -28,7 +28,7 @@ class Tally:
     captured: list[torch.Tensor] = field(default_factory=list)
     of_exact: list[torch.Tensor] = field(default_factory=list)
     error: list[torch.Tensor] = field(default_factory=list)
-    facts: list[tuple[int, int]] = field(default_factory=list)
+    facts: list[torch.Tensor] = field(default_factory=list)
 
     def add(self, found: Found) -> None:
         """Add a scene."""
@@ -50,20 +50,31 @@ class Tally:
             if self.error:
                 error = torch.stack(self.error)[:, queries].flatten()
                 made[kind] |= {"error": _mean(error), "error_p90": round(float(error.quantile(0.9)), DIGITS)}
-        made["facts"] = [sum(pair[i] for pair in self.facts) for i in range(2)]
+        made["facts"] = self.pairs.sum(dim=0).tolist()
         return made
+
+    @property
+    def pairs(self) -> torch.Tensor:
+        """Of each fact the query heads that have it among their heaviest 4, kept and in all: int64 [F, 2]."""
+        return torch.stack(self.facts).sum(dim=0)
 
 
 def _mean(values: torch.Tensor) -> float | None:
     return round(float(values.mean()), DIGITS) if values.numel() else None
 
 
-def facts_kept(scene: Scene, known: Truth, found: Found, texts: int, places: torch.Tensor) -> tuple[int, int]:
-    """Pairs of a fact and a query head that has it among its heaviest 4, kept and in all; ``places [F, 2]``."""
+def facts_kept(scene: Scene, known: Truth, found: Found, texts: int, places: torch.Tensor) -> torch.Tensor:
+    """Of each fact, ``places [F, 2]``, the query heads that have it among their heaviest 4, kept and in all: [F, 2]."""
     tops = known.top_of_head[texts:] + scene.cold.start  # [F, G, 4]
     there = (tops >= places[:, :1, None]) & (tops < places[:, 1:, None])
     kept = there & found.recall_of_head[texts:]
-    return int(kept.any(dim=2).sum()), int(there.any(dim=2).sum())
+    return torch.stack([kept.any(dim=2).sum(dim=1), there.any(dim=2).sum(dim=1)], dim=1)
+
+
+def needles(facts: Sequence[Fact], pairs: torch.Tensor) -> list[int]:
+    """Pairs of single needles alone, kept and in all; ``pairs [F, 2]``."""
+    of_needles = torch.tensor([fact.task == "needle" for fact in facts], dtype=torch.bool)
+    return pairs[of_needles].sum(dim=0).tolist()
 
 
 def measured(
@@ -111,7 +122,10 @@ def measured(
             index.name: {
                 "index_bytes": round(index.cost(shape).index_bytes, 3),
                 "read_bytes": [read_bytes(index.cost(shape), shape, count, b, retrieve_tokens(b)) for b in budgets],
-                "found": [tallies[index.name][budget].record(texts) for budget in budgets],
+                "found": [
+                    tally.record(texts) | {"needles": needles([capture.facts[i] for i in asked], tally.pairs)}
+                    for tally in tallies[index.name].values()
+                ],
             }
             for index in zoo
         },

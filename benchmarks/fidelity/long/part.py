@@ -21,34 +21,48 @@ from .capture import Capture, load_capture
 from .measure import KINDS, measured
 from .picture import paint
 from .plan import HOT_TOKENS, Plan, plans
-from .tables import add_costs, add_document, add_targets, notes, title
+from .tables import add_costs, add_document, notes, title
+from .targets import add_targets
+from .widening import widened
+from .widening_tables import add_widening
 from .zoo import NEW, TODAY, zoo
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def measure(plan: Plan, capture: Capture) -> dict[str, Any]:
-    """Measure one document."""
+def asked(plan: Plan, capture: Capture) -> tuple[Capture, list[int], int, slice]:
+    """What a plan asks of a capture: it with the layers that are measured, budgets, hot tokens and positions."""
     capture = replace(capture, layers=capture.layers[:: plan.layers])
-    return measured(
-        capture,
-        zoo(capture.width, large=not plan.document.exact),
-        plan.budgets(capture.tokens),
-        HOT_TOKENS[plan.document.model],
-        plan.text,
-        all_facts=not plan.document.exact,
-    )
+    return capture, plan.budgets(capture.tokens), HOT_TOKENS[plan.document.model], plan.text
 
 
-SHOWING = ("part", "picture", "tables")
-"""Modules of this folder that change no figure."""
+def measure(plan: Plan) -> dict[str, Any]:
+    """Measure all indices on one document."""
+    large = not plan.document.exact
+    capture, *rest = asked(plan, load_capture(plan.document))
+    return measured(capture, zoo(capture.width, large=large), *rest, all_facts=large)
 
 
-def journal(options: argparse.Namespace) -> Journal:
-    """Open the journal of this part, whose figures depend on this folder's code alone."""
-    files = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.stem not in SHOWING]
-    return open_journal(options, "long", files)
+def measure_widened(plan: Plan) -> dict[str, Any]:
+    """Measure KIV's index with widening on one document."""
+    return widened(*asked(plan, load_capture(plan.document)), all_facts=not plan.document.exact)
+
+
+SHOWING = ("part", "picture", "plan", "tables", "targets", "widening_tables")
+RETENTION = ("retention", "retention_part", "retention_plan")
+"""Modules of this folder that change no figure; what the plan decides is in the keys of the records."""
+
+
+def journal(options: argparse.Namespace, part: str = "long") -> Journal:
+    """Open the journal of this part, whose figures depend on this folder's code alone.
+
+    What is known of widening has a journal of its own, "long-widened": with another rule only that is measured anew.
+    """
+    files = [path for path in sorted(Path(__file__).parent.glob("*.py")) if path.stem not in SHOWING + RETENTION]
+    if part == "long":
+        files = [path for path in files if path.stem != "widening"]
+    return open_journal(options, part, files)
 
 
 def brief(record: dict[str, Any]) -> dict[str, Any]:
@@ -65,12 +79,15 @@ def brief(record: dict[str, Any]) -> dict[str, Any]:
 def run(options: argparse.Namespace) -> Result:
     """Measure whatever the journal lacks, and make the tables."""
     planned = plans(options)
-    kept = journal(options)
+    kept, kept_widened = journal(options), journal(options, "long-widened")
     records: dict[str, dict[str, Any]] = {}
     for plan in planned:
-        name = plan.document.name
-        records[name] = kept.measured((name,), lambda p=plan: measure(p, load_capture(p.document)))
+        record = kept.measured(plan.key, lambda p=plan: measure(p))
+        records[plan.document.name] = record | {
+            "widened": kept_widened.measured(plan.key, lambda p=plan: measure_widened(p))
+        }
     kept.close()
+    kept_widened.close()
     result = Result(
         "fidelity_long",
         "The long regime: what an index finds where candidates are few of many",
@@ -83,6 +100,7 @@ def run(options: argparse.Namespace) -> Result:
     for plan in planned:
         record = records[plan.document.name]
         add_targets(result, plan, record)
+        add_widening(result, plan, record)
         add_document(result, plan, record)
         result.series[plan.document.name] = brief(record)
     add_costs(result)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.models import MODELS
 
+from .documents import LongDocument
 from .measure import KINDS
 from .tables import NAMED_SHARE, NAMES, percent
 from .zoo import EXACT, FOUR_BITS, NEW, ORIGINAL, QUEST, RETROINFER, TODAY, UNWEIGHTED
@@ -15,8 +16,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SHOWN = {"smollm2": ("kjv", 8000), "gemma": ("kjv", 100000), "qwen": ("code", 26000)}
-"""Model -> its document in the picture."""
+SHOWN = (
+    LongDocument("smollm2", "kjv", 8000),
+    LongDocument("gemma", "kjv", 100000),
+    LongDocument("qwen", "code", 26000),
+    LongDocument("gemma", "kjv", None),
+)
+"""Documents in the picture, as far as they were measured."""
 
 LINES = {
     EXACT.name: ("#2ca02c", "--", "exact keys"),
@@ -37,6 +43,10 @@ BRIEF = {
 }
 """What labels in the lower row say for some names."""
 
+ABOVE, BELOW, RIGHT = ((0, 6), "center"), ((0, -13), "center"), ((5, -8), "left")
+PLACES = {RETROINFER.name: ABOVE, ORIGINAL.name: BELOW}
+"""Where labels in the lower row are that would cover another index to the right."""
+
 
 def recall(found: dict[str, Any]) -> float:
     """Mean of text and questions."""
@@ -45,12 +55,12 @@ def recall(found: dict[str, Any]) -> float:
 
 
 def shown(series: Mapping[str, Any]) -> dict[str, str]:
-    """Title -> name of the documents in the picture: one a model, or whatever there is."""
-    found = {
-        f"{MODELS[model].title}, {tokens // 1000}K of {NAMES[text]}": f"{model}-{text}-{tokens}"
-        for model, (text, tokens) in SHOWN.items()
-        if f"{model}-{text}-{tokens}" in series
-    }
+    """Title -> name of the documents in the picture: those of `SHOWN`, or whatever there is."""
+    found: dict[str, str] = {}
+    for document in SHOWN:
+        if document.name in series:
+            tokens = series[document.name]["tokens"]
+            found[f"{MODELS[document.model].title}, {tokens / 1000:,.0f}K of {NAMES[document.text]}"] = document.name
     return found or {name: name for name in series}
 
 
@@ -92,11 +102,10 @@ def _by_bytes(axes: Axes, record: dict[str, Any]) -> None:
         place = (measured["index_bytes"], recall(measured["found"][at]))
         axes.scatter(*place, color=colour, s=60 if name == NEW.name else 25, zorder=3)
         if name.endswith("channels"):  # many lie close together: their numbers alone
-            label, at_label = name.removeprefix("codes of ").removesuffix(" channels"), (0, 6)
+            label, (offset, align) = name.removeprefix("codes of ").removesuffix(" channels"), ABOVE
         else:
-            label, at_label = BRIEF.get(name, name.split(":")[0]), (5, -8)
-        middle = "center" if name.endswith("channels") else "left"
-        axes.annotate(label, place, at_label, textcoords="offset points", fontsize=7, ha=middle)
+            label, (offset, align) = BRIEF.get(name, name.split(":")[0]), PLACES.get(name, RIGHT)
+        axes.annotate(label, place, offset, textcoords="offset points", fontsize=7, ha=align)
     axes.set_xscale("log")
     axes.margins(x=0.25, y=0.1)
     axes.set_xlabel("bytes of index a token (numbers: coded channels)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
+from .capture import capture_path
 from .documents import LongDocument, Text
 from .scene import cold_tokens
 
@@ -26,6 +27,13 @@ class Plan:
     document: LongDocument
     every: int = 8
     layers: int = 1
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """Of its record: the document, and all that this module decides about how it is measured."""
+        candidates = SHARES if self.document.exact else LARGE_CANDIDATES
+        hot = HOT_TOKENS[self.document.model]
+        return (self.document.name, f"{hot} hot", f"1/{self.every}", f"1/{self.layers}", f"{candidates}")
 
     @property
     def text(self) -> slice:
@@ -59,6 +67,8 @@ def plans(options: argparse.Namespace) -> list[Plan]:
         return [Plan(LongDocument("smollm2", "kjv", 2000), 32, 15)]
     made = [Plan(LongDocument(*place)) for place in DOCUMENTS]
     longest = options.longest
+    if options.captured:
+        made = [plan for plan in made if capture_path(plan.document).exists()]
     return [
         plan if plan.document.exact else Plan(plan.document, 16)
         for plan in made

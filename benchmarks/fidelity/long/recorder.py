@@ -17,8 +17,9 @@ from benchmarks.models import load_model, load_tokenizer, twin
 
 from ..continuation import Continuation, fork_stock
 from ..documents import answered, prompt_ids
+from ..queries import SAMPLE_TOKENS, sampled
 from ..tasks import Passage, Question
-from .capture import SAMPLE_TOKENS, TEXT_TOKENS, Fact, Layer, write_capture
+from .capture import TEXT_TOKENS, Fact, Layer, write_capture
 from .documents import COMMENT, LongDocument
 from .retrieving import Retrieving
 
@@ -47,8 +48,7 @@ class Recorder:
         """Keep what is wanted of ``query [HQ, n, D]``, whose first position is `start`."""
         self.scale = scale
         if self.reading:
-            sampled = query[:, (-1 - start) % SAMPLE_TOKENS :: SAMPLE_TOKENS]
-            self.sampled.setdefault(layer, []).append(sampled.clone())
+            self.sampled.setdefault(layer, []).append(sampled(query, start))
             before = self.text.get(layer, query[:, :0])
             self.text[layer] = torch.cat([before, query], dim=1)[:, -TEXT_TOKENS:].clone()
         elif self.asking:
@@ -112,9 +112,9 @@ def record(document: LongDocument, path: Path) -> None:
         assert first is not None
         assert last is not None
         facts.append(Fact(question.task, question.answer, right, (first, last + 1)))
-    sampled = torch.arange(SAMPLE_TOKENS - 1, tokens, SAMPLE_TOKENS)
+    positions = torch.arange(SAMPLE_TOKENS - 1, tokens, SAMPLE_TOKENS)
     layers = {index: recorder.layer(index, cache, tokens) for index in recorder.layers}
-    write_capture(path, layers, sampled, recorder.scale, facts)
+    write_capture(path, layers, positions, recorder.scale, facts)
 
 
 def ask(name: str, model: PreTrainedModel, cache: Cache, recorder: Recorder, question: Question) -> bool:

@@ -1,4 +1,4 @@
-"""Tables and targets of the long regime, a group for each document."""
+"""Tables of the long regime, a group for each document."""
 
 from __future__ import annotations
 
@@ -12,15 +12,6 @@ from .documents import EXACT_TOKENS
 from .measure import KINDS
 from .plan import Plan
 from .zoo import EXACT, FOUR_BITS, NEW, TODAY, ZOO
-
-RECALL_MISSED = {0.06: 0.03, 0.016: 0.05, 0.008: 0.1}
-"""Share of candidates -> share of the heaviest 4 that may be missed."""
-
-CAPTURED_MISSED = 0.1
-"""Share of the mass of the exact top R that may be missed, down to the least share that `RECALL_MISSED` names."""
-
-FACTS_MISSED = 0.05
-"""Share of the pairs of fact and head that may be missed with the default's candidates, or twice as many."""
 
 NAMED_SHARE = 0.016
 """Share of candidates at which the worst layer and head are named."""
@@ -52,9 +43,9 @@ def headings(plan: Plan, record: dict[str, Any]) -> list[str]:
     return [f"{percent(budget / record['cold'])}" for budget in record["budgets"]]
 
 
-def both(found: dict[str, Any], figure: str, digits: int = 3) -> Cell:
-    """A figure of text and of questions."""
-    values = [found[kind].get(figure) for kind in KINDS]
+def both(found: dict[str, Any], figure: str | None, digits: int = 3) -> Cell:
+    """A figure of text and of questions; None where there is only one."""
+    values = [found[kind] if figure is None else found[kind].get(figure) for kind in KINDS]
     return " / ".join("-" if value is None else f"{value:.{digits}f}" for value in values)
 
 
@@ -78,9 +69,14 @@ def add_document(result: Result, plan: Plan, record: dict[str, Any]) -> None:
     if "four_bits" in record:
         error = f"{record['four_bits']['error']:.4f} ({record['four_bits']['error_p90']:.3f})"
         table.add(f"{FOUR_BITS.name}, attending to all", *(error for _ in columns))
-    table = result.table(f"{name}: pairs of fact and query head that has it among its heaviest 4", "index", *columns)
-    for index, measured in record["indices"].items():
-        table.add(index, *(f"{kept} of {pairs}" for kept, pairs in (found["facts"] for found in measured["found"])))
+    for pairs, what in (("facts", "fact"), ("needles", "single needle")):
+        of_indices = {index: [found.get(pairs) for found in m["found"]] for index, m in record["indices"].items()}
+        if any(None in of_index for of_index in of_indices.values()):
+            continue  # measured before needles were told apart
+        heading = f"{name}: pairs of {what} and query head that has it among its heaviest 4"
+        table = result.table(heading, "index", *columns)
+        for index, of_index in of_indices.items():
+            table.add(index, *("{} of {}".format(*pair) for pair in of_index))
     _worst(result, name, record)
 
 
@@ -101,29 +97,6 @@ def _worst(result: Result, name: str, record: dict[str, Any]) -> None:
             layer = min(means, key=lambda i: means[i])
             worst, (at_layer, head) = min(zip(heads, record["cells"], strict=True))
             table.add(index.name, kind, f"{layer}", means[layer], f"layer {at_layer}, head {head}", worst)
-
-
-def add_targets(result: Result, plan: Plan, record: dict[str, Any]) -> None:
-    """What the new index was to reach, the worse of text and questions."""
-    found = dict(zip(record["budgets"], record["indices"][NEW.name]["found"], strict=True))
-    if not plan.document.exact:
-        for budget in (4096, 8192):
-            kept, pairs = found[budget]["facts"]
-            missed = 1 - kept / pairs if pairs else None
-            result.target(
-                f"{title(plan)}: fact and head missed, of {pairs}, {budget:,} candidates", FACTS_MISSED, missed
-            )
-    for share, limit in RECALL_MISSED.items():
-        budget = min(found, key=lambda b: abs(b / record["cold"] - share))
-        if abs(budget / record["cold"] / share - 1) > 0.1:
-            continue  # longer documents and a quick run have other budgets
-        for figure, what, most in (
-            ("top4", "heaviest 4", limit),
-            ("of_exact", "mass of the exact top R", CAPTURED_MISSED),
-        ):
-            values = [found[budget][kind][figure] for kind in KINDS]
-            missed = max((1 - value for value in values if value is not None), default=None)
-            result.target(f"{title(plan)}: {what} missed at {percent(share)}", most, missed)
 
 
 AT_1M = Shape(512, 512, 8)
@@ -171,5 +144,6 @@ def notes() -> list[str]:
         "Keys of a question's own tokens are not in a capture: outputs of questions are of attention to the document. "
         f"Documents beyond {EXACT_TOKENS:,} tokens are read by a retrieval of their own (`retrieving.py`), for exact "
         "attention would take hours.",
-        f"Targets are on {NEW.name}, the worse of text and questions.",
+        f"Targets are on {NEW.name} with widening, the worse of text and questions. All other tables are without it: "
+        "rivals read as many candidates.",
     ]

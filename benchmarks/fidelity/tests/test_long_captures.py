@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks import models
 from benchmarks.fidelity.long import part, recorder
-from benchmarks.fidelity.long.capture import SAMPLE_TOKENS, TEXT_TOKENS, Fact, Layer, read_capture, write_capture
+from benchmarks.fidelity.long.capture import TEXT_TOKENS, Fact, Layer, read_capture, write_capture
 from benchmarks.fidelity.long.documents import COMMENT, LongDocument
-from benchmarks.fidelity.long.measure import measured
-from benchmarks.fidelity.long.picture import SHOWN
+from benchmarks.fidelity.long.measure import KINDS, measured
+from benchmarks.fidelity.long.picture import SHOWN, paint
 from benchmarks.fidelity.long.plan import DOCUMENTS, HOT_TOKENS, Plan, plans
 from benchmarks.fidelity.long.recorder import Recorder, passage_of
 from benchmarks.fidelity.long.retrieving import CHOSEN_PAGES, PAGE_TOKENS, GrowingLayer, Retrieving
 from benchmarks.fidelity.long.retrieving import HOT_TOKENS as RECENT
 from benchmarks.fidelity.long.scene import SINK_TOKENS, cold_tokens, scenes
-from benchmarks.fidelity.long.zoo import zoo
+from benchmarks.fidelity.long.widening import widened
+from benchmarks.fidelity.long.zoo import NEW, zoo
+from benchmarks.fidelity.queries import SAMPLE_TOKENS
 
 
 @pytest.mark.parametrize("place", DOCUMENTS)
@@ -117,6 +121,80 @@ def test_a_record_survives_the_journal(tmp_path: Path):
         assert 0 <= narrow <= wide <= 1
 
 
+def test_a_record_of_widening_survives_the_journal(tmp_path: Path):
+    capture = read_capture(stored(tmp_path))
+    record = widened(capture, [64, 8], 100, slice(3, None, 32), all_facts=True)
+    assert json.loads(json.dumps(record)) == record
+    assert record["cells"] == [[1, 0], [1, 1], [4, 0], [4, 1]]
+    assert record["facts"] == [["needle", 0.01], ["needle", 0.03]]
+    beside = measured(capture, (NEW,), [64, 8], 100, slice(3, None, 32), all_facts=True)["indices"][NEW.name]["found"]
+    for wide, narrow in zip(record["found"], beside, strict=True):
+        assert wide["facts"][1] == narrow["facts"][1] == sum(pairs for _, pairs in wide["pairs"])
+        assert all(wide[kind]["top4"] >= narrow[kind]["top4"] for kind in KINDS)
+        assert all(0 <= share <= 1 for share in wide["widened"]["of_heads"])
+        of_heads = sum(wide["widened"]["of_heads"]) / 4
+        assert of_heads == pytest.approx(sum(wide["widened"][kind] for kind in KINDS) / 2, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("document", "tokens"),
+    [(LongDocument("smollm2", "kjv", 2000), 2000), (LongDocument("gemma", "kjv", None), 40000)],
+)
+def test_a_run_makes_tables_and_targets_with_widening(
+    document: LongDocument, tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    capture = read_capture(stored(tmp_path, tokens))
+    monkeypatch.setattr("benchmarks.fidelity.journal.user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(part, "plans", lambda options: [Plan(document, 16)])
+    monkeypatch.setattr(part, "load_capture", lambda asked: capture)
+    options = argparse.Namespace(quick=True, seed=0, impl="fast")
+    result = part.run(options)
+    tables = {table.title.partition(": ")[2].partition(",")[0]: table for table in result.tables}
+    of_widening = {row[0]: row[1:] for row in tables["codes of 64 channels"].rows}
+    assert len(of_widening["candidates, mean"]) == len(result.series[document.name]["budgets"])
+    assert all("layer" in str(cell) for cell in of_widening["widened most"])
+    needles = tables["the same"].rows
+    asked = (10,) if document.exact else (10, 30)  # the second one was not answered
+    assert [row[0] for row in needles] == [f"{place / tokens:.3f}" for place in asked]
+    names = [target.name for target in result.targets]
+    assert any("needle and query head missed" in name for name in names) == (document.tokens is None)
+    # With another rule of widening the other figures are still known.
+    before = part.journal(options)
+    assert list(dict(before.items())) == [Plan(document, 16).key]
+    monkeypatch.setattr(part, "load_capture", None)
+    assert part.run(options).series == result.series
+
+
+def test_the_journal_of_widening_alone_depends_on_its_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("benchmarks.fidelity.journal.user_cache_path", lambda name: tmp_path / name)
+    known: dict[str, set[str]] = {}
+    monkeypatch.setattr(
+        part, "open_journal", lambda options, name, files: known.setdefault(name, {path.stem for path in files})
+    )
+    options = argparse.Namespace(quick=True, seed=0, impl="fast")
+    part.journal(options)
+    part.journal(options, "long-widened")
+    assert known["long-widened"] - known["long"] == {"widening"}
+    assert {"codes", "documents", "figures", "measure", "zoo"} <= known["long"]
+    assert not {"plan", "tables", "retention"} & known["long"]
+
+
+def test_a_plan_has_another_key_when_it_measures_otherwise():
+    document = LongDocument("smollm2", "kjv", 8000)
+    keys = {Plan(document).key, Plan(document, 16).key, Plan(document, layers=2).key}
+    keys |= {Plan(LongDocument("smollm2", "code", 8000)).key}
+    assert len(keys) == 4
+
+
+def test_a_run_can_keep_to_documents_that_were_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("benchmarks.fidelity.long.capture.user_cache_path", lambda name: tmp_path)
+    options = argparse.Namespace(quick=False, models=list(models.MODELS), longest=None, captured=True)
+    assert plans(options) == []
+    (tmp_path / "long").mkdir()
+    (tmp_path / "long" / "gemma-kjv-whole.safetensors").touch()
+    assert [plan.document.name for plan in plans(options)] == ["gemma-kjv-whole"]
+
+
 def retrieved(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Attention by retrieval of the last tokens."""
     config = argparse.Namespace(sliding_window=64)
@@ -162,15 +240,27 @@ def test_a_copy_of_a_growing_layer_goes_on_by_itself():
 
 
 def test_the_plan_asks_every_model_and_the_book():
-    options = argparse.Namespace(quick=False, models=list(models.MODELS), longest=None)
+    options = argparse.Namespace(quick=False, models=list(models.MODELS), longest=None, captured=False)
     planned = plans(options)
-    assert {plan.document.model for plan in planned} == set(HOT_TOKENS) == set(SHOWN)
+    assert {plan.document.model for plan in planned} == set(HOT_TOKENS) == {shown.model for shown in SHOWN}
     assert [plan.document.tokens for plan in planned if not plan.document.exact] == [200000, None]
     assert planned[-1].budgets(10**6) == [16384, 8192, 4096, 2048]
     assert all(plan.document.exact for plan in plans(argparse.Namespace(**vars(options) | {"longest": 40000})))
     budgets = Plan(LongDocument("gemma", "kjv", 32000)).budgets(32000)
     assert [round(budget / cold_tokens(32000, 2048), 3) for budget in budgets] == [0.5, 0.25, 0.06, 0.016, 0.008, 0.002]
-    assert all((model, *place) in DOCUMENTS for model, place in SHOWN.items())
+    assert set(SHOWN) <= {plan.document for plan in planned}
+
+
+def test_labels_below_the_axes_of_the_picture_do_not_overlap(tmp_path: Path):
+    committed = json.loads((Path(models.__file__).parent / "results" / "fidelity_long.json").read_text())["series"]
+    book = committed["gemma-kjv-100000"] | {"tokens": 1_058_215}
+    figure = Figure(dpi=120, layout="constrained")
+    paint(figure, committed | {"gemma-kjv-whole": book})
+    assert len(figure.axes) == 2 * len(SHOWN)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [axes.xaxis.label.get_window_extent(canvas.get_renderer()) for axes in figure.axes]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_parts_of_a_model_are_joined_once_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -191,7 +281,7 @@ def test_parts_of_a_model_are_joined_once_and_in_order(tmp_path: Path, monkeypat
 def test_a_small_run_makes_tables_targets_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for module in ("benchmarks.fidelity.journal", "benchmarks.fidelity.long.capture"):
         monkeypatch.setattr(f"{module}.user_cache_path", lambda name: tmp_path / name)
-    options = argparse.Namespace(quick=True, models=["smollm2"], longest=None, seed=0, impl="fast")
+    options = argparse.Namespace(quick=True, models=["smollm2"], longest=None, seed=0, impl="fast", captured=False)
     result = part.run(options)
     result.write(tmp_path, part.draw(result))
     found = result.series["smollm2-kjv-2000"]["indices"]["exact keys"]["found"][0]

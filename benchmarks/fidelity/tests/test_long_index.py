@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from kiv_reference import KIVConfig
+from kiv_reference import index as reference
+from kiv_reference.index import SAMPLES
+from kiv_reference.select import late as reference_late
 
 from benchmarks.fidelity.long.clusters import clustered
-from benchmarks.fidelity.long.codes import SAMPLES, coded_keys, query_weights
+from benchmarks.fidelity.long.codes import coded_keys, query_weights
 from benchmarks.fidelity.long.cost import Shape, code_cost, four_bit_cost, page_cost, plain_cost, read_bytes
-from benchmarks.fidelity.long.figures import figures, retrieve_tokens, truth
+from benchmarks.fidelity.long.figures import default_tokens, figures, late, retrieve_tokens, truth, widened_figures
 from benchmarks.fidelity.long.outputs import attended, four_bit_output, output_error, with_page_tail, with_span_tail
 from benchmarks.fidelity.long.quantisers import GROUP_CHANNELS, by_channel, by_groups
 from benchmarks.fidelity.long.ranking import by_turns, group_scores, mask, ordered, selected
@@ -84,6 +89,25 @@ def test_token_codes_follow_the_rule_number_by_number():
 def test_more_channels_than_there_are_code_all():
     paged = torch.randn(1, 40, 6, generator=torch.Generator().manual_seed(4))
     torch.testing.assert_close(coded_keys(paged, torch.ones(1, 6), 64), coded_keys(paged, torch.ones(1, 6), 6))
+
+
+def test_codes_are_those_of_the_reference():
+    """Real-like keys: channels that differ much in spread and mean, bfloat16, one of them constant."""
+    made = scene(pages=3, width=96, hot=200, seed=7)
+    spread = torch.logspace(-2, 1, 96)
+    key = (made.key * spread + 5 * spread.flip(0)).bfloat16().float()
+    key[:, 11] = 0.75
+    made = Scene(**vars(made) | {"key": key})
+    for coded in (64, 96):
+        mine = coded_keys(made.cold_key.unflatten(0, (-1, PAGE_TOKENS)), query_weights(made), coded)
+        for page in range(3):
+            tokens = made.cold_key[None, page * PAGE_TOKENS : (page + 1) * PAGE_TOKENS]
+            boundary = SINK_TOKENS + (page + 1) * PAGE_TOKENS + made.hot_tokens  # where it becomes cold (SPEC 3.2)
+            earlier = made.sampled[made.sampled_positions < boundary][-SAMPLES:].abs()
+            weights = reference.query_weights(earlier.amax(dim=1)[None])
+            index = reference.index_page(tokens, tokens, torch.ones(PAGE_TOKENS, dtype=torch.bool), weights, coded)
+            fields = (index.codes, index.channels, index.centre, index.step, index.mean)
+            torch.testing.assert_close(mine[page], reference.approximate_keys(*fields)[0], rtol=1e-6, atol=1e-6)
 
 
 def test_weights_are_of_the_samples_just_before_a_page_becomes_cold():
@@ -249,3 +273,48 @@ def test_narrow_heads_have_no_choice_of_channels():
     assert UNWEIGHTED in zoo(256, large=False)
     assert UNWEIGHTED not in zoo(64, large=False)
     assert NEW in zoo(64, large=True)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("budget", [40, 200, 1500])
+@pytest.mark.parametrize("retrieve", [retrieve_tokens, default_tokens])
+def test_what_is_widened_is_what_the_reference_widens(noise: float, budget: int, retrieve: Callable[[int], int]):
+    made = scene(queries=12, seed=8)
+    wrong = torch.randn(made.cold_logits.shape, generator=torch.Generator().manual_seed(9))
+    order = ordered(group_scores(made.cold_logits + noise * wrong))
+    config = KIVConfig(candidate_tokens=budget, retrieve_tokens=retrieve(budget))
+    chosen = selected(made.cold_logits, order[:, :budget], retrieve(budget))
+    expected = [reference_late(ranked, few, config) for ranked, few in zip(order, chosen, strict=True)]
+    assert late(made, order, budget, retrieve(budget)).tolist() == expected
+    if noise == 0:
+        assert not any(expected)
+    if noise == 4 and budget == 40:
+        assert any(expected)
+
+
+def test_nothing_is_widened_where_every_token_is_a_candidate():
+    made = scene(pages=1)
+    order = ordered(-group_scores(made.cold_logits))  # as bad as can be
+    assert late(made, order, 256, 128).all()
+    assert not late(made, order, PAGE_TOKENS, 256).any()
+
+
+def test_widened_figures_are_those_of_twice_the_candidates_where_they_widen():
+    made = scene(queries=40, width=128, seed=10)
+    known = truth(made, [64, 128])
+    narrow = figures(made, NEW, known, [64, 128])
+    found, widened, at_default = widened_figures(made, NEW, known, [64])[64]
+    assert 0 < int(widened.sum()) < 40
+    assert torch.equal(at_default, late(made, ordered(NEW.group(NEW.scores(made))), 64, 16))
+    wide = narrow[128]  # the candidates of twice the budget; it selects more of them
+    for i in range(40):
+        beside = wide if widened[i] else narrow[64]
+        for mine, theirs in zip(found.recall, beside.recall, strict=True):
+            assert mine[i] == theirs[i]
+        assert torch.equal(found.recall_of_head[i], beside.recall_of_head[i])
+    assert found.captured[widened].mean() > narrow[64].captured[widened].mean()
+    assert torch.equal(found.captured[~widened], narrow[64].captured[~widened])
+    assert found.error is not None
+    assert narrow[64].error is not None
+    assert torch.equal(found.error[~widened], narrow[64].error[~widened])
+    assert found.error[widened].mean() < narrow[64].error[widened].mean()

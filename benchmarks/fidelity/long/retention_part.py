@@ -1,0 +1,121 @@
+"""Retention in the long regime: its tables, targets and picture."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.models import MODELS
+from benchmarks.report import Result
+
+from ..journal import Journal, open_journal, sources
+from ..systems import FULL
+from .retention import Outcome, outcomes, share_name
+from .retention_plan import HOPS_LOST, LEAST_ANSWERED, LOST, planned
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DECIDING = ("documents", "figures", "retention", "scene")
+"""Modules of this folder that decide an answer, beside those that decide all of a whole model's."""
+
+
+def journal(options: argparse.Namespace) -> Journal:
+    """Open the journal of this part."""
+    here = Path(__file__).parent
+    return open_journal(options, "retention", [*sources(), *(here / f"{name}.py" for name in DECIDING)])
+
+
+def run(options: argparse.Namespace) -> Result:
+    """Ask the models whatever the journal lacks, and make the tables."""
+    asked, shares = planned(options)
+    kept_answers = journal(options)
+    found: dict[str, list[Outcome]] = {series.model: [] for series in asked}
+    for series in asked:
+        here, number = found[series.model], 0
+        while series.wanted(number, sum(outcome.right[FULL] for outcome in here)):
+            here += outcomes(kept_answers, series.document(number), shares, options.impl)
+            number += 1
+    kept_answers.close()
+    every = [outcome for here in found.values() for outcome in here]
+    settings = {"documents": ", ".join(dict.fromkeys(o.document for o in every)), "impl": options.impl}
+    result = Result("fidelity_retention", "What is still answered where candidates are few of many", settings)
+    for model, here in found.items():
+        _tabulate(result, model, here, shares)
+        _targets(result, model, here, shares)
+        answers = sum(outcome.right[FULL] for outcome in here)
+        if answers < LEAST_ANSWERED:
+            result.notes.append(f"{MODELS[model].title}: {answers} answers with full attention are too few.")
+    result.series["outcomes"] = [vars(outcome) | {"question": vars(outcome.question)} for outcome in every]
+    result.notes += NOTES
+    return result
+
+
+NOTES = (
+    "Cells: right through KIV, of what full attention answers; columns: candidates, as a share of the cold tokens; R = "
+    "min(1,024, half of the candidates). The text was read with full attention, the question goes through KIV a token "
+    "at a time.",
+    "Widened: of the attends of one layer and KV head, a token each, the share that took twice the candidates "
+    "(SPEC 4.9).",
+)
+
+
+def kept(found: Sequence[Outcome], share: float, *tasks: str) -> tuple[int, int]:
+    """Right at a share of candidates, and asked, in tasks of these names, or in all."""
+    asked = [o.right[share_name(share)] for o in found if o.right[FULL] and (not tasks or o.question.task in tasks)]
+    return sum(asked), len(asked)
+
+
+def lost(found: Sequence[Outcome], share: float, *tasks: str) -> float | None:
+    """Share that is lost of what full attention answers; None if that is nothing."""
+    right, asked = kept(found, share, *tasks)
+    return 1 - right / asked if asked else None
+
+
+def widened(found: Sequence[Outcome], share: float) -> float | None:
+    """Share of the attends that were widened; None if none retrieved."""
+    name = share_name(share)
+    blocks = sum(outcome.blocks.get(name, 0) for outcome in found)
+    return sum(outcome.widened.get(name, 0) for outcome in found) / blocks if blocks else None
+
+
+def _tabulate(result: Result, model: str, found: Sequence[Outcome], shares: Sequence[float]) -> None:
+    table = result.table(MODELS[model].title, "task", "right with full attention", *map(share_name, shares))
+    for task in (*dict.fromkeys(o.question.task for o in found), None):
+        here = [o for o in found if task in (None, o.question.task)]
+        shown = ["{} of {}".format(*kept(here, share)) for share in shares]
+        table.add(task or "all", f"{sum(o.right[FULL] for o in here)} of {len(here)}", *shown)
+    table.add("widened", None, *(widened(found, share) for share in shares))
+
+
+def _targets(result: Result, model: str, found: Sequence[Outcome], shares: Sequence[float]) -> None:
+    title = MODELS[model].title
+    for share in shares:
+        of = kept(found, share, "needle")[1]
+        name = f"{title}: needles lost at {share_name(share)}, of {of}"
+        result.target(name, LOST[share], lost(found, share, "needle"))
+    if 0.06 in shares:
+        of = kept(found, 0.06, "two hops", "several needles")[1]
+        name = f"{title}: two hops and several needles lost at 6 %, of {of}"
+        result.target(name, HOPS_LOST, lost(found, 0.06, "two hops", "several needles"))
+
+
+def draw(result: Result) -> Callable[[Figure], None]:
+    """Return the painter of the picture: share kept against share read, a line a model."""
+
+    def paint(figure: Figure) -> None:
+        panel = figure.subplots()
+        for model in dict.fromkeys(outcome["model"] for outcome in result.series["outcomes"]):
+            rights = [o["right"] for o in result.series["outcomes"] if o["model"] == model and o["right"][FULL]]
+            names = [name for name in (rights[0] if rights else ()) if name != FULL]
+            shares = [float(name.removesuffix(" %")) for name in names]
+            answers = [sum(right[name] for right in rights) / len(rights) for name in names]
+            panel.plot(shares, answers, "o-", label=f"{MODELS[model].title}, {len(rights)} questions")
+        panel.set(xscale="log", xlabel="candidates, % of the cold tokens", ylabel="answers kept", ylim=(0, 1.05))
+        panel.invert_xaxis()
+        panel.grid(alpha=0.3)
+        panel.legend()
+
+    return paint
