@@ -62,9 +62,10 @@ FAULTS = [
     Fault(
         "every cold key read",
         "kiv_fast.candidates:read",
-        "known = at.clamp(min=0)",
-        "known = at.clamp(min=0)\n    every = torch.arange(view.pages * size).repeat(len(at), 1)\n"
-        "    cold.arena.keys(cold.page_ids(view.row, every // size), every % size)",
+        "ids, offsets = cold.places(view.row, at.clamp(min=0), heads)",
+        "ids, offsets = cold.places(view.row, at.clamp(min=0), heads)\n"
+        "    every = torch.arange(view.pages * cold.config.page_tokens).repeat(len(at), 1)\n"
+        "    cold.arena.keys(*cold.places(view.row, every, heads))",
         (f"{COST}a_step_gathers_candidates_and_selected_rows",),
     ),
     *fast_retrieval.FAULTS,

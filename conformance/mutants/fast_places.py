@@ -17,8 +17,8 @@ FAULTS = [
     Fault(
         "the first row of a page for the selected one",
         "kiv_fast.arena:RamArena._rows",
-        "* self._page_tokens + offsets)",
-        "* self._page_tokens)",
+        "+ offsets).view(-1)",
+        "+ offsets // self._page_tokens * self._page_tokens).view(-1)",
         clause("5.1"),
     ),
     Fault(
@@ -52,8 +52,8 @@ FAULTS = [
     Fault(
         "rows of every head are read from the first",
         "kiv_fast.tiered:TieredArena._rows",
-        "within + self._page_tokens",
-        "within + 0 * self._page_tokens",
+        "tokens.flatten()",
+        "tokens.flatten() % self._page_tokens",
         (f"{TESTS}placement.py::test_every_budget_gives_the_same_bits",),
     ),
     Fault(
