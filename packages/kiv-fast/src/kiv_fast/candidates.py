@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from kiv_reference.select import LATE
 
 from .attend import Queries, Tile
 from .cold import Cold
@@ -17,6 +16,9 @@ from .estimate import Estimates
 from .layout import Row
 from .ranking import group_scores, top_set
 from .scratch import chunk_tokens
+
+LATE = 16
+"""More than one selected token in so many that is late doubles the candidates (SPEC 4.9)."""
 
 
 @dataclass(frozen=True)
