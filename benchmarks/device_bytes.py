@@ -1,7 +1,7 @@
 """Bytes on the device for the original KIV's geometry: 3 stores, 1 KV head, D 512, bfloat16, up to a million tokens.
 
 Everything that a store holds on the device is counted: sinks, hot tokens, index, staging. The limit at a million
-tokens is 150 MB, and 100 MB with `--index-channels 32`; what the original's rule needs is beside it.
+tokens is 150 MB, and 100 MB with `--index-channels 32 --hot-tokens 512`; what the original's rule needs is beside it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ STORES, HEADS, QUERY_HEADS, WIDTH = 3, 1, 8, 512
 CONTEXTS = (4 * K, 32 * K, 128 * K, 512 * K, 1024 * K)
 QUICK = (4 * K, 8 * K)
 CHUNK_TOKENS = 2 * K
-LIMIT_BYTES = {KIVConfig.index_channels: 150e6, 32: 100e6}
-"""Channels that the index codes -> most bytes on the device at a million tokens."""
+DEFAULT = KIVConfig.index_channels, KIVConfig.hot_tokens
+LIMIT_BYTES = {DEFAULT: 150e6, (32, 512): 100e6}
+"""Channels that the index codes, and hot tokens -> most bytes on the device at a million tokens."""
 
 
 def original_bytes(tokens: int) -> int:
@@ -46,7 +47,8 @@ def breakdown(pool: Any) -> dict[str, int]:
 def measure(contexts: tuple[int, ...], result: Result, options: argparse.Namespace) -> None:
     """Fill three stores, stop at each context, and tabulate."""
     ram_bytes = options.ram_mib * 2**20 if options.ram_mib else None
-    config = KIVConfig(index_channels=options.index_channels, ram_bytes=ram_bytes, spill_dir=options.spill_dir)
+    channels, hot = options.index_channels, options.hot_tokens
+    config = KIVConfig(index_channels=channels, hot_tokens=hot, ram_bytes=ram_bytes, spill_dir=options.spill_dir)
     pool: Any = resolve_impl(options.impl)(config)
     stores = [pool.layer_store() for _ in range(STORES)]
     generator = torch.Generator().manual_seed(options.seed)
@@ -76,7 +78,7 @@ def measure(contexts: tuple[int, ...], result: Result, options: argparse.Namespa
         series.append({"tokens": context, "device": held.device, "near": near, "ram": held.ram, "disk": held.disk})
     result.series["contexts"] = series
     _break_down(pool, contexts[-1], result)
-    limit = LIMIT_BYTES.get(options.index_channels)
+    limit = LIMIT_BYTES.get((channels, hot))
     if contexts[-1] == 1024 * K and limit is not None:
         result.target("device at 1M", limit / 1e6, series[-1]["device"] / 1e6, "MB")
     pool.close()
@@ -112,7 +114,7 @@ def draw(figure: Figure, result: Result) -> None:
         if any(held[tier] for held in series):
             label = {"near": "device: sinks and hot", "ram": "RAM"}.get(tier, tier)
             panel.plot(at, [held[tier] / 1e6 for held in series], style, label=label)
-    limit = LIMIT_BYTES.get(result.settings["index_channels"])
+    limit = LIMIT_BYTES.get((result.settings["index_channels"], result.settings["hot_tokens"]))
     if limit is not None:
         panel.axhline(limit / 1e6, color="k", lw=0.8, ls="--", label="limit at 1M")
     panel.set(yscale="log", ylabel="MB", title="3 stores, 1 KV head, D 512, bfloat16")
@@ -124,12 +126,13 @@ def main(argv: list[str] | None = None) -> Result:
     made = parser("device_bytes", __doc__)
     made.add_argument("--ram-mib", type=int, help="ram_bytes in MiB (default: no limit; 6.4 GB are needed)")
     made.add_argument("--spill-dir", help="folder of the disk tier (default: the system's)")
-    default = KIVConfig.index_channels
-    made.add_argument("--index-channels", type=int, default=default, help=f"of `KIVConfig` (default: {default})")
+    for name, value in zip(("index-channels", "hot-tokens"), DEFAULT, strict=True):
+        made.add_argument(f"--{name}", type=int, default=value, help=f"of `KIVConfig` (default: {value})")
     options = parse(made, argv)
     settings = {"impl": options.impl, "stores": STORES, "KV heads": HEADS, "D": WIDTH, "ram MiB": options.ram_mib}
-    settings["index_channels"] = options.index_channels
-    name = "device_bytes" if options.index_channels == default else f"device_bytes_{options.index_channels}_channels"
+    chosen = options.index_channels, options.hot_tokens
+    settings |= dict(zip(("index_channels", "hot_tokens"), chosen, strict=True))
+    name = "device_bytes" if chosen == DEFAULT else "device_bytes_{}_channels_{}_hot".format(*chosen)
     result = Result(name, "Bytes on the device", settings)
     measure(QUICK if options.quick else CONTEXTS, result, options)
     result.write(options.out, lambda figure: draw(figure, result))
