@@ -44,8 +44,8 @@ reworded("late by position instead of rank", LATE, "ranked[:early]", FIRST, look
 reworded("widened to 4 C", CHOOSE, "2 * most", "4 * most", look="4.9")
 reworded("widened, and not reported", CHOOSE, "widened=True", "widened=False", look="4.9")
 reworded("widened where all are candidates", CHOOSE, "ranked.numel() <= most or ", "", look="4.9")
-AGAIN = "Choice(candidates, select_tokens(view, members, candidates, scale, config)"
-reworded("widened, and not selected anew", CHOOSE, AGAIN, "Choice(candidates, selected", look="4.9")
+AGAIN = "Retrieval(candidates, select_tokens(view, members, candidates, scale, config)"
+reworded("widened, and not selected anew", CHOOSE, AGAIN, "Retrieval(candidates, selected", look="4.9")
 
 
 @mutant("widens twice", (block, "choose"), look="4.9")

@@ -44,6 +44,7 @@ class Cold:
         self.shape, self.config, self.arena, self.scratch = shape, config, arena, scratch
         self.account, self.counters, self.transfer, self.tuning = account, counters, transfer, tuning
         self.index = None if config.exact else Index(shape, config, transfer)
+        self._heads = torch.arange(shape.heads, device=shape.device)
         self._booking = Booking(account)
         self._pages = IdPool()
         self._promises: dict[object, int] = {}  # pages, by owner
@@ -171,9 +172,7 @@ class Cold:
         self, row: Row, at: torch.Tensor, heads: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Where an arena has cold tokens ``[n, K]`` of all heads, or of those int64 ``[n]``: page ids and offsets."""
-        size = self.config.page_tokens
-        if heads is None:
-            heads = torch.arange(self.shape.heads, device=at.device)
+        size, heads = self.config.page_tokens, self._heads if heads is None else heads
         return self.page_ids(row, at // size), at % size + size * heads[:, None]
 
     def records(self, table: Table, row: Row, first: int, stop: int) -> torch.Tensor:

@@ -10,21 +10,12 @@ from .attend import Attended, Modifiers, attend_exactly, attend_tokens
 from .config import KIVConfig
 from .mass import missed_bound
 from .report import Mode
-from .select import choose, rank_cold
+from .select import Retrieval, choose, rank_cold
 from .tail import tail
 from .view import HeadView
 
 WHOLE = (1, 2, 4)
 """`max_missed_mass` selects so many times `candidate_tokens` tokens, if need be, before it streams (SPEC 6.3)."""
-
-
-class Retrieval(NamedTuple):
-    """What a block retrieves."""
-
-    candidates: torch.Tensor  # int64 [C], positions, ascending
-    selected: torch.Tensor  # int64 [R], positions, ascending
-    streamed: bool = False
-    widened: bool = False
 
 
 class HeadResult(NamedTuple):
@@ -43,8 +34,7 @@ def retrieve(
     """Candidates and selection (SPEC 4), or more of the best tokens until the missed bound holds (SPEC 6.3)."""
     members = query.flatten(0, 1)  # [G * TQ, D]
     ranked = rank_cold(view, members, modifiers.scale, config)
-    chosen = choose(view, members, ranked, modifiers.scale, config)
-    tried = Retrieval(chosen.candidates, chosen.selected, widened=chosen.widened)
+    tried = choose(view, members, ranked, modifiers.scale, config)
     if config.max_missed_mass is None:
         return tried
     wholes = (ranked[: factor * config.candidate_tokens].sort().values for factor in WHOLE)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from .attend import Attended, Modifiers
-from .block import HeadResult, Retrieval, attend_block
+from .block import HeadResult, attend_block
 from .config import KIVConfig
 from .index import compute_dtype
 from .partition import QueryBlock, partition
 from .report import BlockReport
+from .select import Retrieval
 from .tokens import Tokens
 
 

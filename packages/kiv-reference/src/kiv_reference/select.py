@@ -13,12 +13,13 @@ LATE = 16
 """One selected token in so many may be late before the candidates are doubled (SPEC 4.9)."""
 
 
-class Choice(NamedTuple):
-    """Candidates and selection of chapter 4."""
+class Retrieval(NamedTuple):
+    """What a block retrieves."""
 
     candidates: torch.Tensor  # int64 [C], positions, ascending
     selected: torch.Tensor  # int64 [R], positions, ascending
-    widened: bool
+    streamed: bool = False
+    widened: bool = False
 
 
 def best(scores: torch.Tensor, n: int) -> torch.Tensor:
@@ -71,12 +72,12 @@ def late(ranked: torch.Tensor, selected: torch.Tensor, config: KIVConfig) -> boo
     return LATE * (unseen - max(0, selected.numel() - early)) > selected.numel()
 
 
-def choose(view: HeadView, members: torch.Tensor, ranked: torch.Tensor, scale: float, config: KIVConfig) -> Choice:
+def choose(view: HeadView, members: torch.Tensor, ranked: torch.Tensor, scale: float, config: KIVConfig) -> Retrieval:
     """Candidates from all cold positions, `ranked` best first, and the selection among them (SPEC 4.4, 4.6, 4.9)."""
     most = config.candidate_tokens
     candidates = ranked[:most].sort().values
     selected = select_tokens(view, members, candidates, scale, config)
     if ranked.numel() <= most or not late(ranked, selected, config):
-        return Choice(candidates, selected, widened=False)
+        return Retrieval(candidates, selected)
     candidates = ranked[: 2 * most].sort().values
-    return Choice(candidates, select_tokens(view, members, candidates, scale, config), widened=True)
+    return Retrieval(candidates, select_tokens(view, members, candidates, scale, config), widened=True)
