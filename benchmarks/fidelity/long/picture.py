@@ -104,7 +104,7 @@ def _by_bytes(axes: Axes, record: dict[str, Any]) -> None:
         if name.endswith("channels"):  # many lie close together: their numbers alone
             label, (offset, align) = name.removeprefix("codes of ").removesuffix(" channels"), ABOVE
         else:
-            label, (offset, align) = BRIEF.get(name, name.split(":")[0]), PLACES.get(name, RIGHT)
+            label, (offset, align) = BRIEF.get(name, name.split(":")[0].split(",")[0]), PLACES.get(name, RIGHT)
         axes.annotate(label, place, offset, textcoords="offset points", fontsize=7, ha=align)
     axes.set_xscale("log")
     axes.margins(x=0.25, y=0.1)

@@ -56,7 +56,7 @@ DOCUMENTS: tuple[tuple[str, Text, int | None], ...] = (
     ("gemma", "kjv", 100000),
     ("qwen", "code", 26000),
     ("qwen", "kjv", 26000),
-    ("gemma", "kjv", 200000),
+    ("gemma", "kjv", 128000),
     ("gemma", "kjv", None),
 )
 
