@@ -71,12 +71,15 @@ class Recipe:
         generator = torch.Generator().manual_seed(self.seed)
         b, h, g, d, dv = shape.batch, shape.heads, shape.groups, shape.width, shape.value_width
         key = _rows(self.kind, (b, h, n, d), generator, shape.dtype)
-        if self.queries == "same" or self.kind in EXACT_KINDS:
+        same = self.queries == "same" or self.kind in (*EXACT_KINDS, "cancelling")
+        if same:
             kind = "gaussian" if self.kind in ("needle", "pages") else self.kind
             query = _rows(kind, (b, h * g, n, d), generator, shape.dtype)
         else:
             query = torch.randn(b, h * g, n, d, generator=generator)
-        if self.queries == "opposite" and self.kind not in EXACT_KINDS:
+        if self.kind == "cancelling":
+            query[..., -1] *= -1
+        if self.queries == "opposite" and not same:
             query = query * 0.1 - key.float().mean(dim=2, keepdim=True).repeat_interleave(g, dim=1)
         if self.values == "distinct":
             value = torch.arange(b * h * n * dv).reshape(b, h, n, dv) % 251 - 125 + self.seed % 7
@@ -111,6 +114,10 @@ def _rows(kind: str, size: tuple[int, int, int, int], generator: torch.Generator
         return normal * (1e-3 if dtype == torch.float16 else 1e-12)
     if kind == "denormal":
         return normal * torch.finfo(dtype).tiny * 0.1
+    if kind == "cancelling":
+        # The products of two channels are so large that, until they cancel, what the others add is lost in float64.
+        normal[..., 0] = normal[..., -1] = 2.0 ** (15 if dtype == torch.float16 else 28)
+        return normal
     if kind == "signed_zeros":
         return torch.randint(-1, 2, size, generator=generator) * torch.where(normal > 0, 0.0, -1.0)
     if kind == "pages":

@@ -52,6 +52,20 @@ class Test_6_2_MissedBound:
     def test_it_bounds_where_rounding_is_large(self, target: Target, scenario: Scenario) -> None:
         drive(target, scenario)
 
+    @given(
+        scenario=scenarios(
+            config=configs(page_tokens=1, candidate_tokens=8, retrieve_tokens=1, hot_tokens=0, max_missed_mass=None),
+            shape=shapes(dtype=torch.float32, batch=2, width=st.sampled_from([4, 8])),
+            kinds=("cancelling",),
+            calls=decode_only(),
+            masks=("inside", "ragged"),
+            scale=st.sampled_from([0.5, 1.0]),
+        )
+    )
+    def test_it_bounds_where_products_cancel(self, target: Target, scenario: Scenario) -> None:
+        """All that is missed was read, in many of them: no error of codes makes up for the rounding."""
+        drive(target, scenario)
+
     @given(scenario=scenarios())
     def test_without_asking_there_is_none(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)

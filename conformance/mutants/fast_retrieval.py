@@ -15,6 +15,20 @@ FAULTS = [
         (f"{TESTS}parts.py::test_a_share_is_never_rounded_down",),
     ),
     Fault(
+        "the missed bound without the rounding of what was read",
+        "kiv_fast.mass:_bound",
+        "* EPS * queries.scale",
+        "* 0.0",
+        clause("6.2"),
+    ),
+    Fault(
+        "a limit on missed mass is rounded to float32",
+        "kiv_fast.mass:bounded",
+        "_bound(view, queries, found) <=",
+        "missed_bound(view, queries, found) <=",
+        (f"{TESTS}parts.py::test_limits_that_float32_does_not_hold",),
+    ),
+    Fault(
         "of equal scores the last ones are taken",
         "kiv_fast.ranking:_chosen",
         "equal.cumsum(axis=1) <= places",

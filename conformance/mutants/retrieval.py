@@ -191,7 +191,9 @@ reworded("missed bound without the error of codes", UPPER, "query.abs() @ error.
 reworded("missed bound from signed queries", UPPER, "query.abs() @ error.T", "query @ error.T", look="6.2")
 reworded("missed bound twice as wide as it need be", UPPER, "query.abs() @ error.T", "2 * (query.abs() @ error.T)")
 reworded("missed bound without the soft cap", UPPER, "modifiers.cap(", "(", look="8.1")
-reworded("missed bound without unselected candidates", MISSED, "[exact_logits(left), upper", "[upper")
+reworded("missed bound without unselected candidates", MISSED, "[exact_logits(left, 1), upper", "[upper")
+ROUNDED = "side * rounding(query, keys, modifiers.scale)"
+reworded("missed bound without the rounding of what was read", MISSED, ROUNDED, "0", look="6.2")
 reworded(
     "missed bound as if candidates were unread", MISSED, "torch.isin(cold, candidates)", "torch.isin(cold, selected)"
 )

@@ -16,7 +16,7 @@ from kiv_fast.reach import MappedReach
 from kiv_fast.shim import FileIO
 from kiv_fast.transfer import NullTransfer
 from kiv_fast.validate import ALIGNMENT, aligned
-from kiv_reference import ReferencePool
+from kiv_reference import KIVConfig, ReferencePool
 
 
 def test_exact_attention_over_pages_that_lie_anywhere(config):
@@ -100,6 +100,24 @@ def test_a_share_is_never_rounded_down():
     shares = torch.rand(10_000, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     assert bool((_round_up(shares).double() >= shares).all())
     assert bool((_round_up(shares) <= 1).all())
+
+
+@pytest.mark.parametrize(("limit", "far", "streamed"), [(1 - 1e-9, 0.0, True), (1e-50, -200.0, False)])
+def test_limits_that_float32_does_not_hold(limit, far, streamed):
+    """Of two channels only the one is coded at which the query does not look; and in float32 the limits are 1 and 0."""
+    sizes = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": 4, "index_channels": 1}
+    config = KIVConfig(**sizes, candidate_tokens=2, retrieve_tokens=1, max_missed_mass=limit)
+    key = torch.zeros(1, 1, 21, 2)
+    key[0, 0, :20, 0] = torch.tensor([-100.0, 100.0]).repeat(10)
+    key[0, 0, 8:20, 1] = torch.tensor([-60.0, 0.0, 0.0, 59.0]).repeat(3)  # its error makes the bound 1
+    key[0, 0, :20, 1] += far
+    query = torch.tensor([0.0, 1.0])[None, None, None]
+    for pool in (ReferencePool(config), FastPool(config)):
+        store = pool.layer_store()
+        store.append(key[:, :, :20], torch.ones(1, 1, 20, 3))
+        store.append(key[:, :, 20:], torch.ones(1, 1, 1, 3))
+        store.attend(query, scale=1.0)
+        assert store.report.blocks[0].streamed.item() is streamed
 
 
 def test_numbers_begin_where_torch_puts_them():

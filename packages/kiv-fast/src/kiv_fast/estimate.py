@@ -91,12 +91,21 @@ class Estimates:
 
     def error(self, chunk: Chunk) -> torch.Tensor:
         """What no score of a page exceeds its estimate by, ``[H, M, n]``, rounding included (SPEC 6.2)."""
-        members, (_, channels, step, base) = self._members.abs(), self._records(chunk)
-        error = self._cold.records(self._index.error, self._row, chunk.first, chunk.last)
-        error = self._cold.transfer.upload(error).to(members.dtype)
-        size = base.abs().scatter_add_(2, channels.long(), LEVELS * step)  # of approximate keys, at most
+        members, (error, size) = self._members.abs(), self._distances(chunk)
         room = (4 * members.shape[2] + 64) * torch.finfo(members.dtype).eps
         return members @ (error + room * (size + error)).permute(1, 2, 0)
+
+    def reach(self, chunk: Chunk) -> torch.Tensor:
+        """What no number of a key exceeds by its magnitude, ``[H, D]``."""
+        error, size = self._distances(chunk)
+        return (error + size).amax(dim=0)
+
+    def _distances(self, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of keys from approximate keys, and of those from zero, ``[n, H, D]``: no page's are larger."""
+        _, channels, step, base = self._records(chunk)
+        error = self._cold.records(self._index.error, self._row, chunk.first, chunk.last)
+        error = self._cold.transfer.upload(error).to(self._members.dtype)
+        return error, base.abs().scatter_add_(2, channels.long(), LEVELS * step)
 
     def _records(self, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Codes, channels, step and base of a chunk's pages, the latter two in the dtype in which to compute."""

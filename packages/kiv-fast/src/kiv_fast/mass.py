@@ -18,11 +18,18 @@ WHOLE = (0, 1, 2, 4)
 
 WIDE = torch.float64
 
+EPS = torch.finfo(WIDE).eps
+
 
 def missed_bound(view: View, queries: Queries, found: Found | None) -> torch.Tensor:
     """The bound of SPEC 6.2, ``[H, M]`` in float32, rounded up; without candidates if `found` is None."""
+    return _round_up(_bound(view, queries, found))
+
+
+def _bound(view: View, queries: Queries, found: Found | None) -> torch.Tensor:
+    """The same in float64: what is missed is rounded up, and what is held down."""
     if view.tokens == 0:
-        return queries.members.new_zeros(queries.members.shape[:2], dtype=torch.float32)
+        return queries.members.new_zeros(queries.members.shape[:2], dtype=WIDE)
     sinks = None if queries.sink_logits is None else queries.sink_logits.to(WIDE)
     queries = replace(queries, query=queries.query.to(WIDE), sink_logits=sinks)
     heads, size = queries.query.shape[0], view.cold.config.page_tokens
@@ -36,18 +43,25 @@ def missed_bound(view: View, queries: Queries, found: Found | None) -> torch.Ten
         held.append(logits.masked_fill(~found.selected[:, None], -torch.inf))
         missed.append(logits.masked_fill(found.selected[:, None], -torch.inf))
     known, estimates = marked(at, view.pages * size), view.estimates(queries, keep=False)
+    reach = [tile.key.abs().amax(dim=1).to(WIDE) for tile in view.always]
     for chunk in estimates.chunks:
+        reach.append(estimates.reach(chunk))
         upper = estimates.of(chunk) + estimates.error(chunk).repeat_interleave(size, dim=2)
         upper = queries.cap(upper).masked_fill_(known[:, None, chunk.start : chunk.stop], -torch.inf)
         missed.append(torch.logsumexp(upper, dim=2, keepdim=True))
-    out = torch.logsumexp(torch.cat(missed, dim=2), dim=2)
-    total = torch.logaddexp(torch.logsumexp(torch.cat(held, dim=2), dim=2), out)
-    return _round_up(torch.where(out == -torch.inf, 0.0, torch.exp(out - total)))
+    # What float64 may lose in scale * q . k, of any key.
+    farthest = torch.stack(reach).amax(dim=0)  # [H, D]
+    lost = (queries.members.abs() @ farthest[:, :, None])[:, :, 0].mul_((farthest.shape[1] + 8) * EPS * queries.scale)
+    out = torch.logsumexp(torch.cat(missed, dim=2), dim=2) + lost
+    total = torch.logaddexp(torch.logsumexp(torch.cat(held, dim=2), dim=2) - lost, out)
+    # And what soft caps, logarithms and sums lose.
+    tokens = view.pages * size + sum(part.logits.shape[2] for part in always)
+    more = 4 * EPS * (out.abs() + total.abs() + (queries.softcap or 0.0) + tokens)
+    return torch.where(out == -torch.inf, 0.0, torch.exp(out - total + more).clamp_(max=1.0))
 
 
 def _round_up(share: torch.Tensor) -> torch.Tensor:
-    """To float32, never downwards; the factor covers the rounding of float64."""
-    share = (share * (1 + 2.0**-40)).clamp(max=1.0)
+    """To float32, never downwards."""
     short = share.to(torch.float32)
     return torch.where(short.to(WIDE) < share, torch.nextafter(short, torch.full_like(short, torch.inf)), short)
 
@@ -65,7 +79,7 @@ def bounded(view: View, queries: Queries, estimates: Estimates) -> tuple[Found, 
             at = estimates.best(min(factor * config.candidate_tokens, view.tokens))
             found = Found(at, read(view, queries, at), torch.arange(at.shape[1], device=at.device).expand(heads, -1))
         tried.append(found)
-        enough: list[bool] = (missed_bound(view, queries, found) <= config.max_missed_mass).all(dim=1).tolist()
+        enough: list[bool] = (_bound(view, queries, found) <= config.max_missed_mass).all(dim=1).tolist()
         taken = [min(have, level) if good else have for have, good in zip(taken, enough, strict=True)]
         if max(taken) < len(WHOLE):
             break
