@@ -176,6 +176,17 @@ def test_budgets_are_hard_and_shared_between_layers(config):
         ReferencePool(dataclasses.replace(config, ram_bytes=need.ram - 1)).layer_store().append(key, value)
 
 
+def test_only_what_every_step_looks_at_is_on_the_device(config):
+    """The error radii of pages, which only a bound asks for, take RAM (SPEC 10.2)."""
+    config = dataclasses.replace(config, hot_tokens=4, sink_tokens=2, page_tokens=2, index_channels=3)
+    store = ReferencePool(config).layer_store()
+    store.append(*tokens(40)[:2])
+    heads, number, pages = B * H, 8, 17
+    page = 3 * (2 + 8 + 2 * number) + (D + DV) * number  # codes, channels, centres and steps; means
+    assert store.memory().device == 6 * heads * (D + DV) * number + 40 * B + heads * pages * page
+    assert store.memory().ram == heads * (2 * pages * (D + DV) + pages * D) * number
+
+
 def test_a_closed_pool_says_so(config):
     pool = ReferencePool(config)
     store = pool.layer_store()

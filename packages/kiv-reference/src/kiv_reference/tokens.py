@@ -157,14 +157,14 @@ class Tokens:
 def tier_bytes(config: KIVConfig, key: torch.Tensor, value: torch.Tensor, length: int, boundary: int) -> TierBytes:
     """Bytes of `length` tokens like those of ``key [B, H, n, D]`` and value, partitioned at `boundary` (SPEC 10.2).
 
-    Device: sinks, hot, validity and the index. RAM: cold pages and sampled queries.
+    Device: sinks, hot, validity and what every step looks at. RAM: cold pages, sampled queries and error radii.
     """
     batch, heads, _, width = key.shape
     part = partition(config, boundary)
     cold, number = part.pages * part.page_tokens, compute_dtype(key.dtype).itemsize
     token = batch * heads * (width + value.shape[3]) * key.element_size()
     coded = min(config.index_channels, width)
-    page = coded * (config.page_tokens + torch.int64.itemsize + 2 * number) + (2 * width + value.shape[3]) * number
-    sampled = batch * heads * (length // SAMPLE_TOKENS) * width * number
-    index = 0 if config.exact else batch * heads * part.pages * page
-    return TierBytes((length - cold) * token + batch * length + index, cold * token + sampled, 0)
+    page = coded * (config.page_tokens + torch.int64.itemsize + 2 * number) + (width + value.shape[3]) * number
+    pages = 0 if config.exact else batch * heads * part.pages
+    wide = (batch * heads * (length // SAMPLE_TOKENS) + pages) * width * number
+    return TierBytes((length - cold) * token + batch * length + pages * page, cold * token + wide, 0)
