@@ -10,6 +10,7 @@ from kiv_fast import FastPool, Tuning, host
 from kiv_fast.host import Table
 from kiv_fast.integers import Integers
 from kiv_fast.layout import Row
+from kiv_fast.ledger import Ledger
 from kiv_fast.mass import _round_up
 from kiv_fast.pinning import LEAST_BYTES, Region, SlabPinning
 from kiv_fast.reach import MappedReach
@@ -17,6 +18,7 @@ from kiv_fast.shim import FileIO
 from kiv_fast.transfer import NullTransfer
 from kiv_fast.validate import ALIGNMENT, aligned
 from kiv_reference import KIVConfig, ReferencePool
+from kiv_reference.errors import KIVBudgetError
 
 
 def test_exact_attention_over_pages_that_lie_anywhere(config):
@@ -118,6 +120,16 @@ def test_limits_that_float32_does_not_hold(limit, far, streamed):
         store.append(key[:, :, 20:], torch.ones(1, 1, 1, 3))
         store.attend(query, scale=1.0)
         assert store.report.blocks[0].streamed.item() is streamed
+
+
+@pytest.mark.parametrize("tier", ["device", "ram", "disk"])
+def test_the_last_byte_of_a_budget_is_the_last(tier):
+    ledger = Ledger(KIVConfig(**{f"{tier}_bytes": 10}))
+    ledger.take(**{tier: 7})
+    with pytest.raises(KIVBudgetError, match=r"11 bytes"):
+        ledger.take(**{tier: 4})
+    assert getattr(ledger.used, tier) == 7
+    ledger.take(**{tier: 3})
 
 
 def test_numbers_begin_where_torch_puts_them():
