@@ -37,16 +37,23 @@ def asked(plan: Plan, capture: Capture) -> tuple[Capture, list[int], int, slice]
     return capture, plan.budgets(capture.tokens), HOT_TOKENS[plan.document.model], plan.text
 
 
+def all_facts(capture: Capture, *, exact: bool) -> bool:
+    """Whether questions are asked that the model does not answer: where it read by retrieval, or answers none."""
+    return not exact or not any(fact.right for fact in capture.facts)
+
+
 def measure(plan: Plan) -> dict[str, Any]:
     """Measure all indices on one document."""
-    large = not plan.document.exact
+    exact = plan.document.exact
     capture, *rest = asked(plan, load_capture(plan.document))
-    return measured(capture, zoo(capture.width, large=large), *rest, all_facts=large)
+    indices = zoo(capture.width, large=not exact)
+    return measured(capture, indices, *rest, all_facts=all_facts(capture, exact=exact))
 
 
 def measure_widened(plan: Plan) -> dict[str, Any]:
     """Measure KIV's index with widening on one document."""
-    return widened(*asked(plan, load_capture(plan.document)), all_facts=not plan.document.exact)
+    capture, *rest = asked(plan, load_capture(plan.document))
+    return widened(capture, *rest, all_facts=all_facts(capture, exact=plan.document.exact))
 
 
 SHOWING = ("part", "picture", "plan", "tables", "targets", "widening_tables")

@@ -130,8 +130,8 @@ def notes() -> list[str]:
     """How to read the tables."""
     return [
         "Cells with two numbers: queries of the text's last 64 positions / of the last token of each question that "
-        f"the model answers with full attention (beyond {EXACT_TOKENS:,} tokens: of every question). Shares are "
-        "candidates, the tokens whose exact keys are read, of cold tokens; each index reads as many, its last page "
+        f"the model answers with full attention (of every question beyond {EXACT_TOKENS:,} tokens, or where it "
+        "answers none). Shares are candidates, the tokens whose exact keys are read, of cold tokens; each index reads as many, its last page "
         "or cluster is cut. Heaviest: by softmax mass summed over the query heads of a KV head. Of the candidates, R = "
         "min(1,024, half of them) are selected by exact scores; the exact top R is what the same rule selects of all "
         "cold tokens.",

@@ -6,6 +6,7 @@ import argparse
 import copy
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,13 +138,19 @@ def test_a_record_of_widening_survives_the_journal(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("document", "tokens"),
-    [(LongDocument("smollm2", "kjv", 2000), 2000), (LongDocument("gemma", "kjv", None), 40000)],
+    ("document", "tokens", "answers"),
+    [
+        (LongDocument("smollm2", "kjv", 2000), 2000, 1),
+        (LongDocument("smollm2", "kjv", 2000), 2000, 0),
+        (LongDocument("gemma", "kjv", None), 40000, 1),
+    ],
 )
 def test_a_run_makes_tables_and_targets_with_widening(
-    document: LongDocument, tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    document: LongDocument, tokens: int, answers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     capture = read_capture(stored(tmp_path, tokens))
+    if not answers:
+        capture = replace(capture, facts=tuple(replace(fact, right=False) for fact in capture.facts))
     monkeypatch.setattr("benchmarks.fidelity.journal.user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setattr(part, "plans", lambda options: [Plan(document, 16)])
     monkeypatch.setattr(part, "load_capture", lambda asked: capture)
@@ -154,7 +161,7 @@ def test_a_run_makes_tables_and_targets_with_widening(
     assert len(of_widening["candidates, mean"]) == len(result.series[document.name]["budgets"])
     assert all("layer" in str(cell) for cell in of_widening["widened most"])
     needles = tables["the same"].rows
-    asked = (10,) if document.exact else (10, 30)  # the second one was not answered
+    asked = (10,) if document.exact and answers else (10, 30)  # the second one was not answered
     assert [row[0] for row in needles] == [f"{place / tokens:.3f}" for place in asked]
     names = [target.name for target in result.targets]
     assert any("needle and query head missed" in name for name in names) == (document.tokens is None)
