@@ -131,10 +131,10 @@ def notes() -> list[str]:
     return [
         "Cells with two numbers: queries of the text's last 64 positions / of the last token of each question that "
         f"the model answers with full attention (of every question beyond {EXACT_TOKENS:,} tokens, or where it "
-        "answers none). Shares are candidates, the tokens whose exact keys are read, of cold tokens; each index reads as many, its last page "
-        "or cluster is cut. Heaviest: by softmax mass summed over the query heads of a KV head. Of the candidates, R = "
-        "min(1,024, half of them) are selected by exact scores; the exact top R is what the same rule selects of all "
-        "cold tokens.",
+        "answers none). Shares are candidates, the tokens whose exact keys are read, of cold tokens; each index reads "
+        "as many, its last page or cluster is cut. Heaviest: by softmax mass summed over the query heads of a KV head. "
+        "Of the candidates, R = min(1,024, half of them) are selected by exact scores; the exact top R is what the "
+        "same rule selects of all cold tokens.",
         "Bytes a token: codes and all tables that they need, one KV head; means of values, which tails need, are not "
         "in them. The original's rule and Quest rank pages for each query head; the union of the heads' choices is cut "
         "to the candidates. A page of 512 tokens becomes cold as a whole.",
