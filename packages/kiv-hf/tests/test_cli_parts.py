@@ -62,12 +62,13 @@ def test_the_estimate_counts_what_the_cache_then_holds():
         model(torch.arange(100)[None] % 50, past_key_values=cache)
     assert need.weights == sum(weight.nbytes for weight in model.parameters())
     assert need.token_bytes == 3 * 2 * 2 * 8 * 4
-    # 3 layers of 2 KV heads: one sampled query of 8 channels, in RAM as the 80 cold tokens.
+    # 3 layers of 2 KV heads: one sampled query of 8 channels and the error radii, in RAM as the 80 cold tokens.
     sampled, pages = 3 * 2 * 8 * 4, 20
-    assert need.cold + sampled == cache.memory().ram
+    errors = 3 * 2 * pages * 8 * 4
+    assert need.cold + sampled + errors == cache.memory().ram
     # The reference has a byte for a code of 4 bits, 8 bytes for the number of a channel, and validity.
     more = 3 * (2 * pages * 6 * (4 * 0.5 + 4) + 100)
-    assert need.near - sampled + more == cache.memory().device
+    assert need.near - sampled - errors + more == cache.memory().device
 
 
 def test_sliding_layers_count_their_window_only():
