@@ -22,13 +22,13 @@ def slack(page: Page, query: Vector, scale: float) -> float:
     return 8 * (len(query) + page.count + 8) * 2.0**-24 * scale * reach
 
 
-def rounding(head: Head, queries: Sequence[Vector], scale: float) -> float:
-    """Relative error that a mass computed in float32 may have."""
+def rounding(head: Head, queries: Sequence[Vector], scale: float, unit: float = 2.0**-24) -> float:
+    """Relative error that a mass may have, computed in float32, or in numbers of another relative error `unit`."""
     width = len(queries[0])
     keys = [head.keys[i] for i in range(len(head.keys)) if head.valid[i]]
     largest = [max(map(abs, column)) for column in zip(*keys, strict=True)]
     top = max(dot(map(abs, q), largest) for q in queries)
-    return math.expm1(min(4 * (width + len(keys) + 32) * 2.0**-24 * (1 + 4 * scale * top), 80.0))
+    return math.expm1(min(4 * (width + len(keys) + 32) * unit * (1 + 4 * scale * top), 80.0))
 
 
 def missed_mass(
@@ -41,7 +41,7 @@ def missed_mass(
     m: Modifiers,
     enlarged: bool,
 ) -> float:
-    """The missed bound of SPEC 6.2: without rounding, or enlarged as far as it may be."""
+    """The missed bound of SPEC 6.2: without rounding, or enlarged as far as it may be, float64's rounding in it too."""
     chosen, known, row = set(selected), set(candidates), head.estimates(query)
     held = head.logits(query, (i for i in [*head.kept, *selected] if i <= at), m)
     left = head.logits(query, (i for i in candidates if i not in chosen), m)
@@ -51,7 +51,8 @@ def missed_mass(
         if rest:
             room = m.scale * dot(size, page.error) + (slack(page, query, m.scale) if enlarged else 0.0)
             left += [m.cap(m.scale * row[i] + room) for i in rest]
-    return share(log_sum_exp(left), [*left, *held, sink])
+    room = rounding(head, [query], m.scale, 2.0**-52) if enlarged else 0.0
+    return min(1.0, share(log_sum_exp(left), [*left, *held, sink]) * (1 + room))
 
 
 def true_missed(head: Head, query: Vector, at: int, sink: float, selected: Sequence[int], m: Modifiers) -> float:
