@@ -46,7 +46,7 @@ FAULTS = [
     ),
     Fault(
         "whole pages gathered from RAM",
-        "kiv_fast.arena:RamArena._rows",
+        "kiv_fast.tiers.ram:RamArena._rows",
         "return self._reach.rows(table, width, rows, out)",
         "self._reach.rows(table, width, rows.repeat(self._page_tokens))\n    "
         "return self._reach.rows(table, width, rows, out)",
@@ -54,14 +54,14 @@ FAULTS = [
     ),
     Fault(
         "whole pages read from disk",
-        "kiv_fast.tiered:TieredArena._rows",
+        "kiv_fast.tiers.tiered:TieredArena._rows",
         "self._read(table, width, pages",
         "self.tile(sorted(set(pages.flatten().tolist())))\n    self._read(table, width, pages",
         (f"{COST}a_step_reads_no_more_from_disk",),
     ),
     Fault(
         "every cold key read",
-        "kiv_fast.candidates:read",
+        "kiv_fast.retrieval.candidates:read",
         "ids, offsets = cold.places(view.row, at.clamp(min=0), heads)",
         "ids, offsets = cold.places(view.row, at.clamp(min=0), heads)\n"
         "    every = torch.arange(view.pages * cold.config.page_tokens).repeat(len(at), 1)\n"

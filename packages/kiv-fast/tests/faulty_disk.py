@@ -7,7 +7,7 @@ from unittest import mock
 
 import torch
 from fast_helpers import SCALE
-from kiv_fast.shim import FileIO
+from kiv_fast.tiers.file_io import FileIO
 from kiv_reference.errors import KIVError
 
 CHUNKS = [60, *[1] * 30]

@@ -13,9 +13,9 @@ from fast_helpers import SCALE, draw, index_bytes
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from kiv_fast import FastPool, Tuning
-from kiv_fast.host import Table
-from kiv_fast.reach import HostReach
-from kiv_fast.shim import FileIO
+from kiv_fast.device.gather import HostReach
+from kiv_fast.memory.growable_table import Table
+from kiv_fast.tiers.file_io import FileIO
 from kiv_reference import KIVConfig
 
 CONFIG = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=6, candidate_tokens=20, retrieve_tokens=7)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from fast_helpers import SCALE, assert_close, draw
 from kiv_fast import FastPool, Tuning, pool
-from kiv_fast.pinning import NullPinning, SlabPinning
-from kiv_fast.reach import HostReach, MappedReach, StagedReach, works
-from kiv_fast.transfer import NullTransfer, StagedTransfer
+from kiv_fast.device.gather import HostReach, MappedReach, StagedReach, works
+from kiv_fast.device.transfer import NullTransfer, StagedTransfer
+from kiv_fast.memory.pinning import NullPinning, SlabPinning
 from kiv_reference.errors import KIVNonFiniteError
 from simulated_device import DEVICE, OnDevice, SimulatedDevice, SimulatedStreams
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 from fast_helpers import SCALE, assert_close, draw, feed, index_bytes
-from kiv_fast import FastPool, Tuning, exact
+from kiv_fast import FastPool, Tuning
+from kiv_fast.attention import exact
 from kiv_reference import ReferencePool
 
 

@@ -7,7 +7,7 @@ import torch
 from fast_helpers import draw, feed
 from faulty_disk import CHUNKS, METHODS, Faulty, steady
 from kiv_fast import FastPool
-from kiv_fast.shim import FileIO
+from kiv_fast.tiers.file_io import FileIO
 from kiv_reference.errors import KIVBudgetError, KIVStorageError
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from fast_helpers import draw, feed
 from faulty_disk import CHUNKS, METHODS, Faulty, steady, unnamed_files
-from kiv_fast import FastPool, staging
-from kiv_fast.shim import FileIO
+from kiv_fast import FastPool
+from kiv_fast.tiers import staging
+from kiv_fast.tiers.file_io import FileIO
 from kiv_reference.errors import KIVStorageError, KIVUsageError
 
 

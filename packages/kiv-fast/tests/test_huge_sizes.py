@@ -4,7 +4,7 @@ import pytest
 import torch
 from fast_helpers import SCALE, assert_close, draw
 from kiv_fast import FastPool
-from kiv_fast.recent import Recent
+from kiv_fast.tiers.window import Recent
 from kiv_reference import KIVConfig, ReferencePool
 from kiv_reference.config import MOST, MOST_TOGETHER
 from kiv_reference.errors import KIVBudgetError

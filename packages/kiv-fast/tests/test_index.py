@@ -7,10 +7,10 @@ import torch
 from fast_helpers import SCALE, draw, feed
 from faulty_disk import Faulty
 from kiv_fast import FastPool, Tuning
-from kiv_fast.index import code_pages
-from kiv_fast.samples import Samples
-from kiv_fast.transfer import NullTransfer
-from kiv_fast.validate import Shape
+from kiv_fast.device.transfer import NullTransfer
+from kiv_fast.index.index import code_pages
+from kiv_fast.index.samples import Samples
+from kiv_fast.shape import Shape
 from kiv_reference.errors import KIVStorageError
 from kiv_reference.index import index_page
 

@@ -1,5 +1,5 @@
 import pytest
-from kiv_fast.layout import IdPool, Row
+from kiv_fast.pages.block_table import IdPool, Row
 
 
 def test_ids_return_when_their_last_holder_goes():

@@ -12,9 +12,9 @@ import pytest
 import torch
 from fast_helpers import SCALE, draw
 from kiv_fast import FastPool
-from kiv_fast.integers import Integers
-from kiv_fast.layout import IdPool
-from kiv_fast.recency import Order
+from kiv_fast.pages.block_table import IdPool
+from kiv_fast.pages.integers import Integers
+from kiv_fast.pages.recency import Order
 
 SOURCES = os.path.dirname(kiv_fast.__file__)
 HEADS, PAGE, BLOCK = 2, 4, 256

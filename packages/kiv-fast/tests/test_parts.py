@@ -6,17 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 from fast_helpers import SCALE, assert_close, draw, feed, index_bytes
-from kiv_fast import FastPool, Tuning, host
-from kiv_fast.host import Table
-from kiv_fast.integers import Integers
-from kiv_fast.layout import Row
-from kiv_fast.ledger import Ledger
-from kiv_fast.mass import _round_up
-from kiv_fast.pinning import LEAST_BYTES, Region, SlabPinning
-from kiv_fast.reach import MappedReach
-from kiv_fast.shim import FileIO
-from kiv_fast.transfer import NullTransfer
-from kiv_fast.validate import ALIGNMENT, aligned
+from kiv_fast import FastPool, Tuning
+from kiv_fast.device.gather import MappedReach
+from kiv_fast.device.transfer import NullTransfer
+from kiv_fast.memory import growable_table
+from kiv_fast.memory.growable_table import Table
+from kiv_fast.memory.ledger import Ledger
+from kiv_fast.memory.pinning import LEAST_BYTES, Region, SlabPinning
+from kiv_fast.pages.block_table import Row
+from kiv_fast.pages.integers import Integers
+from kiv_fast.retrieval.bound import _round_up
+from kiv_fast.shape import ALIGNMENT, aligned
+from kiv_fast.tiers.file_io import FileIO
 from kiv_reference import KIVConfig, ReferencePool
 from kiv_reference.errors import KIVBudgetError
 
@@ -153,10 +154,10 @@ def test_tables_that_double(config, monkeypatch):
     """Where the system reserves no addresses, and there are more pages than a first table has room for."""
     data = draw(11, 420)
     expected = feed(FastPool(config).layer_store(), data, [200, 200, *[1] * 20])
-    monkeypatch.setattr(host, "reserve", lambda *arguments: None)
+    monkeypatch.setattr(growable_table, "reserve", lambda *arguments: None)
     store = FastPool(config).layer_store()
     assert torch.equal(feed(store, data, [200, 200, *[1] * 20]), expected)
-    assert store.state.pages > host.FIRST_RECORDS
+    assert store.state.pages > growable_table.FIRST_RECORDS
 
 
 def test_a_copy_of_a_row_shares_no_list():

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from fast_helpers import draw, feed
-from kiv_fast import FastPool, host, pinning, pool
-from kiv_fast.host import Table
-from kiv_fast.pinning import NullPinning, SlabPinning, pinning_for
+from kiv_fast import FastPool, pool
+from kiv_fast.memory import growable_table, pinning
+from kiv_fast.memory.growable_table import Table
+from kiv_fast.memory.pinning import NullPinning, SlabPinning, pinning_for
 
 CHUNKS = [3000, *[1] * 20]
 
@@ -89,13 +90,13 @@ def test_a_record_is_registered_once(small_slabs):
 
 
 def test_a_table_that_moves_is_not_pinned(small_slabs, monkeypatch):
-    monkeypatch.setattr(host, "RESERVE_BYTES", 1 << 15)
+    monkeypatch.setattr(growable_table, "RESERVE_BYTES", 1 << 15)
     runtime = BookKeeper()
     table = Table((512,), torch.float32, torch.device("cpu"), SlabPinning(runtime, 1 << 40))
-    table.ensure(host.FIRST_RECORDS)
+    table.ensure(growable_table.FIRST_RECORDS)
     assert runtime.slabs
-    table.ensure(host.FIRST_RECORDS + 1)
-    table.ensure(host.FIRST_RECORDS + 2)
+    table.ensure(growable_table.FIRST_RECORDS + 1)
+    table.ensure(growable_table.FIRST_RECORDS + 2)
     assert not runtime.slabs
 
 

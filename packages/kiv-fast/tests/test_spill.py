@@ -4,10 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 from kiv_fast import FastPool, Tuning
-from kiv_fast.ledger import Counters, Ledger
-from kiv_fast.shim import FileIO
-from kiv_fast.spill import Segments, folder_for, in_memory
-from kiv_fast.validate import Shape
+from kiv_fast.memory.ledger import Counters, Ledger
+from kiv_fast.shape import Shape
+from kiv_fast.tiers.file_io import FileIO
+from kiv_fast.tiers.segments import Segments, folder_for, in_memory
 from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVUsageError
 from safetensors.torch import load
@@ -76,7 +76,7 @@ def test_a_folder_that_is_missing_or_in_memory_is_refused(tmp_path, monkeypatch)
     with pytest.raises(KIVUsageError, match="existing folder"):
         folder_for(tmp_path / "none")
     assert not in_memory(str(tmp_path)) or in_memory(str(tmp_path.parent))
-    monkeypatch.setattr("kiv_fast.spill.in_memory", lambda place: True)
+    monkeypatch.setattr("kiv_fast.tiers.segments.in_memory", lambda place: True)
     with pytest.raises(KIVUsageError, match="in memory"):
         folder_for(tmp_path)
 

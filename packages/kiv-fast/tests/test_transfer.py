@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from kiv_fast.transfer import NullTransfer, StagedTransfer
+from kiv_fast.device.transfer import NullTransfer, StagedTransfer
 
 
 class LateStreams:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kiv_fast.validity import Validity
+from kiv_fast.pages.validity import Validity
 
 CPU = torch.device("cpu")
 

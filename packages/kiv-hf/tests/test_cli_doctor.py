@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from kiv_fast.pinning import SlabPinning
+from kiv_fast.memory.pinning import SlabPinning
 from kiv_fast.store import FastStore
 from kiv_hf.cli import doctor_machine, doctor_stores, doctor_times
 from kiv_hf.cli.app import app

@@ -1,6 +1,6 @@
 """KIV, tiered: cold pages in RAM and on disk, retrieval whose cost hardly grows with the context."""
 
-from .ledger import Counters
+from .memory.ledger import Counters
 from .pool import FastPool
 from .tuning import Tuning
 

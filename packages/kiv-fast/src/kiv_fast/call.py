@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .attend import Attended, Queries, Tile, always_parts, attend_parts
-from .candidates import View
-from .exact import attend_exactly
-from .mass import missed_bound
+from .attention.exact import attend_exactly
+from .attention.softmax import Attended, Queries, Tile, always_parts, attend_parts
 from .partition import Block
-from .retrieve import Result, attend_block
+from .retrieval.block import Result, attend_block
+from .retrieval.bound import missed_bound
+from .retrieval.candidates import View
 from .state import State
 from .trace import BlockTrace, RowTrace
 

@@ -6,16 +6,16 @@ import torch
 from kiv_reference.config import KIVConfig
 from kiv_reference.report import TierBytes
 
-from .host import Table
-from .index import Index, code_pages
+from .device.transfer import Transfer
+from .index.index import Index, code_pages
 from .interrupts import REFUSALS
-from .layout import IdPool, Row
-from .ledger import NOTHING, Account, Booking, Counters
-from .scratch import Scratch
-from .tiered import Arena
-from .transfer import Transfer
+from .memory.growable_table import Table
+from .memory.ledger import NOTHING, Account, Booking, Counters
+from .memory.scratch import Scratch
+from .pages.block_table import IdPool, Row
+from .shape import Shape
+from .tiers.tiered import Arena
 from .tuning import Tuning
-from .validate import Shape
 
 TABLE_BYTES = 18
 """Of what is noted about a page, in RAM: in the table of a row two integers of four bytes, its holders, and a flag in

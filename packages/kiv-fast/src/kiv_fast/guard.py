@@ -10,8 +10,15 @@ from functools import wraps
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from .pool import FastPool
     from .state import State
+
+
+class Owner(Protocol):
+    """The pool that a lock belongs to."""
+
+    def between_calls(self, dead: deque[State]) -> None:
+        """Release what dead stores held, at the latest when the next call begins."""
+        ...
 
 
 class Guard:
@@ -21,7 +28,7 @@ class Guard:
     thread may take twice is no protection: so what dies is queued, and released where no call is half-way.
     """
 
-    def __init__(self, pool: FastPool) -> None:
+    def __init__(self, pool: Owner) -> None:
         self._pool = weakref.ref(pool)
         self._lock = threading.RLock()
         self._inside = False  # whether the thread that has the lock is in a call

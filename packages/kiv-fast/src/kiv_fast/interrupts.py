@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from kiv_reference.errors import KIVError
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-    from .ledger import Account
 
 REFUSALS = (KIVError, MemoryError, RuntimeError)
 """What refuses memory, room or arguments: what was begun is undone. After anything else it is left as it is, marked."""
@@ -30,14 +29,17 @@ def is_refusal(error: BaseException) -> bool:
     return place is not None and str(place.tb_frame.f_globals.get("__name__")).partition(".")[0] in OWN
 
 
-class Change:
+Holder = TypeVar("Holder", bound=Hashable)
+
+
+class Change(Generic[Holder]):
     """The time in which a store, and what it shares with its forks, is being changed.
 
     The mark is set before the first change and taken away after the last, or once a refused change is undone. It stays
     where an interrupt comes between.
     """
 
-    def __init__(self, marked: set[Account], account: Account) -> None:
+    def __init__(self, marked: set[Holder], account: Holder) -> None:
         self._marked, self._account = marked, account
         self._inner = account in marked  # part of a larger change
 

@@ -11,21 +11,21 @@ from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVUsageError, refuse
 from kiv_reference.report import TierBytes
 
-from .arena import RamArena
 from .cold import Cold
+from .device.gather import Reach, reach_for, reads_host_memory
 from .guard import Guard, locked
-from .ledger import Account, Counters, Ledger
-from .pinning import Pinning, pinning_for
-from .reach import Reach, reach_for, reads_host_memory
-from .scratch import Scratch
-from .shim import FileIO
-from .spill import Segments, folder_for
-from .staging import Staging
+from .memory.ledger import Account, Counters, Ledger
+from .memory.pinning import Pinning, pinning_for
+from .memory.scratch import Scratch
+from .shape import Shape
 from .state import State
 from .store import FastStore
-from .tiered import Arena, TieredArena
+from .tiers.file_io import FileIO
+from .tiers.ram import RamArena
+from .tiers.segments import Segments, folder_for
+from .tiers.staging import Staging
+from .tiers.tiered import Arena, TieredArena
 from .tuning import Tuning
-from .validate import Shape
 
 
 class FastPool:

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from kiv_reference.config import KIVConfig
 from kiv_reference.report import TierBytes, TierTokens
 
-from .attend import Tile
+from .attention.softmax import Tile
 from .cold import Cold
+from .index.samples import Samples
 from .interrupts import REFUSALS
-from .layout import Row
-from .ledger import NOTHING
-from .recent import Recent
-from .samples import Samples
-from .scratch import step_bytes
-from .validate import Shape
-from .validity import Validity
-
-if TYPE_CHECKING:
-    from .pool import FastPool
+from .memory.ledger import NOTHING
+from .memory.scratch import step_bytes
+from .pages.block_table import Row
+from .pages.validity import Validity
+from .shape import Shape
+from .tiers.window import Recent
 
 
 class State:
     """The tokens of one store. Rows share pages; recent tokens are each state's own."""
 
-    def __init__(self, shape: Shape, config: KIVConfig, pool: FastPool, cold: Cold | None = None) -> None:
-        self.shape, self.config, self._pool = shape, config, pool
-        self.cold = cold or pool.cold(shape)
+    def __init__(self, shape: Shape, config: KIVConfig, cold: Cold) -> None:
+        self.shape, self.config, self.cold = shape, config, cold
         self.rows = [Row() for _ in range(shape.batch)]
         self.recent = Recent(shape, config)
         self.validity = Validity(shape.batch, shape.device)
@@ -48,7 +43,7 @@ class State:
         """Refuse if so many tokens more do not fit, once appended and once their call is over (SPEC 10.2)."""
         length = self.length + tokens
         pages = self.config.cold_pages(length)
-        self._planned = self._pool.scratch.plan(step_bytes(self.shape, self.config, self.cold.tuning, pages))
+        self._planned = self.cold.scratch.plan(step_bytes(self.shape, self.config, self.cold.tuning, pages))
         try:
             self._book(self.recent.bytes_with(tokens) + self.validity.bytes_with(length, padded), length)
             self._promised = self.cold.promise(self._owner, len(self.rows) * (pages - self.pages))
@@ -72,7 +67,7 @@ class State:
 
     def _refused(self) -> None:
         """Give back what an append that does not come about was booked."""
-        self._pool.scratch.unplan(self._planned)
+        self.cold.scratch.unplan(self._planned)
         self.withdraw()
 
     def withdraw(self) -> None:
@@ -214,7 +209,7 @@ class State:
 
     def select(self, rows: list[int]) -> State:
         """A state whose sequence i is sequence ``rows[i]``, with the same pages (SPEC 9.3, 9.4)."""
-        copy = State(self.shape._replace(batch=len(rows)), self.config, self._pool, self.cold)
+        copy = State(self.shape._replace(batch=len(rows)), self.config, self.cold)
         try:
             copy._book(len(rows) * (self._device_bytes // self.shape.batch), self.length)
             at = torch.tensor(rows, dtype=torch.int64, device=self.shape.device)

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import wraps
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, SupportsIndex, TypeVar
+from typing import NoReturn, ParamSpec, Protocol, SupportsIndex, TypeVar
 
 import torch
+from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVBudgetError, KIVUsageError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
 
 from .call import Call, answer
-from .guard import locked
+from .cold import Cold
+from .guard import Guard, locked
 from .interrupts import REFUSALS
 from .partition import blocks
+from .shape import Shape, aligned
 from .state import State
 from .trace import BlockTrace, report
 from .validate import (
-    aligned,
     check_append,
     check_finite,
     check_modifiers,
@@ -28,10 +30,6 @@ from .validate import (
     finite_sums,
     integer,
 )
-
-if TYPE_CHECKING:
-    from .pool import FastPool
-
 
 P = ParamSpec("P")
 Out = TypeVar("Out")
@@ -59,6 +57,37 @@ def plain_tensors(method: Callable[P, Out]) -> Callable[P, Out]:
     return exact
 
 
+class Pool(Protocol):
+    """What a store asks of its pool (`FastPool`)."""
+
+    guard: Guard
+
+    @property
+    def config(self) -> KIVConfig:
+        """The configuration that every store obeys."""
+        ...
+
+    def new_store(self) -> FastStore:
+        """Make an empty store, within a call that has the lock."""
+        ...
+
+    def cold(self, shape: Shape) -> Cold:
+        """Make the cold pages of a new store."""
+        ...
+
+    def check_open(self) -> None:
+        """Refuse to go on after `close`."""
+        ...
+
+    def is_broken(self, state: State) -> bool:
+        """Whether a change of a store or of one of its forks was interrupted."""
+        ...
+
+    def tidy(self) -> None:
+        """Free the buffers if no store holds tokens."""
+        ...
+
+
 class FastStore:
     """One layer of a `FastPool`, whose stores may each be used by a thread of its own.
 
@@ -72,7 +101,7 @@ class FastStore:
         The pool's.
     """
 
-    def __init__(self, pool: FastPool) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool, self.guard = pool, pool.guard
         self._config = pool.config
         self._state: State | None = None
@@ -145,7 +174,7 @@ class FastStore:
         finite = finite or bool(torch.isfinite(value).all())
         fresh = state is None
         if state is None:
-            state = State(shape, self._config, self._pool)
+            state = State(shape, self._config, self._pool.cold(shape))
         with state.cold.account.changing():
             try:
                 state.finish()

@@ -8,7 +8,7 @@ import torch
 from kiv_reference.report import AttendReport, BlockReport
 
 from .partition import Block
-from .validate import Shape
+from .shape import Shape
 
 
 @dataclass

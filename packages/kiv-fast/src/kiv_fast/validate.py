@@ -7,10 +7,12 @@ import numbers
 import operator
 import sys
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from kiv_reference.errors import KIVNonFiniteError, KIVShapeError, KIVUsageError, refuse
+
+from .shape import Shape
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -44,37 +46,6 @@ def _positive(number: Any) -> bool:
     return real and bool(0 < number <= sys.float_info.max)  # pyright: ignore[reportOperatorIssue]
 
 
-class Shape(NamedTuple):
-    """What the first append fixes (SPEC 9.1)."""
-
-    batch: int
-    heads: int
-    key_width: int
-    value_width: int
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def compute(self) -> torch.dtype:
-        """The dtype of scores, summaries and sums (SPEC 1.2)."""
-        return torch.float64 if self.dtype == torch.float64 else torch.float32
-
-    @property
-    def recent(self) -> torch.dtype:
-        """The dtype of recent tokens: on a CPU that of computation, since every step would convert them all anew."""
-        return self.compute if self.device.type == "cpu" else self.dtype
-
-    @property
-    def recent_bytes(self) -> int:
-        """Bytes of one recent token's key and value, in one sequence."""
-        return self.heads * (self.key_width + self.value_width) * self.recent.itemsize
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of one cold token's key and value, in one sequence."""
-        return self.heads * (self.key_width + self.value_width) * self.dtype.itemsize
-
-
 def check_append(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, fixed: Shape | None) -> Shape:
     """Check shapes, dtypes and devices; returns the shape of the store."""
     for name, tensor in (("key", key), ("value", value), *(() if valid is None else (("valid", valid),))):
@@ -99,16 +70,6 @@ def check_append(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | N
         rule = f"valid must be bool {[batch, n]} on {key.device} (SPEC 2.4)"
         raise refuse(KIVShapeError, rule, got, "Slice the attention mask to the new tokens.")
     return shape
-
-
-ALIGNMENT = 64
-"""Bytes at a multiple of which torch's own memory begins."""
-
-
-def aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """The same numbers, where torch would have put them: products may round otherwise when memory begins elsewhere."""
-    tensor = tensor.contiguous()
-    return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT else tensor
 
 
 def sums(*tensors: torch.Tensor) -> torch.Tensor:

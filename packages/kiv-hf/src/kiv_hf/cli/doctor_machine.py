@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 import torch
-from kiv_fast.host import Table
-from kiv_fast.pinning import MOST_BYTES, SlabPinning, pinning_for
-from kiv_fast.reach import reads_host_memory
+from kiv_fast.device.gather import reads_host_memory
+from kiv_fast.memory.growable_table import Table
+from kiv_fast.memory.pinning import MOST_BYTES, SlabPinning, pinning_for
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .doctor_finding import Finding, first_line

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import torch
 
-from .attend import Queries, Tile
-from .cold import Cold
+from ..attention.softmax import Queries, Tile
+from ..cold import Cold
+from ..memory.scratch import chunk_tokens
+from ..pages.block_table import Row
 from .estimate import Estimates
-from .layout import Row
 from .ranking import group_scores, top_set
-from .scratch import chunk_tokens
 
 LATE = 16
 """More than one selected token in so many that is late doubles the candidates (SPEC 4.9)."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .validate import Shape
+from ..shape import Shape
 
 ALIGN = 4096
 

@@ -7,9 +7,9 @@ import math
 import torch
 from kiv_reference.config import KIVConfig
 
+from ..shape import Shape
+from ..tuning import Tuning
 from .ledger import Account
-from .tuning import Tuning
-from .validate import Shape
 
 
 class Scratch:

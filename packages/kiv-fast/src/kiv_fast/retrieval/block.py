@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from .attend import Attended, Part, Queries, always_parts, attend_parts
+from ..attention.softmax import Attended, Part, Queries, always_parts, attend_parts
+from .bound import bounded, missed_bound
 from .candidates import Found, View, find
-from .mass import bounded, missed_bound
 from .tail import page_tail, value_shift
 
 

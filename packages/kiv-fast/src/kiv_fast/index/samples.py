@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .transfer import Transfer
-from .validate import Shape
+from ..device.transfer import Transfer
+from ..shape import Shape
 
 EVERY = 64
 """A position is sampled if the next one is a multiple of this."""

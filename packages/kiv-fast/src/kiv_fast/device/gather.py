@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from .host import Table
-from .pinning import Pinning
+from ..memory.growable_table import Table
+from ..memory.pinning import Pinning
 from .transfer import Transfer, transfer_to
 
 

@@ -7,11 +7,11 @@ from functools import cached_property
 
 import torch
 
-from .cold import Cold
-from .index import LEVELS
-from .layout import Row
+from ..cold import Cold
+from ..index.index import LEVELS
+from ..pages.block_table import Row
+from ..shape import aligned
 from .ranking import group_scores, top_set
-from .validate import aligned
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from .attend import Part, Queries, always_parts
+from ..attention.softmax import Part, Queries, always_parts
 from .candidates import Found, View, find, marked, read
 from .estimate import Estimates
 

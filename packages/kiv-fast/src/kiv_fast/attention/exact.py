@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .attend import LEAST, Queries, Tile, weigh
+from .softmax import LEAST, Queries, Tile, weigh
 
 LOST = 2.0**-11
 """Where the unit of a log-sum-exp is larger than this, the fused operation's one number does not tell the sum."""

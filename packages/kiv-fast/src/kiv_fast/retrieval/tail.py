@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import logsigmoid
 
-from .attend import LEAST, Part, Queries
+from ..attention.softmax import LEAST, Part, Queries
 from .candidates import Found, marked
 from .estimate import Estimates
 

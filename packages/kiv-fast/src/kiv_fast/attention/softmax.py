@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from .scratch import Scratch
+from ..memory.scratch import Scratch
 
 LEAST = torch.finfo(torch.float32).min
 """Stands in for the logarithm of no mass, so that a difference with it is a number."""

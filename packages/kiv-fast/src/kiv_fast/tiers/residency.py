@@ -7,15 +7,15 @@ import torch
 from kiv_reference.report import TierBytes
 from numpy.typing import NDArray
 
-from .host import Table
-from .integers import Integers
-from .interrupts import REFUSALS, is_refusal
-from .layout import IdPool
-from .ledger import Account
-from .recency import Order
-from .spill import Segments
+from ..interrupts import REFUSALS, is_refusal
+from ..memory.growable_table import Table
+from ..memory.ledger import Account
+from ..pages.block_table import IdPool
+from ..pages.integers import Integers
+from ..pages.recency import Order
+from ..shape import Shape
+from .segments import Segments
 from .staging import Staging
-from .validate import Shape
 
 NOWHERE = -1
 """Of what is not in RAM; the place on disk of a page is counted down from below it."""

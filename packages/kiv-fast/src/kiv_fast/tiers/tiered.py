@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from .arena import RamArena
-from .host import Table
-from .ledger import Account
-from .residence import Residence
-from .spill import Segments
+from ..device.transfer import Transfer
+from ..memory.growable_table import Table
+from ..memory.ledger import Account
+from ..shape import Shape
+from .ram import RamArena
+from .residency import Residence
+from .segments import Segments
 from .staging import Staging, joined, passing
-from .transfer import Transfer
-from .validate import Shape
 
 
 class TieredArena(Residence):

@@ -20,11 +20,11 @@ from bisect import bisect_right, insort
 import platformdirs
 from kiv_reference.errors import KIVBudgetError, KIVError, KIVStorageError, KIVUsageError, refuse
 
-from .ledger import Account, Counters
+from ..memory.ledger import Account, Counters
+from ..shape import Shape
+from ..tuning import Tuning
+from .file_io import FileIO, read_all, write_all
 from .segment import ALIGN, Segment, first_place, header
-from .shim import FileIO, read_all, write_all
-from .tuning import Tuning
-from .validate import Shape
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READING = "read a page"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from kiv_reference.config import KIVConfig
 
-from .validate import Shape
+from ..shape import Shape
 
 
 def capacity(config: KIVConfig, tokens: int) -> int:

@@ -10,7 +10,7 @@ from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVBudgetError, refuse
 from kiv_reference.report import TierBytes
 
-from .interrupts import Change
+from ..interrupts import Change
 
 REMEDIES = {
     "device_bytes": "Raise device_bytes, lower hot_tokens, or prefill in smaller chunks.",
@@ -80,7 +80,7 @@ class Account:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger, self.used = ledger, [0, 0, 0]
 
-    def changing(self) -> Change:
+    def changing(self) -> Change[Account]:
         """Mark a change, as long as it lasts."""
         return Change(self._ledger.marked, self)
 

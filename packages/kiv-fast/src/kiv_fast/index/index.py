@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from kiv_reference.config import KIVConfig
 
-from .host import Table
-from .transfer import Transfer
-from .validate import Shape
+from ..device.transfer import Transfer
+from ..memory.growable_table import Table
+from ..shape import Shape
 
 LEVELS = 16
 """Codes of four bits."""

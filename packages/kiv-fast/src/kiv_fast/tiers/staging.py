@@ -7,7 +7,7 @@ import mmap
 import torch
 from kiv_reference.errors import KIVStorageError, refuse
 
-from .host import reserve
+from ..memory.growable_table import reserve
 
 
 class Staging:

@@ -14,12 +14,12 @@ import torch
 from kiv_reference.report import TierBytes
 from numpy.typing import NDArray
 
-from .host import Table
-from .ledger import Account
-from .pinning import Pinning
-from .reach import Reach
-from .scratch import Scratch
-from .validate import Shape, aligned
+from ..device.gather import Reach
+from ..memory.growable_table import Table
+from ..memory.ledger import Account
+from ..memory.pinning import Pinning
+from ..memory.scratch import Scratch
+from ..shape import Shape, aligned
 
 
 class RamArena:

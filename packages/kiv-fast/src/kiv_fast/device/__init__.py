@@ -1,0 +1,1 @@
+"""How bytes get from host memory to where the arithmetic is."""

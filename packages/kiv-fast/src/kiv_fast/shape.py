@@ -1,0 +1,48 @@
+"""What the first append fixes, and where the numbers of a tensor begin."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Shape(NamedTuple):
+    """What the first append fixes (SPEC 9.1)."""
+
+    batch: int
+    heads: int
+    key_width: int
+    value_width: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def compute(self) -> torch.dtype:
+        """The dtype of scores, summaries and sums (SPEC 1.2)."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def recent(self) -> torch.dtype:
+        """The dtype of recent tokens: on a CPU that of computation, since every step would convert them all anew."""
+        return self.compute if self.device.type == "cpu" else self.dtype
+
+    @property
+    def recent_bytes(self) -> int:
+        """Bytes of one recent token's key and value, in one sequence."""
+        return self.heads * (self.key_width + self.value_width) * self.recent.itemsize
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one cold token's key and value, in one sequence."""
+        return self.heads * (self.key_width + self.value_width) * self.dtype.itemsize
+
+
+ALIGNMENT = 64
+"""Bytes at a multiple of which torch's own memory begins."""
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers, where torch would have put them: products may round otherwise when memory begins elsewhere."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT else tensor

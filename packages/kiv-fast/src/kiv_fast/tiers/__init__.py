@@ -1,0 +1,1 @@
+"""Where tokens lie: the hot window on the device, cold pages in RAM and on disk (SPEC 2, 10)."""
