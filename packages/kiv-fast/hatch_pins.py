@@ -1,0 +1,1 @@
+../hatch_pins.py
