@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 from pathlib import Path
 
 import nox
@@ -45,22 +44,20 @@ def run(session: nox.Session, *arguments: str) -> None:
 
 def local_model(session: nox.Session, python: str) -> str:
     """Return the folder of a real model from the package index, for examples that would else ask the model hub."""
-    printed = session.run(python, "-c", LOCAL_MODEL, env=ENV, external=True, silent=True, log=False)
-    return str(printed).strip().splitlines()[-1]
+    return str(session.run(python, "-c", LOCAL_MODEL, env=ENV, external=True, silent=True, log=False)).splitlines()[-1]
 
 
 @nox.session(default=False)
 def dev(session: nox.Session) -> None:
     """Make the environment of the other sessions: the three packages, editable, and all that development uses."""
-    inputs = ("constraints.txt", "pyproject.toml", "noxfile.py", *(f"{package}/pyproject.toml" for package in PACKAGES))
+    inputs = ("VERSION", "constraints.txt", "pyproject.toml", "noxfile.py", *(f"{p}/pyproject.toml" for p in PACKAGES))
     fingerprint = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in inputs)).hexdigest()
     stamp = Path(session.virtualenv.location) / "kiv-inputs.sha256"
     if stamp.exists() and stamp.read_text() == fingerprint:
         session.log("the environment is up to date")
         return
     stamp.unlink(missing_ok=True)
-    groups = [name for group in ("test", "types", "bench") for name in GROUPS[group]]
-    session.install(*CONSTRAINTS, "hatchling", "editables", *groups)
+    session.install(*CONSTRAINTS, "hatchling", "editables", *(n for k in ("test", "types", "bench") for n in GROUPS[k]))
     session.install(*CONSTRAINTS, "--no-build-isolation", *EDITABLE)
     session.install("--no-deps", *GROUPS["data"])
     stamp.write_text(fingerprint)
@@ -77,10 +74,9 @@ def conformance(session: nox.Session) -> None:
     """Check both implementations against SPEC.md, or one: -- --impl reference|fast|module:factory [--profile ci]."""
     run(session, *PYTEST, "conformance", *session.posargs)
     if not session.posargs:
-        # The same for the tiered implementation, without what checks the suite itself and the binding.
         chapters = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "conformance").glob("test_ch*.py"))
         every = [*chapters, "conformance/test_machine.py", "conformance/test_models.py"]
-        run(session, *PYTEST, *every, "--impl", "fast")
+        run(session, *PYTEST, *every, "--impl", "fast")  # without what checks the suite itself and the binding
         run(session, *PYTEST, *filter(re.compile("ch(0[2-79]|10)|machine").search, every), "--impl", "fast-small-parts")
 
 
@@ -93,9 +89,8 @@ def conformance(session: nox.Session) -> None:
 def versions(session: nox.Session, package: str, version: str) -> None:
     """Run the tests with another transformers or torch: -s "versions(5.18.0)", -s "versions(torch2.6.0)"."""
     loose = ("torch==", "sympy==", "setuptools==") if package == "torch" else ("transformers==",)  # torch pins its own
-    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     others = Path(session.create_tmp()) / "constraints.txt"
-    others.write_text("\n".join(pin for pin in pins if not pin.startswith(loose)), encoding="utf-8")
+    others.write_text("\n".join(p for p in Path("constraints.txt").read_text().splitlines() if not p.startswith(loose)))
     constraints = ("-c", str(others), "--no-compile", f"{package}=={version}")
     session.install(*constraints, "hatchling", "editables", *GROUPS["test"][:-1])  # without bitsandbytes
     session.install(*constraints, "--no-build-isolation", *EDITABLE)
@@ -158,10 +153,16 @@ def harness(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and formatting with ruff."""
+    """Check every file as .pre-commit-config.yaml says: style, formatting, white space; what can be mended is."""
     session.install(*CONSTRAINTS, *GROUPS["check"])
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
+    session.run("pre-commit", "run", "--all-files", "--show-diff-on-failure", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site of the documents and the API, where a link that leads nowhere is an error."""
+    session.install(*CONSTRAINTS, *GROUPS["docs"])
+    session.run("mkdocs", "build", "--strict", "-d", f"{session.create_tmp()}/site", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session(venv_backend="none", requires=["dev"])
@@ -191,7 +192,6 @@ def demo(session: nox.Session) -> None:
 def install(session: nox.Session) -> None:
     """Build the three wheels, install them in a clean environment, import them, and run the quick start."""
     wheels = Path(session.create_tmp()) / "wheels"
-    shutil.rmtree(wheels, ignore_errors=True)
     session.run("python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(wheels), *PACKAGES)
     session.install(*CONSTRAINTS, *(str(wheel) for wheel in sorted(wheels.glob("*.whl"))))
     session.install("--no-deps", *(name for name in GROUPS["data"] if "smollm2" in name))
