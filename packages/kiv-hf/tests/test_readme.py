@@ -1,8 +1,9 @@
-"""What the READMEs show is what is run."""
+"""What the READMEs show is what is run, links of the documents lead somewhere, and the packages share one version."""
 
 from __future__ import annotations
 
 import re
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
@@ -29,8 +30,19 @@ def test_the_readme_of_the_reference_runs(capsys):
     assert "TierTokens(" in capsys.readouterr().out
 
 
-def test_links_of_the_readme_lead_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    local = [link for link in links if "://" not in link]
-    assert local
-    assert [link for link in local if not (ROOT / link).exists()] == []
+def test_links_of_the_documents_lead_somewhere():
+    folders = ("*.md", ".github/**/*.md", "docs/**/*.md", "packages/*/*.md", "benchmarks/**/*.md")
+    documents = [document for folder in folders for document in ROOT.glob(folder)]
+    assert ROOT / "README.md" in documents
+    lost = []
+    for document in documents:
+        links = re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8"))
+        lost += [(document.name, link) for link in links if "://" not in link and not (document.parent / link).exists()]
+    assert lost == []
+
+
+def test_the_packages_share_one_version():
+    version = (ROOT / "VERSION").read_text(encoding="utf-8").strip()
+    assert {metadata.version(f"kiv-{name}") for name in ("reference", "fast", "hf")} == {version}
+    pins = {pin for name in ("kiv-fast", "kiv-hf") for pin in metadata.requires(name) if pin.startswith("kiv-")}
+    assert pins == {f"kiv-reference=={version}", f"kiv-fast=={version}"}
