@@ -162,7 +162,7 @@ def lint(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the site of the documents and the API, where a link that leads nowhere is an error."""
     session.install(*CONSTRAINTS, *GROUPS["docs"])
-    session.run("mkdocs", "build", "--strict", "-d", f"{session.create_tmp()}/site", env={"NO_MKDOCS_2_WARNING": "1"})
+    session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session(venv_backend="none", requires=["dev"])

@@ -13,12 +13,15 @@ PAGES = (
     *("docs/decisions/*.md", "benchmarks/*.md", "benchmarks/fidelity/*.md", "benchmarks/results/*.md"),
     "benchmarks/results/*.png",
 )
+FOLDER = tempfile.TemporaryDirectory(prefix="kiv-site-")
+"""Of the pages; gone with this process."""
+
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_config(config):
     """Take the pages together in a folder of their own, and list in the navigation what its folders hold."""
-    config.docs_dir = tempfile.mkdtemp(prefix="kiv-site-")
+    config.docs_dir = FOLDER.name
     for pattern in PAGES:
         for source in sorted(ROOT.glob(pattern)):
             target = Path(config.docs_dir, source.relative_to(ROOT))
@@ -42,8 +45,3 @@ def on_page_markdown(markdown, *, page, config, files):
         return link[0] if is_page or not Path(ROOT, here, link[2]).exists() else link[1]
 
     return LINK.sub(shown, markdown)
-
-
-def on_post_build(config):
-    """Drop the folder of the pages."""
-    shutil.rmtree(config.docs_dir)
