@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from .attention.exact import attend_exactly
-from .attention.softmax import Attended, Queries, Tile, always_parts, attend_parts
+from .ops.arguments import Attended, Queries, Tile
 from .partition import Block
-from .retrieval.block import Result, attend_block
+from .retrieval.block import attend_block
 from .retrieval.bound import missed_bound
 from .retrieval.candidates import View
 from .state import State
 from .trace import BlockTrace, RowTrace
+
+FEW_QUERIES = 8
+"""So many queries of each head attend pages where they lie: for more, fused attention over tiles is faster."""
 
 
 @dataclass(frozen=True)
@@ -47,97 +50,85 @@ def answer(state: State, call: Call, trace: BlockTrace, row: int, first: int, ou
     """
     block = trace.block
     valid = state.validity.row(row, block.start, block.stop)
-    if valid is None:
+    if valid is None or bool(valid.all()):
         _answer_some(state, call, trace, row, first, output, None)
         return
-    _answer_some(state, call, trace, row, first, output, valid)
-    if not bool(valid.all()):  # the others, apart: neither counted nor reported (SPEC 2.4)
-        apart = replace(call, bound=False)
-        _answer_some(state, apart, BlockTrace(block), row, first, output, ~valid)
+    if bool(valid.any()):
+        _answer_some(state, call, trace, row, first, output, valid)
+    else:
+        trace.rows.append(RowTrace.empty(state.shape, call.query.shape[2], block.stop - block.start))
+    # The others apart: neither counted nor reported (SPEC 2.4).
+    _answer_some(state, replace(call, bound=False), BlockTrace(block), row, first, output, ~valid)
 
 
 def _answer_some(
     state: State, call: Call, trace: BlockTrace, row: int, first: int, output: torch.Tensor, mine: torch.Tensor | None
 ) -> None:
     """Answer the queries `mine`, bool ``[TQ]`` of the block, or all of them; the others' output stays as it is."""
-    block, bound = trace.block, call.bound
-    at = slice(block.start - first, block.stop - first)
-    query = call.query[row, :, :, at]
-    sinks = None if call.sinks is None else call.sinks[row, :, :, at]
-    heads, groups, count, _ = query.shape
-    positions = torch.arange(block.start, block.stop, device=query.device)
+    block = trace.block
+    query, sinks = call.query[row], None if call.sinks is None else call.sinks[row]
+    if block.stop - block.start < query.shape[2]:
+        at = slice(block.start - first, block.stop - first)
+        query, sinks, output = query[:, :, at], None if sinks is None else sinks[:, :, at], output[:, at]
+    out = output
     if mine is not None:
-        positions = positions[mine]
-        query = query[:, :, mine]
-        sinks = None if sinks is None else sinks[:, :, mine]
-    queries = Queries(query, positions, block.start, call.scale, call.softcap, sinks)
-    missed: torch.Tensor | None = None
-    result: Result | None = None
-    if positions.numel() == 0:
-        zeros = query.new_zeros(heads, 0)
-        attended = Attended(query.new_zeros(heads, 0, state.shape.value_width), zeros, zeros)
-        missed = zeros
-    elif block.mode == "exact":
-        attended, missed = _exact(state, row, queries, block, mine is None)
-        rows = heads * int(state.rows[row].counts.array[: block.pages].sum())
+        query, sinks = query[:, :, mine], None if sinks is None else sinks[:, :, mine]
+        out = output.new_empty(output.shape[0], query.shape[2], output.shape[2])
+    queries = Queries(query, block.start, mine, call.scale, call.softcap, sinks)
+    noted = RowTrace(mine, query.shape[1])
+    if block.mode == "exact":
+        attended = _exact(state, row, queries, block, out)
+        rows = state.shape.heads * state.rows[row].tokens(block.pages)
         trace.key_rows += rows
         trace.value_rows += rows
+        noted.missed = torch.zeros_like(attended.exact) if call.bound else None
     else:
-        view = _view(state, row, block.pages, block.stop)
-        if block.mode == "window":
-            own = None if sinks is None else sinks.flatten(1, 2)
-            parts = always_parts(queries, view.always, state.cold.scratch)
-            attended = attend_parts(parts, [], own, state.finite)
-            if bound:
-                missed = missed_bound(view, queries, None)
-        else:
-            result = attend_block(view, queries, bound)
-            attended, missed = result.attended, result.missed
-            trace.key_rows += result.key_rows
-            trace.value_rows += result.value_rows
-            if result.streamed is not None and bool(result.streamed.any()):
-                whole, none = _exact(state, row, queries, block, mine is None)
-                pick = result.streamed[:, None]
-                attended = Attended(
-                    torch.where(pick[:, :, None], whole.output, attended.output),
-                    torch.where(pick, whole.exact, attended.exact),
-                    torch.where(pick, whole.estimated, attended.estimated),
-                )
-                missed = None if missed is None else torch.where(pick, none, missed)
+        attended = _retrieve(state, call, trace, row, queries, noted, out)
+    if mine is not None:
+        output[:, mine] = out
+    noted.exact, noted.estimated = attended.exact, attended.estimated
+    trace.rows.append(noted)
 
-    def place(part: torch.Tensor) -> torch.Tensor:
-        part = part.unflatten(1, (groups, positions.numel()))
-        if mine is None:
-            return part
-        whole = part.new_zeros(heads, groups, count, *part.shape[3:])
-        whole[:, :, mine] = part
-        return whole
 
-    found = place(attended.output).flatten(0, 1)
-    if mine is None:
-        output[:, at] = found
-    else:
-        output[:, at][:, mine] = found[:, mine].to(output.dtype)
-    trace.rows.append(
-        RowTrace(
-            None if result is None else result.candidates,
-            None if result is None else result.selected,
-            None if result is None else result.widened,
-            None if result is None else result.streamed,
-            place(attended.exact),
-            place(attended.estimated),
-            place(missed) if bound and missed is not None else None,
+def _retrieve(
+    state: State, call: Call, trace: BlockTrace, row: int, queries: Queries, noted: RowTrace, out: torch.Tensor
+) -> Attended:
+    """Answer by retrieval, or by sinks and hot tokens alone."""
+    block = trace.block
+    view = _view(state, row, block.pages, block.stop)
+    if block.mode == "window":
+        noted.missed = missed_bound(view, queries, None) if call.bound else None
+        return state.cold.ops.attend(queries, view.always, state.finite, None, False, out)
+    result = attend_block(view, queries, call.bound, out)
+    attended, noted.missed, noted.streamed, noted.found = result.attended, result.missed, result.streamed, result.found
+    trace.key_rows += result.key_rows
+    trace.value_rows += result.value_rows
+    if result.streamed is not None and bool(result.streamed.any()):
+        whole_out = torch.empty_like(out)
+        whole = _exact(state, row, queries, block, whole_out)
+        groups = out.shape[0] // result.streamed.numel()
+        out.copy_(torch.where(result.streamed.repeat_interleave(groups)[:, None, None], whole_out, out))
+        pick = result.streamed[:, None]
+        attended = Attended(
+            torch.where(pick, whole.exact, attended.exact), torch.where(pick, whole.estimated, attended.estimated)
         )
-    )
+        noted.missed = None if noted.missed is None else noted.missed.masked_fill(pick, 0)
+    return attended
 
 
-def _exact(state: State, row: int, queries: Queries, block: Block, whole: bool) -> tuple[Attended, torch.Tensor]:
-    """Full attention, and a missed bound of zero; `whole` if the queries are all of the block."""
-    stop = block.stop if whole else int(queries.positions[-1]) + 1
+def _exact(state: State, row: int, queries: Queries, block: Block, out: torch.Tensor) -> Attended:
+    """Full attention, its output in `out`."""
+    stop = block.stop if queries.among is None else int(queries.positions[-1]) + 1
+    if queries.query.shape[2] <= FEW_QUERIES:
+        paged = state.paged_tile(row, block.pages)
+        if paged is not None:
+            runs = [*state.tiles(row, block.pages, stop), *([paged] if block.pages else [])]
+            return state.cold.ops.attend(queries, runs, state.finite, None, False, out)
     tiles, chunk = _all_tiles(state, row, block.pages, stop), state.cold.tuning.query_chunk
     output = attend_exactly(queries, tiles, state.shape.value_width, state.finite, chunk)
+    out.copy_(output.view(out.shape))
     zeros = output.new_zeros(output.shape[:2])
-    return Attended(output, zeros + 1, zeros), zeros
+    return Attended(zeros + 1, zeros)
 
 
 def _all_tiles(state: State, row: int, pages: int, stop: int) -> Iterator[Tile]:
@@ -152,5 +143,5 @@ def _view(state: State, row: int, pages: int, stop: int) -> View:
     if table.padded:
         valid = state.validity.row(row, start, start + pages * state.config.page_tokens)
         unseen = None if valid is None else ~valid
-    tokens = int(table.counts.array[:pages].sum())
-    return View(state.cold, table, pages, tokens, list(state.tiles(row, pages, stop)), unseen, state.finite)
+    index = state.cold.page_index(table, pages, unseen)
+    return View(state.cold, table, index, table.tokens(pages), list(state.tiles(row, pages, stop)), state.finite)

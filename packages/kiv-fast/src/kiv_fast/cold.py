@@ -9,9 +9,10 @@ from kiv_reference.report import TierBytes
 from .device.transfer import Transfer
 from .index.index import Index, code_pages
 from .interrupts import REFUSALS
-from .memory.growable_table import Table
 from .memory.ledger import NOTHING, Account, Booking, Counters
 from .memory.scratch import Scratch
+from .ops import Ops
+from .ops.arguments import PageIndex, Rows
 from .pages.block_table import IdPool, Row
 from .shape import Shape
 from .tiers.tiered import Arena
@@ -40,9 +41,10 @@ class Cold:
         counters: Counters,
         transfer: Transfer,
         tuning: Tuning,
+        ops: Ops,
     ) -> None:
         self.shape, self.config, self.arena, self.scratch = shape, config, arena, scratch
-        self.account, self.counters, self.transfer, self.tuning = account, counters, transfer, tuning
+        self.account, self.counters, self.transfer, self.tuning, self.ops = account, counters, transfer, tuning, ops
         self.index = None if config.exact else Index(shape, config, transfer)
         self._heads = torch.arange(shape.heads, device=shape.device)
         self._booking = Booking(account)
@@ -175,10 +177,25 @@ class Cold:
         size, heads = self.config.page_tokens, self._heads if heads is None else heads
         return self.page_ids(row, at // size), at % size + size * heads[:, None]
 
-    def records(self, table: Table, row: Row, first: int, stop: int) -> torch.Tensor:
-        """What a table has about pages ``[first, stop)`` of a row, where it is; a view if their ids are consecutive."""
-        if first < stop <= row.whole:
-            at = row.pages[first]
-            return table.tensor[at : at + stop - first]
-        ids = torch.from_numpy(row.pages.array[first:stop]).long()
-        return table.tensor.index_select(0, ids if table.tensor.device.type == "cpu" else self.transfer.send(ids))
+    def page_index(self, row: Row, pages: int, unseen: torch.Tensor | None) -> PageIndex:
+        """Return the index of the first `pages` pages of a row, of whose tokens `unseen` are not valid."""
+        assert self.index is not None, "exact mode has no index"
+        return PageIndex(
+            *self.index.tables,
+            row.pages.array[:pages],
+            row.whole >= pages,
+            self.config.page_tokens,
+            unseen,
+            self.config.group,
+            self.transfer,
+        )
+
+    def rows(self, row: Row, values: bool) -> Rows:
+        """Return the keys or values of the cold tokens of a row."""
+        arena = self.arena
+
+        def gather(at: torch.Tensor, heads: torch.Tensor | None) -> torch.Tensor:
+            places = self.places(row, at, heads)
+            return arena.values(*places) if values else arena.keys(*places)
+
+        return Rows(gather, arena.table(values) if self.ops.in_place else None)

@@ -17,6 +17,7 @@ from .guard import Guard, locked
 from .memory.ledger import Account, Counters, Ledger
 from .memory.pinning import Pinning, pinning_for
 from .memory.scratch import Scratch
+from .ops import OpsName, check_ops, choose_ops
 from .shape import Shape
 from .state import State
 from .store import FastStore
@@ -42,6 +43,8 @@ class FastPool:
         The system calls of the disk tier.
     tuning : Tuning, optional
         How much is done at once.
+    ops : "auto", "torch" or "cpu"
+        By what a step is computed: "cpu" is compiled, "auto" takes it where it can serve.
 
     Attributes
     ----------
@@ -53,7 +56,11 @@ class FastPool:
         The lock.
     """
 
-    def __init__(self, config: KIVConfig, io: FileIO | None = None, tuning: Tuning | None = None) -> None:
+    def __init__(
+        self, config: KIVConfig, io: FileIO | None = None, tuning: Tuning | None = None, ops: OpsName = "auto"
+    ) -> None:
+        check_ops(ops)
+        self._ops: OpsName = ops
         self._config = config
         self.tuning = tuning or Tuning()
         self._io = io or FileIO()
@@ -181,7 +188,8 @@ class FastPool:
         reach = reach_for(shape.device, direct)
         account, transfer = self.ledger.account(), reach.transfer
         arena = self._arena(shape, account, pinning, reach)
-        return Cold(shape, self._config, arena, self.scratch, account, self.counters, transfer, self.tuning)
+        ops = choose_ops(self._ops, shape, self.scratch, self.tuning)
+        return Cold(shape, self._config, arena, self.scratch, account, self.counters, transfer, self.tuning, ops)
 
     def _arena(self, shape: Shape, account: Account, pinning: Pinning, reach: Reach) -> Arena:
         config = self._config

@@ -23,16 +23,6 @@ class Shape(NamedTuple):
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     @property
-    def recent(self) -> torch.dtype:
-        """The dtype of recent tokens: on a CPU that of computation, since every step would convert them all anew."""
-        return self.compute if self.device.type == "cpu" else self.dtype
-
-    @property
-    def recent_bytes(self) -> int:
-        """Bytes of one recent token's key and value, in one sequence."""
-        return self.heads * (self.key_width + self.value_width) * self.recent.itemsize
-
-    @property
     def token_bytes(self) -> int:
         """Bytes of one cold token's key and value, in one sequence."""
         return self.heads * (self.key_width + self.value_width) * self.dtype.itemsize

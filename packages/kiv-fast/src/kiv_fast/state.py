@@ -8,12 +8,12 @@ import torch
 from kiv_reference.config import KIVConfig
 from kiv_reference.report import TierBytes, TierTokens
 
-from .attention.softmax import Tile
 from .cold import Cold
 from .index.samples import Samples
 from .interrupts import REFUSALS
 from .memory.ledger import NOTHING
 from .memory.scratch import step_bytes
+from .ops.arguments import PagedTile, Tile
 from .pages.block_table import Row
 from .pages.validity import Validity
 from .shape import Shape
@@ -150,28 +150,36 @@ class State:
         """
         sinks = min(self.recent.sink_count, stop)
         if sinks:
-            key, value = self.recent.sinks(row)
-            yield Tile(key[:, :sinks], value[:, :sinks], 0, self.validity.row(row, 0, sinks))
+            yield self.recent.sinks(row, sinks, self.validity.row(row, 0, sinks))
         step = self.tile_pages * self.config.page_tokens
         for start in range(self.hot_start(pages), stop, step):
             yield self._tile(row, start, min(start + step, stop))
 
     def _tile(self, row: int, start: int, stop: int) -> Tile:
         """Tokens ``[start, stop)`` from the beginning of a page on, wherever they are."""
-        border = self.hot_start(self.pages)
+        border, valid = self.hot_start(self.pages), self.validity.row(row, start, stop)
         if start >= border:
-            key, value = self.recent.hot(row, start - border, stop - border)
-            return Tile(key, value, start, self.validity.row(row, start, stop))
+            return self.recent.hot(row, start - border, stop - border, start, valid)
         size = self.config.page_tokens
         first = (start - self.config.sink_tokens) // size
         last = min(self.pages, first - (start - stop) // size)
         cold = self.cold_tile(row, first, last)
         # A copy, since the arena may use the memory of a tile again for the next one.
-        key, value = (part[:, : stop - start].to(self.shape.recent, copy=True) for part in (cold.key, cold.value))
+        key, value = (part[:, : stop - start].clone() for part in (cold.key, cold.value))
         if stop > border:
-            hot = self.recent.hot(row, 0, stop - border)
-            key, value = torch.cat([key, hot[0]], dim=1), torch.cat([value, hot[1]], dim=1)
-        return Tile(key, value, start, self.validity.row(row, start, stop))
+            hot = self.recent.hot(row, 0, stop - border, border, None)
+            key, value = torch.cat([key, hot.key], dim=1), torch.cat([value, hot.value], dim=1)
+        return Tile(key[None], value[None], row=0, start=0, count=stop - start, first=start, valid=valid)
+
+    def paged_tile(self, row: int, pages: int) -> PagedTile | None:
+        """The first `pages` pages of a sequence where they lie, if the arithmetic can read them there."""
+        cold, start = self.cold, self.config.sink_tokens
+        keys, values = cold.arena.table(False), cold.arena.table(True)
+        if not cold.ops.in_place or keys is None or values is None:
+            return None
+        cold.counters.streamed_bytes += pages * cold.arena.page_bytes
+        valid = self.validity.row(row, start, self.hot_start(pages)) if self.rows[row].padded else None
+        return PagedTile(keys, values, self.rows[row].pages.array[:pages], start, valid)
 
     def cold_tile(self, row: int, first: int, stop: int) -> Tile:
         """The pages ``[first, stop)`` of a sequence."""
@@ -179,7 +187,8 @@ class State:
         key, value = cold.arena.tile(self.rows[row].pages.tolist(first, stop))
         cold.counters.streamed_bytes += (key.numel() + value.numel()) * key.element_size()
         valid = self.validity.row(row, start, self.hot_start(stop)) if self.rows[row].padded else None
-        return Tile(cold.transfer.upload(key), cold.transfer.upload(value), start, valid)
+        parts = cold.transfer.upload(key)[None], cold.transfer.upload(value)[None]
+        return Tile(*parts, row=0, start=0, count=key.shape[1], first=start, valid=valid)
 
     def crop(self, length: int) -> None:
         """Keep the first `length` tokens (SPEC 9.2): pages that are hot again come back."""

@@ -7,21 +7,55 @@ from dataclasses import dataclass, field
 import torch
 from kiv_reference.report import AttendReport, BlockReport
 
+from .ops.arguments import Found
 from .partition import Block
 from .shape import Shape
 
 
 @dataclass
 class RowTrace:
-    """One sequence of a block; None stands for nothing retrieved."""
+    """One sequence of a block.
 
-    candidates: torch.Tensor | None  # int64 [H, C], cold positions counted from the first
-    selected: torch.Tensor | None  # int64 [H, R], likewise
-    widened: torch.Tensor | None  # bool [H]; None if none is
-    streamed: torch.Tensor | None  # bool [H], likewise
-    exact: torch.Tensor  # [H, G, TQ]
-    estimated: torch.Tensor
-    missed: torch.Tensor | None
+    Attributes
+    ----------
+    among : bool [TQ], or None
+        Which queries are told of; None if all are.
+    groups : int
+        G.
+    exact, estimated, missed : [H, M]
+        Of these queries.
+    found : candidates and selection, if there are any
+    streamed : bool [H], heads that were attended exactly; None if none was
+    """
+
+    among: torch.Tensor | None
+    groups: int
+    exact: torch.Tensor | None = None
+    estimated: torch.Tensor | None = None
+    missed: torch.Tensor | None = None
+    found: Found | None = None
+    streamed: torch.Tensor | None = None
+
+    @classmethod
+    def empty(cls, shape: Shape, groups: int, count: int) -> RowTrace:
+        """Return what there is to tell of `count` queries none of which is valid."""
+        none = torch.zeros(shape.heads, 0, device=shape.device)
+        return cls(torch.zeros(count, dtype=torch.bool, device=shape.device), groups, none, none, none)
+
+    def shares(self, part: torch.Tensor) -> torch.Tensor:
+        """Put ``[H, M]`` in its places among all queries of the block, float32 ``[HQ, TQ]``."""
+        part = part.float().unflatten(1, (self.groups, -1)).flatten(0, 1)
+        if self.among is None:
+            return part
+        whole = part.new_zeros(part.shape[0], self.among.numel())
+        whole[:, self.among] = part
+        return whole
+
+    def masses(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the shares of mass, exact and estimated, float32 ``[HQ, TQ]``."""
+        assert self.exact is not None, "the block was not answered"
+        assert self.estimated is not None, "the block was not answered"
+        return self.shares(self.exact), self.shares(self.estimated)
 
 
 @dataclass
@@ -37,22 +71,22 @@ class BlockTrace:
         """The report of this block."""
         device = shape.device
         none = torch.empty(shape.heads, 0, dtype=torch.int64, device=device)
-        exact = self.block.mode == "exact"
         nowhere = torch.zeros(shape.heads, dtype=torch.bool, device=device)
-        candidates = [none if row.candidates is None else row.candidates for row in self.rows]
-        selected = [none if row.selected is None else row.selected for row in self.rows]
-        missed = [row.missed.flatten(0, 1).float() for row in self.rows if row.missed is not None]
+        found, exact = [row.found for row in self.rows], self.block.mode == "exact"
+        widened = [None if one is None else one.widened for one in found]
+        masses = [row.masses() for row in self.rows]
+        missed = [row.shares(row.missed) for row in self.rows if row.missed is not None]
         return BlockReport(
             mode=self.block.mode,
             first_query=self.block.start,
             query_tokens=self.block.stop - self.block.start,
             cold_pages=self.block.pages,
-            candidate_positions=_stack(candidates, sink_tokens),
-            selected_positions=_stack(selected, sink_tokens),
-            widened=torch.stack([nowhere if row.widened is None else row.widened for row in self.rows]),
+            candidate_positions=_stack([none if one is None else one.candidates.long() for one in found], sink_tokens),
+            selected_positions=_stack([none if one is None else one.positions.long() for one in found], sink_tokens),
+            widened=torch.stack([nowhere if one is None else one for one in widened]),
             streamed=torch.stack([nowhere | exact if row.streamed is None else row.streamed for row in self.rows]),
-            exact_mass=torch.stack([row.exact.flatten(0, 1).float() for row in self.rows]),
-            estimated_mass=torch.stack([row.estimated.flatten(0, 1).float() for row in self.rows]),
+            exact_mass=torch.stack([exact for exact, _ in masses]),
+            estimated_mass=torch.stack([estimated for _, estimated in masses]),
             missed_bound=torch.stack(missed) if missed else None,
             key_bytes=self.key_rows * shape.key_width * shape.dtype.itemsize,
             value_bytes=self.value_rows * shape.value_width * shape.dtype.itemsize,

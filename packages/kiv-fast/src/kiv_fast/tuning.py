@@ -33,6 +33,6 @@ class Tuning:
     settle_tokens: int = 64
     index_tokens: int = 2048
     chunk_bytes: int = 1 << 20
-    kept_bytes: int = 64 << 20
+    kept_bytes: int = 8 << 20
     first_segment_bytes: int = 1 << 20
     most_segment_bytes: int = 128 << 20

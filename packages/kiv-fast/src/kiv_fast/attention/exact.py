@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
-from .softmax import LEAST, Queries, Tile, weigh
+from ..ops.arguments import Queries, Tile
+from ..ops.softmax import LEAST, tile_part, weigh
 
 LOST = 2.0**-11
 """Where the unit of a log-sum-exp is larger than this, the fused operation's one number does not tell the sum."""
@@ -72,27 +73,24 @@ def attend_exactly(queries: Queries, tiles: Iterator[Tile], value_width: int, fi
 
 def _fused(merge: Merge, queries: Queries, first: int, tile: Tile) -> None:
     """A tile through torch's fused attention; `first` is the position of the first query."""
-    count, length = queries.positions.numel(), tile.key.shape[1]
-    tile = tile._replace(key=tile.key.to(queries.query.dtype), value=tile.value.to(queries.query.dtype))
+    count, length = queries.positions.numel(), tile.count
+    key, value = tile.key.to(queries.query.dtype), tile.value.to(queries.query.dtype)
+    tile = Tile(key[None], value[None], 0, 0, length, tile.first, tile.valid)
     past = min(max(first - tile.first, 0), length)
     if past:
-        _flash(merge, queries, _narrow(tile, 0, past), 0, count, causal=False)
+        _flash(merge, queries, tile.part(0, past), 0, count, causal=False)
     if past < length:
         # Tokens of the call itself: their own queries see them causally, later ones all of them, earlier ones none.
         begin = tile.first + past - first
         end = min(begin + length - past, count)
-        _flash(merge, queries, _narrow(tile, past, past + end - begin), begin, end, causal=True)
+        _flash(merge, queries, tile.part(past, past + end - begin), begin, end, causal=True)
         if end < count:
-            _flash(merge, queries, _narrow(tile, past, length), end, count, causal=False)
-
-
-def _narrow(tile: Tile, begin: int, end: int) -> Tile:
-    return Tile(tile.key[:, begin:end], tile.value[:, begin:end], tile.first + begin, None)
+            _flash(merge, queries, tile.part(past, length), end, count, causal=False)
 
 
 def _flash(merge: Merge, queries: Queries, tile: Tile, begin: int, end: int, causal: bool) -> None:
     """The queries ``[begin, end)``, which see all of a tile or, if `causal`, are its own."""
-    query, groups, width = queries.query[:, :, begin:end], queries.query.shape[1], tile.value.shape[2]
+    query, groups, width = queries.query[:, :, begin:end], queries.query.shape[1], tile.values.shape[3]
     # The fused operation wants one width; zeros change neither a product nor a sum.
     wide = max(query.shape[3], width)
     query, key, value = (_widened(t, wide) for t in (query, tile.key, tile.value))
@@ -122,14 +120,12 @@ def _plain(merge: Merge, queries: Queries, tile: Tile, finite: bool, start: int,
 
     For soft caps, padding, values that are not finite, single queries, huge logits.
     """
-    key, value = tile.key.to(queries.query.dtype), tile.value.to(queries.query.dtype)
+    dtype = queries.query.dtype
+    whole = Tile(tile.key.to(dtype)[None], tile.value.to(dtype)[None], 0, 0, tile.count, tile.first, tile.valid)
     heads, groups = queries.query.shape[:2]
     for begin in range(start, stop, merge.chunk):
         end = min(begin + merge.chunk, stop)
-        mine = slice(begin, end)
-        first = queries.first + begin
-        part = Queries(queries.query[:, :, mine], queries.positions[mine], first, queries.scale, queries.softcap, None)
-        logits = part.hide(part.logits(key), tile.first, tile.valid)  # [H, G * n, K]
+        logits, value = tile_part(queries.part(begin, end), whole)  # [H, G * n, K]
         most = logits.amax(dim=2, keepdim=True)
         weights = torch.exp(logits - most.clamp(min=LEAST))
         total = weights.sum(dim=2, keepdim=True)

@@ -26,6 +26,8 @@ class HostReach:
         For what the host knows anyway.
     """
 
+    in_place = True
+
     def __init__(self, transfer: Transfer) -> None:
         self.transfer = transfer
 
@@ -39,6 +41,8 @@ class HostReach:
 
 class StagedReach:
     """The host waits until it knows which rows, gathers them, and sends them."""
+
+    in_place = False
 
     def __init__(self, transfer: Transfer) -> None:
         self.transfer = transfer
@@ -58,6 +62,8 @@ class MappedReach:
     mapped : callable
         The same memory as a tensor of the device.
     """
+
+    in_place = False
 
     def __init__(self, transfer: Transfer, mapped: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self.transfer, self._mapped = transfer, mapped

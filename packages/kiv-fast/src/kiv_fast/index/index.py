@@ -19,14 +19,21 @@ from ..shape import Shape
 LEVELS = 16
 """Codes of four bits."""
 
+WORD = 8
+"""Channels whose codes are looked at together; more are coded with a step of 0 to make that many."""
+
+TOGETHER = 16
+"""Tokens whose codes lie together."""
+
 
 class Coded(NamedTuple):
     """Pages of one sequence; zeros where a page has no valid token.
 
-    W is half of M, rounded up: codes m and m + W share a byte, m in its lower half.
+    W is half of M, rounded up to a multiple of 4: codes m and m + W share a byte, m in its lower half. The bytes of 16
+    tokens lie together, four channels at a time: a processor adds up four products of bytes at once.
     """
 
-    codes: torch.Tensor  # uint8 [n, H, P, W]
+    codes: torch.Tensor  # uint8 [n, H, P / 16, W / 4, 16, 4]
     channels: torch.Tensor  # int16 [n, H, 2 W], ascending
     step: torch.Tensor  # [n, H, 2 W]
     base: torch.Tensor  # [n, H, D]
@@ -68,15 +75,21 @@ def code_pages(
     codes = codes.masked_fill_((step == 0)[:, :, None], 0).clamp_(0, LEVELS - 1)
     first = centre.gather(2, channels) - (LEVELS - 1) / 2 * step
     base = mean.scatter(2, channels, first)
-    if coded % 2:  # a code that counts nothing
-        codes, step = (torch.nn.functional.pad(part, (0, 1)) for part in (codes, step))
-        channels = torch.cat([channels, channels[:, :, -1:]], dim=2)
-    half = codes.shape[3] // 2
-    packed = codes.to(torch.uint8)
-    packed = packed[..., :half] | packed[..., half:] << 4
+    spare = -coded % WORD
+    if spare:  # codes that count nothing
+        codes, step = (torch.nn.functional.pad(part, (0, spare)) for part in (codes, step))
+        channels = torch.cat([channels, channels[:, :, -1:].expand(-1, -1, spare)], dim=2)
     narrow = torch.int16 if key.shape[3] <= torch.iinfo(torch.int16).max else torch.int32
     error = _error(key, valid, codes, channels, step, base)
-    return Coded(packed, channels.to(narrow), step, base, value_mean, error)
+    return Coded(_packed(codes), channels.to(narrow), step, base, value_mean, error)
+
+
+def _packed(codes: torch.Tensor) -> torch.Tensor:
+    """Codes ``[n, H, P, 2 W]`` as they are kept."""
+    half, spare = codes.shape[3] // 2, -codes.shape[2] % TOGETHER
+    narrow = torch.nn.functional.pad(codes, (0, 0, 0, spare)).to(torch.uint8)
+    packed = narrow[..., :half] | narrow[..., half:] << 4
+    return packed.unflatten(3, (-1, 4)).unflatten(2, (-1, TOGETHER)).transpose(3, 4)
 
 
 def _error(
@@ -108,16 +121,22 @@ class Index:
     def __init__(self, shape: Shape, config: KIVConfig, transfer: Transfer) -> None:
         heads, width = shape.heads, shape.key_width
         self.coded = min(config.index_channels, width)
-        half, device = -(-self.coded // 2), shape.device
+        half, device = WORD // 2 * -(-self.coded // WORD), shape.device
+        blocks = -(-config.page_tokens // TOGETHER)
         narrow = torch.int16 if width <= torch.iinfo(torch.int16).max else torch.int32
         self._transfer = transfer
-        self.codes = Table((heads, config.page_tokens, half), torch.uint8, device, huge=True)
+        self.codes = Table((heads, blocks, half // 4, TOGETHER, 4), torch.uint8, device, huge=True)
         self.channels = Table((heads, 2 * half), narrow, device)
         self.step = Table((heads, 2 * half), shape.compute, device)
         self.base = Table((heads, width), shape.compute, device)
         self.value = Table((heads, shape.value_width), shape.compute, device)
         self.error = Table((heads, width), shape.compute, torch.device("cpu"))
         self._tables = [self.codes, self.channels, self.step, self.base, self.value, self.error]
+
+    @property
+    def tables(self) -> tuple[Table, Table, Table, Table, Table]:
+        """What a step looks at."""
+        return self.codes, self.channels, self.step, self.base, self.value
 
     @property
     def device_bytes(self) -> int:

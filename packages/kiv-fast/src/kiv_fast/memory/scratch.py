@@ -90,15 +90,7 @@ def step_bytes(shape: Shape, config: KIVConfig, tuning: Tuning, pages: int) -> i
     """Bytes of the buffers that a decode step of such a store, with so many cold pages, fills."""
     if config.retrieve_tokens is None:
         return 0
-    recent = config.sink_tokens + config.hot_tokens + config.page_tokens
     tokens = min(config.candidate_tokens, chunk_tokens(shape, tuning))
-    narrow, wide = shape.dtype.itemsize, shape.compute.itemsize
     key, value = shape.key_width, shape.value_width
     gathered = config.retrieve_tokens * value + tokens * key
-    floats = 0 if shape.dtype == shape.compute else gathered
-    if shape.recent != shape.compute:
-        floats += recent * (key + value)
-    half = -(-min(config.index_channels, key) // 2)
-    page = shape.heads * config.page_tokens * half * wide
-    codes = min(pages * page, max(tuning.chunk_bytes, page))
-    return shape.heads * (floats * wide + gathered * narrow) + codes
+    return shape.heads * gathered * shape.dtype.itemsize

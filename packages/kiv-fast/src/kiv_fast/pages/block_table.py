@@ -112,6 +112,10 @@ class Row:
         self.padded = self.padded and bool((self.counts.array < page_tokens).any())
         return gone
 
+    def tokens(self, pages: int) -> int:
+        """Valid tokens of the first `pages` pages."""
+        return int(self.counts.array[:pages].sum())
+
     def copy(self) -> Row:
         """The same integers in places of their own."""
         return Row(Integers(self.pages.array), Integers(self.counts.array), self.whole, self.finite, self.padded)

@@ -81,6 +81,10 @@ class RamArena:
         out = self._scratch.take(name, (rows.numel(), width), self._shape.dtype, ids.device)
         return self._reach.rows(table, width, rows, out).view(*ids.shape, width)
 
+    def table(self, values: bool) -> torch.Tensor | None:
+        """All keys or values, ``[pages, H, P, D]`` or ``[pages, H, P, DV]``, where the arithmetic can read them."""
+        return (self._value if values else self._key).tensor if self._reach.in_place else None
+
     def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Whole pages, keys and values ``[H, n * P, D]``; a view where one head's pages lie side by side."""
         heads, first, n = self._shape.heads, ids[0], len(ids)

@@ -43,6 +43,10 @@ class TieredArena(Residence):
         self._read(table, width, pages.flatten(), tokens.flatten(), rows, buffer)
         return self._transfer.upload(rows.view(*ids.shape, width))
 
+    def table(self, values: bool) -> torch.Tensor | None:
+        """None: pages may be on disk."""
+        return None
+
     def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Whole pages of all heads, in order."""
         heads, size = self._shape.heads, self._page_tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from kiv_reference.config import KIVConfig
 
+from ..ops.arguments import Tile
 from ..shape import Shape
 
 
@@ -43,15 +44,15 @@ class Recent:
     def _buffers(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         s = self._shape
         return (
-            torch.empty(s.batch, s.heads, tokens, s.key_width, dtype=s.recent, device=s.device),
-            torch.empty(s.batch, s.heads, tokens, s.value_width, dtype=s.recent, device=s.device),
+            torch.empty(s.batch, s.heads, tokens, s.key_width, dtype=s.dtype, device=s.device),
+            torch.empty(s.batch, s.heads, tokens, s.value_width, dtype=s.dtype, device=s.device),
         )
 
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
         slots = self._sinks[0].shape[2] + self._hot[0].shape[2]
-        return slots * self._shape.batch * self._shape.recent_bytes
+        return slots * self._shape.batch * self._shape.token_bytes
 
     def bytes_with(self, tokens: int) -> int:
         """Bytes of the buffers once they hold so many more tokens."""
@@ -60,16 +61,15 @@ class Recent:
         hot = self.hot_count + self.sink_count + tokens - sinks
         slots = max(doubled(sinks, most), self._sinks[0].shape[2])
         slots += max(capacity(self._config, hot), self._hot[0].shape[2])
-        return slots * self._shape.batch * self._shape.recent_bytes
+        return slots * self._shape.batch * self._shape.token_bytes
 
-    def sinks(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values ``[H, S', D]`` of the sinks of one sequence."""
-        return self._sinks[0][row, :, : self.sink_count], self._sinks[1][row, :, : self.sink_count]
+    def sinks(self, row: int, count: int, valid: torch.Tensor | None) -> Tile:
+        """The first `count` sinks of one sequence."""
+        return Tile(*self._sinks, row, 0, count, 0, valid)
 
-    def hot(self, row: int, start: int = 0, stop: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values ``[H, n, D]`` of hot tokens ``[start, stop)`` of one sequence, counted from the first."""
-        a, b = self._start + start, self._start + (self.hot_count if stop is None else stop)
-        return self._hot[0][row, :, a:b], self._hot[1][row, :, a:b]
+    def hot(self, row: int, start: int, stop: int, first: int, valid: torch.Tensor | None) -> Tile:
+        """Hot tokens ``[start, stop)`` of one sequence, counted from the first; `first` is their position."""
+        return Tile(*self._hot, row, self._start + start, stop - start, first, valid)
 
     def append(self, key: torch.Tensor, value: torch.Tensor) -> None:
         """Add tokens ``[B, H, n, D]``, filling up the sinks first."""
@@ -101,7 +101,8 @@ class Recent:
     def pages(self, row: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first `n` pages of the hot window of one sequence, as ``[n, H, P, D]``; views."""
         size = self._config.page_tokens
-        key, value = self.hot(row, 0, n * size)
+        tile = self.hot(row, 0, n * size, 0, None)
+        key, value = tile.key, tile.value
         return key.unflatten(1, (n, size)).transpose(0, 1), value.unflatten(1, (n, size)).transpose(0, 1)
 
     def drop_pages(self, n: int) -> None:

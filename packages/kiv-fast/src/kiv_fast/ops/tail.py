@@ -5,25 +5,25 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import logsigmoid
 
-from ..attention.softmax import LEAST, Part, Queries
-from .candidates import Found, marked
-from .estimate import Estimates
+from .arguments import Found, Queries, marked
+from .estimates import Estimates
+from .softmax import LEAST, Part
 
 WEIGHT, POWER = 0.5, 4.0
 """How far, and how steeply, the selection moves the mean values."""
 
 
-def page_tail(queries: Queries, estimates: Estimates, found: Found, means: torch.Tensor, page_tokens: int) -> Part:
+def page_tail(queries: Queries, estimates: Estimates, found: Found, means: torch.Tensor) -> Part:
     """One pseudo-token for each page with tokens that were not selected; `means` are the pages' ``[H, N, DV]``."""
-    pages, size = means.shape[1], page_tokens
-    read = marked(found.at, pages * size)
+    size = estimates.index.page_tokens
+    read = marked(found.candidates, estimates.index.tokens)
     others: list[torch.Tensor] = []
-    for chunk in estimates.chunks:
-        logits = queries.cap(estimates.of(chunk)).masked_fill(read[:, None, chunk.start : chunk.stop], -torch.inf)
+    for chunk, part in estimates.all():
+        logits = queries.cap(part).masked_fill(read[:, None, chunk.start : chunk.stop], -torch.inf)
         others.append(_log_sums(logits.unflatten(2, (-1, size))))
     rest = torch.cat(others, dim=2)  # [H, M, N]
-    left = queries.cap(found.raw).masked_fill(found.selected[:, None], -torch.inf)
-    page = (found.at.clamp(min=0) // size)[:, None].expand_as(left)
+    left = queries.cap(found.scores).masked_fill(found.selected[:, None], -torch.inf)
+    page = (found.candidates.clamp(min=0) // size)[:, None].expand_as(left)
     most = torch.full_like(rest, LEAST).scatter_reduce_(2, page, left, "amax")
     mass = torch.zeros_like(rest).scatter_add_(2, page, torch.exp(left - most.gather(2, page)))
     return Part(torch.logaddexp(rest, mass.log_().add_(most)), means)
@@ -36,12 +36,7 @@ def _log_sums(logits: torch.Tensor) -> torch.Tensor:
 
 
 def value_shift(
-    raw: torch.Tensor,
-    logits: torch.Tensor,
-    values: torch.Tensor,
-    page: torch.Tensor,
-    means: torch.Tensor,
-    missing: torch.Tensor | None,
+    raw: torch.Tensor, logits: torch.Tensor, deviation: torch.Tensor, missing: torch.Tensor | None
 ) -> torch.Tensor:
     """What each query adds to the mean values of pages, ``[H, M, DV]`` (SPEC 5.4).
 
@@ -49,14 +44,11 @@ def value_shift(
     ----------
     raw, logits : [H, M, R]
         Scores of the selected tokens for all members, and what the soft cap makes of them.
-    values : [H, R, DV]
-    page : int64 [H, R]
-        Of each token.
-    means : [H, N, DV]
+    deviation : [H, R, DV]
+        Of their values from the mean values of their pages.
     missing : bool [H, R], or None
         Entries that only fill up a row.
     """
-    deviation = values - means.gather(1, page[:, :, None].expand(-1, -1, means.shape[2]))
     if missing is not None:
         raw = raw.masked_fill(missing[:, None], -torch.inf)
         deviation = deviation.masked_fill_(missing[:, :, None], 0)

@@ -1,0 +1,234 @@
+"""What the operations are given and give back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from kiv_reference.config import Group
+from numpy.typing import NDArray
+
+from ..device.transfer import Transfer
+from ..memory.growable_table import Table
+
+LATE = 16
+"""More than one selected token in so many that is late doubles the candidates (SPEC 4.9)."""
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The queries of one block and sequence that are answered together, and what the model does to logits.
+
+    Attributes
+    ----------
+    query : [H, G, TQ, D], in the dtype of computation
+    start : int
+        Position of the block's first query.
+    among : bool [queries of the block], or None
+        Which of the block's queries these are; None if all.
+    scale : float
+    softcap : float, optional
+    sink_logits : [H, G, TQ], optional
+    """
+
+    query: torch.Tensor
+    start: int
+    among: torch.Tensor | None
+    scale: float
+    softcap: float | None
+    sink_logits: torch.Tensor | None
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """Positions, int64 [TQ], ascending."""
+        count = self.query.shape[2] if self.among is None else self.among.numel()
+        at = torch.arange(self.start, self.start + count, device=self.query.device)
+        return at if self.among is None else at[self.among]
+
+    @cached_property
+    def members(self) -> torch.Tensor:
+        """All queries of a KV head, ``[H, M, D]`` with M = G * TQ."""
+        return self.query.flatten(1, 2)
+
+    def part(self, begin: int, end: int) -> Queries:
+        """Return the queries ``[begin, end)`` of these, without sink logits."""
+        among = self.positions[begin:end] - self.start
+        if self.among is None:
+            return replace(self, query=self.query[:, :, begin:end], start=self.start + begin, sink_logits=None)
+        mine = torch.zeros_like(self.among).index_fill_(0, among, True)
+        return replace(self, query=self.query[:, :, begin:end], among=mine, sink_logits=None)
+
+    def cap(self, logits: torch.Tensor) -> torch.Tensor:
+        """Apply the soft cap (SPEC 8.1); minus infinity, which hides a token, stays."""
+        if self.softcap is None:
+            return logits
+        return torch.tanh(logits / self.softcap).mul_(self.softcap).masked_fill_(logits == -torch.inf, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Consecutive tokens of one sequence, of positions from `first` on: ``[start, start + count)`` of row `row`.
+
+    Attributes
+    ----------
+    keys : [B, H, n, D]
+    values : [B, H, n, DV]
+    row, start, count, first : int
+    valid : bool [count], or None if all are
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    row: int
+    start: int
+    count: int
+    first: int
+    valid: torch.Tensor | None
+
+    @property
+    def key(self) -> torch.Tensor:
+        """Keys ``[H, count, D]``."""
+        return self.keys[self.row, :, self.start : self.start + self.count]
+
+    @property
+    def value(self) -> torch.Tensor:
+        """Values ``[H, count, DV]``."""
+        return self.values[self.row, :, self.start : self.start + self.count]
+
+    def part(self, begin: int, end: int) -> Tile:
+        """Return the tokens ``[begin, end)`` of these."""
+        valid = None if self.valid is None else self.valid[begin:end]
+        return replace(self, start=self.start + begin, count=end - begin, first=self.first + begin, valid=valid)
+
+
+class PagedTile(NamedTuple):
+    """Consecutive tokens of whole pages in the tables ``[pages, H, P, D]`` and ``[pages, H, P, DV]``."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    ids: NDArray[np.int32]
+    first: int
+    valid: torch.Tensor | None
+
+
+class Attended(NamedTuple):
+    """Shares of mass ``[H, M]`` (SPEC 6.1)."""
+
+    exact: torch.Tensor
+    estimated: torch.Tensor
+
+
+@dataclass(frozen=True)
+class PageIndex:
+    """The index of the cold pages that a block sees in one sequence, where it lies.
+
+    Attributes
+    ----------
+    codes, channels, step, base, mean : Table
+        By page id (`index.codes`).
+    ids : int32 [N]
+        Of the pages, in order of position.
+    whole : bool
+        Whether the ids are consecutive.
+    page_tokens : int
+        P.
+    unseen : bool [N * P], or None
+        Cold tokens that are not valid; None if all are.
+    group : "exp_sum" or "max"
+    transfer : Transfer
+    """
+
+    codes: Table
+    channels: Table
+    step: Table
+    base: Table
+    mean: Table
+    ids: NDArray[np.int32]
+    whole: bool
+    page_tokens: int
+    unseen: torch.Tensor | None
+    group: Group
+    transfer: Transfer
+
+    @property
+    def pages(self) -> int:
+        """N."""
+        return len(self.ids)
+
+    @property
+    def tokens(self) -> int:
+        """Positions in the pages."""
+        return len(self.ids) * self.page_tokens
+
+    def records(self, table: Table, first: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Return what a table has about pages ``[first, stop)``, where it is; a view if their ids are consecutive."""
+        ids = self.ids[first:stop]
+        if self.whole and len(ids):
+            return table.tensor[ids.item(0) : ids.item(0) + len(ids)]
+        at = torch.from_numpy(ids).long()
+        return table.tensor.index_select(0, at if table.tensor.device.type == "cpu" else self.transfer.send(at))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Keys or values of the cold tokens of one sequence.
+
+    Attributes
+    ----------
+    gather : callable
+        From cold tokens int64 ``[n, K]``, counted from the first, of all heads or of some int64 ``[n]``, to
+        ``[n, K, W]``.
+    table : [pages, H, P, W], or None
+        Where all of them lie and can be read, by page id.
+    """
+
+    gather: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+    table: torch.Tensor | None
+
+
+class Found(NamedTuple):
+    """Candidates and selection of a block, each head its own; cold tokens are counted from the first.
+
+    -1 fills up rows, with a score of minus infinity.
+    """
+
+    at: torch.Tensor  # integers [H, K or more], ascending
+    raw: torch.Tensor  # [H, M, K or more], scale * q . k
+    chosen: torch.Tensor  # integers [H, R], which of them are selected, ascending
+    width: int  # K
+    keys: int  # how many were read
+    late: list[int]  # heads whose selection asks for twice as many candidates (SPEC 4.9)
+    widened: torch.Tensor | None = None  # bool [H], heads that have them; None if there are none
+    ragged: bool = False  # whether `chosen` has rows that are filled up
+
+    @property
+    def candidates(self) -> torch.Tensor:
+        """Candidates ``[H, K]``."""
+        return self.at[:, : self.width]
+
+    @property
+    def scores(self) -> torch.Tensor:
+        """Scores ``[H, M, K]``."""
+        return self.raw[:, :, : self.width]
+
+    @property
+    def selected(self) -> torch.Tensor:
+        """Which of the candidates are selected, bool ``[H, K]``."""
+        return marked(self.chosen, self.width)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """The selected cold tokens, integers ``[H, R]``; -1 fills up rows."""
+        at = self.at.gather(1, self.chosen.clamp(min=0).long())
+        return at.masked_fill(self.chosen < 0, -1) if self.ragged else at
+
+
+def marked(at: torch.Tensor, count: int) -> torch.Tensor:
+    """Return which of `count` are among integers ``[H, K]``, where -1 is none: bool ``[H, count]``."""
+    # A column more takes what stands for none.
+    mask = torch.zeros(at.shape[0], count + 1, dtype=torch.bool, device=at.device)
+    return mask.scatter_(1, at.long() % (count + 1), True)[:, :-1]

@@ -1,0 +1,302 @@
+/* Softmax attention over sinks, hot tokens, selection and tail (SPEC 5), in parts of fixed sizes that are merged in order:
+   the same numbers with any number of threads. */
+#ifndef KIV_ATTEND_H
+#define KIV_ATTEND_H
+
+#include "vectors.h"
+
+#define PART_TOKENS 256
+#define MOST_PARTS 64 /* of a run: parts of long ones are larger */
+#define POWER 4       /* SPEC 5.4 */
+
+/* A part of the softmax of one head: what it weighs, and for each member the largest logit, sum and weighed values. */
+typedef struct {
+    int kind; /* a run's number, or one of the following */
+    int64_t head, first, stop;
+    float *most, *total, *sum; /* [M], [M], [M][DV] */
+    float *shift;              /* [M][DV], or null: values weighed for the shift, or mean values to take off */
+} Part;
+
+enum { SELECTED = -1, TAIL = -2 };
+
+typedef struct {
+    const Query *query;
+    const Attend *attend;
+    Part *part;
+    int64_t parts, wide; /* DV, rounded up */
+    float *weight;       /* [H][M][selected], of the shift */
+    float *off;          /* [H][M][pages]: the same by page */
+} Softmax;
+
+static int64_t part_tokens(int64_t count) {
+    int64_t even = ROUND_UP((count + MOST_PARTS - 1) / MOST_PARTS, LANES);
+    return even > PART_TOKENS ? even : PART_TOKENS;
+}
+
+/* Add four values to sums, weighed: a value whose weight is exactly 0 only where all numbers are finite. */
+static void add_values(float *sum, const float *value, const float *weight, int64_t wide) {
+    V w[4] = {splat(weight[0]), splat(weight[1]), splat(weight[2]), splat(weight[3])};
+    for (int64_t d = 0; d < wide; d += LANES) {
+        V all = load(sum + d);
+        for (int i = 0; i < 4; i++) all += w[i] * load(value + i * wide + d);
+        store(sum + d, all);
+    }
+}
+
+static void add_value(float *sum, const float *value, float weight, int64_t wide) {
+    for (int64_t d = 0; d < wide; d += LANES) store(sum + d, load(sum + d) + splat(weight) * load(value + d));
+}
+
+/* Weigh the values of a part: weights [M] in rows of `stride`, and in `more` those of the shift. What is hidden, with a
+   weight below 0, is left out. */
+static void weigh(const Softmax *softmax, const Part *part, const float *weights, const float *more, int64_t more_stride,
+                  int64_t stride, float *value) {
+    const Attend *attend = softmax->attend;
+    int64_t members = softmax->query->members, wide = softmax->wide, have = 0, first = 0;
+    int64_t count = part->stop - part->first;
+    for (int64_t i = 0; i < count; i++) {
+        const void *row;
+        int64_t kind = F32;
+        if (part->kind >= 0) {
+            const Rows *rows = &attend->run[part->kind].value;
+            row = row_of(rows, part->head, part->first + i), kind = rows->kind;
+        } else if (part->kind == TAIL) {
+            const Index *index = attend->index;
+            row = index->mean + (index->page[part->first + i] * index->heads + part->head) * attend->value_width;
+        } else {
+            const Found *found = attend->found;
+            int64_t number = found->chosen[part->head * found->selected + part->first + i];
+            if (number < 0) number = 0; /* its weight is 0 or below */
+            int64_t at = attend->value.page ? found->at[part->head * found->stride + number] : part->first + i;
+            row = row_of(&attend->value, part->head, at < 0 ? 0 : at), kind = attend->value.kind;
+        }
+        if (have == 0) first = i;
+        widen(row, attend->value_width, kind, value + have++ * wide);
+        if (!attend->finite) { /* one by one: what is not attended must not turn infinities into NaN */
+            for (int64_t m = 0; m < members; m++) {
+                float w = weights[m * stride + i], s = more ? more[m * more_stride + i] : -1.0f;
+                if (w >= 0.0f || w != w) add_value(part->sum + m * wide, value, w, wide);
+                if (s > 0.0f || s != s) add_value(part->shift + m * wide, value, s, wide);
+            }
+            have = 0;
+        } else if (have == 4 || i + 1 == count) {
+            memset(value + have * wide, 0, (4 - have) * wide * sizeof(float));
+            for (int64_t m = 0; m < members; m++) {
+                float w[4] = {0}, s[4] = {0};
+                for (int64_t j = 0; j < have; j++) {
+                    float one = weights[m * stride + first + j];
+                    w[j] = one < 0.0f ? 0.0f : one;
+                    if (more) s[j] = more[m * more_stride + first + j];
+                }
+                add_values(part->sum + m * wide, value, w, wide);
+                if (more) add_values(part->shift + m * wide, value, s, wide);
+            }
+            have = 0;
+        }
+    }
+}
+
+/* Logits of a part of a run, [M] rows of `stride`; minus infinity where a query does not see a token. */
+static void run_logits(const Softmax *softmax, const Part *part, float *logits, int64_t stride, float *room) {
+    const Query *query = softmax->query;
+    const Attend *attend = softmax->attend;
+    const Run *run = attend->run + part->kind;
+    int64_t members = query->members, wide = ROUND_UP(query->width, LANES), count = part->stop - part->first;
+    float *asked = room, *key = room + members * wide;
+    for (int64_t m = 0; m < members; m++)
+        widen(query->query + (part->head * members + m) * query->width, query->width, F32, asked + m * wide);
+    for (int64_t i = 0; i < count; i += 4) {
+        int64_t have = count - i < 4 ? count - i : 4;
+        for (int64_t j = 0; j < have; j++)
+            widen(row_of(&run->key, part->head, part->first + i + j), query->width, run->key.kind, key + j * wide);
+        for (int64_t m = 0; m < members; m++) {
+            V sum[4] = {{0}};
+            for (int64_t d = 0; d < wide; d += LANES) {
+                V one = load(asked + m * wide + d);
+                for (int j = 0; j < 4; j++) sum[j] += one * load(key + j * wide + d);
+            }
+            for (int64_t j = 0; j < have; j++) logits[m * stride + i + j] = sum_of(sum[j]) * query->scale;
+        }
+    }
+    for (int64_t m = 0; m < members; m++) {
+        cap(logits + m * stride, count, query->softcap);
+        int64_t seen = attend->position[m % attend->queries] - run->first + 1 - part->first;
+        for (int64_t i = seen < 0 ? 0 : seen; i < count; i++) logits[m * stride + i] = -INFINITY;
+    }
+    if (run->valid)
+        for (int64_t i = 0; i < count; i++)
+            if (!run->valid[part->first + i])
+                for (int64_t m = 0; m < members; m++) logits[m * stride + i] = -INFINITY;
+}
+
+static void attend_part(void *context, int64_t task) {
+    const Softmax *softmax = context;
+    const Attend *attend = softmax->attend;
+    const Query *query = softmax->query;
+    Part *part = softmax->part + task;
+    int64_t members = query->members, count = part->stop - part->first, stride = ROUND_UP(count, LANES);
+    int64_t wide = ROUND_UP(query->width, LANES);
+    float *logits = kiv_workspace(2, (members * (stride + wide) + 4 * (wide + softmax->wide)) * sizeof(float));
+    OR_FAIL(logits)
+    float *room = logits + members * stride, *value = room + (members + 4) * wide, *more = 0;
+    int64_t more_stride = 0;
+    if (part->kind >= 0) {
+        run_logits(softmax, part, logits, stride, room);
+    } else if (part->kind == TAIL) {
+        int64_t pages = attend->index->pages;
+        for (int64_t m = 0; m < members; m++)
+            memcpy(logits + m * stride, attend->tail + (part->head * members + m) * pages + part->first, count * 4);
+        if (softmax->off) more = softmax->off + part->head * members * pages + part->first, more_stride = pages;
+    } else {
+        const Found *found = attend->found;
+        const int32_t *chosen = found->chosen + part->head * found->selected + part->first;
+        for (int64_t m = 0; m < members; m++) {
+            const float *raw = found->raw + (part->head * members + m) * found->stride;
+            for (int64_t i = 0; i < count; i++) logits[m * stride + i] = chosen[i] < 0 ? -INFINITY : raw[chosen[i]];
+            cap(logits + m * stride, count, query->softcap);
+        }
+        if (softmax->weight)
+            more = softmax->weight + part->head * members * found->selected + part->first, more_stride = found->selected;
+    }
+    memset(part->sum, 0, members * softmax->wide * sizeof(float));
+    if (more) memset(part->shift, 0, members * softmax->wide * sizeof(float));
+    for (int64_t m = 0; m < members; m++) {
+        float *row = logits + m * stride, most = largest(row, count);
+        part->most[m] = most;
+        if (attend->finite) {
+            part->total[m] = exponentials(row, count, most < NONE ? NONE : most);
+        } else {
+            float *kept = value; /* where a logit is minus infinity, the weight shall tell */
+            part->total[m] = 0.0f;
+            for (int64_t i = 0; i < count; i += LANES) {
+                int64_t some = count - i < LANES ? count - i : LANES;
+                store(kept, load_some(row + i, some, 0.0f));
+                part->total[m] += exponentials(row + i, some, most < NONE ? NONE : most);
+                for (int64_t j = 0; j < some; j++)
+                    if (kept[j] == -INFINITY) row[i + j] = -1.0f;
+            }
+        }
+    }
+    weigh(softmax, part, logits, more, more_stride, stride, value);
+}
+
+/* Weights of the shift (SPEC 5.4) of one head: over the selected tokens, and the same by page. */
+static void shift_weights(void *context, int64_t head) {
+    const Softmax *softmax = context;
+    const Attend *attend = softmax->attend;
+    const Found *found = attend->found;
+    int64_t members = softmax->query->members, selected = found->selected, pages = attend->index->pages, real = 0;
+    const int32_t *chosen = found->chosen + head * selected, *at = found->at + head * found->stride;
+    float *fade = kiv_workspace(2, 2 * ROUND_UP(selected, LANES) * sizeof(float)), *one = fade + ROUND_UP(selected, LANES);
+    double middle = 0.0;
+    OR_FAIL(fade)
+    for (int64_t i = 0; i < selected; i++) fade[i] = 0.0f, real += chosen[i] >= 0;
+    for (int64_t m = 0; m < members; m++) {
+        const float *raw = found->raw + (head * members + m) * found->stride;
+        for (int64_t i = 0; i < real; i++) one[i] = raw[chosen[i]];
+        float most = largest(one, real);
+        /* In logarithms, since the sum of a token that no member likes is too small for a float. */
+        for (int64_t i = 0; i < real; i++) {
+            float more = one[i] - most;
+            if (m == 0) fade[i] = more;
+            else fade[i] = fmaxf(fade[i], more) + log1pf(expf(-fabsf(fade[i] - more)));
+        }
+    }
+    for (int64_t i = 0; i < real; i++) middle += fade[i];
+    middle /= real ? real : 1;
+    for (int64_t i = 0; i < real; i++) { /* log 1 / (1 + e^x), x = 4 (log S - its mean) */
+        float x = POWER * (fade[i] - (float)middle);
+        fade[i] = -(fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))));
+    }
+    for (int64_t m = 0; m < members; m++) {
+        const float *raw = found->raw + (head * members + m) * found->stride;
+        float *weight = softmax->weight + (head * members + m) * selected, *off = softmax->off + (head * members + m) * pages;
+        memset(off, 0, pages * sizeof(float));
+        for (int64_t i = 0; i < real; i++) one[i] = raw[chosen[i]];
+        cap(one, real, softmax->query->softcap);
+        for (int64_t i = 0; i < real; i++) one[i] += fade[i];
+        float most = largest(one, real), total = exponentials(one, real, most < NONE ? NONE : most);
+        for (int64_t i = 0; i < selected; i++) {
+            weight[i] = i < real && total > 0.0f ? one[i] / total : 0.0f;
+            if (i < real) off[at[chosen[i]] / attend->index->tokens] += weight[i];
+        }
+    }
+}
+
+/* Merge the parts of one member, and write its output and masses. */
+static void merge(void *context, int64_t row) {
+    const Softmax *softmax = context;
+    const Attend *attend = softmax->attend;
+    const Query *query = softmax->query;
+    int64_t head = row / query->members, m = row % query->members, wide = softmax->wide, each = softmax->parts / query->heads;
+    const Part *part = softmax->part + head * each;
+    float most = query->sink ? query->sink[row] : -INFINITY, exact, estimated = 0.0f;
+    float *sum = kiv_workspace(2, 2 * wide * sizeof(float)), *shift = sum + wide;
+    OR_FAIL(sum)
+    memset(sum, 0, 2 * wide * sizeof(float));
+    for (int64_t p = 0; p < each; p++) most = part[p].most[m] > most ? part[p].most[m] : most;
+    if (most < NONE) most = NONE;
+    exact = query->sink ? expf(query->sink[row] - most) : 0.0f;
+    for (int64_t p = 0; p < each; p++) {
+        float scale = expf(part[p].most[m] - most), mass = part[p].total[m] * scale;
+        if (part[p].kind == TAIL) estimated += mass;
+        else exact += mass;
+        if (part[p].most[m] > -INFINITY) add_value(sum, part[p].sum + m * wide, scale, wide);
+        if (part[p].shift) add_value(shift, part[p].shift + m * wide, part[p].kind == TAIL ? -0.5f : 0.5f, wide);
+    }
+    float all = exact + estimated, share = all > 0.0f ? 1.0f / all : 0.0f;
+    int64_t group = m / attend->queries, t = m % attend->queries, groups = query->members / attend->queries;
+    int64_t to = (head * groups + group) * attend->out_head + t * attend->value_width;
+    for (int64_t d = 0; d < attend->value_width; d++) {
+        float moved = estimated > 0.0f && softmax->weight ? estimated * share * shift[d] : 0.0f;
+        narrow(sum[d] * share + moved, attend->out_kind, attend->out, to + d);
+    }
+    attend->exact[row] = exact * share;
+    attend->estimated[row] = estimated * share;
+}
+
+static int64_t cut(Part *part, int kind, int64_t head, int64_t count, int64_t size) {
+    int64_t parts = 0;
+    for (int64_t first = 0; first < count; first += size, parts++)
+        if (part) part[parts] = (Part){kind, head, first, first + size < count ? first + size : count, 0, 0, 0, 0};
+    return parts;
+}
+
+static int64_t parts_of_head(const Attend *attend, Part *part, int64_t head) {
+    int64_t parts = 0;
+    for (int64_t r = 0; r < attend->runs; r++)
+        parts += cut(part ? part + parts : 0, (int)r, head, attend->run[r].count, part_tokens(attend->run[r].count));
+    if (attend->found) parts += cut(part ? part + parts : 0, SELECTED, head, attend->found->selected, PART_TOKENS);
+    if (attend->tail)
+        parts += cut(part ? part + parts : 0, TAIL, head, attend->index->pages, part_tokens(attend->index->pages));
+    return parts;
+}
+
+static int attend(const Query *query, const Attend *asked) {
+    int64_t wide = ROUND_UP(asked->value_width, LANES), each = parts_of_head(asked, 0, 0), parts = each * query->heads;
+    int64_t members = query->members, selected = asked->tail ? asked->found->selected : 0;
+    int64_t rows = query->heads * members, pages = asked->tail ? asked->index->pages : 0;
+    int64_t floats = parts * members * (2 + 2 * wide) + rows * (selected + pages);
+    Part *part = kiv_workspace(3, parts * sizeof(Part) + floats * sizeof(float));
+    if (!part) return 1;
+    float *room = (float *)(part + parts);
+    Softmax softmax = {query, asked, part, parts, wide, 0, 0};
+    if (selected) {
+        softmax.weight = room;
+        softmax.off = room + rows * selected;
+        room += rows * (selected + pages);
+    }
+    for (int64_t head = 0; head < query->heads; head++) parts_of_head(asked, part + head * each, head);
+    for (int64_t p = 0; p < parts; p++) {
+        part[p].most = room;
+        part[p].total = room + members;
+        part[p].sum = room + 2 * members;
+        part[p].shift = selected && part[p].kind < 0 ? part[p].sum + members * wide : 0;
+        room += members * (2 + (part[p].shift ? 2 : 1) * wide);
+    }
+    if (selected && kiv_run(shift_weights, &softmax, query->heads, query->threads)) return 1;
+    if (kiv_run(attend_part, &softmax, parts, query->threads)) return 1;
+    return kiv_run(merge, &softmax, rows, query->threads);
+}
+
+#endif

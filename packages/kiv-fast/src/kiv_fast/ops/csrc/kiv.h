@@ -1,0 +1,97 @@
+/* What the compiled operations share. Sizes are in elements; the letters are those of SPEC 1.1. */
+#ifndef KIV_H
+#define KIV_H
+
+#include <stdint.h>
+
+enum { F32, BF16, F16 }; /* how keys and values are stored; everything is computed in float32 */
+
+/* The index of one sequence's cold pages (SPEC 3): tables by page id, and the ids in order of position. */
+typedef struct {
+    const uint8_t *codes;    /* [page][H][P / 16, rounded up][W / 4][16][4]: channels m and m + W share a byte, m in its
+                                lower half; a block of 16 tokens lies together */
+    const int16_t *channels; /* [page][H][2 W] */
+    const float *step;       /* [page][H][2 W] */
+    const float *base;       /* [page][H][D] */
+    const float *mean;       /* [page][H][DV], mean values */
+    const int32_t *page;     /* [pages] */
+    const uint8_t *unseen;   /* [pages * P], cold tokens that are not valid, or null */
+    int64_t pages, heads, tokens, half, width, value_width; /* N, H, P, W, D, DV */
+} Index;
+
+/* The members of a block: G query heads of each KV head, times its queries. */
+typedef struct {
+    const float *query; /* [H][M][D] */
+    const float *sink;  /* [H][M], learned sink logits, or null */
+    int64_t heads, members, width;
+    float scale, softcap; /* softcap 0: none */
+    int32_t group_max;    /* whether `group` is "max" */
+    int32_t threads;
+} Query;
+
+/* Keys or values where they lie: token i of head h in page[i / tokens] or, without pages, at h * head + i * width. */
+typedef struct {
+    const void *data;
+    const int32_t *page;
+    int64_t tokens, heads, head, width;
+    int64_t kind;
+} Rows;
+
+/* Consecutive tokens that a query attends to as far as its own position. */
+typedef struct {
+    Rows key, value;
+    int64_t first, count;
+    const uint8_t *valid; /* [count], or null */
+} Run;
+
+/* Estimates of cold tokens, summed up by blocks of BLOCK_TOKENS of a page; and the tokens that may be candidates. */
+#define BLOCK_TOKENS 32
+typedef struct {
+    float *most, *sum;   /* [H][M][pages][blocks of a page], the largest of a block, and the sum of e^(x - it) */
+    float *kept;         /* [H][M][pages * P], all estimates, or null: what is asked for again is computed again */
+    int32_t *name;       /* [H][pages * P], tokens that may be among the `least` best, ascending */
+    float *score;        /* [H][pages * P], their group scores */
+    int64_t *count;      /* [H] */
+    int64_t least;
+} Estimates;
+
+/* Candidates and selection: rows of `stride` numbers, of which `candidates` count; -1 fills up what is not used. */
+typedef struct {
+    int32_t *at;     /* [H][stride], cold tokens, ascending */
+    float *raw;      /* [H][M][stride], scale * q . k */
+    int32_t *chosen; /* [H][selected], which of them are selected, ascending */
+    int32_t *late;   /* [H] */
+    int64_t stride, candidates, selected;
+} Found;
+
+/* All that a block attends to (SPEC 5), and where the results go. */
+typedef struct {
+    const Run *run;
+    int64_t runs;
+    const int64_t *position; /* [queries] */
+    int64_t queries, value_width;
+    const Found *found; /* null where nothing is retrieved */
+    Rows value;         /* of the selected tokens: by cold token or, without pages, by place in `chosen` */
+    const Index *index;
+    const float *tail; /* [H][M][pages], or null */
+    void *out;         /* member (g, t) of head h: at (h * G + g) * out_head + t * value_width */
+    int64_t out_head, out_kind;
+    float *exact, *estimated; /* [H][M] */
+    int64_t finite;           /* whether every value and every mean is a number */
+} Attend;
+
+typedef void (*Body)(void *context, int64_t task);
+int kiv_run(Body body, void *context, int64_t tasks, int32_t threads); /* whether a task had no memory */
+void *kiv_workspace(int slot, int64_t nbytes); /* of this thread, until it uses the slot again; null if refused */
+void kiv_no_memory(void);                      /* tells the run of the task that it failed */
+
+/* The operations for one set of instructions; they return 0, or 1 if memory was refused. */
+typedef struct {
+    int (*estimate)(const Index *, const Query *, Estimates *);
+    int (*best)(const Query *, const Estimates *, int64_t row, int64_t n, int32_t *at, int64_t stride);
+    int (*select)(const Query *, const Rows *, const Estimates *, int64_t row, const Found *known, Found *);
+    int (*tail)(const Index *, const Query *, const Estimates *, const Found *, float *tail);
+    int (*attend)(const Query *, const Attend *);
+} Operations;
+
+#endif

@@ -1,0 +1,222 @@
+/* Sixteen floats at a time, in the vectors of GCC and Clang: one order of summation on every processor. */
+#ifndef KIV_VECTORS_H
+#define KIV_VECTORS_H
+
+#include <math.h>
+#include <string.h>
+
+#include "kiv.h"
+
+#define LANES 16
+#define OR_FAIL(room) if (!(room)) { kiv_no_memory(); return; }
+#define NONE (-3.4028235e38f) /* for the logarithm of nothing, so that a difference with it is a number */
+#define ROUND_UP(n, to) (((n) + (to) - 1) / (to) * (to))
+
+typedef float V __attribute__((vector_size(64)));
+typedef int32_t VI __attribute__((vector_size(64)));
+typedef uint32_t VU __attribute__((vector_size(64)));
+typedef uint16_t VH __attribute__((vector_size(32)));
+typedef float V8 __attribute__((vector_size(32)));
+typedef float V4 __attribute__((vector_size(16)));
+
+static inline V load(const float *from) {
+    V v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+static inline void store(float *to, V v) { memcpy(to, &v, sizeof v); }
+
+/* The first `some` of sixteen numbers, `rest` for the others. */
+static inline V load_some(const float *from, int64_t some, float rest) {
+    V v = (V){0} + rest;
+    if (some >= LANES) return load(from);
+    for (int64_t i = 0; i < some; i++) v[i] = from[i];
+    return v;
+}
+
+static inline void store_some(float *to, V v, int64_t some) {
+    if (some >= LANES) store(to, v);
+    else
+        for (int64_t i = 0; i < some; i++) to[i] = v[i];
+}
+
+static inline V splat(float x) { return (V){0} + x; }
+
+static inline V pick(VI mask, V yes, V no) { return (V)(((VI)yes & mask) | ((VI)no & ~mask)); }
+
+static inline int any(VI mask) {
+    int64_t part[8];
+    memcpy(part, &mask, sizeof part);
+    return ((part[0] | part[1]) | (part[2] | part[3])) != 0 || ((part[4] | part[5]) | (part[6] | part[7])) != 0;
+}
+
+#define LOW(v) __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7)
+#define HIGH(v) __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)
+#define LOW8(v) __builtin_shufflevector(v, v, 0, 1, 2, 3)
+#define HIGH8(v) __builtin_shufflevector(v, v, 4, 5, 6, 7)
+#define SWAP2(v) __builtin_shufflevector(v, v, 2, 3, 0, 1)
+#define SWAP1(v) __builtin_shufflevector(v, v, 1, 0, 3, 2)
+
+static inline float sum_of(V v) {
+    V8 half = LOW(v) + HIGH(v);
+    V4 quarter = LOW8(half) + HIGH8(half);
+    quarter += SWAP2(quarter);
+    quarter += SWAP1(quarter);
+    return quarter[0];
+}
+
+#define LARGER(a, b) \
+    ({ \
+        __typeof__(a) a_ = a, b_ = b; \
+        __typeof__(a_ > b_) mask_ = a_ > b_; \
+        (__typeof__(a_))(((__typeof__(mask_))a_ & mask_) | ((__typeof__(mask_))b_ & ~mask_)); \
+    })
+
+static inline float most_of(V v) {
+    V8 half = LARGER(LOW(v), HIGH(v));
+    V4 quarter = LARGER(LOW8(half), HIGH8(half));
+    quarter = LARGER(quarter, SWAP2(quarter));
+    quarter = LARGER(quarter, SWAP1(quarter));
+    return quarter[0];
+}
+
+/* e^x, within 2 units of the last place; 0 below the normal numbers, of minus infinity too. */
+static inline V exponential(V x) {
+    const V magic = splat(12582912.0f); /* adding 1.5 * 2^23 rounds to an integer, which is in the low bits */
+    V clamped = LARGER(pick(x > splat(88.722f), splat(88.722f), x), splat(-87.33f));
+    V shifted = clamped * splat(1.44269504f) + magic, n = shifted - magic;
+    V r = clamped - n * splat(0.693359375f) - n * splat(-2.12194440e-4f);
+    V p = splat(1.9875691500e-4f);
+    p = p * r + splat(1.3981999507e-3f);
+    p = p * r + splat(8.3334519073e-3f);
+    p = p * r + splat(4.1665795894e-2f);
+    p = p * r + splat(1.6666665459e-1f);
+    p = p * r + splat(5.0000001201e-1f);
+    p = p * r * r + r + splat(1.0f);
+    VI power = (((VI)shifted - (VI)magic) + 127) << 23;
+    return pick(x < splat(-87.33f), splat(0.0f), p * (V)power);
+}
+
+/* tanh, within 2 units of the last place. */
+static inline V hyperbolic(V x) {
+    V size = (V)((VI)x & 0x7fffffff), e = exponential(size * splat(2.0f));
+    V far = splat(1.0f) - splat(2.0f) / (e + splat(1.0f)), square = x * x;
+    V p = splat(-5.70498872745e-3f);
+    p = p * square + splat(2.06390887954e-2f);
+    p = p * square + splat(-5.37397155531e-2f);
+    p = p * square + splat(1.33314422036e-1f);
+    p = p * square + splat(-3.33332819422e-1f);
+    V near = p * square * x + x;
+    far = (V)((VI)far | ((VI)x & (VI)splat(-0.0f)));
+    return pick(size < splat(0.625f), near, far);
+}
+
+/* A soft cap (SPEC 8.1) on n logits, in place; minus infinity, which hides a token, stays. */
+static inline void cap(float *logits, int64_t n, float softcap) {
+    if (softcap == 0.0f) return;
+    for (int64_t i = 0; i < n; i += LANES) {
+        V part = load_some(logits + i, n - i, 0.0f);
+        part = pick(part == splat(-INFINITY), part, hyperbolic(part / splat(softcap)) * splat(softcap));
+        store_some(logits + i, part, n - i);
+    }
+}
+
+/* The largest of n numbers; minus infinity of none. */
+static inline float largest(const float *from, int64_t n) {
+    V most = splat(-INFINITY);
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) most = LARGER(load(from + i), most);
+    float one = most_of(most);
+    for (; i < n; i++) one = from[i] > one ? from[i] : one;
+    return one;
+}
+
+/* Put e^(x - most) in the place of n numbers; returns their sum. */
+static inline float exponentials(float *at, int64_t n, float most) {
+    V total = splat(0.0f);
+    for (int64_t i = 0; i < n; i += LANES) {
+        V part = exponential(load_some(at + i, n - i, -INFINITY) - splat(most));
+        store_some(at + i, part, n - i);
+        total += part;
+    }
+    return sum_of(total);
+}
+
+static inline float half_to_float(uint16_t half) {
+    uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = half >> 10 & 31, fraction = half & 1023, bits;
+    float number;
+    if (exponent == 0) { /* zeros and denormal numbers: exact in float32 */
+        number = (float)fraction * 0x1p-24f;
+        return sign ? -number : number;
+    }
+    bits = sign | (exponent == 31 ? 0x7f800000 : (exponent + 112) << 23) | fraction << 13;
+    memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
+static inline V sixteen(const void *from, int64_t i, int64_t kind) {
+    VH narrow;
+    if (kind == F32) return load((const float *)from + i);
+    memcpy(&narrow, (const uint16_t *)from + i, sizeof narrow);
+    if (kind == BF16) return (V)(__builtin_convertvector(narrow, VU) << 16);
+#ifdef __F16C__
+    typedef short S8 __attribute__((vector_size(16)));
+    S8 part[2];
+    V8 wide[2];
+    V all;
+    memcpy(part, &narrow, sizeof narrow);
+    wide[0] = (V8)__builtin_ia32_vcvtph2ps256(part[0]);
+    wide[1] = (V8)__builtin_ia32_vcvtph2ps256(part[1]);
+    memcpy(&all, wide, sizeof all);
+    return all;
+#else
+    V all;
+    for (int lane = 0; lane < LANES; lane++) all[lane] = half_to_float(narrow[lane]);
+    return all;
+#endif
+}
+
+/* A row of n numbers as floats, filled up with zeros to a multiple of 16. */
+static inline void widen(const void *from, int64_t n, int64_t kind, float *to) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) store(to + i, sixteen(from, i, kind));
+    if (i < n) {
+        uint8_t rest[64] = {0};
+        int size = kind == F32 ? 4 : 2;
+        memcpy(rest, (const uint8_t *)from + i * size, (n - i) * size);
+        store(to + i, sixteen(rest, 0, kind));
+    }
+}
+
+/* A float as it is stored, rounded to nearest. */
+static inline void narrow(float number, int64_t kind, void *to, int64_t i) {
+    if (kind == F32) {
+        ((float *)to)[i] = number;
+        return;
+    }
+    uint32_t bits;
+    memcpy(&bits, &number, sizeof bits);
+    uint32_t sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
+    uint16_t *half = (uint16_t *)to + i;
+    if (kind == BF16) {
+        *half = size > 0x7f800000 ? 0x7fc0 | sign : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    } else if (size >= 0x47800000) { /* at least 65536, or not a number */
+        *half = sign | (size > 0x7f800000 ? 0x7e00 : 0x7c00);
+    } else if (size < 0x38800000) { /* denormal: units of 2^-24 */
+        float scaled;
+        memcpy(&scaled, &size, sizeof scaled);
+        *half = sign | (uint16_t)rintf(scaled * 0x1p24f);
+    } else {
+        *half = sign | (uint16_t)((size - 0x38000000 + 0xfff + (size >> 13 & 1)) >> 13);
+    }
+}
+
+static inline const void *row_of(const Rows *rows, int64_t head, int64_t i) {
+    int64_t at = rows->page ? ((rows->page[i / rows->tokens] * rows->heads + head) * rows->tokens + i % rows->tokens) *
+                                  rows->width
+                            : head * rows->head + i * rows->width;
+    return (const uint8_t *)rows->data + at * (rows->kind == F32 ? 4 : 2);
+}
+
+#endif

@@ -1,0 +1,134 @@
+"""Estimates of cold tokens by their codes, a chunk of pages at a time (SPEC 4.2, 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from ..shape import aligned
+from .arguments import PageIndex, Queries
+from .ranking import group_scores
+
+LEVELS = 16
+"""Codes of four bits."""
+
+BITS = 13
+"""Of the largest weight."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Pages ``[first, last)``: the cold tokens ``[start, stop)``."""
+
+    first: int
+    last: int
+    start: int
+    stop: int
+
+
+class Estimates:
+    """Estimates of the tokens of some pages, for the members of a block.
+
+    Parameters
+    ----------
+    index : PageIndex
+    queries : Queries
+        In the dtype in which to compute.
+    chunk_bytes, kept_bytes : int
+        Codes are widened so many bytes at a time; estimates that take no more than the other are computed once.
+    whole : bool
+        Whether weights are whole numbers, as the ranking has them (SPEC 4.2), or the bound's: scale * q . k of the
+        approximate keys (SPEC 6.2).
+    """
+
+    def __init__(
+        self, index: PageIndex, queries: Queries, chunk_bytes: int, kept_bytes: int, whole: bool = True
+    ) -> None:
+        self.index, self.queries, self._whole = index, queries, whole
+        self._members = queries.members * queries.scale
+        size, codes = index.page_tokens, index.codes.tensor
+        wide = 2 * codes[0].numel() * self._members.dtype.itemsize
+        step = max(1, chunk_bytes // wide)
+        stops = [min(first + step, index.pages) for first in range(0, index.pages, step)]
+        self.chunks = [Chunk(a, b, a * size, b * size) for a, b in zip([0, *stops], stops, strict=False)]
+        most = self._members.shape[0] * self._members.shape[1] * index.tokens * self._members.dtype.itemsize
+        self._kept: dict[int, torch.Tensor] | None = {} if most <= kept_bytes else None
+
+    def of(self, chunk: Chunk) -> torch.Tensor:
+        """Estimates ``[H, M, tokens of the chunk]``, minus infinity where a token is invalid."""
+        if self._kept is not None and chunk.first in self._kept:
+            return self._kept[chunk.first]
+        index, members, size = self.index, self._members, self.index.page_tokens
+        channels, step, base = self._records(chunk)
+        pages, (heads, count, width) = step.shape[0], members.shape
+        asked = members.expand(pages, heads, count, width).gather(
+            3, channels.long()[:, :, None].expand(pages, heads, count, -1)
+        )
+        asked = asked.mul_(step[:, :, None])  # [n, H, M, 2 W]
+        unit: torch.Tensor | float = 1.0
+        if self._whole:
+            exponent = torch.frexp(asked.abs().amax(dim=3, keepdim=True)).exponent - BITS
+            unit = torch.ldexp(torch.ones_like(exponent, dtype=asked.dtype), exponent.clamp_(-126, 115))
+            limit = float(1 << BITS)
+            asked = asked.div_(unit).round_().clamp_(-limit, limit)
+        wide = self._codes(chunk, members.dtype)
+        out = (asked @ wide.transpose(2, 3)).mul_(unit)  # [n, H, M, P]
+        out += (members @ base.permute(1, 2, 0)).permute(2, 0, 1)[..., None]
+        out = out.permute(1, 2, 0, 3).reshape(heads, count, pages * size)
+        if index.unseen is not None:
+            out.masked_fill_(index.unseen[chunk.start : chunk.stop], -torch.inf)
+        if self._kept is not None:
+            self._kept[chunk.first] = out
+        return out
+
+    def _codes(self, chunk: Chunk, dtype: torch.dtype) -> torch.Tensor:
+        """Codes of a chunk ``[n, H, P, 2 W]`` as numbers."""
+        packed = self.index.records(self.index.codes, chunk.first, chunk.last)  # [n, H, P / 16, W / 4, 16, 4]
+        packed = packed.transpose(3, 4).flatten(4, 5).flatten(2, 3)[:, :, : self.index.page_tokens]
+        return torch.cat([packed & (LEVELS - 1), packed >> 4], dim=3).to(dtype)
+
+    def all(self) -> Iterator[tuple[Chunk, torch.Tensor]]:
+        """Every chunk and its estimates."""
+        return ((chunk, self.of(chunk)) for chunk in self.chunks)
+
+    def error(self, chunk: Chunk, radius: torch.Tensor) -> torch.Tensor:
+        """What no score of a page exceeds its estimate by, ``[H, M, n]``, rounding included (SPEC 6.2).
+
+        `radius` ``[n, H, D]`` is the largest distance of the page's keys from their approximate keys.
+        """
+        members, (error, size) = self._members.abs(), self._distances(chunk, radius)
+        room = (4 * members.shape[2] + 64) * torch.finfo(members.dtype).eps
+        return members @ (error + room * (size + error)).permute(1, 2, 0)
+
+    def farthest(self, chunk: Chunk, radius: torch.Tensor) -> torch.Tensor:
+        """What no number of a key exceeds by its magnitude, ``[H, D]``."""
+        error, size = self._distances(chunk, radius)
+        return (error + size).amax(dim=0)
+
+    def _distances(self, chunk: Chunk, radius: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of keys from approximate keys, and of those from zero, ``[n, H, D]``: no page's are larger."""
+        channels, step, base = self._records(chunk)
+        return radius.to(self._members.dtype), base.abs().scatter_add_(2, channels.long(), LEVELS * step)
+
+    def _records(self, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Channels, step and base of a chunk's pages, the latter two in the dtype in which to compute."""
+        index, dtype = self.index, self._members.dtype
+        channels, step, base = (
+            index.records(table, chunk.first, chunk.last) for table in (index.channels, index.step, index.base)
+        )
+        return channels, aligned(step.to(dtype)), aligned(base.to(dtype))
+
+    @cached_property
+    def scores(self) -> torch.Tensor:
+        """The group score of every token, ``[H, N * P]``; minus infinity where it is invalid (SPEC 4.3)."""
+        group, most = self.index.group, None
+        if group == "exp_sum":
+            parts = [part.amax(dim=2, keepdim=True) for _, part in self.all()]
+            most = torch.cat(parts, dim=2).amax(dim=2, keepdim=True)
+        scores = torch.cat([group_scores(part, group, most) for _, part in self.all()], dim=1)
+        if self.index.unseen is not None:
+            scores.masked_fill_(self.index.unseen, -torch.inf)
+        return scores

@@ -1,0 +1,162 @@
+"""The compiled operations: where they are, which instructions they use, and whose threads."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+import torch
+
+LEVELS = ("any processor", "AVX2", "AVX-512 VNNI")
+
+Pointer, Long, Int, Real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
+
+
+class Index(ctypes.Structure):
+    """`Index` of kiv.h."""
+
+    _fields_ = (
+        *((name, Pointer) for name in ("codes", "channels", "step", "base", "mean", "page", "unseen")),
+        *((name, Long) for name in ("pages", "heads", "tokens", "half", "width", "value_width")),
+    )
+
+
+class Query(ctypes.Structure):
+    """`Query` of kiv.h."""
+
+    _fields_ = (
+        *((name, Pointer) for name in ("query", "sink")),
+        *((name, Long) for name in ("heads", "members", "width")),
+        *((name, Real) for name in ("scale", "softcap")),
+        *((name, Int) for name in ("group_max", "threads")),
+    )
+
+
+class Rows(ctypes.Structure):
+    """`Rows` of kiv.h."""
+
+    _fields_ = (
+        *((name, Pointer) for name in ("data", "page")),
+        *((name, Long) for name in ("tokens", "heads", "head", "width", "kind")),
+    )
+
+
+class Run(ctypes.Structure):
+    """`Run` of kiv.h."""
+
+    _fields_ = (("key", Rows), ("value", Rows), ("first", Long), ("count", Long), ("valid", Pointer))
+
+
+class Estimates(ctypes.Structure):
+    """`Estimates` of kiv.h."""
+
+    _fields_ = (*((name, Pointer) for name in ("most", "sum", "kept", "name", "score", "count")), ("least", Long))
+
+
+class Found(ctypes.Structure):
+    """`Found` of kiv.h."""
+
+    _fields_ = (
+        *((name, Pointer) for name in ("at", "raw", "chosen", "late")),
+        *((name, Long) for name in ("stride", "candidates", "selected")),
+    )
+
+
+class Attend(ctypes.Structure):
+    """`Attend` of kiv.h."""
+
+    _fields_ = (
+        ("run", Pointer),
+        ("runs", Long),
+        ("position", Pointer),
+        ("queries", Long),
+        ("value_width", Long),
+        ("found", Pointer),
+        ("value", Rows),
+        ("index", Pointer),
+        *((name, Pointer) for name in ("tail", "out")),
+        *((name, Long) for name in ("out_head", "out_kind")),
+        *((name, Pointer) for name in ("exact", "estimated")),
+        ("finite", Long),
+    )
+
+
+_CALLS = {
+    "estimate": (Pointer, Pointer, Pointer),
+    "best": (Pointer, Pointer, Long, Long, Pointer, Long),
+    "select": (Pointer, Pointer, Pointer, Long, Pointer, Pointer),
+    "tail": (Pointer, Pointer, Pointer, Pointer, Pointer),
+    "attend": (Pointer, Pointer),
+}
+
+
+class Library:
+    """The compiled operations for the best instructions that are allowed.
+
+    ``ATEN_CPU_CAPABILITY``, by which torch chooses its own, limits them too.
+
+    Parameters
+    ----------
+    path : of the shared library
+
+    Attributes
+    ----------
+    level : int
+        Into `LEVELS`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        allowed = {"default": 0, "avx2": 1}.get(os.environ.get("ATEN_CPU_CAPABILITY", ""), 2)
+        self.level = min(self._library.kiv_level(), allowed)
+        self._library.kiv_operations.restype = ctypes.POINTER(Pointer * len(_CALLS))
+        table = self._library.kiv_operations(self.level).contents
+        calls = {
+            name: ctypes.CFUNCTYPE(Int, *arguments)(table[place])
+            for place, (name, arguments) in enumerate(_CALLS.items())
+        }
+        self.estimate, self.best, self.select = calls["estimate"], calls["best"], calls["select"]
+        self.tail, self.attend = calls["tail"], calls["attend"]
+        parallel = _torch_threads()
+        if parallel is not None:
+            self._library.kiv_threads(parallel)
+
+
+def _torch_threads() -> ctypes.c_void_p | None:
+    """The function by which torch's own OpenMP runtime begins a parallel region; None if it is not found."""
+    names = [path.name for path in (Path(torch.__file__).parent / "lib").glob("libgomp*")] or ["libgomp.so.1"]
+    folder = Path(torch.__file__).parent / "lib"
+    for place in (*(str(folder / name) for name in names), "libgomp.so.1"):
+        try:
+            return ctypes.cast(ctypes.CDLL(place).GOMP_parallel, Pointer)
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def _path() -> Path:
+    suffix = {"Windows": "dll", "Darwin": "dylib"}.get(platform.system(), "so")
+    return Path(__file__).parent / f"libkiv.{suffix}"
+
+
+@cache
+def load() -> Library | None:
+    """Return the compiled operations; None where there are none, of which `why_not` tells more."""
+    try:
+        return Library(_path()) if _path().exists() else None
+    except OSError:
+        return None
+
+
+def why_not() -> str:
+    """Say why `load` returned None."""
+    if not _path().exists():
+        return "this installation has none: it was built without a C compiler, or for another system"
+    try:
+        Library(_path())
+    except OSError as error:
+        return f"the library does not load: {error}"
+    return "it loads now"

@@ -1,0 +1,60 @@
+"""The operations that a step of one layer and sequence is made of."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from .arguments import Attended, Found, PagedTile, PageIndex, Queries, Rows, Tile
+
+
+class Ops(Protocol):
+    """One way to compute a step. All give the same numbers but for rounding (SPEC 11).
+
+    Attributes
+    ----------
+    name : str
+    in_place : bool
+        Whether keys and values in RAM are read where they lie, pages too.
+    """
+
+    name: str
+    in_place: bool
+
+    def estimate(self, index: PageIndex, queries: Queries, most: int) -> Any:
+        """Estimate every cold token and rank them (SPEC 4.2, 4.3); no more than the `most` best will be asked for."""
+        ...
+
+    def select(self, estimates: Any, keys: Rows, candidates: int, selected: int) -> Found:
+        """Read the keys of the best `candidates`, and select the best of these (SPEC 4.4 to 4.6, 4.9)."""
+        ...
+
+    def widen(self, estimates: Any, keys: Rows, found: Found, candidates: int) -> Found:
+        """Take more candidates for the heads that are late, without reading a key again (SPEC 4.9)."""
+        ...
+
+    def attend(
+        self,
+        queries: Queries,
+        always: list[Tile | PagedTile],
+        finite: bool,
+        retrieved: tuple[Any, Found, Rows] | None,
+        tail: bool,
+        out: torch.Tensor,
+    ) -> Attended:
+        """Attend sinks, hot tokens and selection, and by their pages the rest (SPEC 5, 6.1).
+
+        Parameters
+        ----------
+        always : list of Tile, or of PagedTile too if `in_place`
+            Tokens that a query attends to as far as its own position.
+        finite : bool
+            Whether every value is a number.
+        retrieved : estimates, found, values; or None
+        tail : bool
+            Whether what is not selected counts by its estimates.
+        out : [HQ, TQ, DV], in the dtype of the keys
+            Where the output goes.
+        """
+        ...
