@@ -17,7 +17,7 @@ from .guard import Guard, locked
 from .memory.ledger import Account, Counters, Ledger
 from .memory.pinning import Pinning, pinning_for
 from .memory.scratch import Scratch
-from .ops import OpsName, check_ops, choose_ops
+from .ops import OpsChoice, OpsName
 from .shape import Shape
 from .state import State
 from .store import FastStore
@@ -59,10 +59,9 @@ class FastPool:
     def __init__(
         self, config: KIVConfig, io: FileIO | None = None, tuning: Tuning | None = None, ops: OpsName = "auto"
     ) -> None:
-        check_ops(ops)
-        self._ops: OpsName = ops
         self._config = config
         self.tuning = tuning or Tuning()
+        self._ops = OpsChoice(ops, self.tuning)
         self._io = io or FileIO()
         self._folder = "" if config.ram_bytes is None else folder_for(config.spill_dir)
         self.guard = Guard(self)
@@ -188,7 +187,7 @@ class FastPool:
         reach = reach_for(shape.device, direct)
         account, transfer = self.ledger.account(), reach.transfer
         arena = self._arena(shape, account, pinning, reach)
-        ops = choose_ops(self._ops, shape, self.scratch, self.tuning)
+        ops = self._ops.of(shape)
         return Cold(shape, self._config, arena, self.scratch, account, self.counters, transfer, self.tuning, ops)
 
     def _arena(self, shape: Shape, account: Account, pinning: Pinning, reach: Reach) -> Arena:

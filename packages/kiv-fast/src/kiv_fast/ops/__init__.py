@@ -6,7 +6,6 @@ from typing import Literal
 
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError, refuse
 
-from ..memory.scratch import Scratch
 from ..shape import Shape
 from ..tuning import Tuning
 from .cpu import KINDS, MOST_CHANNELS, CpuOps
@@ -17,39 +16,48 @@ from .torch import TorchOps
 OpsName = Literal["auto", "torch", "cpu"]
 
 
-def check_ops(name: object) -> None:
-    """Refuse what names no operations, and compiled ones that are not there.
+class OpsChoice:
+    """By what the stores of a pool compute.
+
+    Parameters
+    ----------
+    name : "auto", "torch" or "cpu"
+    tuning : Tuning
 
     Raises
     ------
     KIVUsageError
-        `name` is none of "auto", "torch", "cpu".
+        `name` is none of these.
     KIVUnsupportedError
         "cpu" was asked for, and the compiled library is missing.
     """
-    if name not in ("auto", "torch", "cpu"):
-        raise refuse(KIVUsageError, 'ops must be "auto", "torch" or "cpu"', repr(name), "Choose one of them.")
-    if name == "cpu" and load() is None:
-        rule = 'ops="cpu" needs the operations that are compiled for this machine'
-        raise refuse(KIVUnsupportedError, rule, why_not(), 'Choose ops="torch", or install a wheel that has them.')
+
+    def __init__(self, name: OpsName, tuning: Tuning) -> None:
+        if name not in ("auto", "torch", "cpu"):
+            raise refuse(KIVUsageError, 'ops must be "auto", "torch" or "cpu"', repr(name), "Choose one of them.")
+        self._name, library = name, load()
+        if name == "cpu" and library is None:
+            rule = 'ops="cpu" needs the operations that are compiled for this machine'
+            raise refuse(KIVUnsupportedError, rule, why_not(), 'Choose ops="torch", or install a wheel that has them.')
+        self._torch = TorchOps(tuning.chunk_bytes, tuning.kept_bytes)
+        self._cpu = None if library is None or name == "torch" else CpuOps(library, tuning.kept_bytes)
+
+    def of(self, shape: Shape) -> Ops:
+        """Return the operations for stores of a shape.
+
+        Raises
+        ------
+        KIVUnsupportedError
+            "cpu" was asked for where it cannot serve: its name never stands for another.
+        """
+        able = shape.dtype in KINDS and shape.device.type == "cpu" and shape.key_width <= MOST_CHANNELS
+        if self._cpu is not None and able:
+            return self._cpu
+        if self._name == "cpu":
+            rule = f'ops="cpu" serves float32, bfloat16 and float16 on a CPU, up to {MOST_CHANNELS} channels'
+            got = f"{shape.dtype} on {shape.device}, {shape.key_width} channels"
+            raise refuse(KIVUnsupportedError, rule, got, 'Choose ops="auto" or "torch".')
+        return self._torch
 
 
-def choose_ops(name: OpsName, shape: Shape, scratch: Scratch, tuning: Tuning) -> Ops:
-    """Return the operations for stores of `shape`.
-
-    Raises
-    ------
-    KIVUnsupportedError
-        "cpu" was asked for where it cannot serve: its name never stands for another.
-    """
-    library, able = load(), shape.dtype in KINDS and shape.device.type == "cpu" and shape.key_width <= MOST_CHANNELS
-    if name != "torch" and library is not None and able:
-        return CpuOps(library, scratch, tuning.kept_bytes)
-    if name == "cpu":
-        rule = f'ops="cpu" serves float32, bfloat16 and float16 on a CPU, up to {MOST_CHANNELS} channels'
-        got = f"{shape.dtype} on {shape.device}, {shape.key_width} channels"
-        raise refuse(KIVUnsupportedError, rule, got, 'Choose ops="auto" or "torch".')
-    return TorchOps(tuning.chunk_bytes, tuning.kept_bytes)
-
-
-__all__ = ["CpuOps", "Ops", "OpsName", "TorchOps", "check_ops", "choose_ops", "load"]
+__all__ = ["CpuOps", "Ops", "OpsChoice", "OpsName", "TorchOps", "load"]

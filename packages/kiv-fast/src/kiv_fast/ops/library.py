@@ -10,84 +10,14 @@ from pathlib import Path
 
 import torch
 
+from .structures import Int, Pointer
+
 LEVELS = ("any processor", "AVX2", "AVX-512 VNNI")
-
-Pointer, Long, Int, Real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
-
-
-class Index(ctypes.Structure):
-    """`Index` of kiv.h."""
-
-    _fields_ = (
-        *((name, Pointer) for name in ("codes", "channels", "step", "base", "mean", "page", "unseen")),
-        *((name, Long) for name in ("pages", "heads", "tokens", "half", "width", "value_width")),
-    )
-
-
-class Query(ctypes.Structure):
-    """`Query` of kiv.h."""
-
-    _fields_ = (
-        *((name, Pointer) for name in ("query", "sink")),
-        *((name, Long) for name in ("heads", "members", "width")),
-        *((name, Real) for name in ("scale", "softcap")),
-        *((name, Int) for name in ("group_max", "threads")),
-    )
-
-
-class Rows(ctypes.Structure):
-    """`Rows` of kiv.h."""
-
-    _fields_ = (
-        *((name, Pointer) for name in ("data", "page")),
-        *((name, Long) for name in ("tokens", "heads", "head", "width", "kind")),
-    )
-
-
-class Run(ctypes.Structure):
-    """`Run` of kiv.h."""
-
-    _fields_ = (("key", Rows), ("value", Rows), ("first", Long), ("count", Long), ("valid", Pointer))
-
-
-class Estimates(ctypes.Structure):
-    """`Estimates` of kiv.h."""
-
-    _fields_ = (*((name, Pointer) for name in ("most", "sum", "kept", "name", "score", "count")), ("least", Long))
-
-
-class Found(ctypes.Structure):
-    """`Found` of kiv.h."""
-
-    _fields_ = (
-        *((name, Pointer) for name in ("at", "raw", "chosen", "late")),
-        *((name, Long) for name in ("stride", "candidates", "selected")),
-    )
-
-
-class Attend(ctypes.Structure):
-    """`Attend` of kiv.h."""
-
-    _fields_ = (
-        ("run", Pointer),
-        ("runs", Long),
-        ("position", Pointer),
-        ("queries", Long),
-        ("value_width", Long),
-        ("found", Pointer),
-        ("value", Rows),
-        ("index", Pointer),
-        *((name, Pointer) for name in ("tail", "out")),
-        *((name, Long) for name in ("out_head", "out_kind")),
-        *((name, Pointer) for name in ("exact", "estimated")),
-        ("finite", Long),
-    )
-
 
 _CALLS = {
     "estimate": (Pointer, Pointer, Pointer),
-    "best": (Pointer, Pointer, Long, Long, Pointer, Long),
-    "select": (Pointer, Pointer, Pointer, Long, Pointer, Pointer),
+    "best": (Pointer, Pointer, Pointer),
+    "select": (Pointer, Pointer, Pointer, Pointer, Pointer),
     "tail": (Pointer, Pointer, Pointer, Pointer, Pointer),
     "attend": (Pointer, Pointer),
 }

@@ -47,12 +47,12 @@ typedef struct {
 /* Estimates of cold tokens, summed up by blocks of BLOCK_TOKENS of a page; and the tokens that may be candidates. */
 #define BLOCK_TOKENS 32
 typedef struct {
-    float *most, *sum;   /* [H][M][pages][blocks of a page], the largest of a block, and the sum of e^(x - it) */
-    float *kept;         /* [H][M][pages * P], all estimates, or null: what is asked for again is computed again */
-    int32_t *name;       /* [H][pages * P], tokens that may be among the `least` best, ascending */
-    float *score;        /* [H][pages * P], their group scores */
-    int64_t *count;      /* [H] */
-    int64_t least;
+    float *most, *sum;     /* [H][M][pages][blocks of a page], the largest of a block, and the sum of e^(x - it) */
+    float *kept;           /* [H][M][pages * P], all estimates, or null: what is asked for again is computed again */
+    int64_t least;         /* no more tokens than this are asked for */
+    int32_t *name;         /* tokens that may be among the `least` best, ascending: those of head h from start[h] on */
+    float *score;          /* their group scores */
+    int64_t *start, *count; /* [H]; these four are set by `estimate`, and hold until this thread estimates again */
 } Estimates;
 
 /* Candidates and selection: rows of `stride` numbers, of which `candidates` count; -1 fills up what is not used. */
@@ -88,8 +88,8 @@ void kiv_no_memory(void);                      /* tells the run of the task that
 /* The operations for one set of instructions; they return 0, or 1 if memory was refused. */
 typedef struct {
     int (*estimate)(const Index *, const Query *, Estimates *);
-    int (*best)(const Query *, const Estimates *, int64_t row, int64_t n, int32_t *at, int64_t stride);
-    int (*select)(const Query *, const Rows *, const Estimates *, int64_t row, const Found *known, Found *);
+    int (*best)(const Query *, const Estimates *, const Found *);
+    int (*select)(const Query *, const Rows *, const Estimates *, const Found *known, Found *);
     int (*tail)(const Index *, const Query *, const Estimates *, const Found *, float *tail);
     int (*attend)(const Query *, const Attend *);
 } Operations;

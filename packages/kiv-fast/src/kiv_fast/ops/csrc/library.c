@@ -75,7 +75,7 @@ int kiv_run(Body body, void *context, int64_t tasks, int32_t threads) {
     return job.failed;
 }
 
-#define SLOTS 4
+#define SLOTS 5
 
 static __thread struct {
     void *memory;

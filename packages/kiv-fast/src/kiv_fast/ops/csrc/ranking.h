@@ -27,7 +27,7 @@ static uint32_t nth(const float *scores, int64_t count, int64_t n, int64_t *ties
         uint32_t mask = (1u << BITS) - 1;
         for (int64_t i = 0; i < size; i++) bins[left[i] >> shift & mask]++;
         int64_t bin = mask;
-        while (bins[bin] < n) n -= bins[bin--];
+        while (bin && bins[bin] < n) n -= bins[bin--];
         found = (found & ~(mask << shift)) | (uint32_t)bin << shift;
         if (shift == 0) break;
         for (int64_t i = 0; i < size; i++) {

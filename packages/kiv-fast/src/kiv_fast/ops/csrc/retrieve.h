@@ -17,6 +17,7 @@ typedef struct {
     float *tail;
     const float *top;          /* [H][M], the largest estimates */
     float *upper, *floor;      /* [H][pages][blocks]: no group score of a block is more; [H]: enough are no less */
+    int64_t *place, *held;     /* [H * parts + 1]: where the tokens of a part are listed; [H * parts]: how many */
     int64_t parts, blocks;     /* of the pages of a head, a task each; of a page */
 } Scan;
 
@@ -102,9 +103,9 @@ static void list_pages(void *context, int64_t task) {
     const Index *index = work->index;
     const Query *query = work->query;
     int64_t head = task / work->parts, first = task % work->parts * PAGES_AT_ONCE, members = query->members, held = 0;
-    int64_t start = (head * index->pages + first) * index->tokens;
-    float *room = kiv_workspace(2, members * BLOCK_TOKENS * sizeof(float)), *score = work->estimates->score + start;
-    int32_t *name = work->estimates->name + start;
+    float *room = kiv_workspace(2, members * BLOCK_TOKENS * sizeof(float));
+    float *score = work->estimates->score + work->place[task];
+    int32_t *name = work->estimates->name + work->place[task];
     const float *top = work->top + head * members, floor = work->floor[head];
     Asked asked = asked_room(index, members);
     OR_FAIL(room && asked.weight)
@@ -122,7 +123,7 @@ static void list_pages(void *context, int64_t task) {
                     if (m == 0) hidden = one;
                     group = query->group_max ? LARGER(group, one) : group + exponential(one - splat(top[m]));
                 }
-                VI good = (group >= splat(floor)) & (hidden != splat(-INFINITY));
+                VI good = ~(group < splat(floor)) & (hidden != splat(-INFINITY)); /* what is not a number too */
                 if (!any(good)) continue;
                 float scores[LANES];
                 int32_t mask[LANES];
@@ -136,59 +137,80 @@ static void list_pages(void *context, int64_t task) {
             }
         }
     }
-    work->estimates->count[task] = held;
+    work->held[task] = held;
+}
+
+/* Room for the tokens of the blocks that may have good ones. */
+static int make_lists(Scan *work) {
+    int64_t parts = work->query->heads * work->parts, each = work->index->pages * work->blocks, places = 0;
+    for (int64_t part = 0; part < parts; part++) {
+        int64_t head = part / work->parts, first = part % work->parts * PAGES_AT_ONCE * work->blocks;
+        work->place[part] = places;
+        for (int64_t b = first; b < first + PAGES_AT_ONCE * work->blocks && b < each; b++)
+            places += work->upper[head * each + b] < work->floor[head] ? 0 : BLOCK_TOKENS;
+    }
+    int64_t heads = work->query->heads, nbytes = places * (sizeof(int32_t) + sizeof(float));
+    int64_t *room = kiv_workspace(4, 2 * heads * sizeof(int64_t) + nbytes);
+    if (!room) return 1;
+    Estimates *estimates = work->estimates;
+    estimates->start = room;
+    estimates->count = room + heads;
+    estimates->score = (float *)(room + 2 * heads);
+    estimates->name = (int32_t *)(estimates->score + places);
+    return 0;
 }
 
 static int estimate(const Index *index, const Query *query, Estimates *estimates) {
-    int64_t rows = query->heads * query->members, parts = (index->pages + PAGES_AT_ONCE - 1) / PAGES_AT_ONCE;
-    int64_t blocks = blocks_of(index), all = index->pages * blocks;
-    float *room = kiv_workspace(3, (rows + query->heads * (1 + all)) * sizeof(float));
-    if (!room) return 1;
-    Scan work = {index, query, estimates, 0, 0, room, room + rows + query->heads, room + rows, parts, blocks};
-    if (kiv_run(scan_pages, &work, query->heads * parts, query->threads)) return 1;
+    int64_t heads = query->heads, rows = heads * query->members, blocks = blocks_of(index), all = index->pages * blocks;
+    int64_t parts = (index->pages + PAGES_AT_ONCE - 1) / PAGES_AT_ONCE, tasks = heads * parts;
+    int64_t *place = kiv_workspace(3, 2 * tasks * sizeof(int64_t) + (rows + heads * (1 + all)) * sizeof(float));
+    if (!place) return 1;
+    float *top = (float *)(place + 2 * tasks), *floor = top + rows, *upper = floor + heads;
+    Scan work = {index, query, estimates, 0, 0, top, upper, floor, place, place + tasks, parts, blocks};
+    if (kiv_run(scan_pages, &work, tasks, query->threads)) return 1;
     for (int64_t row = 0; row < rows; row++) {
-        float top = largest(estimates->most + row * all, all);
-        room[row] = top < NONE ? NONE : top;
+        top[row] = largest(estimates->most + row * all, all);
+        if (top[row] < NONE) top[row] = NONE;
     }
-    if (kiv_run(bound_blocks, &work, query->heads, query->threads)) return 1;
-    if (kiv_run(list_pages, &work, query->heads * parts, query->threads)) return 1;
-    for (int64_t head = 0; head < query->heads; head++) {
-        int64_t start = head * index->pages * index->tokens, held = 0;
-        for (int64_t part = 0; part < parts; part++) {
-            int64_t more = estimates->count[head * parts + part], from = part * PAGES_AT_ONCE * index->tokens;
-            memmove(estimates->name + start + held, estimates->name + start + from, more * sizeof(int32_t));
-            memmove(estimates->score + start + held, estimates->score + start + from, more * sizeof(float));
-            held += more;
+    if (kiv_run(bound_blocks, &work, heads, query->threads) || make_lists(&work)) return 1;
+    if (kiv_run(list_pages, &work, tasks, query->threads)) return 1;
+    for (int64_t head = 0; head < heads; head++) {
+        int64_t start = place[head * parts], held = 0;
+        for (int64_t part = head * parts; part < (head + 1) * parts; part++) {
+            memmove(estimates->name + start + held, estimates->name + place[part], work.held[part] * sizeof(int32_t));
+            memmove(estimates->score + start + held, estimates->score + place[part], work.held[part] * sizeof(float));
+            held += work.held[part];
         }
-        estimates->count[head] = held; /* of parts that were read */
+        estimates->start[head] = start;
+        estimates->count[head] = held;
     }
     return 0;
 }
 
 typedef struct {
     const Estimates *estimates;
-    int64_t row, n, stride;
-    int32_t *at;
+    const Found *found;
 } Best;
 
 static void best_of_head(void *context, int64_t head) {
-    const Best *best = context;
-    int64_t start = head * best->row;
-    take_best(best->estimates->score + start, best->estimates->name + start, best->estimates->count[head], best->n,
-              best->at + head * best->stride);
+    const Estimates *estimates = ((const Best *)context)->estimates;
+    const Found *found = ((const Best *)context)->found;
+    int64_t start = estimates->start[head];
+    take_best(estimates->score + start, estimates->name + start, estimates->count[head], found->candidates,
+              found->at + head * found->stride);
 }
 
-/* The n best tokens of each head, at most `least`; lists of names are `row` long. */
-static int best(const Query *query, const Estimates *estimates, int64_t row, int64_t n, int32_t *at, int64_t stride) {
-    Best best = {estimates, row, n, stride, at};
-    return kiv_run(best_of_head, &best, query->heads, query->threads);
+/* SPEC 4.4: the best tokens of each head, at most `least`. */
+static int best(const Query *query, const Estimates *estimates, const Found *found) {
+    Best work = {estimates, found};
+    return kiv_run(best_of_head, &work, query->heads, query->threads);
 }
 
 typedef struct {
     const Query *query;
     const Rows *rows;
     const Estimates *estimates;
-    int64_t row, parts;
+    int64_t parts;
     Found *found;
     const int32_t *source; /* [H][candidates]: which row to read, or -1 - the candidate that is known, or null */
     const Found *known;
@@ -255,8 +277,8 @@ static void select_of_head(void *context, int64_t head) {
     if (!select->estimates) return;
     /* SPEC 4.9: how many of the selected are not among the best three quarters of the estimates. */
     int64_t first = 3 * candidates / 4, late = 0, next = 0, spare = found->selected > first ? found->selected - first : 0;
-    const int32_t *name = select->estimates->name + head * select->row, *at = found->at + head * found->stride;
-    const float *group = select->estimates->score + head * select->row;
+    const int32_t *name = select->estimates->name + select->estimates->start[head], *at = found->at + head * found->stride;
+    const float *group = select->estimates->score + select->estimates->start[head];
     for (int64_t k = 0, i = 0; k < candidates; k++) {
         while (name[i] != at[k]) i++;
         score[k] = group[i];
@@ -269,12 +291,14 @@ static void select_of_head(void *context, int64_t head) {
     found->late[head] = SHARE_LATE * (late - spare) > found->selected;
 }
 
-/* Read the keys of the candidates and select. Keys of those that `known` has are not read again; without estimates
-   nothing is said of late ones. */
-static int select_tokens(const Query *query, const Rows *rows, const Estimates *estimates, int64_t row,
-                          const Found *known, Found *found) {
+/* Read the keys of the candidates and select. Where keys are in pages the candidates are ranked first; elsewhere the host
+   had to know them to gather their keys. Keys of those that `known` has are not read again, and then nothing is said of
+   late ones. */
+static int select_tokens(const Query *query, const Rows *rows, const Estimates *estimates, const Found *known,
+                         Found *found) {
     int64_t parts = (found->candidates + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-    Select select = {query, rows, estimates, row, parts, found, 0, known};
+    Select select = {query, rows, known ? 0 : estimates, parts, found, 0, known};
+    if (rows->page && best(query, estimates, found)) return 1;
     if (known) {
         int32_t *source = kiv_workspace(3, query->heads * found->candidates * sizeof(int32_t));
         if (!source) return 1;
@@ -362,7 +386,7 @@ static void tail_pages(void *context, int64_t task) {
 
 static int tail(const Index *index, const Query *query, const Estimates *estimates, const Found *found, float *out) {
     int64_t parts = (index->pages + PAGES_AT_ONCE - 1) / PAGES_AT_ONCE;
-    Scan work = {index, query, (Estimates *)estimates, found, out, 0, 0, 0, parts, blocks_of(index)};
+    Scan work = {index, query, (Estimates *)estimates, found, out, 0, 0, 0, 0, 0, parts, blocks_of(index)};
     return kiv_run(tail_pages, &work, query->heads * parts, query->threads);
 }
 
