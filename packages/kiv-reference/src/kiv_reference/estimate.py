@@ -7,7 +7,7 @@ import torch
 from .index import PageIndex, approximate_keys
 
 MOST_WEIGHT = 2.0**13
-"""No weight is larger. The largest of a page is at least half of it, but where `SMALLEST` or `LARGEST` holds it back."""
+"""No weight is larger; the largest of a page is at least half of it, if its product is within the limits below."""
 
 SMALLEST, LARGEST = 2.0**-114, 2.0**127
 """The unit is chosen as if the largest product lay between these: it is at least 2^-126, at most 2^115."""
