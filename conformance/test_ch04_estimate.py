@@ -79,6 +79,7 @@ CASES = {
     "in the order written, to 44": Case([1, 0.3039832, 880 / 3], [32768, 954, 1], [1, 1, 0], [1, 0, 1], 0, 0.3),
     "in the order written, to 62": Case([1, 1.9470406, 1240 / 3], [32768, 214, 1], [1, 1, 0], [1, 0, 1], 0, 0.3),
     "half of the least unit": Case([1, 1], [8192, 8], [1, 1], [1, 0], 0, 2.0**-130, torch.float64),
+    "the least unit": Case([1, 1], [8192, 16], [1, 1], [1, 0], 1, 2.0**-130, torch.float64),
     "more than half of the least unit": Case(
         [1, 1, 1], [8192, 9, 16], [1, 1, 0], [1, 0, 1], 0, 2.0**-130, torch.float64
     ),
@@ -113,12 +114,16 @@ class Test_4_2_Estimate:
     @pytest.mark.parametrize("swapped", [False, True])
     @pytest.mark.parametrize("name", CASES)
     def test_weights(self, target: Target, name: str, swapped: bool) -> None:
-        """Beside the token of largest codes one of two is a candidate: of equal ones the first, wherever it is."""
+        """Beside the token of largest codes one of two is a candidate: of equal ones the first, wherever it is.
+
+        Another member, of much larger products, has no token's best score.
+        """
         case = CASES[name]
         tokens = [case.two, case.one] if swapped else [case.one, case.two]
         full = [15 if q > 0 else 0 for q in case.query], [0 if q > 0 else 15 for q in case.query]
         key = keys(torch.tensor([*full, *tokens], dtype=case.dtype), torch.tensor(case.steps, dtype=case.dtype))
-        query = torch.tensor([case.query], dtype=case.dtype)
+        other = [-64 * abs(case.query[0]), *(0 for _ in case.query[1:])]
+        query = torch.tensor([case.query, other], dtype=case.dtype)
         driver = asked(target, config(2, 4), key, query, case.scale)
         sign = -case.sign if swapped else case.sign
         got, right = driver.store.report.blocks[0].candidate_positions.tolist(), [[[0, 2 if sign >= 0 else 3]]]
