@@ -32,7 +32,11 @@ reweighed("weights rounded down", ".round()", ".floor()")
 reweighed("halves rounded up", ".round()", ".add(0.5).floor()")
 reweighed("weights below 8,192", CLAMP, ".clamp(1 - MOST_WEIGHT, MOST_WEIGHT - 1)")
 reweighed("weights of any size", CLAMP, "")
-reweighed("products in float64", "(scale * query)", "(scale * query.double())")
+reweighed(
+    "products in float64",
+    "(products / unit)",
+    "((scale * query.double())[..., index.channels] * index.step / unit)",
+)
 reweighed("weight of the neighbouring channel", "* index.step", "* index.step.roll(1, dims=-1)")
 reweighed(
     "query and step multiplied first",
