@@ -14,7 +14,7 @@ SMALLEST, LARGEST = 2.0**-114, 2.0**127
 
 
 def code_weights(query: torch.Tensor, index: PageIndex, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a step of each coded channel adds to a score: whole weights ``[..., I, M]`` and their unit ``[..., I, 1]``.
+    """Weigh the codes of I pages for a query: whole weights ``[..., I, M]`` and their unit ``[..., I, 1]``.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def code_weights(query: torch.Tensor, index: PageIndex, scale: float) -> tuple[t
 
 
 def estimates(query: torch.Tensor, index: PageIndex, scale: float) -> torch.Tensor:
-    """Estimates ``[..., I * P]`` of the tokens of I pages for ``query [..., D]``, in the dtype of computation."""
+    """Estimate scores ``[..., I * P]`` of the tokens of I pages for ``query [..., D]``, in the dtype of computation."""
     weights, unit = code_weights(query, index, scale)
     sums = torch.einsum("...im,ipm->...ip", weights.double(), index.codes.double())  # of whole numbers: exact
     first = torch.zeros_like(index.codes[:, :1])

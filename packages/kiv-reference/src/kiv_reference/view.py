@@ -46,7 +46,7 @@ class HeadView:
         return self._approximate[positions - self.partition.cold_start]
 
     def estimates(self, query: torch.Tensor, positions: torch.Tensor, scale: float) -> torch.Tensor:
-        """Estimates ``[..., K]`` for ``query [..., D]`` at cold `positions` int64 [K] (SPEC 4.2)."""
+        """Estimate scores ``[..., K]`` for ``query [..., D]`` at cold `positions` int64 [K] (SPEC 4.2)."""
         return estimates(query, self.index, scale)[..., positions - self.partition.cold_start]
 
     def values(self, positions: torch.Tensor) -> torch.Tensor:
