@@ -98,7 +98,7 @@ def versions(session: nox.Session, package: str, version: str) -> None:
     models = "conformance/models/test_models.py::test_"
     chosen = ["packages/kiv-hf", f"{models}kinds_of_attention", f"{models}refusals_name_their_cause"]
     if package == "torch":
-        chapters = (f"conformance/test_ch0{name}.py" for name in ("4_retrieval", "4_widening", "5_attention"))
+        chapters = (f"conformance/test_ch0{n}.py" for n in ("4_estimate", "4_retrieval", "4_widening", "5_attention"))
         chosen += ["packages/kiv-fast", *chapters, "--impl", "fast"]
     session.run("python", *PYTEST, *(session.posargs or [*chosen, "-m", "not real"]), env=ENV)
 

@@ -45,9 +45,10 @@ class Precision:
 
 
 def index_rounding(low_run: LowPrecision, page: Page, query: Vector, precision: Precision) -> float:
-    """Rounding of q·k̂ for a token of a page: of its sum, of a mean in it, and of centre and step times the code.
+    """Rounding of an estimate over scale for a token of a page: of q·base and a mean in it, and of the codes' sum.
 
-    These have up to four times the size of the keys, in whatever order they are multiplied and added.
+    These have up to four times the size of the keys, in whatever order they are multiplied and added; the weights are
+    the same everywhere.
     """
     steps = len(query) + page.count + 12
     return 4 * steps * precision.unit * low_run.reach(query)[1][page.index]

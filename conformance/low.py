@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 
 from .oracle import Head, Modifiers, Term
+from .oracle_estimate import Estimates
 from .oracle_numbers import Vector
 
 
@@ -38,21 +39,29 @@ class LowPrecision:
         return self._reach[name]
 
     @cached_property
-    def approximate(self) -> torch.Tensor:
-        """k̂ of cold positions, ``[T, D]`` (SPEC 3.4); the codes are the oracle's, which have no tolerance."""
-        rows = torch.full_like(self.keys, torch.nan)
+    def _bases(self) -> list[torch.Tensor]:
+        """base of SPEC 4.2 of each page, ``[D]``."""
+        rows: list[torch.Tensor] = []
         for page in self.head.pages.values():
-            mean = self.keys[page.positions].sum(dim=0) / page.count
-            centre, step, codes = (torch.tensor(x, dtype=self.dtype) for x in (page.centre, page.step, page.codes))
-            made = mean.expand_as(codes).clone()
-            made[:, page.coded] = (centre + (codes - 7.5) * step)[:, page.coded]
-            rows[page.positions] = made
+            centre, step = (torch.tensor(x, dtype=self.dtype) for x in (page.centre, page.step))
+            row = self.keys[page.positions].sum(dim=0) / page.count
+            row[page.coded] = (centre - 7.5 * step)[page.coded]
+            rows.append(row)
         return rows
+
+    def estimates(self, query: Vector, scale: float) -> torch.Tensor:
+        """Estimates ``[T]``, NaN where there is none (SPEC 4.2); codes and weights, which have no tolerance, are the
+        oracle's."""
+        scores, asked = self.keys.new_full((len(self.keys),), torch.nan), torch.tensor(query, dtype=self.dtype)
+        for page, base in zip(self.head.pages.values(), self._bases, strict=True):
+            made = Estimates(query, page, scale, self.head.dtype)
+            codes, weights = (torch.tensor(x, dtype=self.dtype) for x in (page.codes, made.weights))
+            scores[page.positions] = scale * (asked @ base) + made.unit * (codes[:, page.coded] @ weights)
+        return scores
 
     def index_scores(self, members: Sequence[Vector], scale: float) -> list[list[float]]:
         """Estimates of all valid cold positions for each member (SPEC 4.2)."""
-        query = torch.tensor(members, dtype=self.dtype)
-        return (scale * (query @ self.approximate[list(self.head.page_at)].T)).tolist()
+        return [self.estimates(query, scale)[list(self.head.page_at)].tolist() for query in members]
 
     def token_scores(self, members: Sequence[Vector], positions: Sequence[int], scale: float) -> list[list[float]]:
         """Scores of tokens for each member (SPEC 4.5)."""
@@ -64,11 +73,10 @@ class LowPrecision:
     ) -> tuple[list[float], list[float]]:
         """Output and weights of one query; `weight` is what the sink logit leaves for the terms."""
         positions = [i for t in terms for i in t.positions]
-        rows = self.keys[positions]
+        x = m.scale * (self.keys[positions] @ torch.tensor(query, dtype=self.dtype))
         if any(t.estimated for t in terms):
             unread = torch.tensor([i in t.estimated for t in terms for i in t.positions])
-            rows = torch.where(unread[:, None], self.approximate[positions], rows)
-        x = m.scale * (rows @ torch.tensor(query, dtype=self.dtype))
+            x = torch.where(unread, self.estimates(query, m.scale)[positions], x)
         if m.softcap is not None:
             x = m.softcap * torch.tanh(x / m.softcap)
         parts = x.split([len(t.positions) for t in terms])

@@ -1,7 +1,8 @@
 """The second oracle: SPEC chapters 1 to 5 in Python numbers and loops, for one sequence and one KV head.
 
 It shares no code with the reference and uses no tensor. Numbers are Python floats (float64), so that for keys of 32
-bits or fewer its scores are as good as real numbers; only the codes of the index are computed as SPEC 3.3 has it.
+bits or fewer its scores are as good as real numbers; only codes and their weights are computed as SPEC 3.3 and 4.2
+have it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from kiv_reference import KIVConfig
 
+from .oracle_estimate import Estimates
 from .oracle_index import Page, Samples, page_of
 from .oracle_numbers import Vector, best, dot, group_scores, log_sum_exp, total
 
@@ -71,7 +73,7 @@ class Head:
     dtype: type[np.floating[Any]] = np.float32
     known: dict[int, Page | None] = field(default_factory=dict)
     _products: dict[tuple[float, ...], Products] = field(default_factory=dict)
-    _estimates: dict[tuple[float, ...], Products] = field(default_factory=dict)
+    _estimates: dict[tuple[float, ...], dict[int, float]] = field(default_factory=dict)
 
     @cached_property
     def cold_pages(self) -> int:
@@ -106,11 +108,6 @@ class Head:
         """The page of each valid cold position; the positions ascend."""
         return {i: page for page in self.pages.values() for i in page.positions}
 
-    @cached_property
-    def approximate(self) -> dict[int, Vector]:
-        """k̂ of each valid cold position (SPEC 3.4)."""
-        return {i: page.approximate[i] for i, page in self.page_at.items()}
-
     def products(self, query: Vector) -> Products:
         """q·k by position."""
         name = tuple(query)
@@ -118,11 +115,12 @@ class Head:
             self._products[name] = Products(query, self.keys)
         return self._products[name]
 
-    def estimates(self, query: Vector) -> Products:
-        """q·k̂ by cold position."""
-        name = tuple(query)
+    def estimates(self, query: Vector, scale: float) -> dict[int, float]:
+        """Estimates by cold position, ascending (SPEC 4.2)."""
+        name = (scale, *query)
         if name not in self._estimates:
-            self._estimates[name] = Products(query, self.approximate)
+            pages = [Estimates(query, page, scale, self.dtype) for page in self.pages.values()]
+            self._estimates[name] = {i: made[i] for made in pages for i in made.page.positions}
         return self._estimates[name]
 
     def logits(self, query: Vector, positions: Iterable[int], m: Modifiers) -> list[float]:
@@ -133,7 +131,7 @@ class Head:
     def index_scores(self, members: Sequence[Vector], scale: float) -> tuple[list[int], list[list[float]]]:
         """Valid cold positions, ascending, and for each member their estimates (SPEC 4.2)."""
         positions = list(self.page_at)
-        return positions, [[scale * row[i] for i in positions] for row in map(self.estimates, members)]
+        return positions, [list(self.estimates(query, scale).values()) for query in members]
 
     def token_scores(
         self, members: Sequence[Vector], candidates: Sequence[int], scale: float
@@ -166,11 +164,12 @@ class Head:
         terms = [Term(logit, self.values[i], (i,)) for i, logit in zip(attended, logits, strict=True)]
         if not tail:
             return terms
-        chosen, known, row, index = set(selected), set(candidates), self.products(query), self.estimates(query)
+        chosen, known, row = set(selected), set(candidates), self.products(query)
+        near = self.estimates(query, m.scale)
         for page in self.pages.values():
             rest = tuple(i for i in page.positions if i not in chosen)
             if rest:
-                logits = [m.cap(m.scale * (row if i in known else index)[i]) for i in rest]
+                logits = [m.cap(m.scale * row[i] if i in known else near[i]) for i in rest]
                 estimated = frozenset(rest) - known
                 terms.append(Term(log_sum_exp(logits), page.value, rest, page, estimated))
         return terms

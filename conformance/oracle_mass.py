@@ -42,7 +42,7 @@ def missed_mass(
     enlarged: bool,
 ) -> float:
     """The missed bound of SPEC 6.2: without rounding, or enlarged as far as it may be, float64's rounding in it too."""
-    chosen, known, row = set(selected), set(candidates), head.estimates(query)
+    chosen, known = set(selected), set(candidates)
     held = head.logits(query, (i for i in [*head.kept, *selected] if i <= at), m)
     left = head.logits(query, (i for i in candidates if i not in chosen), m)
     size = [abs(x) for x in query]
@@ -50,7 +50,7 @@ def missed_mass(
         rest = [i for i in page.positions if i not in known]
         if rest:
             room = m.scale * dot(size, page.error) + (slack(page, query, m.scale) if enlarged else 0.0)
-            left += [m.cap(m.scale * row[i] + room) for i in rest]
+            left += [m.cap(m.scale * dot(query, page.approximate[i]) + room) for i in rest]
     room = rounding(head, [query], m.scale, 2.0**-52) if enlarged else 0.0
     return min(1.0, share(log_sum_exp(left), [*left, *held, sink]) * (1 + room))
 

@@ -80,26 +80,6 @@ class Test_4_1_QueryBlock:
         driver.scene.require(bool(block.streamed.all()) == (mode == "exact"), "4.1", "wrong heads streamed")
 
 
-class Test_4_2_Estimate:
-    """A valid cold token's estimate is scale · q·k̂."""
-
-    @pytest.mark.parametrize("scale", [0.0625, 1.0])
-    @given(data=st.data())
-    def test_exact_population(self, target: Target, scale: float, data: st.DataObject) -> None:
-        config = configs(exact_population=True, candidate_tokens=st.integers(1, 3), **FREE)
-        drive(target, data.draw(scenarios(True, config=config, calls=decode_only(), scale=scale)))
-
-    @given(
-        scenario=scenarios(
-            config=configs(candidate_tokens=st.integers(2, 9), hot_tokens=0, page_tokens=st.integers(1, 8), **FREE),
-            kinds=("needle", "pages", "spiky", "gaussian"),
-            calls=decode_only(),
-        )
-    )
-    def test_tokens_that_their_page_hides(self, target: Target, scenario: Scenario) -> None:
-        drive(target, scenario)
-
-
 class Test_4_3_GroupScore:
     """Query heads of a KV head agree by the sum of exponentials below each one's maximum, or by their maximum."""
 

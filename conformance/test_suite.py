@@ -13,7 +13,7 @@ import pytest
 from .data import Recipe, Shape
 from .driver import drive
 from .failure import Mismatch
-from .mutants import attention, fast, faulty, hf, index, retrieval, run, state, widening
+from .mutants import attention, estimate, fast, faulty, hf, index, retrieval, run, state, widening
 from .mutants.patching import MUTANTS, Mutant
 from .mutants.run import reference, without
 from .strategies import KIVConfig, Scenario
@@ -50,8 +50,11 @@ def failure_of(name: str) -> Mismatch:
 def test_there_are_enough_mutants_and_each_undoes_itself() -> None:
     """At least 25 faults, of all chapters; what they replace is put back."""
     assert len({m.name for m in MUTANTS}) == len(MUTANTS) >= 25
-    assert {module.__name__.rpartition(".")[2] for module in (attention, index, retrieval, state, widening)} == {
+    assert {
+        module.__name__.rpartition(".")[2] for module in (attention, estimate, index, retrieval, state, widening)
+    } == {
         "attention",
+        "estimate",
         "index",
         "retrieval",
         "state",

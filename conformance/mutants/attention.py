@@ -139,10 +139,8 @@ def _(original: Any) -> Any:
 
 
 TAIL = (block, "tail")
-reworded(
-    "tail without the exact logits of candidates", TAIL, "torch.where(read[:, None],", "torch.where(read[:, None] < 0,"
-)
-reworded("tail that reads the keys of all", TAIL, "torch.where(read[:, None],", "torch.where(read[:, None] >= 0,")
+reworded("tail without the exact logits of candidates", TAIL, "torch.where(read,", "torch.where(read < 0,")
+reworded("tail that reads the keys of all", TAIL, "torch.where(read,", "torch.where(read >= 0,")
 reworded("tail of selected tokens too", TAIL, "left = cold[~torch.isin(cold, selected)]", "left = cold")
 reworded(
     "tail of candidates alone",
@@ -160,15 +158,10 @@ reworded(
 reworded(
     "tail without the scale of estimates",
     TAIL,
-    "view.approximate_keys(left))",
-    "view.approximate_keys(left) / modifiers.scale)",
+    "view.estimates(query, left, modifiers.scale)",
+    "view.estimates(query, left, 1.0)",
 )
-reworded(
-    "no soft cap for estimates",
-    TAIL,
-    "# [G, TQ, K]",
-    "\n    logits = torch.where(read, logits, modifiers.scale * (query @ keys.T))",
-)
+reworded("no soft cap for estimates", TAIL, "modifiers.cap(view", "(view")
 reworded(
     "values of the first pages for the tail's",
     TAIL,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from kiv_reference import index, tokens, view
+from kiv_reference import estimate, index, tokens, view
 from kiv_reference.tokens import Tokens
 
 from .patching import mutant, reworded
@@ -13,7 +13,7 @@ from .patching import mutant, reworded
 PAGE, WEIGHTS, NEAR = (
     (tokens, "index_page"),
     (tokens, "query_weights"),
-    ((index, "approximate_keys"), (view, "approximate_keys")),
+    tuple((module, "approximate_keys") for module in (index, estimate, view)),
 )
 SAMPLE, PAGES = (Tokens, "sample"), (Tokens, "index_pages")
 SAMPLED = Tokens.sample

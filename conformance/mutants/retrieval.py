@@ -68,12 +68,14 @@ def _(original: Any) -> Any:
 
 
 RANK, TOKENS, BEST = (block, "rank_cold"), (select, "select_tokens"), (select, "best")
-reworded("candidates by exact scores", RANK, "view.approximate_keys(positions)", "view.keys(positions)")
+reworded(
+    "candidates by exact scores", RANK, "view.estimates(members, positions, scale)", "members @ view.keys(positions).T"
+)
 reworded("candidates by the maximum of the group", RANK, "config.group", '"max"')
 reworded("candidates by the sum of exponentials", RANK, "config.group", '"exp_sum"')
 reworded("selection by the maximum of the group", TOKENS, "config.group", '"max"')
 reworded("selection by the sum of exponentials", TOKENS, "config.group", '"exp_sum"')
-reworded("scale twice in the estimate", RANK, "estimates = scale", "estimates = scale * scale", look="4.3")
+reworded("scale twice in the estimate", RANK, "estimates = ", "estimates = scale * ", look="4.3")
 reworded("no scale in the token score", TOKENS, "scores = scale *", "scores =", look="4.3")
 
 
@@ -118,9 +120,9 @@ def _(original: Any) -> Any:
     return lambda self: torch.arange(self.partition.cold_start, self.partition.hot_start)
 
 
-@mutant("approximate keys in float16", (HeadView, "approximate_keys"))
+@mutant("estimates in float16", (HeadView, "estimates"))
 def _(original: Any) -> Any:
-    return lambda self, positions: original(self, positions).to(torch.float16).to(self.index.mean.dtype)
+    return lambda self, *rest: original(self, *rest).to(torch.float16).to(self.index.mean.dtype)
 
 
 @mutant("keys rounded to float16 before scoring", (HeadView, "keys"))

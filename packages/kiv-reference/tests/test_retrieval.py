@@ -8,7 +8,8 @@ import torch
 from kiv_reference import KIVConfig, ReferencePool
 from kiv_reference.call import _round_up
 from kiv_reference.errors import KIVNonFiniteError
-from kiv_reference.index import approximate_keys, index_page, query_weights
+from kiv_reference.estimate import code_weights, estimates
+from kiv_reference.index import PageIndex, approximate_keys, index_page, query_weights
 from kiv_reference.select import best, group_scores
 
 
@@ -38,6 +39,25 @@ def test_codes_by_hand():
     assert index.mean[0].tolist() == pytest.approx(mean)
     assert index.error[0].tolist() == pytest.approx([0.5, 0.0625, 4.0])
     assert index.value[0].tolist() == pytest.approx(mean)
+
+
+def test_estimates_by_hand():
+    # Two pages of one token in three channels, two of them coded, and one query of 2, 6 and -0.5, scale 0.5.
+    index = PageIndex(
+        codes=torch.tensor([[[3, 1]], [[0, 15]]], dtype=torch.uint8),
+        channels=torch.tensor([[1, 0], [0, 2]]),
+        centre=torch.tensor([[7.5, 1.0], [0.0, 0.0]]),
+        step=torch.tensor([[1.0, 2.0**-13 * 5], [0.0, 0.0]]),
+        mean=torch.tensor([[9.0, 9.0, 4.0], [9.0, 1.0, 9.0]]),
+        error=torch.zeros(2, 3),
+        value=torch.zeros(2, 1),
+    )
+    query = torch.tensor([2.0, 6.0, -0.5])
+    weights, unit = code_weights(query, index, scale=0.5)
+    # Of 3 the unit is 2 / 4096, of which 5 / 8192 is 1.25; and nothing is coded by a step of 0.
+    assert (weights.tolist(), unit[0].item()) == ([[6144.0, 1.0], [0.0, 0.0]], 2.0**-11)
+    first = (1 - 7.5 * 5 / 8192) + 0 - 1 + 3 * 3 + 2.0**-11
+    assert estimates(query, index, scale=0.5).tolist() == [first, 3.0]
 
 
 def test_a_page_of_equal_keys_is_coded_without_error():

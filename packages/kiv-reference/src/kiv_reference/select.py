@@ -1,4 +1,4 @@
-"""Which tokens a query block ranks by their approximate keys, reads and selects (SPEC 4)."""
+"""Which tokens a query block ranks by estimates, reads and selects (SPEC 4)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def rank_cold(view: HeadView, members: torch.Tensor, scale: float, config: KIVCo
     positions = view.cold_positions()
     if positions.numel() == 0:
         return positions
-    estimates = scale * (members @ view.approximate_keys(positions).T)  # [M, K]
+    estimates = view.estimates(members, positions, scale)  # [M, K]
     return positions[best(group_scores(estimates, config.group), positions.numel())]
 
 

@@ -36,8 +36,8 @@ def tail(
     cold = view.cold_positions()
     left = cold[~torch.isin(cold, selected)]
     read = torch.isin(left, candidates)
-    keys = torch.where(read[:, None], view.keys(left), view.approximate_keys(left))
-    logits = modifiers.logits(query, keys)  # [G, TQ, K]
+    near = modifiers.cap(view.estimates(query, left, modifiers.scale))
+    logits = torch.where(read, modifiers.logits(query, view.keys(left)), near)  # [G, TQ, K]
     pages = view.pages(left)
     named = torch.unique(pages)
     masses = [torch.logsumexp(logits[:, :, pages == page], dim=2) for page in named]

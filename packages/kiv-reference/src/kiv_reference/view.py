@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 
+from .estimate import estimates
 from .index import PageIndex, approximate_keys, compute_dtype
 from .partition import Partition
 
@@ -43,6 +44,10 @@ class HeadView:
     def approximate_keys(self, positions: torch.Tensor) -> torch.Tensor:
         """Approximate keys at cold `positions` int64 [K], ``[K, D]``."""
         return self._approximate[positions - self.partition.cold_start]
+
+    def estimates(self, query: torch.Tensor, positions: torch.Tensor, scale: float) -> torch.Tensor:
+        """Estimate scores ``[..., K]`` for ``query [..., D]`` at cold `positions` int64 [K] (SPEC 4.2)."""
+        return estimates(query, self.index, scale)[..., positions - self.partition.cold_start]
 
     def values(self, positions: torch.Tensor) -> torch.Tensor:
         """Values at `positions` int64 [K], in the dtype of computation, ``[K, DV]``."""
