@@ -23,4 +23,4 @@ SMALL = Tuning(
 
 def pool(config: KIVConfig) -> FastPool:
     """A pool that does everything in small parts."""
-    return FastPool(config, tuning=SMALL)
+    return FastPool(config, tuning=SMALL, ops="torch")

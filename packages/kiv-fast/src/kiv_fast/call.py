@@ -17,7 +17,7 @@ from .state import State
 from .trace import BlockTrace, RowTrace
 
 FEW_QUERIES = 8
-"""So many queries of each head attend pages where they lie: for more, fused attention over tiles is faster."""
+"""Up to so many queries of a head a tile of pages is attended where it lies: for more, fused attention is faster."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def answer(state: State, call: Call, trace: BlockTrace, row: int, first: int, ou
     if bool(valid.any()):
         _answer_some(state, call, trace, row, first, output, valid)
     else:
-        trace.rows.append(RowTrace.empty(state.shape, call.query.shape[2], block.stop - block.start))
+        count = block.stop - block.start
+        trace.rows.append(RowTrace.empty(state.shape, call.query.shape[2], count, call.bound))
     # The others apart: neither counted nor reported (SPEC 2.4).
     _answer_some(state, replace(call, bound=False), BlockTrace(block), row, first, output, ~valid)
 
@@ -119,11 +120,11 @@ def _retrieve(
 def _exact(state: State, row: int, queries: Queries, block: Block, out: torch.Tensor) -> Attended:
     """Full attention, its output in `out`."""
     stop = block.stop if queries.among is None else int(queries.positions[-1]) + 1
-    if queries.query.shape[2] <= FEW_QUERIES:
-        paged = state.paged_tile(row, block.pages)
-        if paged is not None:
-            runs = [*state.tiles(row, block.pages, stop), *([paged] if block.pages else [])]
-            return state.cold.ops.attend(queries, runs, state.finite, None, False, out)
+    few = queries.query.shape[2] <= FEW_QUERIES and block.pages <= state.tile_pages
+    if few and state.cold.ops.in_place:
+        cold = [state.whole_tile(row, block.pages)] if block.pages else []
+        always = [*state.tiles(row, block.pages, stop), *cold]
+        return state.cold.ops.attend(queries, always, state.finite, None, False, out)
     tiles, chunk = _all_tiles(state, row, block.pages, stop), state.cold.tuning.query_chunk
     output = attend_exactly(queries, tiles, state.shape.value_width, state.finite, chunk)
     out.copy_(output.view(out.shape))

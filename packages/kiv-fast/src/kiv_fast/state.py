@@ -171,12 +171,12 @@ class State:
             key, value = torch.cat([key, hot.key], dim=1), torch.cat([value, hot.value], dim=1)
         return Tile(key[None], value[None], row=0, start=0, count=stop - start, first=start, valid=valid)
 
-    def paged_tile(self, row: int, pages: int) -> PagedTile | None:
-        """The first `pages` pages of a sequence where they lie, if the arithmetic can read them there."""
+    def whole_tile(self, row: int, pages: int) -> Tile | PagedTile:
+        """The first `pages` pages of a sequence: where they lie, if the arithmetic can read them there."""
         cold, start = self.cold, self.config.sink_tokens
         keys, values = cold.arena.table(False), cold.arena.table(True)
-        if not cold.ops.in_place or keys is None or values is None:
-            return None
+        if keys is None or values is None:
+            return self.cold_tile(row, 0, pages)
         cold.counters.streamed_bytes += pages * cold.arena.page_bytes
         valid = self.validity.row(row, start, self.hot_start(pages)) if self.rows[row].padded else None
         return PagedTile(keys, values, self.rows[row].pages.array[:pages], start, valid)

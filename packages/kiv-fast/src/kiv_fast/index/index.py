@@ -104,7 +104,7 @@ def _error(
     wide = torch.float64
     away = key.to(wide) - base.to(wide)[:, :, None]
     at = channels[:, :, None].expand(-1, -1, key.shape[2], -1)
-    away.scatter_add_(3, at, codes.to(wide).mul_(step.to(wide)[:, :, None]).neg_())
+    away.scatter_add_(3, at, (codes.to(wide) * step.to(wide)[:, :, None]).neg_())
     away = away.abs_()
     if valid is not None:
         away.masked_fill_(~valid[:, None, :, None], 0)

@@ -70,10 +70,10 @@ class Estimates:
         asked = asked.mul_(step[:, :, None])  # [n, H, M, 2 W]
         unit: torch.Tensor | float = 1.0
         if self._whole:
-            exponent = torch.frexp(asked.abs().amax(dim=3, keepdim=True)).exponent - BITS
-            unit = torch.ldexp(torch.ones_like(exponent, dtype=asked.dtype), exponent.clamp_(-126, 115))
-            limit = float(1 << BITS)
-            asked = asked.div_(unit).round_().clamp_(-limit, limit)
+            most = asked.abs().amax(dim=3, keepdim=True)
+            # A power of two, by an exact division: NaN, and so the least unit, where all is 0.
+            unit = most.div_(torch.frexp(most).mantissa).mul_(2.0**-BITS).nan_to_num_(0.0).clamp_(2.0**-126, 2.0**115)
+            asked = asked.div_(unit).round_().clamp_(-(2.0**BITS), 2.0**BITS)
         wide = self._codes(chunk, members.dtype)
         out = (asked @ wide.transpose(2, 3)).mul_(unit)  # [n, H, M, P]
         out += (members @ base.permute(1, 2, 0)).permute(2, 0, 1)[..., None]

@@ -108,7 +108,7 @@ static inline V hyperbolic(V x) {
     p = p * square + splat(1.33314422036e-1f);
     p = p * square + splat(-3.33332819422e-1f);
     V near = p * square * x + x;
-    far = (V)((VI)far | ((VI)x & (VI)splat(-0.0f)));
+    far = (V)((VI)far | ((VI)x & INT32_MIN));
     return pick(size < splat(0.625f), near, far);
 }
 
