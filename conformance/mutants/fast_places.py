@@ -24,8 +24,8 @@ FAULTS = [
     Fault(
         "a page is freed while a fork holds it",
         "kiv_fast.cold:Cold._free",
-        "self.arena.free(freed)",
-        "self.arena.free(ids)",
+        "self.arena.free(freed, reservation)",
+        "self.arena.free(ids, reservation)",
         clause("9.4"),
     ),
     Fault(
@@ -37,15 +37,15 @@ FAULTS = [
     ),
     Fault(
         "sampled queries are not booked",
-        "kiv_fast.state:State._book",
+        "kiv_fast.state:State._hold",
         "self.samples.bytes_at(length)",
         "0",
         clause("10.3"),
     ),
     Fault(
         "no page leaves RAM for what cannot",
-        "kiv_fast.tiers.residency:Residence.give_way",
-        "and self._resident:",
+        "kiv_fast.tiers.tiered:TieredArena.make_room",
+        "and self.resident:",
         "and False:",
         (f"{TESTS}placement.py::test_pages_of_one_layer_give_way_to_the_index_of_another",),
     ),
@@ -80,9 +80,9 @@ FAULTS = [
     Fault(
         "an id is free while somebody holds it",
         "kiv_fast.pages.block_table:IdPool.drop",
-        "if holders[i] == 0:",
-        "if holders[i] <= 1:",
-        (f"{TESTS}layout.py",),
+        "self._holders.array[at] == 0",
+        "self._holders.array[at] <= 1",
+        (f"{TESTS}block_table.py",),
     ),
     Fault(
         "a copy of a row shares its counts",
@@ -96,12 +96,12 @@ FAULTS = [
         "kiv_fast.pages.block_table:Row.extend",
         "page != last + 1 + n",
         "page < last + 1 + n",
-        (f"{TESTS}layout.py",),
+        (f"{TESTS}block_table.py",),
     ),
     Fault(
         "a budget may be exceeded once",
-        "kiv_fast.memory.ledger:Ledger.check",
-        "used + more > limit",
+        "kiv_fast.memory.ledger:Ledger.take",
+        "used + add > limit",
         "used > limit",
         (f"{TESTS}parts.py::test_the_last_byte_of_a_budget_is_the_last",),
     ),
@@ -121,9 +121,9 @@ FAULTS = [
     ),
     Fault(
         "memory that is not registered is read by the device",
-        "kiv_fast.device.gather:MappedReach.rows",
-        "if not table.pinned:",
-        "if False:",
+        "kiv_fast.device.gather:Gather.rows",
+        " and table.pinned:",
+        ":",
         (f"{TESTS}parts.py::test_a_device_reads_registered_memory_alone",),
     ),
     Fault(
@@ -136,8 +136,8 @@ FAULTS = [
     Fault(
         "the buffers of a step are not booked",
         "kiv_fast.memory.scratch:Scratch.plan",
-        "if nbytes > before:",
-        "if False:",
+        "self._held.resize(nbytes)",
+        "pass",
         (f"{TESTS}parts.py::test_the_buffers_of_a_step_are_booked",),
     ),
     Fault(
@@ -157,7 +157,7 @@ FAULTS = [
     Fault(
         "a page on disk is forgotten and its place lost",
         "kiv_fast.tiers.segments:Segments.drop",
-        "segment.freed.append(number)",
+        "segment.numbers.drop([number])",
         "pass",
         (f"{TESTS}budget_machine.py",),
     ),
@@ -177,7 +177,7 @@ FAULTS = [
     ),
     Fault(
         "reads are joined whose places are apart",
-        "kiv_fast.tiers.staging:joined",
+        "kiv_fast.tiers.reads:joined",
         " and last[2] + last[3] == place",
         "",
         (f"{TESTS}placement.py::test_every_budget_gives_the_same_bits",),
@@ -191,8 +191,8 @@ FAULTS = [
     ),
     Fault(
         "a slot is filled again before its copy is over",
-        "kiv_fast.device.transfer:StagedTransfer.upload",
-        "event.wait()",
+        "kiv_fast.device.transfer:Transfer.upload",
+        "wait()",
         "pass",
         (f"{TESTS}transfer.py",),
     ),

@@ -15,9 +15,9 @@ def test_ids_return_when_their_last_holder_goes():
 def test_a_free_id_cannot_be_dropped_or_shared():
     pool = IdPool()
     pool.drop(pool.take(1))
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="a free id"):
         pool.drop([0])
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="a free id"):
         pool.share([0])
 
 
