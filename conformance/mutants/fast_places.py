@@ -86,14 +86,14 @@ FAULTS = [
     ),
     Fault(
         "a copy of a row shares its counts",
-        "kiv_fast.pages.block_table:Row.copy",
+        "kiv_fast.pages.block_table:BlockTable.copy",
         "Integers(self.counts.array)",
         "self.counts",
         (f"{TESTS}parts.py::test_a_copy_of_a_row_shares_no_list",),
     ),
     Fault(
         "runs of ids are joined over a gap",
-        "kiv_fast.pages.block_table:Row.extend",
+        "kiv_fast.pages.block_table:BlockTable.extend",
         "page != last + 1 + n",
         "page < last + 1 + n",
         (f"{TESTS}block_table.py",),

@@ -13,7 +13,7 @@ from kiv_fast.memory import growable_table
 from kiv_fast.memory.growable_table import Table
 from kiv_fast.memory.ledger import Account, Ledger
 from kiv_fast.memory.pinning import LEAST_BYTES, Region, SlabPinning
-from kiv_fast.pages.block_table import Row
+from kiv_fast.pages.block_table import BlockTable
 from kiv_fast.pages.integers import Integers
 from kiv_fast.retrieval.bound import _round_up
 from kiv_fast.shape import ALIGNMENT, aligned
@@ -162,7 +162,7 @@ def test_tables_that_double(config, monkeypatch):
 
 
 def test_a_copy_of_a_row_shares_no_list():
-    row = Row(Integers([1]), Integers([2]), 1, 1, True)
+    row = BlockTable(Integers([1]), Integers([2]), 1, 1, True)
     copy = row.copy()
     for name, value in vars(row).items():
         if isinstance(value, Integers):

@@ -10,7 +10,7 @@ from .index.index import Index, code_pages
 from .interrupts import REFUSALS
 from .memory.reservation import Reservation
 from .ops.arguments import PageIndex, Rows
-from .pages.block_table import IdPool, Row
+from .pages.block_table import BlockTable, IdPool
 from .shape import Shape
 from .tiers.arena import Arena
 from .tiers.ram import RamArena
@@ -67,7 +67,7 @@ class Cold:
 
     def add(
         self,
-        row: Row,
+        row: BlockTable,
         key: torch.Tensor,
         value: torch.Tensor,
         valid: torch.Tensor | None,
@@ -116,13 +116,13 @@ class Cold:
             finite = finite and bool(torch.isfinite(coded.value).all())
         return finite
 
-    def share(self, row: Row) -> Row:
+    def share(self, row: BlockTable) -> BlockTable:
         """Make a second row with the same pages."""
         copy = row.copy()
         self._pages.share(copy.pages)
         return copy
 
-    def cut(self, row: Row, pages: int, reservation: Reservation | None = None) -> None:
+    def cut(self, row: BlockTable, pages: int, reservation: Reservation | None = None) -> None:
         """Keep the first `pages` pages of a row; the room of the others is given back, or goes to a reservation.
 
         It asks for no memory.
@@ -144,7 +144,7 @@ class Cold:
         device, ram = (0, 0) if self.index is None else (self.index.device_bytes, self.index.ram_bytes)
         return TierBytes(pages * device, pages * (ram + TABLE_BYTES), 0)
 
-    def memory(self, rows: list[Row], reservation: Reservation) -> list[TierBytes]:
+    def memory(self, rows: list[BlockTable], reservation: Reservation) -> list[TierBytes]:
         """Count the bytes of the pages of rows, and of those to come."""
         pages = np.concatenate([row.pages.array for row in rows])
         return [self._bytes(len(pages) + reservation.pages), self.arena.bytes_of(pages, reservation)]
@@ -154,20 +154,20 @@ class Cold:
         """Device bytes of the index of all pages."""
         return self._bytes(self._pages.used).device
 
-    def page_ids(self, row: Row, pages: torch.Tensor) -> torch.Tensor:
+    def page_ids(self, row: BlockTable, pages: torch.Tensor) -> torch.Tensor:
         """Look up the ids of pages of a row, int64 of any shape, both on the device."""
         if row.pages and row.whole == len(row.pages):
             return pages + row.pages[0]
         return self.transfer.upload(torch.from_numpy(row.pages.array))[pages].long()
 
     def places(
-        self, row: Row, at: torch.Tensor, heads: torch.Tensor | None = None
+        self, row: BlockTable, at: torch.Tensor, heads: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Find page ids and offsets of cold tokens ``[n, K]``, of all heads or of those int64 ``[n]``."""
         size, heads = self.config.page_tokens, self._heads if heads is None else heads
         return self.page_ids(row, at // size), at % size + size * heads[:, None]
 
-    def page_index(self, row: Row, pages: int, unseen: torch.Tensor | None) -> PageIndex:
+    def page_index(self, row: BlockTable, pages: int, unseen: torch.Tensor | None) -> PageIndex:
         """Return the index of the first `pages` pages of a row, of whose tokens `unseen` are not valid."""
         assert self.index is not None, "exact mode has no index"
         return PageIndex(
@@ -180,7 +180,7 @@ class Cold:
             self.transfer,
         )
 
-    def rows(self, row: Row, values: bool) -> Rows:
+    def rows(self, row: BlockTable, values: bool) -> Rows:
         """Return the keys or values of the cold tokens of a row."""
         arena = self.arena
 

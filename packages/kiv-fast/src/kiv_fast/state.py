@@ -32,7 +32,7 @@ class State(Tokens):
         pages, scratch = self.config.cold_pages(length), self.cold.scratch
         self._planned = scratch.nbytes  # in case the append does not come about
         try:
-            scratch.plan(max(scratch.nbytes, step_bytes(self.shape, self.config, self.cold.tuning, pages)))
+            scratch.plan(max(scratch.nbytes, step_bytes(self.shape, self.config, self.cold.tuning)))
             self._hold(self.recent.bytes_with(tokens) + self.validity.bytes_with(length, padded), length)
             self.reservation = self.cold.reserve(len(self.rows) * (pages - self.pages))
         except REFUSALS:

@@ -13,7 +13,7 @@ from .index.samples import Samples
 from .memory.ledger import Holding
 from .memory.reservation import Reservation
 from .ops.arguments import PagedTile, Tile
-from .pages.block_table import Row
+from .pages.block_table import BlockTable
 from .pages.validity import Validity
 from .shape import Shape
 from .tiers.window import Recent
@@ -36,7 +36,7 @@ class Tokens:
 
     def __init__(self, shape: Shape, config: KIVConfig, cold: Cold) -> None:
         self.shape, self.config, self.cold = shape, config, cold
-        self.rows = [Row() for _ in range(shape.batch)]
+        self.rows = [BlockTable() for _ in range(shape.batch)]
         self.recent = Recent(shape, config)
         self.validity = Validity(shape.batch, shape.device)
         self.samples = Samples(shape)

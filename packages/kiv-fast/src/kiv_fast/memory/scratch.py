@@ -33,7 +33,7 @@ class Scratch:
         self._held.resize(nbytes)
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Uninitialised memory of this shape."""
+        """Return uninitialised memory of this shape."""
         key = (name, dtype, device)
         size = math.prod(shape)
         buffer = self._buffers.get(key)
@@ -41,12 +41,6 @@ class Scratch:
             buffer = torch.empty(size, dtype=dtype, device=device)
             self._buffers[key] = buffer
         return buffer[:size].view(shape)
-
-    def convert(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`tensor` in another dtype, in the buffer of that name; itself if it has the dtype."""
-        if tensor.dtype == dtype:
-            return tensor
-        return self.take(name, tuple(tensor.shape), dtype, tensor.device).copy_(tensor)
 
     def recount(self) -> None:
         """Set the account to what is held, after an interrupt."""
@@ -58,16 +52,10 @@ class Scratch:
         self.plan(0)
 
 
-def chunk_tokens(shape: Shape, tuning: Tuning) -> int:
-    """Return of how many candidates of each head the keys are in the works at a time."""
-    return max(1, tuning.chunk_bytes // (shape.heads * shape.key_width * shape.compute.itemsize))
-
-
-def step_bytes(shape: Shape, config: KIVConfig, tuning: Tuning, pages: int) -> int:
-    """Bytes of the buffers that a decode step of such a store, with so many cold pages, fills."""
+def step_bytes(shape: Shape, config: KIVConfig, tuning: Tuning) -> int:
+    """Count the bytes of the buffers that a decode step of such a store fills."""
     if config.retrieve_tokens is None:
         return 0
-    tokens = min(config.candidate_tokens, chunk_tokens(shape, tuning))
-    key, value = shape.key_width, shape.value_width
-    gathered = config.retrieve_tokens * value + tokens * key
+    chunk = max(1, tuning.chunk_bytes // (shape.heads * shape.key_width * shape.compute.itemsize))
+    gathered = config.retrieve_tokens * shape.value_width + min(config.candidate_tokens, chunk) * shape.key_width
     return shape.heads * gathered * shape.dtype.itemsize

@@ -50,7 +50,7 @@ class IdPool:
 
 
 @dataclass
-class Row:
+class BlockTable:
     """The cold pages of one sequence, in order of position.
 
     Attributes
@@ -97,6 +97,6 @@ class Row:
         """Valid tokens of the first `pages` pages."""
         return int(self.counts.array[:pages].sum())
 
-    def copy(self) -> Row:
+    def copy(self) -> BlockTable:
         """Copy the integers to places of their own."""
-        return Row(Integers(self.pages.array), Integers(self.counts.array), self.whole, self.finite, self.padded)
+        return BlockTable(Integers(self.pages.array), Integers(self.counts.array), self.whole, self.finite, self.padded)
