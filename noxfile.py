@@ -50,7 +50,11 @@ def local_model(session: nox.Session, python: str) -> str:
 @nox.session(default=False)
 def dev(session: nox.Session) -> None:
     """Make the environment of the other sessions: the three packages, editable, and all that development uses."""
-    built = [*ROOT.glob("packages/*/pyproject.toml"), *ROOT.glob("packages/**/*.[ch]"), *ROOT.glob("packages/*/hatch*.py")]
+    built = [
+        *ROOT.glob("packages/*/pyproject.toml"),
+        *ROOT.glob("packages/**/*.[ch]"),
+        *ROOT.glob("packages/*/hatch*.py"),
+    ]
     inputs = ("VERSION", "constraints.txt", "pyproject.toml", "noxfile.py", *sorted(map(str, built)))
     fingerprint = hashlib.sha256(b"".join((ROOT / name).read_bytes() for name in inputs)).hexdigest()
     stamp = Path(session.virtualenv.location) / "kiv-inputs.sha256"

@@ -26,8 +26,8 @@ FAULTS = [
     Fault(
         "a fork forgets infinite values",
         "kiv_fast.state:State.select",
-        "copy.finite, copy._settled = self.length, self.pages, self.finite,",
-        "copy.finite, copy._settled = self.length, self.pages, True,",
+        "copy.finite = self.length, self.pages, self.finite",
+        "copy.finite = self.length, self.pages, True",
         real("a_fork_knows_of_infinite_values"),
     ),
     Fault(
@@ -47,16 +47,16 @@ FAULTS = [
     Fault(
         "whole pages gathered from RAM",
         "kiv_fast.tiers.ram:RamArena._rows",
-        "return self._reach.rows(table, width, rows, out)",
-        "self._reach.rows(table, width, rows.repeat(self._page_tokens))\n    "
-        "return self._reach.rows(table, width, rows, out)",
+        "return self._gather.rows(table, width, rows, out)",
+        "self._gather.rows(table, width, rows.repeat(self._page_tokens))\n    "
+        "return self._gather.rows(table, width, rows, out)",
         (f"{COST}a_step_gathers_candidates_and_selected_rows",),
     ),
     Fault(
         "whole pages read from disk",
         "kiv_fast.tiers.tiered:TieredArena._rows",
-        "self._read(table, width, pages",
-        "self.tile(sorted(set(pages.flatten().tolist())))\n    self._read(table, width, pages",
+        "self._read(table, pages",
+        "self.tile(sorted(set(pages.flatten().tolist())))\n    self._read(table, pages",
         (f"{COST}a_step_reads_no_more_from_disk",),
     ),
     Fault(

@@ -26,7 +26,8 @@ def draw(seed, length, batch=1, heads=2, groups=2, width=16, value_width=16, dty
 
 def index_bytes(store):
     """RAM that the sampled queries of a store and the index of its pages take: they never leave it."""
-    return store.state._booked.ram + sum(store.state.cold.row_bytes(row).ram for row in store.state.rows)
+    state = store.state
+    return state.held.bytes.ram + state.cold.memory(state.rows, state.reservation)[0].ram
 
 
 def feed(store, data, chunks):

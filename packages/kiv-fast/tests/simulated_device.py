@@ -127,10 +127,5 @@ class SimulatedStreams:
         self._flying = [entry for entry in self._flying if entry[0] > until]
 
     def record(self):
-        streams, until = self, self._begun
-
-        class Event:
-            def wait(self):
-                streams.land(until)
-
-        return Event()
+        until = self._begun
+        return lambda: self.land(until)

@@ -8,9 +8,10 @@ import kiv_fast
 import pytest
 
 ROOT = Path(kiv_fast.__file__).parent
-ABOVE = ("kiv_fast", "pool", "store", "validate", "guard", "call", "state", "trace", "partition")
+ABOVE = ("kiv_fast", "pool", "store", "store_view", "shared", "validate", "plain", "guard", "call")
+MIDDLE = ("state", "tokens", "trace", "partition")
 BELOW = ("retrieval", "attention", "cold", "index", "tiers", "pages", "ops", "device", "memory")
-LAYERS = (*ABOVE, *BELOW, "interrupts", "tuning", "shape")
+LAYERS = (*ABOVE, *MIDDLE, *BELOW, "interrupts", "tuning", "shape")
 """Sub-packages and the modules beside them: each imports from those to its right alone."""
 
 

@@ -13,7 +13,7 @@ from fast_helpers import SCALE, draw, index_bytes
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from kiv_fast import FastPool, Tuning
-from kiv_fast.device.gather import HostReach
+from kiv_fast.device.gather import Gather
 from kiv_fast.memory.growable_table import Table
 from kiv_fast.tiers.file_io import FileIO
 from kiv_reference import KIVConfig
@@ -45,14 +45,14 @@ class CountingIO(FileIO):
 @pytest.fixture
 def gathered(monkeypatch):
     """Bytes gathered from each table in RAM, by its identity."""
-    counts, rows = {}, HostReach.rows
+    counts, rows = {}, Gather.rows
 
     def counting(self, table, width, units, out=None):
         found = rows(self, table, width, units, out)
         counts[id(table)] = counts.get(id(table), 0) + found.nbytes
         return found
 
-    monkeypatch.setattr(HostReach, "rows", counting)
+    monkeypatch.setattr(Gather, "rows", counting)
     return counts
 
 
@@ -111,7 +111,7 @@ def disk_steps(folder, seed, prompt, ram):
         first = False
         io.reads.clear()
         arena = store.state.cold.arena
-        held = arena._slots.used * arena.page_bytes + index_bytes(store)
+        held = arena.resident * arena.page_bytes + index_bytes(store)
         assert held <= pool.memory().ram <= base + ram
     pool.close()
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from fast_helpers import SCALE, assert_close, draw
-from kiv_fast import FastPool, Tuning, pool
-from kiv_fast.device.gather import HostReach, MappedReach, StagedReach, works
-from kiv_fast.device.transfer import NullTransfer, StagedTransfer
-from kiv_fast.memory.pinning import NullPinning, SlabPinning
+from kiv_fast import FastPool, Tuning, shared
+from kiv_fast.device.gather import Gather, works
+from kiv_fast.device.transfer import Transfer
+from kiv_fast.memory.pinning import SlabPinning
 from kiv_reference.errors import KIVNonFiniteError
 from simulated_device import DEVICE, OnDevice, SimulatedDevice, SimulatedStreams
 
@@ -20,7 +20,7 @@ STEP = ["finite_sums", "finite_sums", "fetch"]
 STAGED_STEP = ["finite_sums", "finite_sums", "fetch", "fetch", "fetch"]
 """Where the device cannot read host memory, also for what the host must gather first: keys and values."""
 
-EVICTION = ["write", "write", "fetch", "_code"]
+EVICTION = ["put", "put", "fetch", "_code"]
 """Keys, values, and the errors of pages that leave the hot window; are their mean values finite?"""
 
 
@@ -44,16 +44,15 @@ def streams(monkeypatch, mapped):
     """Of all stores on the simulated device, which reads host memory by itself if it is `mapped`."""
     made = []
 
-    def reach_for(device, direct):
+    def gather_for(device, direct):
         if device != DEVICE:
-            return HostReach(NullTransfer())
+            return Gather(Transfer())
         made.append(SimulatedStreams(device))
-        transfer = StagedTransfer(made[-1])
-        return MappedReach(transfer, OnDevice) if mapped else StagedReach(transfer)
+        return Gather(Transfer(made[-1]), OnDevice if mapped else None)
 
-    monkeypatch.setattr(pool, "reach_for", reach_for)
+    monkeypatch.setattr(shared, "gather_for", gather_for)
     runtime = SlabPinning(Runtime(), 1 << 40)
-    monkeypatch.setattr(pool, "pinning_for", lambda device: runtime if device == DEVICE else NullPinning())
+    monkeypatch.setattr(shared, "pinning_for", lambda device: runtime if device == DEVICE else None)
     return made
 
 
@@ -204,9 +203,9 @@ def test_a_token_that_is_refused_leaves_no_trace(config, streams, part):
 def test_a_trial_tells_whether_the_device_reads_host_memory():
     runtime = SlabPinning(Runtime(), 1 << 40)
     with SimulatedDevice():
-        transfer = StagedTransfer(SimulatedStreams(DEVICE))
-        assert works(MappedReach(transfer, OnDevice), DEVICE, runtime)
-        assert not works(MappedReach(transfer, lambda tensor: OnDevice(tensor[:8].clone())), DEVICE, runtime)
+        transfer = Transfer(SimulatedStreams(DEVICE))
+        assert works(Gather(transfer, OnDevice), DEVICE, runtime)
+        assert not works(Gather(transfer, lambda tensor: OnDevice(tensor[:8].clone())), DEVICE, runtime)
 
 
 def test_a_wait_that_is_not_listed_shows():
@@ -230,12 +229,7 @@ def test_a_wait_that_is_not_listed_shows():
 def test_a_slot_that_is_used_again_too_early_shows(config, streams, monkeypatch):
     config = replace(config, candidate_tokens=120, retrieve_tokens=100)
     waits_of_steps(config)
-
-    class Now:
-        def wait(self):
-            pass
-
-    monkeypatch.setattr(SimulatedStreams, "record", lambda self: Now())
+    monkeypatch.setattr(SimulatedStreams, "record", lambda self: lambda: None)
     waits_of_steps(config)
     with pytest.raises(AssertionError, match="filled again"):
         streams[-1].land(10**9)

@@ -10,7 +10,6 @@ import torch
 from fast_helpers import draw, feed
 from faulty_disk import CHUNKS, METHODS, Faulty, steady, unnamed_files
 from kiv_fast import FastPool
-from kiv_fast.tiers import staging
 from kiv_fast.tiers.file_io import FileIO
 from kiv_reference.errors import KIVStorageError, KIVUsageError
 
@@ -112,25 +111,6 @@ def test_a_folder_that_is_deleted_keeps_what_it_holds(small, config, tmp_path):
     with pytest.raises(KIVUsageError, match="existing folder"):
         late.layer_store().append(*data[:2])
     assert late.memory() == (0, 0, 0)
-
-
-def test_memory_that_is_refused_is_named(small, config, monkeypatch):
-    data = draw(5, sum(CHUNKS))
-    expected = feed(FastPool(config).layer_store(), data, CHUNKS)
-    real, calls = staging.reserve, []
-
-    def reserve(count, dtype, huge=False):
-        calls.append(count)
-        return None if len(calls) in (1, 3, 5) else real(count, dtype, huge)
-
-    monkeypatch.setattr(staging, "reserve", reserve)
-    pool = FastPool(small)
-    output, errors = steady(pool.layer_store(), data)
-    assert [type(error) for error in errors] == [KIVStorageError] * 3
-    assert "memory of its own" in str(errors[0])
-    assert torch.equal(output, expected)
-    pool.close()
-    assert pool.memory() == (0, 0, 0)
 
 
 def test_nobody_else_can_open_a_file(tmp_path, monkeypatch):

@@ -256,7 +256,7 @@ def test_a_signal_handlers_oserror_is_not_one_of_the_disk(config, tmp_path, meth
 
 
 @pytest.mark.parametrize(
-    "system_call", ["kiv_fast.tiers.segments.FileIO.create", "kiv_fast.memory.growable_table.mmap.mmap"]
+    "system_call", ["kiv_fast.tiers.file_io.FileIO.create", "kiv_fast.memory.growable_table.mmap.mmap"]
 )
 def test_a_signal_handlers_oserror_in_other_system_calls(config, tmp_path, monkeypatch, system_call):
     def alarmed(*arguments, **settings):

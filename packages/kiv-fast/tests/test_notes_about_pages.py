@@ -14,7 +14,6 @@ from fast_helpers import SCALE, draw
 from kiv_fast import FastPool
 from kiv_fast.pages.block_table import IdPool
 from kiv_fast.pages.integers import Integers
-from kiv_fast.pages.recency import Order
 
 SOURCES = os.path.dirname(kiv_fast.__file__)
 HEADS, PAGE, BLOCK = 2, 4, 256
@@ -58,8 +57,8 @@ def test_a_page_costs_a_few_bytes(store):
     finally:
         tracemalloc.stop()
     assert more == 16384
-    # In RAM 8 in the row, 4 for its holders, and 8 flags; under a budget where it is, the order of coming, holders and
-    # flags of slots beside. What grows at its end has room for an eighth more, and of a call Python keeps a few
+    # In RAM 8 in the row, 4 for its holders, and 8 flags; under a budget where it is, the page in each slot, and flags
+    # of slots beside. What grows at its end has room for an eighth more, and of a call Python keeps a few
     # kilobytes.
     assert grown / more <= 9 / 8 * (20 + (15 if disk else 0)) + 4
 
@@ -111,22 +110,6 @@ def test_free_ids_are_taken_from_the_lowest_on():
     ids.drop(range(2 * BLOCK + 1))
     assert ids.used == 0
     assert ids.take(2) == [0, 1]
-
-
-def test_an_order_is_that_of_coming():
-    order = Order()
-    order.resize(6)
-    for number in (4, 0, 2):
-        order.append(number)
-    order.remove(0)
-    order.resize(9)
-    order.append(8)
-    order.append(0)
-    assert (list(order), len(order)) == ([4, 2, 8, 0], 4)
-    for number in (4, 0, 8):
-        order.remove(number)
-    order.resize(3)
-    assert (list(order), len(order)) == ([2], 1)
 
 
 def test_numbers_return_their_memory():

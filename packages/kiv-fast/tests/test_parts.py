@@ -7,13 +7,13 @@ import pytest
 import torch
 from fast_helpers import SCALE, assert_close, draw, feed, index_bytes
 from kiv_fast import FastPool, Tuning
-from kiv_fast.device.gather import MappedReach
-from kiv_fast.device.transfer import NullTransfer
+from kiv_fast.device.gather import Gather
+from kiv_fast.device.transfer import Transfer
 from kiv_fast.memory import growable_table
 from kiv_fast.memory.growable_table import Table
-from kiv_fast.memory.ledger import Ledger
+from kiv_fast.memory.ledger import Account, Ledger
 from kiv_fast.memory.pinning import LEAST_BYTES, Region, SlabPinning
-from kiv_fast.pages.block_table import Row
+from kiv_fast.pages.block_table import BlockTable
 from kiv_fast.pages.integers import Integers
 from kiv_fast.retrieval.bound import _round_up
 from kiv_fast.shape import ALIGNMENT, aligned
@@ -57,7 +57,7 @@ def test_a_device_reads_registered_memory_alone():
     table = Table((2,), torch.float32, torch.device("cpu"))
     table.ensure(4)
     table.tensor[:4] = torch.arange(8.0).view(4, 2)
-    found = MappedReach(NullTransfer(), mapped).rows(table, 2, torch.tensor([3, 1]))
+    found = Gather(Transfer(), mapped).rows(table, 2, torch.tensor([3, 1]))
     assert found.tolist() == [[6, 7], [2, 3]]
 
 
@@ -126,11 +126,12 @@ def test_limits_that_float32_does_not_hold(limit, far, streamed):
 @pytest.mark.parametrize("tier", ["device", "ram", "disk"])
 def test_the_last_byte_of_a_budget_is_the_last(tier):
     ledger = Ledger(KIVConfig(**{f"{tier}_bytes": 10}))
-    ledger.take(**{tier: 7})
+    account = Account(ledger)
+    account.take(**{tier: 7})
     with pytest.raises(KIVBudgetError, match=r"11 bytes"):
-        ledger.take(**{tier: 4})
+        account.take(**{tier: 4})
     assert getattr(ledger.used, tier) == 7
-    ledger.take(**{tier: 3})
+    account.take(**{tier: 3})
 
 
 def test_numbers_begin_where_torch_puts_them():
@@ -161,7 +162,7 @@ def test_tables_that_double(config, monkeypatch):
 
 
 def test_a_copy_of_a_row_shares_no_list():
-    row = Row(Integers([1]), Integers([2]), 1, 1, True)
+    row = BlockTable(Integers([1]), Integers([2]), 1, 1, True)
     copy = row.copy()
     for name, value in vars(row).items():
         if isinstance(value, Integers):

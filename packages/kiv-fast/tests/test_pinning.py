@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 from fast_helpers import draw, feed
-from kiv_fast import FastPool, pool
+from kiv_fast import FastPool, shared
 from kiv_fast.memory import growable_table, pinning
 from kiv_fast.memory.growable_table import Table
-from kiv_fast.memory.pinning import NullPinning, SlabPinning, pinning_for
+from kiv_fast.memory.pinning import SlabPinning, pinning_for
 
 CHUNKS = [3000, *[1] * 20]
 
@@ -50,7 +50,7 @@ def small_slabs(monkeypatch):
 
 
 def pinned_pool(config, runtime, monkeypatch, limit=1 << 40):
-    monkeypatch.setattr(pool, "pinning_for", lambda device: SlabPinning(runtime, limit))
+    monkeypatch.setattr(shared, "pinning_for", lambda device: SlabPinning(runtime, limit))
     return FastPool(config)
 
 
@@ -132,7 +132,7 @@ def test_all_slabs_together_are_bounded(config, small_slabs, monkeypatch):
 def test_pinned_memory_is_not_given_back(small_slabs):
     """The device would go on to see the old memory, and the host the new."""
     for kept in (True, False):
-        means = SlabPinning(BookKeeper(), 1 << 40) if kept else NullPinning()
+        means = SlabPinning(BookKeeper(), 1 << 40) if kept else None
         table = Table((1024,), torch.float32, torch.device("cpu"), means)
         table.ensure(2)
         table.tensor[:2] = 1
@@ -143,7 +143,7 @@ def test_pinned_memory_is_not_given_back(small_slabs):
 
 def test_only_what_a_device_reads_is_pinned(config, small_slabs, monkeypatch, tmp_path):
     """Pages that may go to disk are read by the host."""
-    assert isinstance(pinning_for(torch.device("cpu")), NullPinning)
+    assert pinning_for(torch.device("cpu")) is None
     runtime = BookKeeper()
     several = pinned_pool(replace(config, ram_bytes=1 << 20, spill_dir=tmp_path), runtime, monkeypatch)
     with warnings.catch_warnings():

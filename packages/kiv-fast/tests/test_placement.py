@@ -42,7 +42,7 @@ def test_forks_and_rows_share_pages(config):
     pool = FastPool(config)
     store = pool.layer_store()
     feed(store, draw(2, 200), [200])
-    before, sampled = pool.memory().ram, store.state._booked.ram
+    before, sampled = pool.memory().ram, store.state.held.bytes.ram
     assert sampled > 0
     store.repeat_interleave(3)
     fork = store.fork()
@@ -108,6 +108,19 @@ def test_pages_of_one_layer_give_way_to_the_index_of_another(config, tmp_path):
     for (_, got), (_, right) in zip(play(pool), expected, strict=True):
         assert torch.equal(got, right)
     assert pool.memory().ram <= room
+
+
+def test_pages_that_came_first_are_on_disk(config, tmp_path):
+    data = draw(2, 300)
+    whole = FastPool(config).layer_store()
+    feed(whole, data, [300])
+    store = FastPool(replace(config, ram_bytes=index_bytes(whole) + 8_000, spill_dir=tmp_path)).layer_store()
+    for start in range(0, 300, 20):
+        feed(store, [part[:, :, start : start + 20] for part in data], [20])
+        arena, pages = store.state.cold.arena, store.state.rows[0].pages.array
+        on_disk = arena.pages_on_disk(pages)
+        assert arena.pages_on_disk(pages[:on_disk]) == on_disk
+    assert 0 < on_disk < len(pages)
 
 
 @pytest.mark.parametrize("width", [3, 5, 16])

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from kiv_reference.config import KIVConfig
 from kiv_reference.report import TierBytes
 
-from .device.transfer import Transfer
 from .index.index import Index, code_pages
 from .interrupts import REFUSALS
-from .memory.ledger import NOTHING, Account, Booking, Counters
-from .memory.scratch import Scratch
-from .ops import Ops
+from .memory.reservation import Reservation
 from .ops.arguments import PageIndex, Rows
-from .pages.block_table import IdPool, Row
+from .pages.block_table import BlockTable, IdPool
 from .shape import Shape
-from .tiers.tiered import Arena
-from .tuning import Tuning
+from .tiers.arena import Arena
+from .tiers.ram import RamArena
+from .tiers.resources import Resources
+from .tiers.tiered import TieredArena
 
 TABLE_BYTES = 18
 """Of what is noted about a page, in RAM: in the table of a row two integers of four bytes, its holders, and a flag in
@@ -31,67 +30,51 @@ class Cold:
     index : Index, or None in exact mode
     """
 
-    def __init__(
-        self,
-        shape: Shape,
-        config: KIVConfig,
-        arena: Arena,
-        scratch: Scratch,
-        account: Account,
-        counters: Counters,
-        transfer: Transfer,
-        tuning: Tuning,
-        ops: Ops,
-    ) -> None:
-        self.shape, self.config, self.arena, self.scratch = shape, config, arena, scratch
-        self.account, self.counters, self.transfer, self.tuning, self.ops = account, counters, transfer, tuning, ops
-        self.index = None if config.exact else Index(shape, config, transfer)
+    def __init__(self, shape: Shape, resources: Resources) -> None:
+        self.shape, self.config, self.tuning = shape, resources.config, resources.tuning
+        self.account, self.counters, self.scratch = resources.account, resources.counters, resources.scratch
+        self.transfer = resources.gather.transfer
+        self.ops = resources.ops.of(shape)
+        self.arena: Arena = (RamArena if self.config.ram_bytes is None else TieredArena)(shape, resources)
+        self.index = None if self.config.exact else Index(shape, self.config, self.transfer)
         self._heads = torch.arange(shape.heads, device=shape.device)
-        self._booking = Booking(account)
         self._pages = IdPool()
-        self._promises: dict[object, int] = {}  # pages, by owner
 
-    def promise(self, owner: object, pages: int) -> TierBytes:
-        """Book room for so many pages more, or refuse before anything happens (SPEC 10.2).
+    def reserve(self, pages: int) -> Reservation:
+        """Take room for n pages to come, in all tiers (SPEC 10.2).
 
-        A promise stands until its owner, one of the states that share the pages, settles it or gets another.
-        Returns what was booked.
+        Raises
+        ------
+        KIVBudgetError, KIVStorageError
+            If they do not fit. Nothing is taken then.
         """
-        self.settle(owner)
         if not pages:
-            return NOTHING
-        others = self._promised_pages
-        due = self._bytes(self._pages.used + others + pages)
-        before = self.arena.promise(others)
-        try:
-            self.arena.give_way(due.ram - self._booking.held.ram)
-            self._booking.book(due)
-            after = self.arena.promise(others + pages)
-        except REFUSALS:
-            self.settle(owner)
-            raise
-        self._promises[owner] = pages
+            return Reservation()
         more = self._bytes(pages)
-        return TierBytes(more.device, more.ram + after.ram - before.ram, after.disk - before.disk)
+        self.arena.make_room(more.ram)
+        self.account.take(more.device, more.ram)
+        try:
+            return self.arena.reserve(pages)
+        except REFUSALS:
+            self.account.give(more.device, more.ram)
+            raise
 
-    def settle(self, owner: object) -> None:
-        """End a promise: book what is held, and what others were promised."""
-        self._promises.pop(owner, None)
-        self.renew()
-        self._booking.book(self._bytes(self._pages.used + self._promised_pages))
-
-    def renew(self) -> None:
-        """Book the room of promises again, some of which was taken for pages that were given back."""
-        self.arena.promise(self._promised_pages)
-
-    @property
-    def _promised_pages(self) -> int:
-        return sum(self._promises.values())
+    def release(self, reservation: Reservation) -> None:
+        """Give back what of a reservation was not used."""
+        less = self._bytes(reservation.pages)
+        self.account.give(less.device, less.ram)
+        self.arena.release(reservation)
 
     def add(
-        self, row: Row, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, weights: torch.Tensor | None
+        self,
+        row: BlockTable,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        valid: torch.Tensor | None,
+        weights: torch.Tensor | None,
+        reservation: Reservation,
     ) -> None:
-        """Add pages to a row.
+        """Add pages to a row, or raise and add none.
 
         Parameters
         ----------
@@ -100,11 +83,13 @@ class Cold:
         valid : bool [n, P], or None if all are
         weights : [n, H, D], in RAM
             Of the index; None where there is none.
+        reservation : Reservation
+            Room for them.
         """
         n, size = key.shape[0], self.config.page_tokens
         ids = self._pages.take(n)
         try:
-            self.arena.write(ids, key, value)
+            self.arena.write(ids, key, value, reservation)
         except REFUSALS:
             self._pages.drop(ids)
             raise
@@ -112,7 +97,7 @@ class Cold:
             finite = weights is None or self._code(ids, key, value, valid, weights)
             counts: list[int] = [size] * n if valid is None else valid.sum(dim=1).tolist()
         except REFUSALS:
-            self._free(ids)
+            self._free(ids, reservation)
             raise
         row.extend(ids, counts, size, finite)
         self.counters.evicted_pages += n
@@ -120,7 +105,7 @@ class Cold:
     def _code(
         self, ids: list[int], key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, weights: torch.Tensor
     ) -> bool:
-        """Make the index of new pages; whether their mean values are all numbers."""
+        """Make the index of new pages; returns whether their mean values are all numbers."""
         assert self.index is not None, "exact mode has no weights"
         finite, step = True, max(1, self.tuning.index_tokens // self.config.page_tokens)
         for start in range(0, len(ids), step):
@@ -131,53 +116,58 @@ class Cold:
             finite = finite and bool(torch.isfinite(coded.value).all())
         return finite
 
-    def share(self, row: Row) -> Row:
-        """A second row with the same pages."""
+    def share(self, row: BlockTable) -> BlockTable:
+        """Make a second row with the same pages."""
         copy = row.copy()
         self._pages.share(copy.pages)
         return copy
 
-    def cut(self, row: Row, pages: int) -> None:
-        """Keep the first `pages` pages of a row. It asks for no memory."""
-        self._free(row.cut(pages, self.config.page_tokens))
-        # Only lowered, which is never refused: a call that failed may hold what it was promised beside the promise.
-        due, held = self._bytes(self._pages.used + self._promised_pages), self._booking.held
-        self._booking.book(TierBytes(min(due.device, held.device), min(due.ram, held.ram), 0))
+    def cut(self, row: BlockTable, pages: int, reservation: Reservation | None = None) -> None:
+        """Keep the first `pages` pages of a row; the room of the others is given back, or goes to a reservation.
 
-    def _free(self, ids: list[int]) -> None:
-        """One holder of pages less."""
+        It asks for no memory.
+        """
+        self._free(row.cut(pages, self.config.page_tokens), reservation)
+
+    def _free(self, ids: list[int], reservation: Reservation | None) -> None:
+        """Take a holder from each of these pages."""
         freed = self._pages.drop(ids)
-        self.arena.free(freed)
+        self.arena.free(freed, reservation)
         if self.index is not None:
             self.index.forget(freed)
+        if reservation is None:
+            less = self._bytes(len(freed))
+            self.account.give(less.device, less.ram)
 
     def _bytes(self, pages: int) -> TierBytes:
+        """Count the bytes of the index of n pages and of what is noted about them."""
         device, ram = (0, 0) if self.index is None else (self.index.device_bytes, self.index.ram_bytes)
         return TierBytes(pages * device, pages * (ram + TABLE_BYTES), 0)
 
-    def row_bytes(self, row: Row) -> TierBytes:
-        """Bytes of what a row refers to, without the pages themselves."""
-        return self._bytes(len(row.pages))
+    def memory(self, rows: list[BlockTable], reservation: Reservation) -> list[TierBytes]:
+        """Count the bytes of the pages of rows, and of those to come."""
+        pages = np.concatenate([row.pages.array for row in rows])
+        return [self._bytes(len(pages) + reservation.pages), self.arena.bytes_of(pages, reservation)]
 
     @property
     def index_bytes(self) -> int:
         """Device bytes of the index of all pages."""
         return self._bytes(self._pages.used).device
 
-    def page_ids(self, row: Row, pages: torch.Tensor) -> torch.Tensor:
-        """Ids of pages of a row, int64 of any shape, both on the device."""
+    def page_ids(self, row: BlockTable, pages: torch.Tensor) -> torch.Tensor:
+        """Look up the ids of pages of a row, int64 of any shape, both on the device."""
         if row.pages and row.whole == len(row.pages):
             return pages + row.pages[0]
         return self.transfer.upload(torch.from_numpy(row.pages.array))[pages].long()
 
     def places(
-        self, row: Row, at: torch.Tensor, heads: torch.Tensor | None = None
+        self, row: BlockTable, at: torch.Tensor, heads: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where an arena has cold tokens ``[n, K]`` of all heads, or of those int64 ``[n]``: page ids and offsets."""
+        """Find page ids and offsets of cold tokens ``[n, K]``, of all heads or of those int64 ``[n]``."""
         size, heads = self.config.page_tokens, self._heads if heads is None else heads
         return self.page_ids(row, at // size), at % size + size * heads[:, None]
 
-    def page_index(self, row: Row, pages: int, unseen: torch.Tensor | None) -> PageIndex:
+    def page_index(self, row: BlockTable, pages: int, unseen: torch.Tensor | None) -> PageIndex:
         """Return the index of the first `pages` pages of a row, of whose tokens `unseen` are not valid."""
         assert self.index is not None, "exact mode has no index"
         return PageIndex(
@@ -190,7 +180,7 @@ class Cold:
             self.transfer,
         )
 
-    def rows(self, row: Row, values: bool) -> Rows:
+    def rows(self, row: BlockTable, values: bool) -> Rows:
         """Return the keys or values of the cold tokens of a row."""
         arena = self.arena
 

@@ -7,29 +7,28 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from .state import State
 
 
-class Owner(Protocol):
-    """The pool that a lock belongs to."""
-
-    def between_calls(self, dead: deque[State]) -> None:
-        """Release what dead stores held, at the latest when the next call begins."""
-        ...
-
-
 class Guard:
     """The lock of a pool, and what dead stores have left to be released under it.
 
+    Parameters
+    ----------
+    between_calls : bound method of the pool
+        Releases what dead stores held, at the latest when the next call begins.
+
+    Notes
+    -----
     Garbage collection runs in any thread at any allocation, inside a call of the same thread too, where a lock that a
     thread may take twice is no protection: so what dies is queued, and released where no call is half-way.
     """
 
-    def __init__(self, pool: Owner) -> None:
-        self._pool = weakref.ref(pool)
+    def __init__(self, between_calls: Callable[[deque[State]], None]) -> None:
+        self._between_calls = weakref.WeakMethod(between_calls)
         self._lock = threading.RLock()
         self._inside = False  # whether the thread that has the lock is in a call
         self._dead: deque[State] = deque()
@@ -39,7 +38,8 @@ class Guard:
         with self._lock:
             self._inside = True
             try:
-                self._bury()
+                if between_calls := self._between_calls():
+                    between_calls(self._dead)
                 return do()
             finally:
                 self._inside = False
@@ -54,31 +54,17 @@ class Guard:
             finally:
                 self._lock.release()
 
-    def _bury(self) -> None:
-        pool = self._pool()
-        if pool is not None:
-            pool.between_calls(self._dead)
 
-
-class Guarded(Protocol):
-    """A pool or a store."""
-
-    @property
-    def guard(self) -> Guard:
-        """That of the pool."""
-        ...
-
-
-Self = TypeVar("Self", bound=Guarded)
+Self = TypeVar("Self")
 P = ParamSpec("P")
 Out = TypeVar("Out")
 
 
 def locked(method: Callable[Concatenate[Self, P], Out]) -> Callable[Concatenate[Self, P], Out]:
-    """Make `method` a public call: it has the pool to itself."""
+    """Make `method`, of what has the `guard` of a pool, a public call: it has the pool to itself."""
 
     @wraps(method)
-    def call(self: Self, *args: P.args, **kwargs: P.kwargs) -> Out:
+    def call(self: Any, *args: P.args, **kwargs: P.kwargs) -> Out:
         return self.guard.call(lambda: method(self, *args, **kwargs))
 
     return call

@@ -18,7 +18,7 @@ OWN = ("kiv_fast", "kiv_reference", "torch")
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether what was begun was undone: not after an interrupt, though a signal's handler may raise any class."""
+    """Tell whether what was begun was undone: not after an interrupt, though a signal's handler may raise any class."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     if not isinstance(error, (KIVError, MemoryError)) and type(error) is not RuntimeError:

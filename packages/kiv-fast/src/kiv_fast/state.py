@@ -1,52 +1,40 @@
-"""What a store holds: recent tokens, page tables, validity, samples; and how tokens move (SPEC 2, 9)."""
+"""How the tokens of a store move: appended, evicted, cropped, selected (SPEC 2, 9)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from kiv_reference.config import KIVConfig
-from kiv_reference.report import TierBytes, TierTokens
 
 from .cold import Cold
 from .index.samples import Samples
 from .interrupts import REFUSALS
-from .memory.ledger import NOTHING
 from .memory.scratch import step_bytes
-from .ops.arguments import PagedTile, Tile
-from .pages.block_table import Row
-from .pages.validity import Validity
 from .shape import Shape
-from .tiers.window import Recent
+from .tokens import Tokens
 
 
-class State:
-    """The tokens of one store. Rows share pages; recent tokens are each state's own."""
+class State(Tokens):
+    """Tokens that change. What a call needs is taken by `prepare`, before anything does (SPEC 10.2)."""
 
     def __init__(self, shape: Shape, config: KIVConfig, cold: Cold) -> None:
-        self.shape, self.config, self.cold = shape, config, cold
-        self.rows = [Row() for _ in range(shape.batch)]
-        self.recent = Recent(shape, config)
-        self.validity = Validity(shape.batch, shape.device)
-        self.samples = Samples(shape)
-        self.length = 0
-        self.pages = 0  # cold pages of each row that have left the hot window
-        self.finite = True  # whether every value is a number
-        self._booked = NOTHING
-        self._promised = NOTHING  # booked for pages that will leave the hot window
-        self._planned = 0  # what steps of the pool needed before the last append
-        self._settled = True
+        super().__init__(shape, config, cold)
         self._begun: tuple[int, int] | None = None  # pages and samples before the call that is being answered
-        self._owner = object()  # of promises: not the state, which goes when it is dropped, without a cycle
 
     def prepare(self, tokens: int, padded: bool) -> None:
-        """Refuse if so many tokens more do not fit, once appended and once their call is over (SPEC 10.2)."""
+        """Take room for n tokens more: for them now, and once their call is over.
+
+        Raises
+        ------
+        KIVBudgetError, KIVStorageError
+            If they do not fit. Nothing is taken then.
+        """
         length = self.length + tokens
-        pages = self.config.cold_pages(length)
-        self._planned = self.cold.scratch.plan(step_bytes(self.shape, self.config, self.cold.tuning, pages))
+        pages, scratch = self.config.cold_pages(length), self.cold.scratch
+        self._planned = scratch.nbytes  # in case the append does not come about
         try:
-            self._book(self.recent.bytes_with(tokens) + self.validity.bytes_with(length, padded), length)
-            self._promised = self.cold.promise(self._owner, len(self.rows) * (pages - self.pages))
+            scratch.plan(max(scratch.nbytes, step_bytes(self.shape, self.config, self.cold.tuning)))
+            self._hold(self.recent.bytes_with(tokens) + self.validity.bytes_with(length, padded), length)
+            self.reservation = self.cold.reserve(len(self.rows) * (pages - self.pages))
         except REFUSALS:
             self._refused()
             raise
@@ -63,18 +51,16 @@ class State:
         self.validity = validity
         self.length += n
         self.finite = self.finite and finite
-        self._settled = self._settled and n <= self.cold.tuning.settle_tokens
 
     def _refused(self) -> None:
-        """Give back what an append that does not come about was booked."""
-        self.cold.scratch.unplan(self._planned)
-        self.withdraw()
+        """Give back what an append has taken that does not come about."""
+        self.cold.scratch.plan(self._planned)
+        self._release_rest()
 
-    def withdraw(self) -> None:
-        """End what was promised to an append that did not come about, or is over."""
-        self.cold.settle(self._owner)
-        self._promised = NOTHING
-        self._book(self._device_bytes, self.length)
+    def _release_rest(self) -> None:
+        """Give back what a call has taken and not used."""
+        self.cold.release(self.reservation)
+        self._hold(self._device_bytes, self.length)
 
     def begin(self, query: torch.Tensor, valid: torch.Tensor | None) -> None:
         """Begin to answer the queries ``[B, H, G, TQ, D]`` of the last append, and note the sampled ones (SPEC 3.2)."""
@@ -83,17 +69,14 @@ class State:
             self.samples.take(query, self.length, valid, self.cold.transfer)
 
     def finish(self) -> None:
-        """A call is over: what it made cold leaves (SPEC 2.3), and what it needed is given back."""
+        """End a call: what it made cold leaves (SPEC 2.3), and what it needed is given back."""
         self.evict(self.config.cold_pages(self.length))
         self._begun = None
-        if not self._settled:
-            self.recent.settle()
-            self._settled = True
-        self.withdraw()
+        self.recent.compact()
+        self._release_rest()
 
     def take_back(self) -> None:
-        """A call failed: what it made cold is hot again, since codes depend on its queries, which do not count."""
-        self.cold.scratch.lend(0)
+        """Undo a call that failed: what it made cold is hot again, since codes depend on its queries."""
         if self._begun is not None:
             pages, samples = self._begun
             self._cut(pages)
@@ -102,23 +85,22 @@ class State:
             self.samples.forget(samples)
 
     def _cut(self, pages: int) -> None:
-        """Keep the first `pages` pages of each row, and the room that was promised for the others."""
+        """Keep the first `pages` pages of each row; the room of the others is reserved again."""
         for row in self.rows:
-            self.cold.cut(row, pages)
-        self.cold.renew()
+            self.cold.cut(row, pages, self.reservation)
 
     def evict(self, pages: int) -> None:
         """Move pages out of the hot window until `pages` of each row are cold (SPEC 2.3). None ever comes back here."""
         n = pages - self.pages
         if n > 0:
-            size, start = self.config.page_tokens, self.config.sink_tokens + self.pages * self.config.page_tokens
+            size, start = self.config.page_tokens, self.hot_start(self.pages)
             boundaries = [start + page * size + self.config.hot_tokens for page in range(1, n + 1)]
             try:
                 for number, row in enumerate(self.rows):
                     valid = self.validity.row(number, start, start + n * size)
-                    key, value = self.recent.pages(number, n)
+                    valid = None if valid is None else valid.view(n, size)
                     weights = None if self.config.exact else self.samples.weights(number, boundaries)
-                    self.cold.add(row, key, value, None if valid is None else valid.view(n, size), weights)
+                    self.cold.add(row, *self.recent.pages(number, n), valid, weights, self.reservation)
             except REFUSALS:
                 self._cut(self.pages)
                 raise
@@ -129,66 +111,9 @@ class State:
     def _device_bytes(self) -> int:
         return self.recent.nbytes + self.validity.nbytes
 
-    def _book(self, device: int, length: int) -> None:
-        ram = 0 if self.config.exact else self.samples.bytes_at(length)
-        self.cold.account.take(device=device - self._booked.device, ram=ram - self._booked.ram)
-        self._booked = TierBytes(device, ram, 0)
-
-    @property
-    def tile_pages(self) -> int:
-        """Pages of a tile."""
-        return max(1, self.cold.tuning.tile_tokens // self.config.page_tokens)
-
-    def hot_start(self, pages: int) -> int:
-        """First hot position with so many cold pages."""
-        return self.config.sink_tokens + pages * self.config.page_tokens
-
-    def tiles(self, row: int, pages: int, stop: int) -> Iterator[Tile]:
-        """Sinks and, from the page `pages` on, everything before position `stop`.
-
-        The tiles depend on positions alone, not on where the tokens are by now: repeated calls give the same bits.
-        """
-        sinks = min(self.recent.sink_count, stop)
-        if sinks:
-            yield self.recent.sinks(row, sinks, self.validity.row(row, 0, sinks))
-        step = self.tile_pages * self.config.page_tokens
-        for start in range(self.hot_start(pages), stop, step):
-            yield self._tile(row, start, min(start + step, stop))
-
-    def _tile(self, row: int, start: int, stop: int) -> Tile:
-        """Tokens ``[start, stop)`` from the beginning of a page on, wherever they are."""
-        border, valid = self.hot_start(self.pages), self.validity.row(row, start, stop)
-        if start >= border:
-            return self.recent.hot(row, start - border, stop - border, start, valid)
-        size = self.config.page_tokens
-        first = (start - self.config.sink_tokens) // size
-        last = min(self.pages, first - (start - stop) // size)
-        cold = self.cold_tile(row, first, last)
-        # A copy, since the arena may use the memory of a tile again for the next one.
-        key, value = (part[:, : stop - start].clone() for part in (cold.key, cold.value))
-        if stop > border:
-            hot = self.recent.hot(row, 0, stop - border, border, None)
-            key, value = torch.cat([key, hot.key], dim=1), torch.cat([value, hot.value], dim=1)
-        return Tile(key[None], value[None], row=0, start=0, count=stop - start, first=start, valid=valid)
-
-    def whole_tile(self, row: int, pages: int) -> Tile | PagedTile:
-        """The first `pages` pages of a sequence: where they lie, if the arithmetic can read them there."""
-        cold, start = self.cold, self.config.sink_tokens
-        keys, values = cold.arena.table(False), cold.arena.table(True)
-        if keys is None or values is None:
-            return self.cold_tile(row, 0, pages)
-        cold.counters.streamed_bytes += pages * cold.arena.page_bytes
-        valid = self.validity.row(row, start, self.hot_start(pages)) if self.rows[row].padded else None
-        return PagedTile(keys, values, self.rows[row].pages.array[:pages], start, valid)
-
-    def cold_tile(self, row: int, first: int, stop: int) -> Tile:
-        """The pages ``[first, stop)`` of a sequence."""
-        cold, start = self.cold, self.hot_start(first)
-        key, value = cold.arena.tile(self.rows[row].pages.tolist(first, stop))
-        cold.counters.streamed_bytes += (key.numel() + value.numel()) * key.element_size()
-        valid = self.validity.row(row, start, self.hot_start(stop)) if self.rows[row].padded else None
-        parts = cold.transfer.upload(key)[None], cold.transfer.upload(value)[None]
-        return Tile(*parts, row=0, start=0, count=key.shape[1], first=start, valid=valid)
+    def _hold(self, device: int, length: int) -> None:
+        """Hold bytes on the device, and in RAM those of the sampled queries of `length` tokens."""
+        self.held.resize(device, 0 if self.config.exact else self.samples.bytes_at(length))
 
     def crop(self, length: int) -> None:
         """Keep the first `length` tokens (SPEC 9.2): pages that are hot again come back."""
@@ -206,32 +131,31 @@ class State:
         sinks = min(length, self.recent.sink_count)
         recent, validity = self.recent.cropped(sinks, max(0, length - start), back), self.validity.cropped(length)
         samples = self.samples.cropped(length)
-        self._book(max(self._booked.device, recent.nbytes + validity.nbytes), self.length)
+        self._hold(max(self.held.bytes.device, recent.nbytes + validity.nbytes), self.length)
         # From here on nothing asks for memory.
         self.recent, self.validity, self.samples, self.length = recent, validity, samples, length
-        self._settled = True
         if pages < self.pages:
             for row in self.rows:
                 self.cold.cut(row, pages)
             self.pages = pages
-        self.withdraw()
+        self._release_rest()
 
     def select(self, rows: list[int]) -> State:
-        """A state whose sequence i is sequence ``rows[i]``, with the same pages (SPEC 9.3, 9.4)."""
+        """Make a state whose sequence i is sequence ``rows[i]``, with the same pages (SPEC 9.3, 9.4)."""
         copy = State(self.shape._replace(batch=len(rows)), self.config, self.cold)
         try:
-            copy._book(len(rows) * (self._device_bytes // self.shape.batch), self.length)
+            copy._hold(len(rows) * (self._device_bytes // self.shape.batch), self.length)
             at = torch.tensor(rows, dtype=torch.int64, device=self.shape.device)
             copy.rows.clear()
             for row in rows:
                 copy.rows.append(self.cold.share(self.rows[row]))
             copy.recent = self.recent.select(at)
-            copy.length, copy.pages, copy.finite, copy._settled = self.length, self.pages, self.finite, self._settled
+            copy.length, copy.pages, copy.finite = self.length, self.pages, self.finite
             copy.validity = self.validity.select(at)
             copy.samples = self.samples.select(torch.tensor(rows, dtype=torch.int64, device="cpu"))
             # What the last append will make cold leaves the copy's hot window too.
             more = self.config.cold_pages(copy.length) - copy.pages
-            copy._promised = self.cold.promise(copy._owner, len(rows) * more)
+            copy.reservation = self.cold.reserve(len(rows) * more)
         except REFUSALS:
             copy.release()
             raise
@@ -241,29 +165,6 @@ class State:
         """Give back everything."""
         for row in self.rows:
             self.cold.cut(row, 0)
-        self.cold.settle(self._owner)
+        self.cold.release(self.reservation)
         self.samples = Samples(self.shape)
-        self._book(0, 0)
-
-    def memory(self) -> TierBytes:
-        """Bytes by tier, with what is booked for the call that is not over."""
-        tables = [self.cold.row_bytes(row) for row in self.rows]
-        parts = [self._booked, self._promised, *tables]
-        cold = sum(len(row.pages) for row in self.rows)
-        disk = sum(self.cold.arena.pages_on_disk(row.pages.array) for row in self.rows)
-        size = self.cold.arena.page_bytes
-        ram = (cold - disk) * size + sum(part.ram for part in parts)
-        return TierBytes(sum(part.device for part in parts), ram, disk * size + self._promised.disk)
-
-    @property
-    def near_bytes(self) -> int:
-        """Device bytes of sinks, hot tokens and validity."""
-        return self._booked.device
-
-    def tokens(self) -> TierTokens:
-        """Positions by part."""
-        pages = self.config.cold_pages(self.length)
-        cold, size = pages * self.config.page_tokens, self.config.page_tokens
-        sinks = min(self.config.sink_tokens, self.length)
-        disk = self.cold.arena.pages_on_disk(self.rows[0].pages.array[:pages]) * size
-        return TierTokens(sinks, self.length - sinks - cold, cold - disk, disk)
+        self.held.resize()

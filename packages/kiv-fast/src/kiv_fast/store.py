@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
-from functools import wraps
-from typing import NoReturn, ParamSpec, Protocol, SupportsIndex, TypeVar
-
 import torch
-from kiv_reference.config import KIVConfig
-from kiv_reference.errors import KIVBudgetError, KIVUsageError, refuse
-from kiv_reference.report import AttendReport, TierBytes, TierTokens
+from kiv_reference.errors import KIVUsageError, refuse
 
 from .call import Call, answer
-from .cold import Cold
-from .guard import Guard, locked
+from .guard import locked
 from .interrupts import REFUSALS
 from .partition import blocks
-from .shape import Shape, aligned
+from .plain import plain_tensors
+from .shape import aligned
 from .state import State
-from .trace import BlockTrace, report
+from .store_view import StoreView
+from .trace import BlockTrace
 from .validate import (
     check_append,
     check_finite,
@@ -31,129 +25,9 @@ from .validate import (
     integer,
 )
 
-P = ParamSpec("P")
-Out = TypeVar("Out")
 
-
-def plain_tensors(method: Callable[P, Out]) -> Callable[P, Out]:
-    """Run `method` outside inference mode and autocast, without gradients: a store may go on outside."""
-    plain = torch.inference_mode(False)(torch.no_grad()(method))
-
-    @wraps(method)
-    def exact(*args: P.args, **kwargs: P.kwargs) -> Out:
-        with ExitStack() as stack:
-            for kind in ("cpu", "cuda"):  # autocast would round what SPEC 1.2 computes in float32
-                if torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, enabled=False))
-            try:
-                return plain(*args, **kwargs)
-            except RuntimeError as error:
-                if "DefaultCPUAllocator" not in str(error):
-                    raise
-                rule = "a call needs memory of the machine (SPEC 10.2)"
-                remedy = "Free memory, hand over fewer tokens at once, or give the cache budgets that it can have."
-                raise refuse(KIVBudgetError, rule, f"from torch: {str(error)[-160:]}", remedy) from error
-
-    return exact
-
-
-class Pool(Protocol):
-    """What a store asks of its pool (`FastPool`)."""
-
-    guard: Guard
-
-    @property
-    def config(self) -> KIVConfig:
-        """The configuration that every store obeys."""
-        ...
-
-    def new_store(self) -> FastStore:
-        """Make an empty store, within a call that has the lock."""
-        ...
-
-    def cold(self, shape: Shape) -> Cold:
-        """Make the cold pages of a new store."""
-        ...
-
-    def check_open(self) -> None:
-        """Refuse to go on after `close`."""
-        ...
-
-    def is_broken(self, state: State) -> bool:
-        """Whether a change of a store or of one of its forks was interrupted."""
-        ...
-
-    def tidy(self) -> None:
-        """Free the buffers if no store holds tokens."""
-        ...
-
-
-class FastStore:
-    """One layer of a `FastPool`, whose stores may each be used by a thread of its own.
-
-    Parameters
-    ----------
-    pool : FastPool
-
-    Attributes
-    ----------
-    guard : Guard
-        The pool's.
-    """
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool, self.guard = pool, pool.guard
-        self._config = pool.config
-        self._state: State | None = None
-        self._pending = 0  # tokens of the last append, if no crop came after it
-        self._traces: list[BlockTrace] | None = None
-        self._report: AttendReport | None = None
-
-    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        """Refuse to be copied or pickled: a copy would give back what it does not own (SPEC 9.4)."""
-        raise refuse(
-            KIVUsageError,
-            "a store cannot be copied, pickled or saved",
-            "a store",
-            "Use fork() for a copy in the same pool.",
-        )
-
-    @property
-    def state(self) -> State | None:
-        """What the store holds, None before the first append."""
-        return self._state
-
-    @property
-    @locked
-    def length(self) -> int:
-        """T (`LayerStore.length`)."""
-        self._check_whole()
-        return self._length
-
-    @property
-    def _length(self) -> int:
-        return 0 if self._state is None else self._state.length
-
-    @property
-    @locked
-    def valid(self) -> torch.Tensor | None:
-        """Validity, bool [B, T], or None (`LayerStore.valid`)."""
-        self._check_whole()
-        if self._state is None:
-            return None
-        valid = self._state.validity.part(0, self._length)
-        return None if valid is None or bool(valid.all()) else valid.clone()
-
-    @property
-    @locked
-    def report(self) -> AttendReport:
-        """The last attend (`LayerStore.report`)."""
-        self._check_whole()
-        if self._report is None:
-            if self._traces is None or self._state is None:
-                raise refuse(KIVUsageError, "a report needs an attend before it (SPEC 9.6)", "none", "Call attend.")
-            self._report = report(self._traces, self._traced_shape, self._config.sink_tokens)
-        return self._report
+class FastStore(StoreView):
+    """One layer of a `FastPool`, whose stores may each be used by a thread of its own."""
 
     @locked
     @plain_tensors
@@ -224,11 +98,11 @@ class FastStore:
                 with account.changing():
                     state.take_back()
             raise
-        self._traces, self._report, self._traced_shape = traces, None, shape
+        self._traces, self._report = traces, None
         return output
 
     def _answer(self, state: State, call: Call, dtype: torch.dtype) -> tuple[torch.Tensor, list[BlockTrace]]:
-        """The output of a call, and what it did."""
+        """Compute the output of a call, and note what it did."""
         batch, heads, groups, count, _ = call.query.shape
         size = batch, heads * groups, count, state.shape.value_width
         output = torch.empty(size, dtype=dtype, device=state.shape.device)
@@ -296,15 +170,13 @@ class FastStore:
     @locked
     @plain_tensors
     def fork(self) -> FastStore:
-        """An independent store that shares the pages (`LayerStore.fork`)."""
+        """Make an independent store that shares the pages (`LayerStore.fork`)."""
         self._check()
-        copy = self._pool.new_store()
+        copy = FastStore(self._pool)
         if self._state is not None:
             with self._state.cold.account.changing():
                 copy._state = self._state.select(list(range(self._state.shape.batch)))
         copy._pending, copy._traces, copy._report = self._pending, self._traces, self._report
-        if self._traces is not None:
-            copy._traced_shape = self._traced_shape
         return copy
 
     @locked
@@ -312,46 +184,3 @@ class FastStore:
         """Forget everything (`LayerStore.reset`)."""
         self._pool.check_open()
         self.release()
-
-    def release(self) -> None:
-        """Give back everything that is held; of what an interrupt left half changed, the pool counts anew."""
-        state = self._state
-        if state is None or self._pool.is_broken(state):
-            self._forget()
-        else:
-            with state.cold.account.changing():
-                state.release()
-                self._forget()
-        self._pool.tidy()
-
-    def _forget(self) -> None:
-        self._state, self._pending, self._traces, self._report = None, 0, None, None
-
-    def _check(self) -> None:
-        """Refuse to go on after `close`, and after an interrupt in the middle of a change."""
-        self._pool.check_open()
-        self._check_whole()
-
-    def _check_whole(self) -> None:
-        if self._state is not None and self._pool.is_broken(self._state):
-            rule = "a store that was interrupted in the middle of a change is not used again (SPEC 10.4)"
-            got = "an exception from outside, in a call of this store or of a fork"
-            raise refuse(KIVUsageError, rule, got, "Call reset() and feed the tokens again.")
-
-    def __del__(self) -> None:
-        state = getattr(self, "_state", None)
-        if state is not None:
-            self._state = None  # the pool still sees this store
-            self.guard.died(state)
-
-    @locked
-    def memory(self) -> TierBytes:
-        """Bytes by tier; pages shared with a fork count in both (`LayerStore.memory`)."""
-        self._check_whole()
-        return TierBytes(0, 0, 0) if self._state is None else self._state.memory()
-
-    @locked
-    def tokens(self) -> TierTokens:
-        """Positions by part (`LayerStore.tokens`)."""
-        self._check_whole()
-        return TierTokens(0, 0, 0, 0) if self._state is None else self._state.tokens()

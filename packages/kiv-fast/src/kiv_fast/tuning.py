@@ -15,12 +15,10 @@ class Tuning:
         Tokens that exact attention takes at once.
     query_chunk : int
         Queries at once where exact attention writes logits out.
-    settle_tokens : int
-        A call of more tokens than this returns, once it is over, the memory that they took in the hot window.
     index_tokens : int
         Tokens whose codes are made at once in a long call.
     chunk_bytes : int
-        Keys of candidates are read and multiplied so many bytes at a time, and codes of pages, in the dtype of
+        Bytes of candidates' keys that are read and multiplied at a time, and of pages' codes, in the dtype of
         computation.
     kept_bytes : int
         Estimates of a block that take no more are kept from one use to the next, not computed again.
@@ -30,7 +28,6 @@ class Tuning:
 
     tile_tokens: int = 8192
     query_chunk: int = 256
-    settle_tokens: int = 64
     index_tokens: int = 2048
     chunk_bytes: int = 1 << 20
     kept_bytes: int = 8 << 20

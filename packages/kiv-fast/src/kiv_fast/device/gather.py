@@ -13,73 +13,43 @@ from typing import Any
 import torch
 
 from ..memory.growable_table import Table
-from ..memory.pinning import Pinning
+from ..memory.pinning import SlabPinning
 from .transfer import Transfer, transfer_to
 
 
-class HostReach:
-    """For stores on the CPU.
-
-    Attributes
-    ----------
-    transfer : Transfer
-        For what the host knows anyway.
-    """
-
-    in_place = True
-
-    def __init__(self, transfer: Transfer) -> None:
-        self.transfer = transfer
-
-    def rows(self, table: Table, width: int, at: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Rows int64 ``[K]`` of a table seen as ``[-1, width]``: ``[K, width]`` on the device, where `at` is.
-
-        `out` is memory there, of that shape, that may be used for them.
-        """
-        return torch.index_select(table.tensor.view(-1, width), 0, at, out=out)
-
-
-class StagedReach:
-    """The host waits until it knows which rows, gathers them, and sends them."""
-
-    in_place = False
-
-    def __init__(self, transfer: Transfer) -> None:
-        self.transfer = transfer
-
-    def rows(self, table: Table, width: int, at: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Fetch, gather, upload."""
-        found = table.tensor.view(-1, width).index_select(0, self.transfer.fetch(at))
-        return self.transfer.upload(found)
-
-
-class MappedReach:
-    """The device gathers by itself from tables that are registered whole; others are staged.
+class Gather:
+    """A device's way to what lies in RAM.
 
     Parameters
     ----------
     transfer : Transfer
-    mapped : callable
-        The same memory as a tensor of the device.
+        For what the host knows anyway, and for rows that the host gathers.
+    mapped : callable, optional
+        The same memory as a tensor of the device, for tables that are registered whole. None if the device is the CPU,
+        or does not read host memory by itself.
+
+    Attributes
+    ----------
+    in_place : bool
+        Whether the arithmetic reads RAM where it lies.
     """
 
-    in_place = False
-
-    def __init__(self, transfer: Transfer, mapped: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, transfer: Transfer, mapped: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
         self.transfer, self._mapped = transfer, mapped
-        self._staged = StagedReach(transfer)
+        self.in_place = transfer.streams is None
 
     def rows(self, table: Table, width: int, at: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Gather on the device."""
-        if not table.pinned:
-            return self._staged.rows(table, width, at, out)
-        if table.mapped is None:
-            table.mapped = self._mapped(table.tensor)
-        return torch.index_select(table.mapped.view(-1, width), 0, at, out=out)
+        """Gather rows int64 ``[K]`` of a table seen as ``[-1, width]``: ``[K, width]`` on the device, where `at` is.
 
-
-Reach = HostReach | StagedReach | MappedReach
-"""A device's way to what lies in RAM."""
+        `out` is memory there, of that shape, that may be used for them.
+        """
+        if self._mapped is not None and table.pinned:
+            if table.mapped is None:
+                table.mapped = self._mapped(table.tensor)
+            return torch.index_select(table.mapped.view(-1, width), 0, at, out=out)
+        here = out if at.device.type == "cpu" else None
+        found = torch.index_select(table.tensor.view(-1, width), 0, self.transfer.fetch(at), out=here)
+        return self.transfer.upload(found)
 
 
 class _Registered:
@@ -94,25 +64,22 @@ class _Registered:
 
 
 def map_to_cuda(tensor: torch.Tensor) -> torch.Tensor:
-    """A registered tensor as one of the CUDA device, without a copy. Written from the documentation; not run here."""
+    """Return a registered tensor as one of the CUDA device. Written from the documentation; not run here."""
     seen = torch.as_tensor(_Registered(tensor), device=torch.device("cuda", torch.cuda.current_device()))
     return seen.view(tensor.dtype).view(tensor.shape)
 
 
-def reach_for(device: torch.device, direct: bool) -> Reach:
-    """The way to take for stores on `device`, `direct` if it reads host memory by itself."""
-    transfer = transfer_to(device)
-    if device.type == "cpu":
-        return HostReach(transfer)
-    return MappedReach(transfer, map_to_cuda) if direct else StagedReach(transfer)
+def gather_for(device: torch.device, direct: bool) -> Gather:
+    """Choose the way for stores on `device`, `direct` if it reads host memory by itself."""
+    return Gather(transfer_to(device), map_to_cuda if direct else None)
 
 
-def reads_host_memory(device: torch.device, pinning: Pinning) -> bool:
-    """Whether a device reads host memory by itself, by a trial; a warning if a CUDA device does not."""
+def reads_host_memory(device: torch.device, pinning: SlabPinning | None) -> bool:
+    """Try whether a device reads host memory by itself; warn if a CUDA device does not."""
     if device.type != "cuda":
         return False
     try:
-        if works(MappedReach(transfer_to(device), map_to_cuda), device, pinning):
+        if works(gather_for(device, True), device, pinning):
             return True
         reason = "it read other numbers"
     except RuntimeError as error:
@@ -122,13 +89,13 @@ def reads_host_memory(device: torch.device, pinning: Pinning) -> bool:
     return False
 
 
-def works(reach: MappedReach, device: torch.device, pinning: Pinning) -> bool:
-    """Whether a device reads what the host wrote, also after it has read the same memory before."""
+def works(gather: Gather, device: torch.device, pinning: SlabPinning | None) -> bool:
+    """Try whether a device reads what the host wrote, also after it has read the same memory before."""
     table = Table((2,), torch.float32, torch.device("cpu"), pinning)
     table.ensure(4)
     at = torch.tensor([3, 1], device=device)
     for start in (0.0, 100.0):
         table.tensor[:4] = torch.arange(start, start + 8, device="cpu").view(4, 2)
-        if not torch.equal(reach.rows(table, 2, at).cpu(), table.tensor[[3, 1]]):
+        if not torch.equal(gather.rows(table, 2, at).cpu(), table.tensor[[3, 1]]):
             return False
     return True

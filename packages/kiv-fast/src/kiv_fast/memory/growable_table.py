@@ -17,7 +17,7 @@ from collections.abc import Collection
 
 import torch
 
-from .pinning import NullPinning, Pinning, Region
+from .pinning import Region, SlabPinning
 
 RESERVE_BYTES = 1 << 34
 """Addresses, not memory, reserved for one table."""
@@ -39,7 +39,7 @@ _FLAGS = sum(getattr(mmap, name, value) for name, value in _NAMES.items())
 
 
 def reserve(count: int, dtype: torch.dtype, huge: bool = False) -> tuple[torch.Tensor, mmap.mmap] | None:
-    """`count` zeros of `dtype` that take memory only once written, and their mapping; None where that is refused.
+    """Map `count` zeros that take memory only once written; returns them and their mapping, or None if refused.
 
     Memory pages are small, whatever the system does by itself, unless `huge` asks for large ones: for what is written
     whole.
@@ -70,7 +70,7 @@ class Table:
     ----------
     shape : of one record
     dtype, device : of all
-    pinning : Pinning, optional
+    pinning : SlabPinning, optional
         What becomes of the records in use, if they are a mapping.
     huge : bool
         Whether to ask for large memory pages as it grows, since gathers from a big table wait for the address tables
@@ -79,7 +79,7 @@ class Table:
     Attributes
     ----------
     mapped : Tensor, or None
-        The same memory as a device sees it, once it was asked for (`reach`).
+        The same memory as a device sees it, once it was asked for (`Gather`).
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Table:
         shape: tuple[int, ...],
         dtype: torch.dtype,
         device: torch.device,
-        pinning: Pinning | None = None,
+        pinning: SlabPinning | None = None,
         huge: bool = False,
     ) -> None:
         self._shape, self._used = shape, 0
@@ -95,7 +95,7 @@ class Table:
         self.record_bytes = math.prod(shape) * dtype.itemsize
         self._mapping: mmap.mmap | None = None
         self.mapped: torch.Tensor | None = None
-        self._pinning, self._region = pinning or NullPinning(), Region(0, 0)
+        self._pinning, self._region = pinning, Region(0, 0)
         self._huge = 0  # where large memory pages were not asked for yet; 0 if they never are
         reserved = None
         if device.type == "cpu":
@@ -107,15 +107,10 @@ class Table:
             self._region = Region(flat.data_ptr(), flat.numel() * flat.element_size())
             if huge:
                 self._huge = SMALL_BYTES - flat.data_ptr() % HUGE_BYTES
-            # Before the mapping goes: nobody else knows what is registered there.
-            weakref.finalize(self, self._pinning.release, self._region)
+            if pinning is not None:  # before the mapping goes: nobody else knows what is registered there
+                weakref.finalize(self, pinning.release, self._region)
         else:
             self.tensor = torch.empty(0, *shape, dtype=dtype, device=device)
-
-    @property
-    def mapping(self) -> mmap.mmap | None:
-        """The bytes behind the table, where it is a mapping."""
-        return self._mapping
 
     @property
     def pinned(self) -> bool:
@@ -123,12 +118,13 @@ class Table:
         return self._region.pinned >= max(1, self._used * self.record_bytes)
 
     def ensure(self, records: int) -> None:
-        """Make room for so many records."""
+        """Make room for n records."""
         self._used = max(self._used, records)
         capacity = self.tensor.shape[0]
         if records <= capacity:
             self._enlarge(records * self.record_bytes)
-            self._pinning.cover(self._region, records * self.record_bytes)
+            if self._pinning is not None:
+                self._pinning.cover(self._region, records * self.record_bytes)
             return
         grown = torch.empty(
             max(records, capacity + capacity // 8, FIRST_RECORDS),
@@ -137,12 +133,13 @@ class Table:
             device=self.tensor.device,
         )
         grown[:capacity] = self.tensor
-        self._pinning.release(self._region)
+        if self._pinning is not None:
+            self._pinning.release(self._region)
         self._region.nbytes = 0
         self.tensor, self._mapping, self.mapped = grown, None, None
 
     def _enlarge(self, nbytes: int) -> None:
-        """Ask for large memory pages as far as so many bytes go, beyond the small ones."""
+        """Ask for large memory pages for the first n bytes, but for those in small ones."""
         if self._mapping is not None and 0 < self._huge < nbytes:
             more = min(-(-(nbytes - self._huge) // HUGE_BYTES) * HUGE_BYTES, self._region.nbytes - self._huge)
             _advise(self._mapping, True, self._huge, more)
@@ -155,6 +152,14 @@ class Table:
         self._live.extend(bytes(max(0, top - len(self._live))))
         for record in records:
             self._live[record] = 1
+
+    def put(self, records: list[int], rows: torch.Tensor) -> None:
+        """Write records ``[n, *shape]``, given by their numbers."""
+        self.use(records)
+        if records[-1] - records[0] == len(records) - 1:
+            self.tensor[records[0] : records[-1] + 1] = rows
+        else:
+            self.tensor[records] = rows.to(self.tensor)
 
     def forget(self, records: Collection[int]) -> None:
         """Return the memory of records that are no longer needed: every memory page without another, if not pinned."""

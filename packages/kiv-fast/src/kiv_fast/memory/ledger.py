@@ -22,19 +22,15 @@ NOTHING = TierBytes(0, 0, 0)
 
 
 class Ledger:
-    """Bytes taken from each tier by all stores of one pool. `take` refuses what would break a budget."""
+    """The budgets of a pool, and the bytes taken by all its stores. Each takes them through an `Account`."""
 
     def __init__(self, config: KIVConfig) -> None:
         self._limits = (config.device_bytes, config.ram_bytes, config.disk_bytes)
         self._used = [0, 0, 0]
-        # Moves what RAM holds to disk, until so many bytes are free.
-        self.give_way: weakref.WeakMethod[Callable[[int], None]] | None = None
+        # Moves pages from RAM to disk, until n bytes are free.
+        self.make_room: weakref.WeakMethod[Callable[[int], None]] | None = None
         self.marked: set[Account] = set()  # in a change
         self.broken: set[Account] = set()  # whose change was interrupted
-
-    def account(self) -> Account:
-        """An account for one store and its forks."""
-        return Account(self)
 
     def recount(self, held: set[Account]) -> None:
         """Set what is taken to what these accounts hold, as nobody else does."""
@@ -47,30 +43,28 @@ class Ledger:
         return TierBytes(*self._used)
 
     def room(self, tier: int) -> int | None:
-        """Bytes left in tier 0 (device), 1 (RAM) or 2 (disk); None without a limit."""
+        """Return the bytes left in tier 0 (device), 1 (RAM) or 2 (disk); None without a limit."""
         limit = self._limits[tier]
         return None if limit is None else limit - self._used[tier]
 
-    def check(self, device: int = 0, ram: int = 0, disk: int = 0) -> None:
-        """Refuse if so many bytes more do not fit (SPEC 10.2)."""
+    def take(self, more: tuple[int, int, int]) -> None:
+        """Take bytes of each tier, or give them back where they are negative.
+
+        Raises
+        ------
+        KIVBudgetError
+            If they do not fit, even after pages went from RAM to disk. Nothing is taken then.
+        """
         room = self.room(1)
-        short = room is not None and ram > max(room, 0)
-        if short and self.give_way is not None and (make_room := self.give_way()):
-            make_room(ram)
-        for name, used, more, limit in zip(REMEDIES, self._used, (device, ram, disk), self._limits, strict=True):
-            if limit is not None and more > 0 and used + more > limit:
+        short = room is not None and more[1] > max(room, 0)
+        if short and self.make_room is not None and (make_room := self.make_room()):
+            make_room(more[1])
+        for name, used, add, limit in zip(REMEDIES, self._used, more, self._limits, strict=True):
+            if limit is not None and add > 0 and used + add > limit:
                 rule = f"the cache must fit into {name}={limit} (SPEC 10.2)"
-                raise refuse(KIVBudgetError, rule, f"a need of {used + more} bytes", REMEDIES[name])
-
-    def take(self, device: int = 0, ram: int = 0, disk: int = 0) -> None:
-        """Book bytes, or refuse and book nothing."""
-        self.check(device, ram, disk)
-        self.give(-device, -ram, -disk)
-
-    def give(self, device: int = 0, ram: int = 0, disk: int = 0) -> None:
-        """Return bytes."""
-        for tier, less in enumerate((device, ram, disk)):
-            self._used[tier] -= less
+                raise refuse(KIVBudgetError, rule, f"a need of {used + add} bytes", REMEDIES[name])
+        for tier, add in enumerate(more):
+            self._used[tier] += add
             assert self._used[tier] >= 0, "bytes were returned twice"
 
 
@@ -90,36 +84,36 @@ class Account:
         return self in self._ledger.marked
 
     def room(self, tier: int) -> int | None:
-        """Bytes left (`Ledger.room`)."""
+        """Return the bytes left (`Ledger.room`)."""
         return self._ledger.room(tier)
 
     def take(self, device: int = 0, ram: int = 0, disk: int = 0) -> None:
-        """Book bytes, or refuse and book nothing."""
-        self._ledger.check(device, ram, disk)
-        self.give(-device, -ram, -disk)
+        """Take bytes, or raise and take none (`Ledger.take`)."""
+        more = device, ram, disk
+        self._ledger.take(more)
+        for tier, add in enumerate(more):
+            self.used[tier] += add
 
     def give(self, device: int = 0, ram: int = 0, disk: int = 0) -> None:
-        """Return bytes."""
-        self._ledger.give(device, ram, disk)
-        for tier, less in enumerate((device, ram, disk)):
-            self.used[tier] -= less
+        """Give bytes back."""
+        self.take(-device, -ram, -disk)
 
 
-class Booking:
-    """What one holder has booked on the device and in RAM.
+class Holding:
+    """Bytes that one part of a store holds, of an account: its window, the buffers of its steps.
 
     Attributes
     ----------
-    held : TierBytes
+    bytes : TierBytes
     """
 
-    def __init__(self, ledger: Account) -> None:
-        self._ledger, self.held = ledger, NOTHING
+    def __init__(self, account: Account) -> None:
+        self._account, self.bytes = account, NOTHING
 
-    def book(self, held: TierBytes) -> None:
-        """Book so many bytes in all, or refuse."""
-        self._ledger.take(held.device - self.held.device, held.ram - self.held.ram)
-        self.held = held
+    def resize(self, device: int = 0, ram: int = 0) -> None:
+        """Hold this many bytes in all, or raise and hold what was held (`Ledger.take`)."""
+        self._account.take(device - self.bytes.device, ram - self.bytes.ram)
+        self.bytes = TierBytes(device, ram, 0)
 
 
 @dataclass

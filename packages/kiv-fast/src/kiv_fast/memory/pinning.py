@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -18,7 +18,7 @@ MOST_BYTES = 16 << 20
 """The first slab of a table, and the largest: each is as large as all before it, within these."""
 
 SHARE = 4
-"""At most one part in so many of the machine's memory is pinned: what is pinned is lost to everything else."""
+"""At most a quarter of the machine's memory is pinned: what is pinned is lost to everything else."""
 
 
 @dataclass
@@ -42,26 +42,26 @@ class Region:
         return sum(self.slabs)
 
 
-class Runtime(Protocol):
-    """The two calls of a device's runtime. Both raise RuntimeError."""
+_MAPPED = 2
+"""cudaHostRegisterMapped: the device can read the memory by itself."""
+
+
+class CudaRuntime:
+    """CUDA's registration of host memory; both calls raise RuntimeError.
+
+    Written from the documentation; not run by this project's tests.
+    """
 
     def register(self, address: int, nbytes: int) -> None:
         """Pin memory."""
-        ...
+        cudart: Any = torch.cuda.cudart()
+        torch.cuda.check_error(int(cudart.cudaHostRegister(address, nbytes, _MAPPED)))
 
     def unregister(self, address: int) -> None:
-        """Release what was registered at `address`."""
-        ...
-
-
-class NullPinning:
-    """For stores on the CPU."""
-
-    def cover(self, region: Region, nbytes: int) -> None:
-        """Leave the memory as it is."""
-
-    def release(self, region: Region) -> None:
-        """Nothing was done."""
+        """Release what was registered at `address`, once nothing that was begun reads it any more."""
+        torch.cuda.synchronize()
+        cudart: Any = torch.cuda.cudart()
+        torch.cuda.check_error(int(cudart.cudaHostUnregister(address)))
 
 
 class SlabPinning:
@@ -69,7 +69,7 @@ class SlabPinning:
 
     Parameters
     ----------
-    runtime : Runtime
+    runtime : CudaRuntime
     limit_bytes : int
         Of all regions together.
 
@@ -78,13 +78,13 @@ class SlabPinning:
     limit_bytes : int
     """
 
-    def __init__(self, runtime: Runtime, limit_bytes: int) -> None:
+    def __init__(self, runtime: CudaRuntime, limit_bytes: int) -> None:
         self._runtime, self.limit_bytes = runtime, limit_bytes
         self._held = 0
         self._failed = False
 
     def cover(self, region: Region, nbytes: int) -> None:
-        """Register slabs until so much is pinned."""
+        """Register slabs until the first n bytes are pinned."""
         while not self._failed and (done := region.pinned) < nbytes:
             slab = min(max(done, LEAST_BYTES), MOST_BYTES)
             if done + slab > region.nbytes:
@@ -109,30 +109,8 @@ class SlabPinning:
             self._runtime.unregister(region.address + region.pinned)
 
 
-Pinning = NullPinning | SlabPinning
-"""What becomes of tables as they come into use."""
-
-_MAPPED = 2
-"""cudaHostRegisterMapped: the device can read the memory by itself."""
-
-
-class CudaRuntime:
-    """CUDA's registration of host memory. Written from the documentation; not run by this project's tests."""
-
-    def register(self, address: int, nbytes: int) -> None:
-        """Pin memory."""
-        cudart: Any = torch.cuda.cudart()
-        torch.cuda.check_error(int(cudart.cudaHostRegister(address, nbytes, _MAPPED)))
-
-    def unregister(self, address: int) -> None:
-        """Release it, once nothing that was begun reads it any more."""
-        torch.cuda.synchronize()
-        cudart: Any = torch.cuda.cudart()
-        torch.cuda.check_error(int(cudart.cudaHostUnregister(address)))
-
-
-def pinning_for(device: torch.device) -> Pinning:
-    """What to do for stores on `device`."""
+def pinning_for(device: torch.device) -> SlabPinning | None:
+    """Make what pins memory for stores on `device`; None for those on the CPU."""
     if device.type != "cuda":
-        return NullPinning()
+        return None
     return SlabPinning(CudaRuntime(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // SHARE)

@@ -2,74 +2,55 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .integers import Integers
+import numpy as np
+from numpy.typing import NDArray
 
-SLACK = 256
-"""Ids of which the memory need not be returned."""
+from .integers import Integers
 
 
 class IdPool:
-    """Reference-counted ids; the lowest free ones are taken first, so that tables stay contiguous.
+    """Reference-counted ids; the lowest free ones are taken first, so that tables stay contiguous."""
 
-    Parameters
-    ----------
-    typecode : of an array that counts as many holders as an id may have
-    """
-
-    def __init__(self, typecode: str = "I") -> None:
-        self._holders = array(typecode)  # up to the highest id in use
-        self._used = 0
+    def __init__(self) -> None:
+        self._holders = Integers()  # up to the highest id in use
 
     @property
     def used(self) -> int:
         """Ids that somebody holds."""
-        return self._used
+        return int(np.count_nonzero(self._holders.array))
 
     def take(self, n: int) -> list[int]:
-        """`n` ids, each with one holder."""
-        holders, ids, start = self._holders, list[int](), 0
-        for _ in range(min(n, len(holders) - self._used)):
-            start = holders.index(0, start)
-            holders[start] = 1
-            ids.append(start)
-        self._used += n
-        first, more = len(holders), n - len(ids)
-        holders.extend(array(holders.typecode, [1]) * more)
-        ids.extend(range(first, first + more))
-        return ids
+        """Take `n` ids, each with one holder."""
+        ids = np.flatnonzero(self._holders.array == 0)[:n].tolist()
+        first, more = len(self._holders), n - len(ids)
+        self._holders.array[ids] = 1
+        self._holders.resize(first + more, 1)
+        return [*ids, *range(first, first + more)]
 
     def share(self, ids: Iterable[int]) -> None:
-        """One more holder for each."""
-        holders = self._holders
-        for i in ids:
-            assert any(holders[i : i + 1]), "a free id was shared"
-            holders[i] += 1
+        """Add a holder to each of ids that are in use."""
+        self._add(ids, 1)
 
     def drop(self, ids: Iterable[int]) -> list[int]:
-        """One holder less for each; returns the ids that nobody holds any more."""
-        freed: list[int] = []
-        holders = self._holders
-        for i in ids:
-            assert any(holders[i : i + 1]), "a free id was dropped"
-            holders[i] -= 1
-            if holders[i] == 0:
-                freed.append(i)
-        self._used -= len(freed)
-        top = len(holders)
-        while top and not holders[top - 1]:  # what comes back from the top is as if it had never been taken
-            top -= 1
-        del holders[top:]
-        if holders.__sizeof__() > 2 * holders.itemsize * (top + SLACK):  # `del` alone may keep the memory
-            self._holders = holders[:]
+        """Take a holder from each of ids that are in use; returns those that nobody holds any more."""
+        at = self._add(ids, -1)
+        freed = at[self._holders.array[at] == 0].tolist()
+        self._holders.strip(0)  # what comes back from the top is as if it had never been taken
         return freed
+
+    def _add(self, ids: Iterable[int], holders: int) -> NDArray[np.int64]:
+        at = np.fromiter(ids, np.int64)
+        held = self._holders.array[at[at < len(self._holders)]]
+        assert np.count_nonzero(held) == len(at), "a free id"
+        self._holders.array[at] += holders
+        return at
 
 
 @dataclass
-class Row:
+class BlockTable:
     """The cold pages of one sequence, in order of position.
 
     Attributes
@@ -116,6 +97,6 @@ class Row:
         """Valid tokens of the first `pages` pages."""
         return int(self.counts.array[:pages].sum())
 
-    def copy(self) -> Row:
-        """The same integers in places of their own."""
-        return Row(Integers(self.pages.array), Integers(self.counts.array), self.whole, self.finite, self.padded)
+    def copy(self) -> BlockTable:
+        """Copy the integers to places of their own."""
+        return BlockTable(Integers(self.pages.array), Integers(self.counts.array), self.whole, self.finite, self.padded)

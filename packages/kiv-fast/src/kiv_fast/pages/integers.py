@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SLACK = 8
-"""A block that grows has room for one part in so many more."""
+"""A block that grows has room for an eighth more."""
 
 
 class Integers:
@@ -43,7 +43,7 @@ class Integers:
         return self._block[: self._count]
 
     def tolist(self, first: int = 0, stop: int | None = None) -> list[int]:
-        """Numbers as Python has them."""
+        """Return numbers as Python has them."""
         return self.array[first:stop].tolist()
 
     def extend(self, numbers: Sequence[int]) -> None:
@@ -53,7 +53,7 @@ class Integers:
         self._block[count : self._count] = numbers
 
     def resize(self, count: int, fill: int = 0) -> None:
-        """Have so many: `fill` at the end, or fewer."""
+        """Grow to `count` numbers with `fill` at the end, or shrink."""
         held = self._count
         if not count <= len(self._block) <= 2 * count + SLACK:
             block = np.empty(count + count // SLACK if count > held else count, np.int32)

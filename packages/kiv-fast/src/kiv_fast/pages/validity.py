@@ -26,7 +26,7 @@ class Validity:
         return self._flags is None
 
     def bytes_with(self, tokens: int, padded: bool) -> int:
-        """Bytes of the buffer for so many tokens in all, `padded` if some of those to come are invalid."""
+        """Count the bytes of the buffer for `tokens` in all, `padded` if some of those to come are invalid."""
         return self._batch * self._capacity(tokens) if padded or not self.whole else 0
 
     def _capacity(self, tokens: int) -> int:
@@ -34,18 +34,18 @@ class Validity:
         return held if held >= tokens else max(LEAST_FLAGS, tokens, 2 * held)
 
     def part(self, start: int, stop: int) -> torch.Tensor | None:
-        """Bool ``[B, stop - start]`` of positions; None if all tokens of the store are valid."""
+        """View the flags of positions, bool ``[B, stop - start]``; None if all tokens of the store are valid."""
         return None if self._flags is None else self._flags[:, start:stop]
 
     def row(self, row: int, start: int, stop: int) -> torch.Tensor | None:
-        """Bool ``[stop - start]`` of positions of one sequence; None if all these are valid."""
+        """View the flags of one sequence, bool ``[stop - start]``; None if all these are valid."""
         if self._flags is None:
             return None
         flags = self._flags[row, start:stop]
         return None if bool(flags.all()) else flags
 
     def extended(self, valid: torch.Tensor | None, length: int, n: int) -> Validity:
-        """With `n` tokens more after the first `length`, of flags bool ``[B, n]``, or None if they are all valid.
+        """Add flags bool ``[B, n]`` after the first `length`, None if they are all valid.
 
         Another object, perhaps of the same buffer, so that this one still serves for the first `length`.
         """
@@ -62,14 +62,14 @@ class Validity:
         return copy
 
     def cropped(self, length: int) -> Validity:
-        """The flags of the first `length` tokens, another object."""
+        """Keep the flags of the first `length` tokens, as another object."""
         copy = Validity(self._batch, self._device)
         if self._flags is not None and not bool(self._flags[:, :length].all()):
             copy._flags = self._flags[:, :length].clone()
         return copy
 
     def select(self, rows: torch.Tensor) -> Validity:
-        """A copy whose sequence i is sequence ``rows[i]``."""
+        """Make a copy whose sequence i is sequence ``rows[i]``."""
         copy = Validity(rows.numel(), self._device)
         copy._flags = None if self._flags is None else self._flags.index_select(0, rows)
         return copy

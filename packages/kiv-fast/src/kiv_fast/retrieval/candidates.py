@@ -8,7 +8,7 @@ from typing import Any
 
 from ..cold import Cold
 from ..ops.arguments import Found, PagedTile, PageIndex, Rows, Tile
-from ..pages.block_table import Row
+from ..pages.block_table import BlockTable
 
 FACTORS = (0, 1, 2, 4)
 """So many times `candidate_tokens` tokens are selected before a head streams (SPEC 6.3); 0 is a plain retrieval."""
@@ -31,7 +31,7 @@ class View:
     """
 
     cold: Cold
-    row: Row
+    row: BlockTable
     index: PageIndex
     tokens: int
     always: list[Tile | PagedTile]

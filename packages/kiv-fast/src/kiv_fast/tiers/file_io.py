@@ -18,7 +18,7 @@ class FileIO:
     """Scratch files without a name, and positional reads and writes. Methods raise OSError, or return short counts."""
 
     def create(self, folder: str) -> int:
-        """A file descriptor of a new, empty file in `folder` that nobody else can open."""
+        """Make an empty file in `folder` that nobody else can open; returns its descriptor."""
         flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
         unnamed = getattr(os, "O_TMPFILE", 0)
         if unnamed:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
-from array import array
 from dataclasses import dataclass, field
 
 import torch
 
+from ..pages.block_table import IdPool
 from ..shape import Shape
 
 ALIGN = 4096
@@ -18,10 +19,10 @@ DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", to
 
 
 def header(shape: Shape, page_tokens: int, pages: int) -> bytes:
-    """The head of a segment, data aligned to 4096 bytes."""
+    """Make the head of a segment, data aligned to 4096 bytes."""
     key = [pages, shape.heads, page_tokens, shape.key_width]
     value = [pages, shape.heads, page_tokens, shape.value_width]
-    key_bytes, value_bytes = (n * shape.dtype.itemsize for n in (_product(key), _product(value)))
+    key_bytes, value_bytes = (n * shape.dtype.itemsize for n in (math.prod(key), math.prod(value)))
     kind = DTYPES[shape.dtype]
     text = json.dumps(
         {
@@ -33,13 +34,6 @@ def header(shape: Shape, page_tokens: int, pages: int) -> bytes:
     return struct.pack("<Q", padded) + text.ljust(padded, b" ")
 
 
-def _product(numbers: list[int]) -> int:
-    total = 1
-    for number in numbers:
-        total *= number
-    return total
-
-
 @dataclass(eq=False)
 class Segment:
     """One file."""
@@ -48,8 +42,7 @@ class Segment:
     pages: int
     start: int  # of the data
     nbytes: int  # of the whole file
-    fresh: int  # from here on no page was ever written: nowhere, until the file is made
-    freed: array[int] = field(default_factory=lambda: array("i"))
+    numbers: IdPool = field(default_factory=IdPool)  # of the pages in it
     file: list[int] = field(default_factory=list[int])  # its handle, as long as it is open
     process: int = field(default_factory=os.getpid)  # that made it
 
@@ -60,8 +53,8 @@ class Segment:
 
     @property
     def free(self) -> int:
-        """Pages that fit in."""
-        return self.pages - self.fresh + len(self.freed)
+        """Pages that fit in, once there is a file."""
+        return self.pages - self.numbers.used if self.file else 0
 
     @property
     def mine(self) -> bool:
@@ -70,5 +63,5 @@ class Segment:
 
 
 def first_place(segment: Segment) -> int:
-    """By which the segments of an arena are in order."""
+    """Return what the segments of an arena are sorted by."""
     return segment.first

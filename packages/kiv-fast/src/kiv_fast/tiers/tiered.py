@@ -1,84 +1,173 @@
-"""Reading pages that are partly in RAM and partly on disk: rows of the latter one by one, joined where they can be."""
+"""Cold pages in RAM as far as `ram_bytes` goes, and beyond it on disk: those that came first are evicted first."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ..device.transfer import Transfer
+from ..interrupts import REFUSALS, is_refusal
 from ..memory.growable_table import Table
-from ..memory.ledger import Account
+from ..memory.reservation import Reservation
+from ..pages.integers import Integers
 from ..shape import Shape
-from .ram import RamArena
-from .residency import Residence
+from .arena import Arena
+from .reads import bytes_of, joined
+from .resources import Resources
 from .segments import Segments
-from .staging import Staging, joined, passing
+
+NOWHERE = -1
+"""Of a page that is not stored, and of a slot that is free. Places on disk are counted down from below it."""
 
 
-class TieredArena(Residence):
-    """An arena under a RAM budget; parameters as for `Residence`. The host must know which pages a step reads."""
+class TieredArena(Arena):
+    """Pages under a RAM budget. The host must know which pages a step reads."""
 
-    def __init__(
-        self,
-        shape: Shape,
-        page_tokens: int,
-        ledger: Account,
-        segments: Segments,
-        staging: Staging,
-        transfer: Transfer,
-    ) -> None:
-        super().__init__(shape, page_tokens, ledger, segments, staging)
-        self._transfer = transfer
+    def __init__(self, shape: Shape, resources: Resources) -> None:
+        super().__init__(shape, resources, None, huge=False)
+        self._scratch, self._transfer = resources.scratch, resources.gather.transfer
+        self._segments = Segments(shape, resources)
+        self._place = Integers()  # by page: its slot in RAM, or where on disk it is
+        self._page = Integers()  # by slot
+        self._hand = 0  # the slot from which on the next page to be evicted is sought
+        self._reservations: list[Reservation] = []
 
-    def keys(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Gather keys ``[n, K, D]``."""
-        return self._rows("keys", self._key, self._shape.key_width, ids, offsets)
+    @property
+    def resident(self) -> int:
+        """Pages in RAM."""
+        return int(np.count_nonzero(self._page.array != NOWHERE))
 
-    def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """Gather values ``[n, K, DV]``."""
-        return self._rows("values", self._value, self._shape.value_width, ids, offsets)
+    @property
+    def _reserved_on_disk(self) -> int:
+        return sum(reservation.on_disk for reservation in self._reservations)
+
+    def reserve(self, pages: int) -> Reservation:
+        """Take RAM for as many of the pages as fit, and room on disk for the others or those that they displace."""
+        room = self._account.room(1)
+        in_ram = pages if room is None else min(pages, max(0, room) // self.page_bytes)
+        if pages > in_ram:
+            self._segments.ensure(self._reserved_on_disk + pages - in_ram)
+        self._account.take(ram=in_ram * self.page_bytes)
+        reservation = Reservation(in_ram, pages - in_ram)
+        self._reservations.append(reservation)
+        return reservation
+
+    def release(self, reservation: Reservation) -> None:
+        """Give back the places that were not used."""
+        super().release(reservation)
+        if reservation in self._reservations:
+            self._reservations.remove(reservation)
+        self._segments.trim(self._reserved_on_disk)
+
+    def make_room(self, nbytes: int) -> None:
+        """Evict pages, but not to places that are reserved (`Arena.make_room`)."""
+        while (room := self._account.room(1)) is not None and room < nbytes and self.resident:
+            self._segments.ensure(self._reserved_on_disk + 1)
+            self._evict()
+            self._account.give(ram=self.page_bytes)
+
+    def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor, reservation: Reservation) -> None:
+        """Store pages; older ones go to disk to make room, written whole before anything is forgotten."""
+        self._place.resize(max(max(ids) + 1, len(self._place)), NOWHERE)
+        direct = max(0, len(ids) - reservation.in_ram - self.resident)
+        try:
+            for number, page in enumerate(ids):
+                if number < direct:
+                    self._to_disk(page, key[number], value[number])
+                    reservation.on_disk -= 1
+                    continue
+                if not reservation.in_ram:
+                    self._evict()
+                    reservation.in_ram, reservation.on_disk = 1, reservation.on_disk - 1
+                self._keep(page, key[number], value[number])
+                reservation.in_ram -= 1
+        except REFUSALS as error:
+            if is_refusal(error):  # else a page may be half noted: the store is marked
+                self.free([page for page in ids if self._place[page] != NOWHERE], reservation)
+            raise
+
+    def _keep(self, page: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Put a page ``[H, P, D]``, ``[H, P, DV]`` into RAM that is already taken."""
+        free = np.flatnonzero(self._page.array == NOWHERE)
+        slot = int(free[0]) if free.size else len(self._page)
+        for table, part in ((self._key, key), (self._value, value)):
+            table.use([slot])
+            table.tensor[slot] = part
+        self._page.resize(max(slot + 1, len(self._page)), NOWHERE)
+        self._page[slot], self._place[page] = page, slot
+
+    def _evict(self) -> None:
+        """Move a page to disk, out of RAM that stays taken: slots take turns, so that what came first leaves first."""
+        held = np.flatnonzero(self._page.array != NOWHERE)
+        slot = int(held[np.searchsorted(held, self._hand) % len(held)])
+        page = self._page[slot]
+        self._to_disk(page, self._key.tensor[slot], self._value.tensor[slot])
+        self._empty(slot)
+        self._hand = slot + 1
+
+    def _empty(self, slot: int) -> None:
+        self._page[slot] = NOWHERE
+        self._page.strip(NOWHERE)
+        self._key.forget([slot])
+        self._value.forget([slot])
+
+    def _to_disk(self, page: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        parts = [part.to("cpu", self._shape.dtype).contiguous() for part in (key, value)]
+        self._place[page] = _disk(self._segments.write(*map(bytes_of, parts)))
+
+    def free(self, ids: list[int], reservation: Reservation | None = None) -> None:
+        """Release pages wherever they are (`Arena.free`)."""
+        for page in ids:
+            place, self._place[page] = self._place[page], NOWHERE
+            if place < NOWHERE:
+                self._segments.drop(_disk(place))
+                if reservation is not None:
+                    reservation.on_disk += 1
+                continue
+            self._empty(place)
+            if reservation is None:
+                self._account.give(ram=self.page_bytes)
+            else:
+                reservation.in_ram += 1
+        self._place.strip(NOWHERE)
+        self._segments.trim(self._reserved_on_disk)
+
+    def pages_on_disk(self, ids: NDArray[np.int32]) -> int:
+        """Count the pages that are on disk (`Arena.pages_on_disk`)."""
+        return int((self._place.array[ids] < NOWHERE).sum())
 
     def _rows(self, name: str, table: Table, width: int, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         pages, tokens = self._transfer.fetch(torch.stack([ids, offsets])).unbind()
-        rows, buffer = self._staging.rows(name, ids.numel(), width, self._shape.dtype)
-        self._read(table, width, pages.flatten(), tokens.flatten(), rows, buffer)
+        rows = self._scratch.take(name, (ids.numel(), width), self._shape.dtype, pages.device)
+        self._read(table, pages.flatten(), tokens.flatten(), rows)
         return self._transfer.upload(rows.view(*ids.shape, width))
 
-    def table(self, values: bool) -> torch.Tensor | None:
-        """None: pages may be on disk."""
-        return None
-
     def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Whole pages of all heads, in order."""
+        """Return whole pages (`Arena.tile`)."""
         heads, size = self._shape.heads, self._page_tokens
         pages = torch.tensor(ids, dtype=torch.int64, device="cpu").repeat(heads)
         parts = torch.arange(heads, device="cpu").repeat_interleave(len(ids))
         tile: list[torch.Tensor] = []
         for table, width in ((self._key, self._shape.key_width), (self._value, self._shape.value_width)):
-            rows, buffer = passing(pages.numel(), size * width, self._shape.dtype)
-            self._read(table, size * width, pages, parts, rows, buffer)
+            rows = torch.empty(pages.numel(), size * width, dtype=self._shape.dtype, device="cpu")
+            self._read(table, pages, parts, rows)
             tile.append(rows.view(heads, -1, width))
         return tile[0], tile[1]
 
-    def _read(
-        self,
-        table: Table,
-        width: int,
-        pages: torch.Tensor,
-        parts: torch.Tensor,
-        rows: torch.Tensor,
-        buffer: memoryview,
-    ) -> None:
-        """Read parts of `width` numbers of pages, both int64 ``[K]``, into ``rows [K, width]``, bytes of `buffer`."""
-        slots = torch.from_numpy(self._place.array)[pages].long()
-        each, size = table.record_bytes // table.tensor.dtype.itemsize // width, width * self._shape.dtype.itemsize
-        torch.index_select(table.tensor.view(-1, width), 0, slots.clamp(min=0) * each + parts, out=rows)
+    def _read(self, table: Table, pages: torch.Tensor, parts: torch.Tensor, rows: torch.Tensor) -> None:
+        """Read parts of pages, both int64 ``[K]``, into ``rows [K, numbers of a part]``."""
+        slots, width = torch.from_numpy(self._place.array)[pages].long(), rows.shape[1]
+        size = width * self._shape.dtype.itemsize
+        at_slots = slots.clamp(min=0) * (table.record_bytes // size) + parts
+        torch.index_select(table.tensor.view(-1, width), 0, at_slots, out=rows)
         where: list[tuple[int, int, int]] = []
         missing = (slots < 0).nonzero()[:, 0]
         for at, slot, part in zip(missing.tolist(), slots[missing].tolist(), parts[missing].tolist(), strict=True):
-            handle, start = self._segments.where(self._on_disk(slot), value=table is self._value)
+            handle, start = self._segments.where(_disk(slot), value=table is self._value)
             where.append((handle, start + part * size, at * size))
-        self._segments.read(joined(where, size, buffer))
+        self._segments.read(joined(where, size, bytes_of(rows)))
 
 
-Arena = RamArena | TieredArena
-"""Where the keys and values of pages live."""
+def _disk(place: int) -> int:
+    """Turn what is noted of a page on disk into its place there, or the other way round."""
+    return NOWHERE - 1 - place

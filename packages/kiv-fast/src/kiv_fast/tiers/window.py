@@ -10,7 +10,7 @@ from ..shape import Shape
 
 
 def capacity(config: KIVConfig, tokens: int) -> int:
-    """Tokens that the hot buffer has room for when it holds so many: a function of the state alone.
+    """Return how many tokens the hot buffer has room for when it holds `tokens`: a function of the state alone.
 
     Doubling up to the size of a steady decode, where the window slides by moving a pointer and its tokens are moved
     once in a page, or an eighth of the window; beyond that, in a long call, what is needed and no more.
@@ -20,7 +20,7 @@ def capacity(config: KIVConfig, tokens: int) -> int:
 
 
 def doubled(tokens: int, full: int) -> int:
-    """Tokens that a buffer which doubles up to `full` has room for when it holds so many."""
+    """Return how many tokens a buffer which doubles up to `full` has room for when it holds `tokens`."""
     return min(full, 1 << max(4, (2 * tokens - 1).bit_length())) if tokens else 0
 
 
@@ -55,7 +55,7 @@ class Recent:
         return slots * self._shape.batch * self._shape.token_bytes
 
     def bytes_with(self, tokens: int) -> int:
-        """Bytes of the buffers once they hold so many more tokens."""
+        """Count the bytes of the buffers once they hold n tokens more."""
         most = self._config.sink_tokens
         sinks = min(most, self.sink_count + tokens)
         hot = self.hot_count + self.sink_count + tokens - sinks
@@ -64,11 +64,11 @@ class Recent:
         return slots * self._shape.batch * self._shape.token_bytes
 
     def sinks(self, row: int, count: int, valid: torch.Tensor | None) -> Tile:
-        """The first `count` sinks of one sequence."""
+        """View the first `count` sinks of one sequence."""
         return Tile(*self._sinks, row, 0, count, 0, valid)
 
     def hot(self, row: int, start: int, stop: int, first: int, valid: torch.Tensor | None) -> Tile:
-        """Hot tokens ``[start, stop)`` of one sequence, counted from the first; `first` is their position."""
+        """View hot tokens ``[start, stop)`` of one sequence, counted from the first; `first` is their position."""
         return Tile(*self._hot, row, self._start + start, stop - start, first, valid)
 
     def append(self, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -99,7 +99,7 @@ class Recent:
         self._hot, self._start = buffers, 0
 
     def pages(self, row: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first `n` pages of the hot window of one sequence, as ``[n, H, P, D]``; views."""
+        """View the first `n` pages of the hot window of one sequence, ``[n, H, P, D]``."""
         size = self._config.page_tokens
         tile = self.hot(row, 0, n * size, 0, None)
         key, value = tile.key, tile.value
@@ -112,17 +112,17 @@ class Recent:
         self.hot_count -= tokens
 
     def take_back(self, n: int) -> None:
-        """Have the last `n` dropped pages again: nothing was appended after them, nor was the window settled."""
+        """Have the last `n` dropped pages again: nothing was appended after them, nor was the window compacted."""
         self.drop_pages(-n)
         assert self._start >= 0, "the pages are gone"
 
-    def settle(self) -> None:
-        """After a long call, return the memory that its tokens took."""
-        if self._hot[0].shape[2] != capacity(self._config, self.hot_count):
+    def compact(self) -> None:
+        """Return the memory that the tokens of a long call took."""
+        if self._hot[0].shape[2] > capacity(self._config, self.hot_count):
             self._make_room(self.hot_count)
 
     def cropped(self, sinks: int, hot: int, back: tuple[torch.Tensor, torch.Tensor] | None) -> Recent:
-        """The first so many of each, with tokens ``[B, H, n, D]`` before the hot ones.
+        """Keep the first tokens of each part, with others ``[B, H, n, D]`` before the hot ones.
 
         Another object, perhaps of the same buffers: this one serves no longer, once the other is used.
         """
@@ -132,7 +132,7 @@ class Recent:
         if sinks:
             copy._sinks = self._sinks
         if back is None:
-            copy.settle()
+            copy.compact()
             return copy
         n = back[0].shape[2]
         copy._hot, copy._start, copy.hot_count = copy._buffers(capacity(self._config, n + hot)), 0, n + hot
@@ -142,7 +142,7 @@ class Recent:
         return copy
 
     def select(self, rows: torch.Tensor) -> Recent:
-        """A copy whose sequence i is sequence ``rows[i]``."""
+        """Make a copy whose sequence i is sequence ``rows[i]``."""
         copy = Recent(self._shape._replace(batch=rows.numel()), self._config)
         copy.sink_count, copy.hot_count, copy._start = self.sink_count, self.hot_count, self._start
         copy._sinks = (self._sinks[0].index_select(0, rows), self._sinks[1].index_select(0, rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from kiv_fast.tiers.segments import folder_for
+from kiv_fast.tiers.folder import folder_for
 from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVBudgetError, refuse
 

@@ -1,5 +1,5 @@
 import pytest
-from kiv_fast.pages.block_table import IdPool, Row
+from kiv_fast.pages.block_table import BlockTable, IdPool
 
 
 def test_ids_return_when_their_last_holder_goes():
@@ -15,14 +15,14 @@ def test_ids_return_when_their_last_holder_goes():
 def test_a_free_id_cannot_be_dropped_or_shared():
     pool = IdPool()
     pool.drop(pool.take(1))
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="a free id"):
         pool.drop([0])
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="a free id"):
         pool.share([0])
 
 
 def test_a_row_knows_its_consecutive_pages_and_its_padding():
-    row = Row()
+    row = BlockTable()
     row.extend([4, 5, 6], [4, 4, 4], 4, True)
     assert (row.whole, row.finite, row.padded) == (3, 3, False)
     row.extend([9, 10], [3, 0], 4, False)
@@ -35,7 +35,7 @@ def test_a_row_knows_its_consecutive_pages_and_its_padding():
 
 
 def test_a_copy_shares_no_list():
-    row = Row()
+    row = BlockTable()
     row.extend([0], [4], 4, True)
     row.copy().extend([1], [4], 4, True)
     assert list(row.pages) == [0]

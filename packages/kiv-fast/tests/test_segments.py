@@ -4,19 +4,20 @@ from dataclasses import replace
 import pytest
 import torch
 from kiv_fast import FastPool, Tuning
-from kiv_fast.memory.ledger import Counters, Ledger
 from kiv_fast.shape import Shape
-from kiv_fast.tiers.file_io import FileIO
-from kiv_fast.tiers.segments import Segments, folder_for, in_memory
+from kiv_fast.tiers.folder import folder_for, in_memory
+from kiv_fast.tiers.segments import Segments
 from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVUsageError
 from safetensors.torch import load
 
+CPU = torch.device("cpu")
+
 
 def test_a_segment_is_a_safetensors_file_at_page_boundaries(tmp_path):
-    shape = Shape(1, 2, 8, 4, torch.bfloat16, torch.device("cpu"))
-    ledger = Ledger(KIVConfig())
-    segments = Segments(shape, 16, str(tmp_path), FileIO(), ledger.account(), Counters(), Tuning())
+    shape = Shape(1, 2, 8, 4, torch.bfloat16, CPU)
+    pool = FastPool(KIVConfig(page_tokens=16, ram_bytes=0, spill_dir=tmp_path))
+    segments, ledger = Segments(shape, pool.resources(CPU)), pool.ledger
     segments.ensure(3)
     key = torch.arange(2 * 16 * 8, dtype=torch.float32).to(torch.bfloat16)
     value = torch.arange(2 * 16 * 4, dtype=torch.float32).to(torch.bfloat16)
@@ -36,10 +37,10 @@ def test_a_segment_is_a_safetensors_file_at_page_boundaries(tmp_path):
 
 
 def test_places_of_a_file_that_went_are_given_again(tmp_path):
-    shape = Shape(1, 1, 1, 1, torch.float32, torch.device("cpu"))
-    ledger = Ledger(KIVConfig())
+    shape = Shape(1, 1, 1, 1, torch.float32, CPU)
     tuning = Tuning(first_segment_bytes=16, most_segment_bytes=32)  # two pages of eight bytes, then four
-    segments = Segments(shape, 1, str(tmp_path), FileIO(), ledger.account(), Counters(), tuning)
+    pool = FastPool(KIVConfig(page_tokens=1, ram_bytes=0, spill_dir=tmp_path), tuning=tuning)
+    segments, ledger = Segments(shape, pool.resources(CPU)), pool.ledger
 
     def write(number):
         place = segments.write(*(memoryview(bytearray(4 * [n])) for n in (number, number + 1)))
@@ -76,7 +77,7 @@ def test_a_folder_that_is_missing_or_in_memory_is_refused(tmp_path, monkeypatch)
     with pytest.raises(KIVUsageError, match="existing folder"):
         folder_for(tmp_path / "none")
     assert not in_memory(str(tmp_path)) or in_memory(str(tmp_path.parent))
-    monkeypatch.setattr("kiv_fast.tiers.segments.in_memory", lambda place: True)
+    monkeypatch.setattr("kiv_fast.tiers.folder.in_memory", lambda place: True)
     with pytest.raises(KIVUsageError, match="in memory"):
         folder_for(tmp_path)
 

@@ -12,7 +12,7 @@ import torch
 from fast_helpers import draw, feed
 from faulty_disk import CHUNKS
 from kiv_fast import FastPool
-from kiv_fast.tiers.segments import folder_for, in_memory
+from kiv_fast.tiers.folder import folder_for, in_memory
 from kiv_reference.errors import KIVUsageError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -76,7 +76,7 @@ def test_a_folder_without_files_is_refused_when_the_pool_is_made(small, tmp_path
 
 def test_a_home_that_cannot_be_written_is_refused_by_name(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("kiv_fast.tiers.segments.in_memory", lambda place: True)
+    monkeypatch.setattr("kiv_fast.tiers.folder.in_memory", lambda place: True)
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "file" / name)
     with pytest.raises(KIVUsageError, match="Set spill_dir"):
         folder_for(None)

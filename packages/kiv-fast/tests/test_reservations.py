@@ -1,4 +1,4 @@
-"""What was promised room is not refused it later, and what is refused changes nothing (SPEC 10.2, 10.4)."""
+"""What has reserved room is not refused it later, and what is refused changes nothing (SPEC 10.2, 10.4)."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ def part(data, start, stop):
     return tuple(tensor[:, :, start:stop] for tensor in data)
 
 
-def test_a_promise_to_one_store_outlives_that_to_its_fork(config, tmp_path):
+def test_the_reservation_of_one_store_outlives_that_of_its_fork(config, tmp_path):
     """A store and its fork wait with their last tokens; whatever budget accepted them must hold what they make cold."""
     key, value, query = draw(1, 120)
 
@@ -41,7 +41,7 @@ def test_a_promise_to_one_store_outlives_that_to_its_fork(config, tmp_path):
     assert 0 < held < len(budgets)
 
 
-def test_pages_that_give_way_leave_the_disk_promised_to_others(config, tmp_path):
+def test_evicted_pages_leave_the_disk_reserved_by_others(config, tmp_path):
     """A store waits with its last tokens; another needs RAM, for which pages of the first must go to disk."""
     data, others = draw(1, 160), draw(2, 160)
 
@@ -99,7 +99,7 @@ def test_a_crop_that_does_not_fit_changes_nothing(config):
         store.crop(201)
     assert (pool.memory(), store.length) == (held, 202)
     assert torch.equal(store.attend(data[2], scale=SCALE), expected)
-    pool.ledger._limits = (held.device + (40 - 16) * store.state.shape.recent_bytes, None, None)
+    pool.ledger._limits = (held.device + (40 - 16) * store.state.shape.token_bytes, None, None)
     store.crop(201)
     assert pool.memory().device <= pool.ledger._limits[0]
 

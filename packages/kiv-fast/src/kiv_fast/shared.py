@@ -1,0 +1,156 @@
+"""What the stores of one pool share: budgets, buffers, the lock, and the clearing up between two calls."""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections import deque
+
+import torch
+from kiv_reference.config import KIVConfig
+from kiv_reference.errors import KIVUsageError, refuse
+
+from .cold import Cold
+from .device.gather import gather_for, reads_host_memory
+from .guard import Guard
+from .memory.ledger import Account, Counters, Ledger
+from .memory.pinning import SlabPinning, pinning_for
+from .memory.scratch import Scratch
+from .ops import OpsChoice, OpsName
+from .shape import Shape
+from .state import State
+from .tiers.file_io import FileIO
+from .tiers.folder import folder_for
+from .tiers.resources import Resources
+from .tuning import Tuning
+
+
+class Owner(ABC):
+    """A store, as far as its pool knows it."""
+
+    _state: State | None = None
+
+    @property
+    def state(self) -> State | None:
+        """What the store holds, None before the first append."""
+        return self._state
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give back everything that is held."""
+
+
+class Shared:
+    """The part of a `FastPool` that its stores use."""
+
+    def __init__(
+        self, config: KIVConfig, io: FileIO | None = None, tuning: Tuning | None = None, ops: OpsName = "auto"
+    ) -> None:
+        self._config = config
+        self.tuning = tuning or Tuning()
+        self._ops = OpsChoice(ops, self.tuning)
+        self._io = io or FileIO()
+        self._folder = "" if config.ram_bytes is None else folder_for(config.spill_dir)
+        self.guard = Guard(self.between_calls)
+        # Not a WeakSet: garbage collection in another thread would change it while it is gone through.
+        self._references: list[weakref.ref[Owner]] = []
+        self._closed = False
+        self.ledger = Ledger(config)
+        self.ledger.make_room = weakref.WeakMethod(self._make_room)
+        self.counters = Counters()
+        self.scratch = Scratch(Account(self.ledger))
+        self._pinning: dict[
+            torch.device, tuple[SlabPinning | None, bool]
+        ] = {}  # and whether a device reads what is pinned
+
+    @property
+    def config(self) -> KIVConfig:
+        """The configuration that every store obeys."""
+        return self._config
+
+    def register(self, store: Owner) -> None:
+        """Know a new store, as long as it lives."""
+        self._references = [weakref.ref(one) for one in (*self.stores, store)]
+
+    @property
+    def stores(self) -> list[Owner]:
+        """Those that live."""
+        return [store for reference in self._references if (store := reference()) is not None]
+
+    @property
+    def states(self) -> list[State]:
+        """What the stores hold that hold anything."""
+        return [store.state for store in self.stores if store.state is not None]
+
+    def _make_room(self, ram: int) -> None:
+        """Evict pages from RAM, of whatever store, until this many bytes are free."""
+        for state in self.states:
+            if not self.is_broken(state):
+                with state.cold.account.changing():
+                    state.cold.arena.make_room(ram)
+
+    def check_open(self) -> None:
+        """Refuse to go on after `close`."""
+        if self._closed:
+            raise refuse(KIVUsageError, "a closed pool cannot be used", "a call after close()", "Make a new pool.")
+
+    def tidy(self) -> None:
+        """Free the buffers if no store holds tokens."""
+        if self.scratch.nbytes and not self.states:
+            with self.scratch.account.changing():
+                self.scratch.clear()
+
+    def between_calls(self, dead: deque[State]) -> None:
+        """Note which change was interrupted, and release what dead stores held."""
+        ledger = self.ledger
+        if not (ledger.marked or ledger.broken or dead):
+            return
+        # Of a change that is still marked, nothing is known but that it did not end.
+        ledger.broken |= ledger.marked
+        ledger.marked.clear()
+        self._recount(dead)
+        while dead:
+            state = dead[0]
+            if self.is_broken(state):
+                dead.popleft()
+                continue
+            with state.cold.account.changing():
+                state.release()
+                dead.popleft()
+        self._recount(dead)
+        self.tidy()
+
+    def _recount(self, dead: deque[State]) -> None:
+        """Set what is used to what living accounts hold; what is broken and dropped is nobody's any more."""
+        self.scratch.recount()
+        accounts = {state.cold.account for state in [*self.states, *dead]}
+        self.ledger.recount({*accounts, self.scratch.account})
+
+    def is_broken(self, state: State) -> bool:
+        """Tell whether a change of a store or of one of its forks was interrupted."""
+        return state.cold.account in self.ledger.broken
+
+    def cold(self, shape: Shape) -> Cold:
+        """Make what holds the cold pages of a new store of this shape."""
+        return Cold(shape, self.resources(shape.device))
+
+    def resources(self, device: torch.device) -> Resources:
+        """Gather what a new store on a device has from the pool, with an account of its own."""
+        if device not in self._pinning:
+            pinning = pinning_for(device)
+            self._pinning[device] = pinning, reads_host_memory(device, pinning)
+        pinning, direct = self._pinning[device]
+        if self._config.ram_bytes is not None and self._config.spill_dir is not None:
+            folder_for(self._folder)  # it may be gone by now
+        return Resources(
+            config=self._config,
+            tuning=self.tuning,
+            counters=self.counters,
+            account=Account(self.ledger),
+            scratch=self.scratch,
+            ops=self._ops,
+            folder=self._folder,
+            io=self._io,
+            pinning=pinning,
+            gather=gather_for(device, direct),
+        )

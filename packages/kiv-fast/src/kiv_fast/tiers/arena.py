@@ -1,0 +1,99 @@
+"""Keys and values of cold pages, by page id: what RAM alone and RAM with a disk have in common.
+
+What an arena returns does not depend on the place (SPEC 10.1). What a step picks, `keys` and `values`, goes from the
+device to the device: tokens `offsets`, counted head by head, in pages `ids`, both int64 ``[n, K]``. `tile` stays in
+RAM.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from kiv_reference.report import TierBytes
+from numpy.typing import NDArray
+
+from ..memory.growable_table import Table
+from ..memory.pinning import SlabPinning
+from ..memory.reservation import Reservation
+from ..shape import Shape
+from .resources import Resources
+
+
+class Arena(ABC):
+    """Where the keys and values of pages live.
+
+    Parameters
+    ----------
+    shape : of the pages
+    resources : Resources
+    pinning : SlabPinning, optional
+        Of the tables.
+    huge : bool
+        Whether they ask for large memory pages.
+    """
+
+    def __init__(self, shape: Shape, resources: Resources, pinning: SlabPinning | None, huge: bool) -> None:
+        self._shape, self._page_tokens = shape, resources.config.page_tokens
+        self._account = resources.account
+        host, page = torch.device("cpu"), (shape.heads, self._page_tokens)
+        self._key = Table((*page, shape.key_width), shape.dtype, host, pinning, huge)
+        self._value = Table((*page, shape.value_width), shape.dtype, host, pinning, huge)
+        self.page_bytes = shape.token_bytes * self._page_tokens
+
+    def reserve(self, pages: int) -> Reservation:
+        """Take a place for each of n pages to come.
+
+        Raises
+        ------
+        KIVBudgetError
+        """
+        self._account.take(ram=pages * self.page_bytes)
+        return Reservation(in_ram=pages)
+
+    def release(self, reservation: Reservation) -> None:
+        """Give back the places that were not used."""
+        self._account.give(ram=reservation.in_ram * self.page_bytes)
+        reservation.in_ram = reservation.on_disk = 0
+
+    def bytes_of(self, pages: NDArray[np.int32], reservation: Reservation) -> TierBytes:
+        """Count the bytes of pages and of places for others."""
+        disk = self.pages_on_disk(pages)
+        in_ram = len(pages) - disk + reservation.in_ram
+        return TierBytes(0, in_ram * self.page_bytes, (disk + reservation.on_disk) * self.page_bytes)
+
+    def keys(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Gather keys ``[n, K, D]``."""
+        return self._rows("keys", self._key, self._shape.key_width, ids, offsets)
+
+    def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """Gather values ``[n, K, DV]``."""
+        return self._rows("values", self._value, self._shape.value_width, ids, offsets)
+
+    @abstractmethod
+    def _rows(self, name: str, table: Table, width: int, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor: ...
+
+    def table(self, values: bool) -> torch.Tensor | None:
+        """View all keys or values, ``[pages, H, P, D]``, where the arithmetic can read them; None where it cannot."""
+        return None
+
+    @abstractmethod
+    def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return whole pages, keys and values ``[H, n * P, D]``, in order."""
+
+    @abstractmethod
+    def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor, reservation: Reservation) -> None:
+        """Copy in pages ``[n, H, P, D]`` and ``[n, H, P, DV]``, for which there is room."""
+
+    @abstractmethod
+    def free(self, ids: list[int], reservation: Reservation | None = None) -> None:
+        """Forget pages: their places are given back, or go to a reservation."""
+
+    def pages_on_disk(self, ids: NDArray[np.int32]) -> int:
+        """Count the pages that are on disk."""
+        return 0
+
+    def make_room(self, nbytes: int) -> None:
+        """Evict pages to disk until this many bytes of RAM are free, as far as it goes."""
+        return

@@ -1,0 +1,41 @@
+"""What a store has from its pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kiv_reference.config import KIVConfig
+
+from ..device.gather import Gather
+from ..memory.ledger import Account, Counters
+from ..memory.pinning import SlabPinning
+from ..memory.scratch import Scratch
+from ..ops import OpsChoice
+from ..tuning import Tuning
+from .file_io import FileIO
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the stores of a pool on one device share, and the account of one of them and its forks.
+
+    Attributes
+    ----------
+    folder : str
+        Where files of pages go; empty without a RAM budget.
+    io : FileIO
+        The system calls of the disk tier.
+    gather : Gather
+        How the device reads host memory.
+    """
+
+    config: KIVConfig
+    tuning: Tuning
+    counters: Counters
+    account: Account
+    scratch: Scratch
+    ops: OpsChoice
+    folder: str
+    io: FileIO
+    pinning: SlabPinning | None
+    gather: Gather

@@ -1,0 +1,114 @@
+"""What a store holds, and how it is read: sinks, cold pages and hot tokens as tiles (SPEC 2.2, 10.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from kiv_reference.config import KIVConfig
+from kiv_reference.report import TierBytes, TierTokens
+
+from .cold import Cold
+from .index.samples import Samples
+from .memory.ledger import Holding
+from .memory.reservation import Reservation
+from .ops.arguments import PagedTile, Tile
+from .pages.block_table import BlockTable
+from .pages.validity import Validity
+from .shape import Shape
+from .tiers.window import Recent
+
+
+class Tokens:
+    """The tokens of one store. Rows share pages; recent tokens are each store's own.
+
+    Attributes
+    ----------
+    pages : int
+        Cold pages of each row that have left the hot window.
+    finite : bool
+        Whether every value is a number.
+    held : Holding
+        Bytes of sinks, hot tokens and validity, on the device, and of sampled queries, in RAM.
+    reservation : Reservation
+        Room for the pages that the last append makes cold, until they are.
+    """
+
+    def __init__(self, shape: Shape, config: KIVConfig, cold: Cold) -> None:
+        self.shape, self.config, self.cold = shape, config, cold
+        self.rows = [BlockTable() for _ in range(shape.batch)]
+        self.recent = Recent(shape, config)
+        self.validity = Validity(shape.batch, shape.device)
+        self.samples = Samples(shape)
+        self.length = self.pages = 0
+        self.finite = True
+        self.held, self.reservation = Holding(cold.account), Reservation()
+
+    @property
+    def tile_pages(self) -> int:
+        """Pages of a tile."""
+        return max(1, self.cold.tuning.tile_tokens // self.config.page_tokens)
+
+    def hot_start(self, pages: int) -> int:
+        """Return the first hot position when `pages` pages are cold."""
+        return self.config.sink_tokens + pages * self.config.page_tokens
+
+    def tiles(self, row: int, pages: int, stop: int) -> Iterator[Tile]:
+        """Yield the sinks and, from the page `pages` on, everything before position `stop`.
+
+        The tiles depend on positions alone, not on where the tokens are by now: repeated calls give the same bits.
+        """
+        sinks = min(self.recent.sink_count, stop)
+        if sinks:
+            yield self.recent.sinks(row, sinks, self.validity.row(row, 0, sinks))
+        step = self.tile_pages * self.config.page_tokens
+        for start in range(self.hot_start(pages), stop, step):
+            yield self._tile(row, start, min(start + step, stop))
+
+    def _tile(self, row: int, start: int, stop: int) -> Tile:
+        """Read tokens ``[start, stop)`` from the beginning of a page on, wherever they are."""
+        border, valid = self.hot_start(self.pages), self.validity.row(row, start, stop)
+        if start >= border:
+            return self.recent.hot(row, start - border, stop - border, start, valid)
+        size = self.config.page_tokens
+        first = (start - self.config.sink_tokens) // size
+        last = min(self.pages, first - (start - stop) // size)
+        cold = self.cold_tile(row, first, last)
+        # A copy, since the arena may use the memory of a tile again for the next one.
+        key, value = (part[:, : stop - start].clone() for part in (cold.key, cold.value))
+        if stop > border:
+            hot = self.recent.hot(row, 0, stop - border, border, None)
+            key, value = torch.cat([key, hot.key], dim=1), torch.cat([value, hot.value], dim=1)
+        return Tile(key[None], value[None], row=0, start=0, count=stop - start, first=start, valid=valid)
+
+    def whole_tile(self, row: int, pages: int) -> Tile | PagedTile:
+        """View the first `pages` pages of a sequence where they lie, or read them where that cannot be."""
+        cold, start = self.cold, self.config.sink_tokens
+        keys, values = cold.arena.table(False), cold.arena.table(True)
+        if keys is None or values is None:
+            return self.cold_tile(row, 0, pages)
+        cold.counters.streamed_bytes += pages * cold.arena.page_bytes
+        valid = self.validity.row(row, start, self.hot_start(pages)) if self.rows[row].padded else None
+        return PagedTile(keys, values, self.rows[row].pages.array[:pages], start, valid)
+
+    def cold_tile(self, row: int, first: int, stop: int) -> Tile:
+        """Read the pages ``[first, stop)`` of a sequence."""
+        cold, start = self.cold, self.hot_start(first)
+        key, value = cold.arena.tile(self.rows[row].pages.tolist(first, stop))
+        cold.counters.streamed_bytes += (key.numel() + value.numel()) * key.element_size()
+        valid = self.validity.row(row, start, self.hot_start(stop)) if self.rows[row].padded else None
+        parts = cold.transfer.upload(key)[None], cold.transfer.upload(value)[None]
+        return Tile(*parts, row=0, start=0, count=key.shape[1], first=start, valid=valid)
+
+    def memory(self) -> TierBytes:
+        """Count bytes by tier, with what is reserved for the call that is not over."""
+        parts = [self.held.bytes, *self.cold.memory(self.rows, self.reservation)]
+        return TierBytes(*map(sum, zip(*parts, strict=True)))
+
+    def tokens(self) -> TierTokens:
+        """Count positions by part."""
+        pages = self.config.cold_pages(self.length)
+        cold, size = pages * self.config.page_tokens, self.config.page_tokens
+        sinks = min(self.config.sink_tokens, self.length)
+        disk = self.cold.arena.pages_on_disk(self.rows[0].pages.array[:pages]) * size
+        return TierTokens(sinks, self.length - sinks - cold, cold - disk, disk)
