@@ -14,23 +14,29 @@ P = ParamSpec("P")
 Out = TypeVar("Out")
 
 
+def _autocast() -> list[str]:
+    """Where autocast is on: it would round what SPEC 1.2 computes in float32."""
+    return [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+
+
 def plain_tensors(method: Callable[P, Out]) -> Callable[P, Out]:
     """Run `method` outside inference mode and autocast, without gradients: a store may go on outside."""
     plain = torch.inference_mode(False)(torch.no_grad()(method))
 
     @wraps(method)
     def exact(*args: P.args, **kwargs: P.kwargs) -> Out:
-        with ExitStack() as stack:
-            for kind in ("cpu", "cuda"):  # autocast would round what SPEC 1.2 computes in float32
-                if torch.is_autocast_enabled(kind):
+        try:
+            if not (torch.is_grad_enabled() or torch.is_inference_mode_enabled() or _autocast()):
+                return method(*args, **kwargs)  # as `generate` calls it: there is nothing to switch
+            with ExitStack() as stack:
+                for kind in _autocast():
                     stack.enter_context(torch.autocast(kind, enabled=False))
-            try:
                 return plain(*args, **kwargs)
-            except RuntimeError as error:
-                if "DefaultCPUAllocator" not in str(error):
-                    raise
-                rule = "a call needs memory of the machine (SPEC 10.2)"
-                remedy = "Free memory, hand over fewer tokens at once, or give the cache budgets that it can have."
-                raise refuse(KIVBudgetError, rule, f"from torch: {str(error)[-160:]}", remedy) from error
+        except RuntimeError as error:
+            if "DefaultCPUAllocator" not in str(error):
+                raise
+            rule = "a call needs memory of the machine (SPEC 10.2)"
+            remedy = "Free memory, hand over fewer tokens at once, or give the cache budgets that it can have."
+            raise refuse(KIVBudgetError, rule, f"from torch: {str(error)[-160:]}", remedy) from error
 
     return exact

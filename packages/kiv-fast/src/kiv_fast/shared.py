@@ -16,7 +16,7 @@ from .guard import Guard
 from .memory.ledger import Account, Counters, Ledger
 from .memory.pinning import SlabPinning, pinning_for
 from .memory.scratch import Scratch
-from .ops import OpsChoice, OpsName
+from .ops import Ops, OpsChoice, OpsName
 from .shape import Shape
 from .state import State
 from .tiers.file_io import FileIO
@@ -129,6 +129,10 @@ class Shared:
     def is_broken(self, state: State) -> bool:
         """Tell whether a change of a store or of one of its forks was interrupted."""
         return state.cold.account in self.ledger.broken
+
+    def ops_of(self, shape: Shape) -> Ops:
+        """Return what a store of this shape computes by."""
+        return self._ops.of(shape)
 
     def cold(self, shape: Shape) -> Cold:
         """Make what holds the cold pages of a new store of this shape."""

@@ -18,6 +18,7 @@ class State(Tokens):
 
     def __init__(self, shape: Shape, config: KIVConfig, cold: Cold) -> None:
         super().__init__(shape, config, cold)
+        self._step_bytes = step_bytes(shape, config, cold.tuning)
         self._begun: tuple[int, int] | None = None  # pages and samples before the call that is being answered
 
     def prepare(self, tokens: int, padded: bool) -> None:
@@ -32,7 +33,7 @@ class State(Tokens):
         pages, scratch = self.config.cold_pages(length), self.cold.scratch
         self._planned = scratch.nbytes  # in case the append does not come about
         try:
-            scratch.plan(max(scratch.nbytes, step_bytes(self.shape, self.config, self.cold.tuning)))
+            scratch.plan(max(self._planned, self._step_bytes))
             self._hold(self.recent.bytes_with(tokens) + self.validity.bytes_with(length, padded), length)
             self.reservation = self.cold.reserve(len(self.rows) * (pages - self.pages))
         except REFUSALS:

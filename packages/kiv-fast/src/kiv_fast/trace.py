@@ -40,7 +40,8 @@ class RowTrace:
     def empty(cls, shape: Shape, groups: int, count: int, bound: bool) -> RowTrace:
         """Return what there is to tell of `count` queries none of which is valid."""
         none = torch.zeros(shape.heads, 0, device=shape.device)
-        return cls(torch.zeros(count, dtype=torch.bool, device=shape.device), groups, none, none, none if bound else None)
+        nobody = torch.zeros(count, dtype=torch.bool, device=shape.device)
+        return cls(nobody, groups, none, none, none if bound else None)
 
     def shares(self, part: torch.Tensor) -> torch.Tensor:
         """Put ``[H, M]`` in its places among all queries of the block, float32 ``[HQ, TQ]``."""

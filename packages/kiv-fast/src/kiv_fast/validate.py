@@ -72,16 +72,6 @@ def check_append(key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | N
     return shape
 
 
-def sums(*tensors: torch.Tensor) -> torch.Tensor:
-    """The sum of each: if it is finite, so are all its numbers."""
-    return torch.stack([tensor.sum() for tensor in tensors])
-
-
-def finite_sums(*tensors: torch.Tensor) -> list[bool]:
-    """Whether the sum of each is finite; one wait for all."""
-    return [math.isfinite(total) for total in sums(*tensors).tolist()]
-
-
 def check_finite(what: str, tensor: torch.Tensor, valid: torch.Tensor | None) -> None:
     """Refuse NaN and infinity in ``[B, heads, n, D]`` at valid positions, bool ``[B, n]`` (SPEC 2.5)."""
     finite = torch.isfinite(tensor).all(dim=3).all(dim=1)  # [B, n]

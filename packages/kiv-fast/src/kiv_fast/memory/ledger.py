@@ -112,6 +112,8 @@ class Holding:
 
     def resize(self, device: int = 0, ram: int = 0) -> None:
         """Hold this many bytes in all, or raise and hold what was held (`Ledger.take`)."""
+        if (device, ram) == self.bytes[:2]:
+            return
         self._account.take(device - self.bytes.device, ram - self.bytes.ram)
         self.bytes = TierBytes(device, ram, 0)
 

@@ -69,8 +69,13 @@ class CpuOps:
         """Floats of this shape that the next use of the name overwrites: fresh memory is slower than the arithmetic."""
         held = self._buffers.get(name)
         if held is None or held.shape != shape:
-            held = self._buffers[name] = torch.empty(shape)
+            held = self._buffers[name] = torch.empty(shape, device="cpu")
         return held
+
+    def finite(self, tensor: torch.Tensor) -> bool:
+        """Tell whether all numbers are finite (`Ops.finite`)."""
+        whole = tensor.contiguous()
+        return bool(self._library.finite(whole.data_ptr(), whole.numel(), KINDS[whole.dtype], torch.get_num_threads()))
 
     def estimate(self, index: PageIndex, queries: Queries, most: int) -> Scanned:
         """Estimate every cold token (`Ops.estimate`)."""
@@ -103,8 +108,8 @@ class CpuOps:
         """Choose candidates and select among them (`Ops.select`)."""
         heads, members = estimates.query.heads, estimates.query.members
         room, selected = min(2 * candidates, estimates.estimates.least), min(selected, candidates)
-        at = torch.empty(heads, room, dtype=torch.int32)
-        chosen = torch.empty(heads, selected, dtype=torch.int32)
+        at = torch.empty(heads, room, dtype=torch.int32, device="cpu")
+        chosen = torch.empty(heads, selected, dtype=torch.int32, device="cpu")
         raw = self._buffer("scores", heads, members, room)
         late = (c.Int * heads)()
         found = c.Found(at.data_ptr(), raw.data_ptr(), chosen.data_ptr(), addressof(late), room, candidates, selected)
@@ -118,7 +123,7 @@ class CpuOps:
     def widen(self, estimates: Scanned, keys: Rows, found: Found, candidates: int) -> Found:
         """Take more candidates for heads that are late (`Ops.widen`)."""
         had, selected, room = found.width, found.chosen.shape[1], found.at.shape[1]
-        widened = torch.zeros(found.at.shape[0], dtype=torch.bool)
+        widened = torch.zeros(found.at.shape[0], dtype=torch.bool, device="cpu")
         found.at[:, had:] = -1
         found.raw[:, :, had:] = -torch.inf
         for head in found.late:
@@ -158,7 +163,7 @@ class CpuOps:
             held.append(numbers)
         else:
             query = self._retrieved(asked, retrieved, tail, held)
-        masses = torch.empty(2, query.heads, query.members)
+        masses = torch.empty(2, query.heads, query.members, device="cpu")
         asked.out, asked.out_head, asked.out_kind = out.data_ptr(), out.stride(0), KINDS[out.dtype]
         asked.exact = masses.data_ptr()
         asked.estimated = asked.exact + 2 * masses.nbytes // 4
@@ -212,7 +217,7 @@ def _rows(
     if at is None:
         assert rows.table is not None, "neither pages nor places"
         return _pages(rows.table, estimates.index.page, head or 0), None
-    found = rows.gather(at.long(), None if head is None else torch.tensor([head])).contiguous()
+    found = rows.gather(at.long(), None if head is None else torch.tensor([head], device="cpu")).contiguous()
     width = found.shape[2]
     return c.Rows(found.data_ptr(), None, 0, 0, found.shape[1] * width, width, KINDS[found.dtype]), found
 

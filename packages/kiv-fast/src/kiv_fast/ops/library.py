@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .structures import Int, Pointer
+from .structures import Int, Long, Pointer
 
 LEVELS = ("any processor", "AVX2", "AVX-512 VNNI")
 
@@ -20,6 +20,7 @@ _CALLS = {
     "select": (Pointer, Pointer, Pointer, Pointer, Pointer),
     "tail": (Pointer, Pointer, Pointer, Pointer, Pointer),
     "attend": (Pointer, Pointer),
+    "finite": (Pointer, Long, Long, Int),
 }
 
 
@@ -49,7 +50,7 @@ class Library:
             for place, (name, arguments) in enumerate(_CALLS.items())
         }
         self.estimate, self.best, self.select = calls["estimate"], calls["best"], calls["select"]
-        self.tail, self.attend = calls["tail"], calls["attend"]
+        self.tail, self.attend, self.finite = calls["tail"], calls["attend"], calls["finite"]
         parallel = _torch_threads()
         if parallel is not None:
             self._library.kiv_threads(parallel)

@@ -22,6 +22,10 @@ class Ops(Protocol):
     name: str
     in_place: bool
 
+    def finite(self, tensor: torch.Tensor) -> bool:
+        """Tell whether all numbers are finite; where it may say no of numbers that are, a closer look follows."""
+        ...
+
     def estimate(self, index: PageIndex, queries: Queries, most: int) -> Any:
         """Estimate every cold token and rank them (SPEC 4.2, 4.3); no more than the `most` best will be asked for."""
         ...

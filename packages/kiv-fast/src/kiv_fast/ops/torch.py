@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from .arguments import LATE, Attended, Found, PagedTile, PageIndex, Queries, Rows, Tile, marked
@@ -19,6 +21,10 @@ class TorchOps:
 
     def __init__(self, chunk_bytes: int, kept_bytes: int) -> None:
         self._chunk_bytes, self._kept_bytes = chunk_bytes, kept_bytes
+
+    def finite(self, tensor: torch.Tensor) -> bool:
+        """Tell whether all numbers are finite, by their sum (`Ops.finite`)."""
+        return math.isfinite(tensor.sum().item())
 
     def estimate(self, index: PageIndex, queries: Queries, most: int) -> Estimates:
         """Estimate every cold token (`Ops.estimate`)."""

@@ -85,8 +85,9 @@ class Recent:
             self._make_room(count)
         at = slice(self._start + self.hot_count, self._start + count)
         for sink, hot, part in zip(self._sinks, self._hot, (key, value), strict=True):
-            sink[:, :, sinks : sinks + first] = part[:, :, :first]
-            hot[:, :, at] = part[:, :, first:]
+            if first:
+                sink[:, :, sinks : sinks + first] = part[:, :, :first]
+            hot[:, :, at] = part[:, :, first:] if first else part
         # Only now: where memory was refused on the way, nothing was appended.
         self.sink_count, self.hot_count = sinks + first, count
 

@@ -92,6 +92,7 @@ typedef struct {
     int (*select)(const Query *, const Rows *, const Estimates *, const Found *known, Found *);
     int (*tail)(const Index *, const Query *, const Estimates *, const Found *, float *tail);
     int (*attend)(const Query *, const Attend *);
+    int (*finite)(const void *numbers, int64_t count, int64_t kind, int32_t threads); /* whether all are */
 } Operations;
 
 #endif
