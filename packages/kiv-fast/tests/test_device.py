@@ -14,10 +14,10 @@ from simulated_device import DEVICE, OnDevice, SimulatedDevice, SimulatedStreams
 
 CHUNKS = [286, *[1] * 5]
 
-STEP = ["finite_sums", "finite_sums", "fetch"]
+STEP = ["finite", "finite", "fetch"]
 """Are keys and values finite, is the query, and do the keys of the candidates tell that the codes rank badly?"""
 
-STAGED_STEP = ["finite_sums", "finite_sums", "fetch", "fetch", "fetch"]
+STAGED_STEP = ["finite", "finite", "fetch", "fetch", "fetch"]
 """Where the device cannot read host memory, also for what the host must gather first: keys and values."""
 
 EVICTION = ["put", "put", "fetch", "_code"]

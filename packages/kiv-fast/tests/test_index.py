@@ -31,9 +31,10 @@ def pages(seed, dtype):
     return key, torch.randn(5, 2, 24, 3, generator=generator, dtype=dtype), valid, weights
 
 
-def unpacked(coded, channels):
-    """Codes ``[n, H, P, M]``."""
-    return torch.cat([coded.codes & 15, coded.codes >> 4], dim=3)[..., :channels]
+def unpacked(coded, tokens=24):
+    """Codes ``[n, H, P, 2 W]``, one channel after the other."""
+    packed = coded.codes.transpose(3, 4).flatten(4, 5).flatten(2, 3)[:, :, :tokens]
+    return torch.cat([packed & 15, packed >> 4], dim=3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -52,7 +53,7 @@ def test_codes_are_those_of_the_reference(channels, padded, dtype):
             order = right.channels.argsort(dim=1)
             assert torch.equal(coded.channels[page, :, :channels].long(), right.channels.gather(1, order))
             at = order[:, None].expand(-1, int(seen.sum()), -1)
-            assert torch.equal(unpacked(coded, channels)[page][:, seen], right.codes[:, seen].gather(2, at))
+            assert torch.equal(unpacked(coded)[page][:, seen, :channels], right.codes[:, seen].gather(2, at))
             assert torch.equal(coded.step[page, :, :channels], right.step.gather(1, order))
             torch.testing.assert_close(coded.value[page], right.value)
 
@@ -63,7 +64,7 @@ def test_no_key_is_further_from_its_approximate_key_than_is_noted(dtype):
         key, value, valid, weights = pages(seed, dtype)
         coded = code_pages(key, value, valid, weights, 5)
         at = coded.channels.long()[:, :, None].expand(-1, -1, 24, -1)
-        codes = torch.cat([coded.codes & 15, coded.codes >> 4], dim=3).double() * coded.step.double()[:, :, None]
+        codes = unpacked(coded).double() * coded.step.double()[:, :, None]
         near = coded.base.double()[:, :, None].repeat(1, 1, 24, 1).scatter_add_(3, at, codes)
         away = (key.double() - near).abs().masked_fill(~valid[:, None, :, None], 0).amax(dim=2)
         assert bool((away <= coded.error.double()).all())
@@ -72,8 +73,9 @@ def test_no_key_is_further_from_its_approximate_key_than_is_noted(dtype):
 
 def tables(store):
     """What is known of a store's pages, in the order of the row."""
-    cold, row = store.state.cold, store.state.rows[0]
-    return [cold.records(table, row, 0, store.state.pages).clone() for table in cold.index._tables]
+    cold = store.state.cold
+    index = cold.page_index(store.state.rows[0], store.state.pages, None)
+    return [index.records(table).clone() for table in cold.index._tables]
 
 
 @pytest.mark.parametrize("prefill", ["exact", "retrieve"])

@@ -62,8 +62,8 @@ def test_a_device_reads_registered_memory_alone():
 
 
 def test_the_buffers_of_a_step_are_booked(config):
-    """Those that a decode step fills, in a dtype that it converts."""
-    pool = FastPool(replace(config, candidate_tokens=64, retrieve_tokens=40))
+    """Those that a decode step gathers keys and values into."""
+    pool = FastPool(replace(config, candidate_tokens=64, retrieve_tokens=40), ops="torch")
     store = pool.layer_store()
     feed(store, draw(4, 204, dtype=torch.bfloat16), [200, *[1] * 4])
     used = sum(buffer.nbytes for buffer in pool.scratch._buffers.values())

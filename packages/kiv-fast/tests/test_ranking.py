@@ -3,7 +3,7 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kiv_fast.retrieval import ranking
+from kiv_fast.ops import ranking
 
 ODD = [0.0, -0.0, 1.0, 2.0, torch.inf, -torch.inf, torch.nan]
 NUMBERS = {

@@ -38,13 +38,13 @@ class FastStore(StoreView):
         n = key.shape[2]
         if valid is not None and bool(valid.all()):
             valid = None
-        ops = self._pool.ops_of(shape)
-        if not ops.finite(key):
+        good_keys, finite = self._pool.ops_of(shape).finite(key, value)
+        if not good_keys:
             check_finite("key", key, valid)
         if valid is not None:
             seen = valid[:, None, :, None]
             key, value = key.masked_fill(~seen, 0), value.masked_fill(~seen, 0)
-        finite = ops.finite(value) or bool(torch.isfinite(value).all())
+        finite = finite or bool(torch.isfinite(value).all())
         fresh = state is None
         if state is None:
             state = State(shape, self._config, self._pool.cold(shape))
@@ -78,7 +78,7 @@ class FastStore(StoreView):
         assert state is not None, "a shape without a state"
         sinks = check_modifiers(query, scale, softcap, sink_logits, bound)
         valid = state.validity.part(state.length - self._pending, state.length)
-        if not state.cold.ops.finite(query):
+        if not all(state.cold.ops.finite(query)):
             check_finite("query", query, valid)
         if valid is not None:
             query = torch.where(valid[:, None, :, None], query, query.nan_to_num(0.0, 0.0, 0.0))  # SPEC 2.4

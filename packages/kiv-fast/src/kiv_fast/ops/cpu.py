@@ -72,10 +72,14 @@ class CpuOps:
             held = self._buffers[name] = torch.empty(shape, device="cpu")
         return held
 
-    def finite(self, tensor: torch.Tensor) -> bool:
+    def finite(self, *tensors: torch.Tensor) -> list[bool]:
         """Tell whether all numbers are finite (`Ops.finite`)."""
-        whole = tensor.contiguous()
-        return bool(self._library.finite(whole.data_ptr(), whole.numel(), KINDS[whole.dtype], torch.get_num_threads()))
+        found: list[bool] = []
+        for tensor in tensors:
+            whole = tensor.contiguous()
+            numbers = whole.data_ptr(), whole.numel(), KINDS[whole.dtype]
+            found.append(bool(self._library.finite(*numbers, torch.get_num_threads())))
+        return found
 
     def estimate(self, index: PageIndex, queries: Queries, most: int) -> Scanned:
         """Estimate every cold token (`Ops.estimate`)."""

@@ -22,8 +22,8 @@ class Ops(Protocol):
     name: str
     in_place: bool
 
-    def finite(self, tensor: torch.Tensor) -> bool:
-        """Tell whether all numbers are finite; where it may say no of numbers that are, a closer look follows."""
+    def finite(self, *tensors: torch.Tensor) -> list[bool]:
+        """Tell of each whether all numbers are finite; it may say no of large ones that are."""
         ...
 
     def estimate(self, index: PageIndex, queries: Queries, most: int) -> Any:

@@ -22,9 +22,10 @@ class TorchOps:
     def __init__(self, chunk_bytes: int, kept_bytes: int) -> None:
         self._chunk_bytes, self._kept_bytes = chunk_bytes, kept_bytes
 
-    def finite(self, tensor: torch.Tensor) -> bool:
-        """Tell whether all numbers are finite, by their sum (`Ops.finite`)."""
-        return math.isfinite(tensor.sum().item())
+    def finite(self, *tensors: torch.Tensor) -> list[bool]:
+        """Tell whether all numbers are finite, by their sums: one wait for all (`Ops.finite`)."""
+        sums: list[float] = torch.stack([tensor.sum() for tensor in tensors]).tolist()
+        return [math.isfinite(total) for total in sums]
 
     def estimate(self, index: PageIndex, queries: Queries, most: int) -> Estimates:
         """Estimate every cold token (`Ops.estimate`)."""
