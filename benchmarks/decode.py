@@ -97,13 +97,11 @@ def measure_model(model_name: str, plan: Plan, result: Result, options: argparse
         taken = run.turns([*dict.fromkeys([kiv_anchor, plain_anchor, kiv, original])], rounds=60)
         original.close()
         ms = {name: median_ms(times) for name, times in taken.items()}
-        raw = {"turns": taken}
         plain_ms = ms[plain_anchor.name] if is_anchor else None
         if not is_anchor and context <= plan.plain_up_to:
             # A group of its own, with fewer rounds: it is slow, and three large caches at once need too much memory.
             plain = run.filled(run.factory.plain(f"plain {at}"), context)
-            raw["turns with plain"] = run.turns([kiv, plain], rounds=22)
-            plain_ms = median_ms(raw["turns with plain"][plain.name])
+            plain_ms = median_ms(run.turns([kiv, plain], rounds=22)[plain.name])
             plain.close()
         held = kiv.cache.memory()
         to_anchor, to_plain = (ms[kiv.name] / ms[other.name] for other in (kiv_anchor, plain_anchor))
@@ -111,13 +109,11 @@ def measure_model(model_name: str, plan: Plan, result: Result, options: argparse
         table.add(at, *rivals, to_anchor, to_plain, *run.parts(kiv), run.first_ms[kiv.name])
         memory = tuple(count / 1e6 for count in (held.device, held.ram, context * plain_token_bytes(kiv)))
         memory_table.add(at, *memory)
-        result.series.setdefault(model_name, []).append(
-            {"context": context, "ms": rivals, "memory_mb": memory, "raw_s": raw, "first_ms": dict(run.first_ms)}
-        )
+        result.series.setdefault(model_name, []).append({"context": context, "ms": rivals, "memory_mb": memory})
         if not is_anchor:
             kiv.close()
         _targets(model_name, context, is_anchor, to_anchor, to_plain, result)
-        result.write(options.out, lambda figure: draw(figure, result))
+        result.write(options.out, draw)
     kiv_anchor.close()
 
 
@@ -165,7 +161,3 @@ def main(argv: list[str] | None = None) -> Result:
         measure_model(model_name, plans[model_name], result, options)
     print(result.markdown())
     return result
-
-
-if __name__ == "__main__":
-    main()

@@ -114,9 +114,8 @@ def draw(figure: Figure, result: Result) -> None:
         if any(held[tier] for held in series):
             label = {"near": "device: sinks and hot", "ram": "RAM"}.get(tier, tier)
             panel.plot(at, [held[tier] / 1e6 for held in series], style, label=label)
-    limit = LIMIT_BYTES.get((result.settings["index_channels"], result.settings["hot_tokens"]))
-    if limit is not None:
-        panel.axhline(limit / 1e6, color="k", lw=0.8, ls="--", label="limit at 1M")
+    for target in result.targets:
+        panel.axhline(target.limit, color="k", lw=0.8, ls="--", label="limit at 1M")
     panel.set(yscale="log", ylabel="MB", title="3 stores, 1 KV head, D 512, bfloat16")
     token_axis(panel, at)
 
@@ -135,10 +134,6 @@ def main(argv: list[str] | None = None) -> Result:
     name = "device_bytes" if chosen == DEFAULT else "device_bytes_{}_channels_{}_hot".format(*chosen)
     result = Result(name, "Bytes on the device", settings)
     measure(QUICK if options.quick else CONTEXTS, result, options)
-    result.write(options.out, lambda figure: draw(figure, result))
+    result.write(options.out, draw)
     print(result.markdown())
     return result
-
-
-if __name__ == "__main__":
-    main()

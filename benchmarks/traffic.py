@@ -111,7 +111,6 @@ def _tabulate(
         *(original / 1e6, original / (mean_read or keys + values)),
     )
     result.target(f"{name}: read ÷ needed", LIMIT, ratio)
-    result.series[name] = {"needed": needed, "read": read, "original": original_bytes}
 
 
 def draw(figure: Figure, result: Result) -> None:
@@ -141,10 +140,6 @@ def main(argv: list[str] | None = None) -> Result:
         factory = Factory(model_name, options.impl)
         for case in (case for case in cases if case.model_name == model_name):
             measure_case(case, factory, result, options)
-            result.write(options.out, lambda figure: draw(figure, result))
+            result.write(options.out, draw)
     print(result.markdown())
     return result
-
-
-if __name__ == "__main__":
-    main()

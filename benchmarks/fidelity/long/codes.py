@@ -48,8 +48,7 @@ def coded_keys(paged: torch.Tensor, weights: torch.Tensor, channels: int) -> tor
     return paged.mean(dim=1, keepdim=True).expand_as(paged).scatter(2, wide, decoded)
 
 
-def code_estimates(scene: Scene, channels: int, weighted: bool = True) -> torch.Tensor:
-    """Estimated logits of the cold tokens, ``[Q, G, N]``; not `weighted`, every channel counts alike."""
+def code_estimates(scene: Scene, channels: int) -> torch.Tensor:
+    """Estimate the logits of the cold tokens, ``[Q, G, N]``."""
     paged = scene.cold_key.unflatten(0, (-1, PAGE_TOKENS))
-    weights = query_weights(scene) if weighted else torch.ones(len(paged), paged.shape[2])
-    return scene.query @ coded_keys(paged, weights, channels).flatten(0, 1).T
+    return scene.query @ coded_keys(paged, query_weights(scene), channels).flatten(0, 1).T

@@ -11,8 +11,8 @@ from typing import Literal
 
 from benchmarks.models import kjv_text, load_tokenizer
 
-from ..plan import NEEDLE_DEPTHS
 from ..tasks import (
+    NEEDLE_DEPTHS,
     Passage,
     Question,
     Quiz,
@@ -69,7 +69,7 @@ class LongDocument:
         """Needles at ten depths, several needles, two hops and near-duplicates."""
         rng = random.Random(f"long {self.model} {self.text} {self.tokens}" + (f" {self.number}" if self.number else ""))
         parts = (needle_grid(rng, NEEDLE_DEPTHS), several_needles(rng, 2), variable_tracking(rng, 2))
-        quiz = joined(*parts, near_duplicates(rng, "word", 6, 6))
+        quiz = joined(*parts, near_duplicates(rng, 6, 6))
         return commented(quiz) if self.text == "code" else quiz
 
     @cached_property

@@ -17,10 +17,9 @@ from tqdm import tqdm
 
 from benchmarks.models import load_tokenizer
 
-from ..contexts import Context
+from ..contexts import FULL, Context, System, asked
 from ..documents import answered, prompt_ids
 from ..journal import Journal, Record
-from ..systems import FULL, System, asked
 from ..tasks import Question
 from .documents import LongDocument
 from .figures import retrieve_tokens
@@ -79,7 +78,7 @@ def at_share(model: str, share: float, tokens: int, impl: str) -> System:
     hot = HOT_TOKENS[model]
     candidates = max(1, round(share * cold_tokens(tokens, hot)))
     knobs = {"hot_tokens": hot, "candidate_tokens": candidates, "retrieve_tokens": retrieve_tokens(candidates)}
-    return System(share_name(share), "kiv", asked(**knobs), impl)
+    return System(share_name(share), asked(**knobs), impl)
 
 
 def key(document: LongDocument, number: int, system: System) -> tuple[str, ...]:
@@ -107,7 +106,7 @@ def ask(context: Context, model: str, question: Question, system: System) -> Rec
 def outcomes(journal: Journal, document: LongDocument, shares: Sequence[float], impl: str) -> Iterator[Outcome]:
     """Ask whatever the journal lacks about a document."""
     ids = load_tokenizer(document.model)(document.content, return_tensors="pt").input_ids
-    systems = [System(FULL, "full"), *(at_share(document.model, share, ids.shape[1], impl) for share in shares)]
+    systems = [System(FULL), *(at_share(document.model, share, ids.shape[1], impl) for share in shares)]
     with ExitStack() as stack:
 
         @cache

@@ -3,52 +3,40 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
 
 from benchmarks.models import MODELS
 from benchmarks.report import Result
 
-from ..journal import Journal, open_journal, sources
-from ..systems import FULL
+from ..contexts import FULL
+from ..journal import open_journal
 from .retention import Outcome, outcomes, share_name
 from .retention_plan import HOPS_LOST, LEAST_ANSWERED, LOST, planned
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-DECIDING = ("documents", "figures", "retention", "scene")
-"""Modules of this folder that decide an answer, beside those that decide all of a whole model's."""
-
-
-def journal(options: argparse.Namespace) -> Journal:
-    """Open the journal of this part."""
-    here = Path(__file__).parent
-    return open_journal(options, "retention", [*sources(), *(here / f"{name}.py" for name in DECIDING)])
 
 
 def run(options: argparse.Namespace) -> Result:
     """Ask the models whatever the journal lacks, and make the tables."""
     asked, shares = planned(options)
-    kept_answers = journal(options)
+    journal = open_journal(options, "retention")
     found: dict[str, list[Outcome]] = {series.model: [] for series in asked}
     for series in asked:
         here, number = found[series.model], 0
         while series.wanted(number, sum(outcome.right[FULL] for outcome in here)):
-            here += outcomes(kept_answers, series.document(number), shares, options.impl)
+            here += outcomes(journal, series.document(number), shares, options.impl)
             number += 1
-    kept_answers.close()
-    every = [outcome for here in found.values() for outcome in here]
-    settings = {"documents": ", ".join(dict.fromkeys(o.document for o in every)), "impl": options.impl}
+    journal.close()
+    read = dict.fromkeys(outcome.document for here in found.values() for outcome in here)
+    settings = {"documents": ", ".join(read), "impl": options.impl}
     result = Result("fidelity_retention", "What is still answered where candidates are few of many", settings)
     for model, here in found.items():
         _tabulate(result, model, here, shares)
         _targets(result, model, here, shares)
         answers = sum(outcome.right[FULL] for outcome in here)
+        result.series[model] = {"questions": answers, "kept": [[share, kept(here, share)[0]] for share in shares]}
         if answers < LEAST_ANSWERED:
             result.notes.append(f"{MODELS[model].title}: {answers} answers with full attention are too few.")
-    result.series["outcomes"] = [vars(outcome) | {"question": vars(outcome.question)} for outcome in every]
     result.notes += NOTES
     return result
 
@@ -102,20 +90,15 @@ def _targets(result: Result, model: str, found: Sequence[Outcome], shares: Seque
         result.target(name, HOPS_LOST, lost(found, 0.06, "two hops", "several needles"))
 
 
-def draw(result: Result) -> Callable[[Figure], None]:
-    """Return the painter of the picture: share kept against share read, a line a model."""
-
-    def paint(figure: Figure) -> None:
-        panel = figure.subplots()
-        for model in dict.fromkeys(outcome["model"] for outcome in result.series["outcomes"]):
-            rights = [o["right"] for o in result.series["outcomes"] if o["model"] == model and o["right"][FULL]]
-            names = [name for name in (rights[0] if rights else ()) if name != FULL]
-            shares = [float(name.removesuffix(" %")) for name in names]
-            answers = [sum(right[name] for right in rights) / len(rights) for name in names]
-            panel.plot(shares, answers, "o-", label=f"{MODELS[model].title}, {len(rights)} questions")
-        panel.set(xscale="log", xlabel="candidates, % of the cold tokens", ylabel="answers kept", ylim=(0, 1.05))
-        panel.invert_xaxis()
-        panel.grid(alpha=0.3)
-        panel.legend()
-
-    return paint
+def draw(figure: Figure, result: Result) -> None:
+    """Draw the share kept against the share read, a line a model."""
+    panel = figure.subplots()
+    for model, found in result.series.items():
+        shares, counts = zip(*found["kept"], strict=True)
+        answers = [count / max(1, found["questions"]) for count in counts]
+        label = f"{MODELS[model].title}, {found['questions']} questions"
+        panel.plot([100 * share for share in shares], answers, "o-", label=label)
+    panel.set(xscale="log", xlabel="candidates, % of the cold tokens", ylabel="answers kept", ylim=(0, 1.05))
+    panel.invert_xaxis()
+    panel.grid(alpha=0.3)
+    panel.legend()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 import pytest
 import torch
 from kiv_hf import KIVCache, KIVConfig
-from transformers import Cache, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, QuantizedCache
+from transformers import Cache, Gemma3ForCausalLM, Gemma3TextConfig
 
-from benchmarks.fidelity.agreement import Agreement, common_prefix, divergence
-from benchmarks.fidelity.contexts import fill, filled_stock, kiv_continuation, prefill
+from benchmarks.fidelity import contexts, model_level
+from benchmarks.fidelity.contexts import FULL, asked, fill, kiv_continuation, prefill
 from benchmarks.fidelity.continuation import Continuation, fork_stock
+from benchmarks.fidelity.journal import Journal
+from benchmarks.fidelity.model_level import agreement, divergence
 from benchmarks.fidelity.queries import SampledQueries
-from benchmarks.fidelity.window import windowed
 from benchmarks.models import twin
 
 TOKENS = 300
@@ -40,7 +44,7 @@ def _ids() -> torch.Tensor:
     return torch.randint(0, 97, (1, TOKENS + 12), generator=torch.Generator().manual_seed(1))
 
 
-def stock(model: Gemma3ForCausalLM | LlamaForCausalLM, cache: Cache) -> Continuation:
+def stock(model: Gemma3ForCausalLM, cache: Cache) -> Continuation:
     return Continuation(model, cache, one_by_one=False)
 
 
@@ -83,26 +87,6 @@ def test_a_fork_leaves_the_context_alone(model: Gemma3ForCausalLM, ids: torch.Te
     assert torch.equal(first, again)
 
 
-def test_a_quantised_cache_comes_near(ids: torch.Tensor):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    llama = LlamaForCausalLM(config).eval()
-    context, following = ids[:, :TOKENS], ids[:, TOKENS:]
-    full = prefill(llama, context)
-    cache = filled_stock(QuantizedCache("fp8", config), full)
-    assert cache.get_seq_length() == TOKENS
-    mine = stock(llama, cache).feed(following)
-    exact = stock(llama, full).feed(following)
-    assert 0 < (mine - exact).abs().max() < 0.1
-
-
 def test_a_stock_fork_leaves_the_context_alone(model: Gemma3ForCausalLM, ids: torch.Tensor):
     context, following = ids[:, :TOKENS], ids[:, TOKENS:]
     full = prefill(model, context)
@@ -123,50 +107,49 @@ def test_reading_is_feeding_without_the_logits_between(model: Gemma3ForCausalLM,
     torch.testing.assert_close(read.read(ids[:, :1]), fed.feed(ids[:, :1])[-1], rtol=1e-9, atol=1e-9)
 
 
-def test_a_window_is_full_attention_over_what_it_keeps(model: Gemma3ForCausalLM, ids: torch.Tensor):
-    context, following = ids[:, :TOKENS], ids[:, TOKENS:]
-    full = prefill(model, context)
-    whole = windowed(model.config, full, 4, TOKENS + 50)
-    exact = stock(model, fork_stock(full)).feed(following)
-    mine = Continuation(model, whole, one_by_one=True).feed(following)
-    torch.testing.assert_close(mine, exact, rtol=1e-9, atol=1e-9)
-    small = windowed(model.config, full, 4, 32)
-    kept = small.layers[1].keys
-    assert torch.equal(kept, torch.cat([full.layers[1].keys[:, :, :4], full.layers[1].keys[:, :, -32:]], dim=2))
-    # KIV with nothing but its sinks and hot window, one token of 300 apart, knows the same.
-    config = KIVConfig(hot_tokens=32, page_tokens=1, candidate_tokens=1, retrieve_tokens=1, tail="none")
-    near = filled(model, context, config).feed(following[:, :1])
-    alike = Continuation(model, small, one_by_one=True).feed(following[:, :1])
-    assert (near - alike).abs().max() < (exact[:1] - alike).abs().max()
-    assert small.get_seq_length() == TOKENS + 1
-    assert small.layers[1].keys.shape[2] == 36
-
-
-def test_agreement_with_oneself_is_complete(model: Gemma3ForCausalLM, ids: torch.Tensor):
-    context, following = ids[:, :TOKENS], ids[:, TOKENS:]
-    full = prefill(model, context)
-    agreement = Agreement(stock(model, fork_stock(full)), following, 6)
-    mine = agreement.record(stock(model, fork_stock(full)))
-    assert max(mine["divergence"]) < 1e-6
-    assert all(mine["same_first"])
-    assert mine["alike"] == 6
-    assert len(mine["loss"]) == following.shape[1] - 1
-    lossy = agreement.record(Continuation(model, windowed(model.config, full, 1, 8), one_by_one=True))
-    assert max(lossy["divergence"]) > 1e-6
-
-
 def test_greedy_stops_where_it_is_told(model: Gemma3ForCausalLM, ids: torch.Tensor):
     continuation = stock(model, prefill(model, ids[:, :TOKENS]))
     logits = continuation.feed(ids[:, TOKENS:])[-1]
     assert len(continuation.greedy(logits, 5, lambda found: len(found) == 2)) == 2
 
 
-def test_divergence_and_prefix():
+def test_divergence_is_that_by_hand():
     logits = torch.tensor([[0.0, 1.0, 2.0]])
     assert divergence(logits, logits + 3).abs().max() < 1e-6
     expected = torch.tensor([0.75, 0.25])
     other = torch.tensor([0.5, 0.5])
     by_hand = 0.75 * torch.tensor(1.5).log() + 0.25 * torch.tensor(0.5).log()
     torch.testing.assert_close(divergence(expected.log()[None], other.log()[None])[0], by_hand)
-    assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
-    assert common_prefix([1, 2], [1, 2]) == 2
+
+
+def test_agreement_with_oneself_is_complete():
+    made = torch.Generator().manual_seed(2)
+    logits, following = torch.randn(6, 97, generator=made), torch.randint(0, 97, (1, 6), generator=made)
+    mine = agreement(logits, logits, following)
+    assert max(mine["divergence"]) < 1e-6
+    assert all(mine["same_first"])
+    assert len(mine["loss"]) == 5
+    assert mine["loss"][0] == pytest.approx(-float(logits[0].log_softmax(dim=0)[following[0, 1]]))
+    other = agreement(logits, logits.flip(1), following)
+    assert max(other["divergence"]) > 1e-2
+    assert not all(other["same_first"])
+
+
+def test_a_small_run_has_tables_and_a_picture(
+    model: Gemma3ForCausalLM, ids: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(contexts, "load_model", lambda name: model)
+    monkeypatch.setattr(model_level, "haystack_tokens", lambda name, text, count: ids[:, -count:])
+    monkeypatch.setattr(model_level, "QUICK_TOKENS", {"gemma": TOKENS})
+    monkeypatch.setattr(model_level, "HOT_TOKENS", {"gemma": 160})
+    small = asked(hot_tokens=32, page_tokens=8, index_channels=4, candidate_tokens=16, retrieve_tokens=4)
+    monkeypatch.setattr(model_level, "asked", lambda hot_tokens: small)
+    monkeypatch.setattr(model_level, "open_journal", lambda options, part: Journal(tmp_path / "a.jsonl"))
+    options = argparse.Namespace(quick=True, models=["gemma"], longest=None, impl="reference")
+    result = model_level.run(options)
+    full, kiv, original = result.tables[0].rows
+    assert full[1:] == (FULL, 0.0, 0.0, "100.0%", full[5], "+0.00%")
+    assert kiv[2] > 0
+    assert original[2] > 0
+    result.write(tmp_path, model_level.draw)
+    assert (tmp_path / "fidelity_model.png").stat().st_size > 10_000

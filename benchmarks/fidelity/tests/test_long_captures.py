@@ -20,15 +20,16 @@ from benchmarks.fidelity.long import part, recorder
 from benchmarks.fidelity.long.capture import TEXT_TOKENS, Fact, Layer, read_capture, write_capture
 from benchmarks.fidelity.long.documents import COMMENT, LongDocument
 from benchmarks.fidelity.long.measure import KINDS, measured
-from benchmarks.fidelity.long.picture import SHOWN, paint
+from benchmarks.fidelity.long.picture import SHOWN, draw
 from benchmarks.fidelity.long.plan import DOCUMENTS, HOT_TOKENS, Plan, plans
 from benchmarks.fidelity.long.recorder import Recorder, passage_of
 from benchmarks.fidelity.long.retrieving import CHOSEN_PAGES, PAGE_TOKENS, GrowingLayer, Retrieving
 from benchmarks.fidelity.long.retrieving import HOT_TOKENS as RECENT
 from benchmarks.fidelity.long.scene import SINK_TOKENS, cold_tokens, scenes
-from benchmarks.fidelity.long.widening import widened
-from benchmarks.fidelity.long.zoo import NEW, zoo
+from benchmarks.fidelity.long.zoo import DOUBLED, NEW, QUEST, ZOO
 from benchmarks.fidelity.queries import SAMPLE_TOKENS
+from benchmarks.options import RESULTS
+from benchmarks.report import Result
 
 
 @pytest.mark.parametrize("place", DOCUMENTS)
@@ -112,29 +113,21 @@ def test_scenes_hide_later_tokens_and_ask_what_they_should(tmp_path: Path):
 
 def test_a_record_survives_the_journal(tmp_path: Path):
     capture = read_capture(stored(tmp_path))
-    record = measured(capture, zoo(32, large=False), [64, 8], 100, slice(3, None, 32), all_facts=True)
+    record = measured(capture, [64, 8], 100, slice(3, None, 32), all_facts=True)
     assert json.loads(json.dumps(record)) == record
-    assert record["cells"] == [[1, 0], [1, 1], [4, 0], [4, 1]]
+    assert (record["heads"], record["facts"]) == (4, ["needle", "needle"])
     assert record["queries"] == {"text": 2, "questions": 2}
     for of_index in record["indices"].values():
         assert len(of_index["found"]) == len(of_index["read_bytes"]) == 2
         wide, narrow = (found["text"]["top4"] for found in of_index["found"])
         assert 0 <= narrow <= wide <= 1
-
-
-def test_a_record_of_widening_survives_the_journal(tmp_path: Path):
-    capture = read_capture(stored(tmp_path))
-    record = widened(capture, [64, 8], 100, slice(3, None, 32), all_facts=True)
-    assert json.loads(json.dumps(record)) == record
-    assert record["cells"] == [[1, 0], [1, 1], [4, 0], [4, 1]]
-    assert record["facts"] == [["needle", 0.01], ["needle", 0.03]]
-    beside = measured(capture, (NEW,), [64, 8], 100, slice(3, None, 32), all_facts=True)["indices"][NEW.name]["found"]
-    for wide, narrow in zip(record["found"], beside, strict=True):
-        assert wide["facts"][1] == narrow["facts"][1] == sum(pairs for _, pairs in wide["pairs"])
-        assert all(wide[kind]["top4"] >= narrow[kind]["top4"] for kind in KINDS)
-        assert all(0 <= share <= 1 for share in wide["widened"]["of_heads"])
-        of_heads = sum(wide["widened"]["of_heads"]) / 4
-        assert of_heads == pytest.approx(sum(wide["widened"][kind] for kind in KINDS) / 2, abs=1e-4)
+    for doubled, narrow in zip(*(record["indices"][name]["found"] for name in (DOUBLED.name, NEW.name)), strict=True):
+        assert all(doubled[kind]["top4"] >= narrow[kind]["top4"] for kind in KINDS)
+        assert doubled["doubled"] == pytest.approx(sum(doubled[kind]["doubled"] for kind in KINDS) / 2, abs=1e-4)
+        assert narrow["doubled"] == 0
+        assert [of for _, of in doubled["pairs"]] == [of for _, of in narrow["pairs"]]
+    exact = record["indices"]["exact keys"]["found"][0]
+    assert all(kept == of for kept, of in exact["pairs"])
 
 
 @pytest.mark.parametrize(
@@ -145,7 +138,7 @@ def test_a_record_of_widening_survives_the_journal(tmp_path: Path):
         (LongDocument("gemma", "kjv", None), 40000, 1),
     ],
 )
-def test_a_run_makes_tables_and_targets_with_widening(
+def test_a_run_makes_tables_and_targets(
     document: LongDocument, tokens: int, answers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     capture = read_capture(stored(tmp_path, tokens))
@@ -156,34 +149,22 @@ def test_a_run_makes_tables_and_targets_with_widening(
     monkeypatch.setattr(part, "load_capture", lambda asked: capture)
     options = argparse.Namespace(quick=True, seed=0, impl="fast")
     result = part.run(options)
-    tables = {table.title.partition(": ")[2].partition(",")[0]: table for table in result.tables}
-    of_widening = {row[0]: row[1:] for row in tables["codes of 64 channels"].rows}
-    assert len(of_widening["candidates, mean"]) == len(result.series[document.name]["budgets"])
-    assert all("layer" in str(cell) for cell in of_widening["widened most"])
-    needles = tables["the same"].rows
-    asked = (10,) if document.exact and answers else (10, 30)  # the second one was not answered
-    assert [row[0] for row in needles] == [f"{place / tokens:.3f}" for place in asked]
+    tables = {table.title.rpartition(": ")[2]: table for table in result.tables}
+    assert len(tables) == len(result.tables) == 9
+    asked = 1 if document.exact and answers else 2  # the second one was not answered
+    assert f"{asked} queries of questions" in result.tables[0].title
+    doubling = {row[0]: row[1:] for row in result.tables[7].rows}
+    budgets = result.series[document.name]["budgets"]
+    assert len(doubling["candidates, mean"]) == len(budgets)
+    assert all(mean >= budget for mean, budget in zip(doubling["candidates, mean"], budgets, strict=True))
+    assert [row[0] for row in tables["recall of the heaviest 4"].rows] == [index.name for index in ZOO]
+    with_tail = [row[0] for row in tables["output error, mean"].rows]
+    assert NEW.name in with_tail
+    assert QUEST.name not in with_tail
     names = [target.name for target in result.targets]
     assert any("needle and query head missed" in name for name in names) == (document.tokens is None)
-    # With another rule of widening the other figures are still known.
-    before = part.journal(options)
-    assert list(dict(before.items())) == [Plan(document, 16).key]
-    monkeypatch.setattr(part, "load_capture", None)
+    monkeypatch.setattr(part, "load_capture", None)  # another run measures nothing
     assert part.run(options).series == result.series
-
-
-def test_the_journal_of_widening_alone_depends_on_its_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("benchmarks.fidelity.journal.user_cache_path", lambda name: tmp_path / name)
-    known: dict[str, set[str]] = {}
-    monkeypatch.setattr(
-        part, "open_journal", lambda options, name, files: known.setdefault(name, {path.stem for path in files})
-    )
-    options = argparse.Namespace(quick=True, seed=0, impl="fast")
-    part.journal(options)
-    part.journal(options, "long-widened")
-    assert known["long-widened"] - known["long"] == {"widening"}
-    assert {"codes", "documents", "figures", "measure", "zoo"} <= known["long"]
-    assert not {"plan", "tables", "retention"} & known["long"]
 
 
 def test_a_plan_has_another_key_when_it_measures_otherwise():
@@ -258,11 +239,11 @@ def test_the_plan_asks_every_model_and_the_book():
     assert set(SHOWN) <= {plan.document for plan in planned}
 
 
-def test_labels_below_the_axes_of_the_picture_do_not_overlap(tmp_path: Path):
-    committed = json.loads((Path(models.__file__).parent / "results" / "fidelity_long.json").read_text())["series"]
-    book = committed["gemma-kjv-100000"] | {"tokens": 1_058_215}
+def test_labels_below_the_axes_of_the_picture_do_not_overlap():
+    committed = Result.read(RESULTS / "fidelity_long.json")
+    assert {document.name for document in SHOWN} <= set(committed.series)
     figure = Figure(dpi=120, layout="constrained")
-    paint(figure, committed | {"gemma-kjv-whole": book})
+    draw(figure, committed)
     assert len(figure.axes) == 2 * len(SHOWN)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -290,13 +271,10 @@ def test_a_small_run_makes_tables_targets_and_a_picture(tmp_path: Path, monkeypa
         monkeypatch.setattr(f"{module}.user_cache_path", lambda name: tmp_path / name)
     options = argparse.Namespace(quick=True, models=["smollm2"], longest=None, seed=0, impl="fast", captured=False)
     result = part.run(options)
-    result.write(tmp_path, part.draw(result))
-    found = result.series["smollm2-kjv-2000"]["indices"]["exact keys"]["found"][0]
-    assert found["text"]["top4"] == found["questions"]["top4"] == 1
-    assert found["facts"][0] == found["facts"][1] > 0
+    result.write(tmp_path, draw)
+    assert result.series["smollm2-kjv-2000"]["indices"]["exact keys"]["recall"][0] == 1
     assert (tmp_path / "fidelity_long.md").read_text().count("heaviest 4 missed") >= 1
     assert (tmp_path / "fidelity_long.png").stat().st_size > 10_000
     monkeypatch.setattr(recorder, "record", None)  # another run makes no capture and measures nothing
     monkeypatch.setattr(part, "measured", None)
     assert part.run(options).series == result.series
-    part.draw(result)(Figure())
