@@ -13,7 +13,7 @@ from . import NAMES
 from .options import RESULTS
 from .report import Result
 
-FIDELITY = {"long": "long.picture", "retention": "long.retention_part", "model": "model_level"}
+FIDELITY = {"long": "long.picture", "retention": "long.retention_part"}
 """Part of fidelity -> its module with ``draw``."""
 
 

@@ -11,13 +11,11 @@ from benchmarks.draw import painter
 from benchmarks.models import MODELS
 from benchmarks.options import parse, parser
 
-from . import model_level
 from .long import plan as long_plan
 
 PARTS = {
     "long": ("long.part", long_plan.HOT_TOKENS),
     "retention": ("long.retention_part", long_plan.HOT_TOKENS),
-    "model": ("model_level", model_level.HOT_TOKENS),
 }
 """Name of a part -> its module, which has ``run(options) -> Result``, and the models it asks."""
 

@@ -7,13 +7,12 @@ included, goes through KIV a token at a time.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from kiv_hf import KIVCache, KIVConfig
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from benchmarks.models import load_model, twin
@@ -37,13 +36,13 @@ class System:
     name : str
     config : KIVConfig, or None
         None is a `DynamicCache`, and full attention.
-    impl : str or callable
-        Of a `KIVCache`; a callable makes stores that need not fork.
+    impl : str
+        Of a `KIVCache`.
     """
 
     name: str
     config: KIVConfig | None = None
-    impl: Any = None
+    impl: str = ""
 
 
 def asked(**knobs: Any) -> KIVConfig:
@@ -73,11 +72,9 @@ class Context:
         """Continue the context with a system; the context itself stays as it is."""
         if system.config is None:
             return Continuation(self.model, fork_stock(self._full), one_by_one=False)
-        if callable(system.impl):
-            return kiv_continuation(self._kiv_model, self._make(system))
         if system.name not in self._made:
             self._made[system.name] = self._make(system)
-        return kiv_continuation(self._kiv_model, self._made[system.name].fork())
+        return Continuation(self._kiv_model, self._made[system.name].fork(), one_by_one=True)
 
     def _make(self, system: System) -> KIVCache:
         cache = KIVCache(self._kiv_model.config, system.config, impl=system.impl)
@@ -121,11 +118,3 @@ def fill(
             assert isinstance(theirs, DynamicSlidingWindowLayer)
             mine.keys, mine.values = theirs.keys.clone(), theirs.values.clone()
             mine.cumulative_length = theirs.cumulative_length
-
-
-def kiv_continuation(model: PreTrainedModel, cache: Cache) -> Continuation:
-    """Go on with a KIV cache, a token at a time; it is closed with the continuation."""
-    assert isinstance(cache, KIVCache)
-    on_close = ExitStack()
-    on_close.callback(cache.close)
-    return Continuation(model, cache, one_by_one=True, on_close=on_close)

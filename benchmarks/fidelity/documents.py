@@ -1,4 +1,4 @@
-"""Natural text as tokens, and answers judged as written; no cache is known here."""
+"""Questions as tokens, and answers judged as written; no cache is known here."""
 
 from __future__ import annotations
 
@@ -6,20 +6,9 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.models import kjv_text, load_tokenizer
+from benchmarks.models import load_tokenizer
 
 from .tasks import Question
-
-TEXTS = {"genesis": 0.0, "gospels": 0.75}
-"""Name of a haystack without questions -> the share of the King James text before it."""
-
-
-def haystack_tokens(model: str, text: str, count: int) -> torch.Tensor:
-    """Token ids, int64 [1, count], of the King James text from the place that `text` names."""
-    whole = kjv_text()
-    start = int(len(whole) * TEXTS[text])
-    start = 0 if start == 0 else whole.index("\n", start) + 1
-    return load_tokenizer(model)(whole[start : start + 16 * count], return_tensors="pt").input_ids[:, :count]
 
 
 def prompt_ids(model: str, question: Question) -> torch.Tensor:

@@ -20,7 +20,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from .contexts import CHUNK_TOKENS, kiv_continuation
+from .contexts import CHUNK_TOKENS
 from .continuation import Continuation
 
 MOST_NEW_TOKENS = 256
@@ -147,10 +147,7 @@ class KIVHarness(LM):
             for start in range(0, len(document), CHUNK_TOKENS):
                 chunk = self._tensor(document[start : start + CHUNK_TOKENS])
                 self.model(input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        full = self.impl == "full"
-        continuation = (
-            Continuation(self.model, cache, one_by_one=False) if full else kiv_continuation(self.model, cache)
-        )
+        continuation = Continuation(self.model, cache, one_by_one=self.impl != "full")
         return continuation, continuation.feed(self._tensor(question_ids))[-1]
 
     def _ids(self, text: str, special: bool = True) -> list[int]:

@@ -33,7 +33,7 @@ Record = dict[str, Any]
 def sources() -> list[Path]:
     """Files whose text decides the figures."""
     here = Path(__file__).parent
-    found = [here.parent / "models.py", here.parent / "original.py"]
+    found = [here.parent / "models.py"]
     found += sorted(path for path in (*here.glob("*.py"), *here.glob("long/*.py")) if path.stem not in SHOWING)
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)

@@ -48,6 +48,12 @@ def coded_keys(paged: torch.Tensor, weights: torch.Tensor, channels: int) -> tor
     return paged.mean(dim=1, keepdim=True).expand_as(paged).scatter(2, wide, decoded)
 
 
+def code_bytes(width: int, channels: int) -> float:
+    """Bytes for each token: 4 bits a channel; for each page the channels' numbers, least and step, and the mean key."""
+    channels = min(channels, width)
+    return channels / 2 + (channels * (2 + 4 + 4) + 4 * width) / PAGE_TOKENS
+
+
 def code_estimates(scene: Scene, channels: int) -> torch.Tensor:
     """Estimate the logits of the cold tokens, ``[Q, G, N]``."""
     paged = scene.cold_key.unflatten(0, (-1, PAGE_TOKENS))

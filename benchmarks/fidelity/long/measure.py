@@ -9,8 +9,7 @@ import torch
 from tqdm import tqdm
 
 from .capture import Capture
-from .cost import Shape, read_bytes
-from .figures import Found, Truth, figures, retrieve_tokens, truth
+from .figures import Found, Truth, figures, truth
 from .scene import Scene, cold_tokens, scenes
 from .zoo import ZOO
 
@@ -72,33 +71,30 @@ def measured(
     found: dict[tuple[str, int], tuple[list[Found], list[torch.Tensor]]] = {
         (index.name, budget): ([], []) for index in ZOO for budget in budgets
     }
-    heads, texts, shape = 0, 0, Shape(0, 0, 0)
-    for layer in tqdm(capture.layers, desc=capture.path.stem, unit="layer"):
+    heads, texts, width = 0, 0, 0
+    for layer in tqdm(capture.layers, desc=capture.name, unit="layer"):
         for scene in scenes(capture, layer, asked, text, hot_tokens):
             heads += 1
             texts = len(scene.query) - len(asked)
-            shape = Shape(scene.key.shape[1], scene.value.shape[1], scene.query.shape[1])
+            width = scene.key.shape[1]
             known = truth(scene, budgets)
             for index in ZOO:
                 for budget, of_scene in figures(scene, index, known, budgets).items():
                     cells, facts = found[index.name, budget]
                     cells.append(of_scene)
                     facts.append(facts_kept(scene, known, of_scene, texts, places))
-    count = cold_tokens(capture.tokens, hot_tokens)
-    costs = {index.name: index.cost(shape) for index in ZOO}
     return {
         "tokens": capture.tokens,
-        "cold": count,
+        "cold": cold_tokens(capture.tokens, hot_tokens),
         "heads": heads,
         "queries": {"text": texts, "questions": len(asked)},
         "facts": [capture.facts[i].task for i in asked],
         "budgets": list(budgets),
         "indices": {
-            name: {
-                "index_bytes": round(cost.index_bytes, 3),
-                "read_bytes": [read_bytes(cost, shape, count, b, retrieve_tokens(b)) for b in budgets],
-                "found": [summary(*found[name, budget], texts) for budget in budgets],
+            index.name: {
+                "index_bytes": round(index.index_bytes(width), 3),
+                "found": [summary(*found[index.name, budget], texts) for budget in budgets],
             }
-            for name, cost in costs.items()
+            for index in ZOO
         },
     }

@@ -17,7 +17,7 @@ from .capture import load_capture
 from .measure import measured
 from .picture import points
 from .plan import HOT_TOKENS, Plan, plans
-from .tables import NOTES, add_costs, add_document, add_targets, title
+from .tables import NOTES, add_document, add_targets, title
 
 
 def measure(plan: Plan) -> dict[str, Any]:
@@ -25,7 +25,8 @@ def measure(plan: Plan) -> dict[str, Any]:
     capture = load_capture(plan.document)
     every = not plan.document.exact or not any(fact.right for fact in capture.facts)
     budgets, hot = plan.budgets(capture.tokens), HOT_TOKENS[plan.document.model]
-    capture = replace(capture, layers=capture.layers[:: plan.layers])
+    chosen = list(capture.layers)[:: plan.layers]
+    capture = replace(capture, layers={index: capture.layers[index] for index in chosen})
     return measured(capture, budgets, hot, plan.text, all_facts=every)
 
 
@@ -48,6 +49,5 @@ def run(options: argparse.Namespace) -> Result:
         add_targets(result, plan, record)
         add_document(result, plan, record)
         result.series[plan.document.name] = points(record)
-    add_costs(result)
     result.notes += NOTES
     return result

@@ -92,7 +92,7 @@ def cold_tokens(tokens: int, hot_tokens: int) -> int:
 
 def scenes(capture: Capture, layer: int, asked: list[int], text: slice, hot_tokens: int) -> Iterator[Scene]:
     """Scenes of a layer's KV heads: the last positions that `text` takes, then the questions that `asked` names."""
-    held = capture.layer(layer)
+    held = capture.layers[layer]
     heads = held.key.shape[0]
     query = torch.cat([held.text[:, text], held.asked[:, asked]], dim=1).float() * capture.scale
     first = capture.tokens - TEXT_TOKENS

@@ -7,11 +7,10 @@ from typing import Any
 from benchmarks.models import MODELS
 from benchmarks.report import Cell, Result
 
-from .cost import Shape, read_bytes
 from .documents import EXACT_TOKENS
 from .measure import KINDS
 from .plan import Plan
-from .zoo import DOUBLED, NEW, ZOO
+from .zoo import DOUBLED
 
 NAMES = {"kjv": "King James", "code": "code"}
 
@@ -118,30 +117,6 @@ def add_targets(result: Result, plan: Plan, record: dict[str, Any]) -> None:
             result.target(f"{title(plan)}: {what} missed at {percent(share)}", most, missed)
 
 
-AT_1M = Shape(512, 512, 8)
-LAYERS_AT_1M, TOKENS_AT_1M = 3, 2**20
-CANDIDATES, RETRIEVED = 4096, 1024
-
-
-def add_costs(result: Result) -> None:
-    """Add costs at a million tokens of the geometry that the original KIV was published with."""
-    table = result.table(
-        f"Costs at 1M tokens, {LAYERS_AT_1M} layers, 1 KV head of D {AT_1M.key_width}, {AT_1M.heads} query heads; "
-        f"{CANDIDATES:,} candidates, {RETRIEVED:,} selected",
-        *("index", "index, MB", "keys and values a step, MB", "all reading a step, MB", "M multiply-adds a step"),
-    )
-    million = LAYERS_AT_1M * TOKENS_AT_1M / 1e6
-    for index in ZOO:
-        cost = index.cost(AT_1M)
-        held = cost.index_bytes * million
-        read = LAYERS_AT_1M * read_bytes(cost, AT_1M, TOKENS_AT_1M, CANDIDATES, RETRIEVED) / 1e6
-        if index is NEW:
-            result.target("index at 1M tokens, 3 layers of D 512", 150, held, "MB")
-            result.target("keys and values read a step, the same", 16.5, read - held, "MB")
-        if not index.doubles:
-            table.add(index.name, held, read - held, read, cost.multiply_adds * million)
-
-
 NOTES = (
     "Cells with two numbers: queries of the text's last 64 positions / of the last token of each question that the "
     f"model answers with full attention (of every question beyond {EXACT_TOKENS:,} tokens, or where it answers none). "
@@ -154,7 +129,6 @@ NOTES = (
     "Output error: norm of the difference from full attention's output, relative to it, a query head, with a "
     "pseudo-token for each page of 512, its mass from estimates where no exact logit is known.",
     "Keys of a question's own tokens are not in a capture: outputs of questions are of attention to the document. "
-    f"Documents beyond {EXACT_TOKENS:,} tokens are read by a retrieval of their own (`retrieving.py`), for exact "
-    "attention would take hours.",
+    f"Documents beyond {EXACT_TOKENS:,} tokens are read by KIV's retrieval, for exact attention would take hours.",
     "Targets are with doubling, the worse of text and questions; rivals read as many candidates, never twice as many.",
 )

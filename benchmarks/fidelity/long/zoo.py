@@ -8,8 +8,7 @@ from functools import partial
 
 import torch
 
-from .codes import code_estimates
-from .cost import Cost, Shape, code_cost, exact_cost, page_cost
+from .codes import code_bytes, code_estimates
 from .ranking import by_turns, group_scores
 from .scene import Scene
 
@@ -23,7 +22,8 @@ class Index:
     name : str
     scores : Scene -> [Q, G, N]
         Scores of the cold tokens; logits as the index estimates them, where it estimates tokens.
-    cost : Shape -> Cost
+    index_bytes : D -> float
+        Bytes for each cold token of a KV head, all tables included.
     group : [Q, G, N] -> [Q, N]
         How heads that share a KV head choose together.
     estimates : bool
@@ -34,7 +34,7 @@ class Index:
 
     name: str
     scores: Callable[[Scene], torch.Tensor]
-    cost: Callable[[Shape], Cost]
+    index_bytes: Callable[[int], float]
     group: Callable[[torch.Tensor], torch.Tensor] = group_scores
     estimates: bool = True
     doubles: bool = False
@@ -47,8 +47,13 @@ def _codes(channels: int) -> Index:
     return Index(
         f"codes of {channels} channels",
         partial(code_estimates, channels=channels),
-        partial(code_cost, channels=channels),
+        partial(code_bytes, channels=channels),
     )
+
+
+def page_bytes(width: int, page_tokens: int, vectors: int) -> float:
+    """Bytes for each token of `vectors` bfloat16 vectors a page."""
+    return 2 * width * vectors / page_tokens
 
 
 def mean_scores(scene: Scene, page_tokens: int) -> torch.Tensor:
@@ -70,17 +75,17 @@ DOUBLED = replace(NEW, name=f"{NEW.name}, candidates doubled where SPEC 4.9 says
 ORIGINAL = Index(
     "the original KIV's rule",
     partial(mean_scores, page_tokens=128),
-    partial(page_cost, page_tokens=128, vectors=1),
+    partial(page_bytes, page_tokens=128, vectors=1),
     by_turns,
     estimates=False,
 )
 QUEST = Index(
     "Quest: boxes of 16",
     partial(box_scores, page_tokens=16),
-    partial(page_cost, page_tokens=16, vectors=2),
+    partial(page_bytes, page_tokens=16, vectors=2),
     by_turns,
     estimates=False,
 )
-EXACT = Index("exact keys", lambda scene: scene.cold_logits, exact_cost)
+EXACT = Index("exact keys", lambda scene: scene.cold_logits, partial(page_bytes, page_tokens=1, vectors=1))
 
 ZOO = (_codes(32), _codes(48), NEW, DOUBLED, ORIGINAL, QUEST, EXACT)

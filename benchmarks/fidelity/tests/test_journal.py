@@ -52,7 +52,7 @@ def test_the_fingerprint_knows_code_and_options(tmp_path: Path, monkeypatch: pyt
     other.write_text("changed = True\n")
     files = journal.sources()
     names = {path.stem for path in files}
-    assert {"contexts", "figures", "zoo", "original", "contract"} <= names
+    assert {"contexts", "figures", "zoo", "models", "contract"} <= names
     assert not {"tables", "picture", "retention_plan"} & names
     monkeypatch.setattr(journal, "sources", lambda: [*files, other])
     assert fingerprint(options) != base

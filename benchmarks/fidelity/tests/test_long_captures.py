@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import json
 from dataclasses import replace
@@ -13,21 +12,20 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch.nn.functional import scaled_dot_product_attention
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from benchmarks import models
 from benchmarks.fidelity.long import part, recorder
-from benchmarks.fidelity.long.capture import TEXT_TOKENS, Fact, Layer, read_capture, write_capture
+from benchmarks.fidelity.long.capture import TEXT_TOKENS, Capture, Fact, Layer, read_capture, write_capture
 from benchmarks.fidelity.long.documents import COMMENT, LongDocument
 from benchmarks.fidelity.long.measure import KINDS, measured
 from benchmarks.fidelity.long.picture import SHOWN, draw
 from benchmarks.fidelity.long.plan import DOCUMENTS, HOT_TOKENS, Plan, plans
 from benchmarks.fidelity.long.recorder import Recorder, passage_of
-from benchmarks.fidelity.long.retrieving import CHOSEN_PAGES, PAGE_TOKENS, GrowingLayer, Retrieving
-from benchmarks.fidelity.long.retrieving import HOT_TOKENS as RECENT
 from benchmarks.fidelity.long.scene import SINK_TOKENS, cold_tokens, scenes
 from benchmarks.fidelity.long.zoo import DOUBLED, NEW, QUEST, ZOO
 from benchmarks.fidelity.queries import SAMPLE_TOKENS
+from benchmarks.models import twin
 from benchmarks.options import RESULTS
 from benchmarks.report import Result
 
@@ -46,23 +44,54 @@ def test_queries_are_sampled_and_the_last_ones_kept_whatever_the_chunks():
     made = torch.Generator().manual_seed(0)
     query = torch.randn(2, 1000, 4, generator=made)
     for chunk in (64, 100, 1000):
-        seen = Recorder((3,))
+        seen = Recorder()
         for start in range(0, 1000, chunk):
-            seen.see(3, query[:, start : start + chunk], start, 0.5)
+            seen.see(query[:, start : start + chunk], start, 0.5)
         positions = [p for p in range(1000) if (p + 1) % SAMPLE_TOKENS == 0]
-        assert torch.equal(torch.cat(seen.sampled[3], dim=1), query[:, positions])
-        assert torch.equal(seen.text[3], query[:, -TEXT_TOKENS:])
+        assert torch.equal(torch.cat(seen.sampled, dim=1), query[:, positions])
+        assert torch.equal(seen.text, query[:, -TEXT_TOKENS:])
 
 
 def test_of_a_question_the_last_query_is_kept_and_none_of_the_answer():
-    seen = Recorder((0,), reading=False)
+    seen = Recorder(recorder.ASKING)
     query = torch.randn(2, 5, 4)
-    seen.asking = True
-    seen.see(0, query, 100, 0.5)
-    seen.asking = False
-    seen.see(0, query + 1, 105, 0.5)
-    assert torch.equal(torch.cat(seen.asked[0], dim=1), query[:, -1:])
-    assert not seen.text
+    seen.see(query, 100, 0.5)
+    seen.doing = recorder.ANSWERING
+    seen.see(query + 1, 105, 0.5)
+    assert torch.equal(torch.cat(seen.asked, dim=1), query[:, -1:])
+    assert seen.text is None
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_layer_is_recorded_as_a_plain_cache_holds_it(exact: bool):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    ids = torch.randint(0, 97, (1, 1500), generator=torch.Generator().manual_seed(4))
+    plain = DynamicCache(config=config)
+    with torch.no_grad():
+        model(input_ids=ids, past_key_values=plain)
+    cache, recorders = recorder.read(twin(model, "kiv"), ids, exact=exact)
+    forked = cache.fork()
+    recorder._do(recorders, recorder.ASKING)
+    store = forked.kiv_layers()[1].store
+    store.append(torch.ones(1, 2, 3, 8), torch.ones(1, 2, 3, 8))
+    store.attend(torch.ones(1, 4, 3, 8), scale=0.5)
+    held = recorders[1].layer()
+    torch.testing.assert_close(held.key, plain.layers[1].keys[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(held.value, plain.layers[1].values[0], rtol=1e-4, atol=1e-5)
+    assert held.sampled.shape == (4, 1500 // SAMPLE_TOKENS, 8)
+    assert held.text.shape == (4, TEXT_TOKENS, 8)
+    assert torch.equal(held.asked, torch.ones(4, 1, 8))
+    cache.close()
+    forked.close()
 
 
 def stored(tmp_path: Path, tokens: int = 1000) -> Path:
@@ -76,24 +105,24 @@ def stored(tmp_path: Path, tokens: int = 1000) -> Path:
         index: Layer(random(2, tokens), random(2, tokens), random(6, tokens // 64), random(6, 64), random(6, 2))
         for index in (1, 4)
     }
-    facts = [Fact("needle", "teapot", True, (10, 20)), Fact("needle", "violins", False, (30, 40))]
-    path = tmp_path / "capture.safetensors"
-    write_capture(path, layers, torch.arange(63, tokens, 64), 0.25, facts)
+    facts = Fact("needle", True, (10, 20)), Fact("needle", False, (30, 40))
+    path = tmp_path / "capture.pt"
+    write_capture(path, Capture("capture", tokens, 0.25, layers, facts, torch.arange(63, tokens, 64)))
     return path
 
 
 def test_a_capture_comes_back_as_it_was(tmp_path: Path):
     capture = read_capture(stored(tmp_path))
-    assert (capture.tokens, capture.width, capture.scale, capture.layers) == (1000, 32, 0.25, (1, 4))
-    assert capture.facts[0] == Fact("needle", "teapot", True, (10, 20))
+    assert (capture.name, capture.tokens, capture.scale, list(capture.layers)) == ("capture", 1000, 0.25, [1, 4])
+    assert capture.facts[0] == Fact("needle", True, (10, 20))
     assert capture.positions[0] == 63
-    assert capture.layer(4).asked.shape == (6, 2, 32)
+    assert capture.layers[4].asked.shape == (6, 2, 32)
     assert not list(tmp_path.glob("*.part"))
 
 
 def test_scenes_hide_later_tokens_and_ask_what_they_should(tmp_path: Path):
     capture = read_capture(stored(tmp_path))
-    held = capture.layer(1)
+    held = capture.layers[1]
     found = list(scenes(capture, 1, [1], slice(3, None, 32), hot_tokens=100))
     assert len(found) == 2
     for head, scene in enumerate(found):
@@ -118,7 +147,7 @@ def test_a_record_survives_the_journal(tmp_path: Path):
     assert (record["heads"], record["facts"]) == (4, ["needle", "needle"])
     assert record["queries"] == {"text": 2, "questions": 2}
     for of_index in record["indices"].values():
-        assert len(of_index["found"]) == len(of_index["read_bytes"]) == 2
+        assert len(of_index["found"]) == 2
         wide, narrow = (found["text"]["top4"] for found in of_index["found"])
         assert 0 <= narrow <= wide <= 1
     for doubled, narrow in zip(*(record["indices"][name]["found"] for name in (DOUBLED.name, NEW.name)), strict=True):
@@ -150,7 +179,7 @@ def test_a_run_makes_tables_and_targets(
     options = argparse.Namespace(quick=True, seed=0, impl="fast")
     result = part.run(options)
     tables = {table.title.rpartition(": ")[2]: table for table in result.tables}
-    assert len(tables) == len(result.tables) == 9
+    assert len(tables) == len(result.tables) == 8
     asked = 1 if document.exact and answers else 2  # the second one was not answered
     assert f"{asked} queries of questions" in result.tables[0].title
     doubling = {row[0]: row[1:] for row in result.tables[7].rows}
@@ -178,53 +207,9 @@ def test_a_run_can_keep_to_documents_that_were_read(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("benchmarks.fidelity.long.capture.user_cache_path", lambda name: tmp_path)
     options = argparse.Namespace(quick=False, models=list(models.MODELS), longest=None, captured=True)
     assert plans(options) == []
-    (tmp_path / "long").mkdir()
-    (tmp_path / "long" / "gemma-kjv-whole.safetensors").touch()
+    (tmp_path / "captures").mkdir()
+    (tmp_path / "captures" / "gemma-kjv-whole.pt").touch()
     assert [plan.document.name for plan in plans(options)] == ["gemma-kjv-whole"]
-
-
-def retrieved(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Attention by retrieval of the last tokens."""
-    config = argparse.Namespace(sliding_window=64)
-    return Retrieving(config, (0,), key.shape[2], 1024).attend(0, query, key, value, 0.3)
-
-
-def test_a_short_context_is_attended_exactly():
-    made = torch.Generator().manual_seed(2)
-    query, key = torch.randn(1, 4, 100, 8, generator=made), torch.randn(1, 2, 3000, 8, generator=made)
-    value = torch.randn(1, 2, 3000, 8, generator=made)
-    visible = torch.arange(3000) <= torch.arange(2900, 3000)[:, None]
-    expected = scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=0.3, enable_gqa=True)
-    torch.testing.assert_close(retrieved(query, key, value), expected.transpose(1, 2))
-
-
-def test_a_long_context_keeps_what_is_wanted():
-    made = torch.Generator().manual_seed(3)
-    tokens = RECENT + PAGE_TOKENS * (CHOSEN_PAGES + 800)
-    query, key = torch.ones(1, 1, 1, 8), 0.01 * torch.randn(1, 1, tokens, 8, generator=made)
-    value = torch.zeros(1, 1, tokens, 8)
-    key[0, 0, 5000], value[0, 0, 5000] = 20.0, 1.0
-    torch.testing.assert_close(retrieved(query, key, value), torch.ones(1, 1, 1, 8), rtol=0, atol=1e-4)
-
-
-def test_global_layers_have_no_mask_and_sliding_ones_theirs():
-    made = Retrieving(argparse.Namespace(sliding_window=64), (0,), 100, 1024)
-    assert made.mask(1, 16, 2000) is None
-    mask = made.mask(batch_size=1, q_length=16, kv_length=64, q_offset=48, allow_is_causal_skip=False)
-    assert mask is not None
-    assert mask.shape == (1, 1, 16, 64)
-
-
-def test_a_copy_of_a_growing_layer_goes_on_by_itself():
-    layer = GrowingLayer(100)
-    first, second = torch.randn(1, 2, 30, 4), torch.randn(1, 2, 5, 4)
-    layer.update(first, -first)
-    twin = copy.copy(layer)
-    keys, values = twin.update(second, -second)
-    assert torch.equal(keys, torch.cat([first, second], dim=2))
-    assert torch.equal(values, -keys)
-    assert (layer.get_seq_length(), twin.get_seq_length()) == (30, 35)
-    assert torch.equal(layer.keys, first)
 
 
 def test_the_plan_asks_every_model_and_the_book():

@@ -12,15 +12,12 @@ from kiv_reference import index as reference
 from kiv_reference.index import SAMPLES
 from kiv_reference.select import late as reference_late
 
-from benchmarks.fidelity.long.codes import coded_keys, query_weights
-from benchmarks.fidelity.long.cost import Shape, code_cost, exact_cost, page_cost, read_bytes
+from benchmarks.fidelity.long.codes import code_bytes, coded_keys, query_weights
 from benchmarks.fidelity.long.figures import default_tokens, figures, late, retrieve_tokens, truth
 from benchmarks.fidelity.long.outputs import output_error, with_page_tail
 from benchmarks.fidelity.long.ranking import by_turns, group_scores, mask, ordered, selected
 from benchmarks.fidelity.long.scene import PAGE_TOKENS, SINK_TOKENS, Scene
 from benchmarks.fidelity.long.zoo import DOUBLED, EXACT, NEW, ORIGINAL, QUEST, ZOO, box_scores, mean_scores
-
-SHAPE = Shape(256, 256, 4)
 
 
 def scene(pages: int = 4, queries: int = 3, heads: int = 2, width: int = 16, hot: int = 100, seed: int = 0) -> Scene:
@@ -105,15 +102,10 @@ def test_without_samples_every_channel_counts_alike():
     assert (query_weights(none) == 1).all()
 
 
-def test_bytes_and_operations_are_counted():
-    new = code_cost(SHAPE, 64)
-    assert new.index_bytes == 32 + (64 * (2 + 4 + 4) + 256 * 4) / 512
-    assert new.multiply_adds == 4 * (64 + (64 + 256) / 512)
-    assert code_cost(Shape(64, 64, 3), 96) == code_cost(Shape(64, 64, 3), 64)
-    assert page_cost(SHAPE, 16, 2).index_bytes == 2 * 2 * 256 / 16
-    assert page_cost(SHAPE, 128, 1).multiply_adds == 4 * 256 / 128
-    assert exact_cost(SHAPE).index_bytes == 2 * 256
-    assert read_bytes(new, SHAPE, 1000, 10, 5) == new.index_bytes * 1000 + 2 * 256 * 15
+def test_bytes_are_counted():
+    expected = {NEW: 32 + (64 * (2 + 4 + 4) + 256 * 4) / 512, QUEST: 2 * 2 * 256 / 16, ORIGINAL: 4, EXACT: 512}
+    assert {index: index.index_bytes(256) for index in expected} == expected
+    assert code_bytes(64, 96) == code_bytes(64, 64)
 
 
 def test_heads_that_choose_for_themselves_take_turns():
@@ -214,7 +206,7 @@ def test_indices_have_names_of_their_own_and_score_every_token():
     made = scene(width=128)
     for index in ZOO:
         assert index.scores(made).shape == (3, 2, made.cold_tokens)
-        assert index.cost(SHAPE).index_bytes > 0
+        assert index.index_bytes(128) > 0
 
 
 def test_no_key_of_a_box_scores_more_than_the_box():
