@@ -58,7 +58,7 @@ class DecodeRun:
         return subject
 
     def token(self, number: int) -> torch.Tensor:
-        """Real token `number` of those that decode steps feed, the same for every subject."""
+        """Return real token `number` of those that decode steps feed, the same for every subject."""
         return self.ids[:, (STATISTICS_TOKENS + number) % self.ids.shape[1]][None]
 
     def turns(self, subjects: list[Subject], rounds: int) -> dict[str, list[float]]:
@@ -68,7 +68,7 @@ class DecodeRun:
         return interleave(steps, 3 if self.options.quick else rounds, warmup)
 
     def parts(self, subject: Subject, rounds: int = 20) -> tuple[float, float]:
-        """Median milliseconds a step in append and in attend, all KIV layers together."""
+        """Return the median milliseconds a step in append and in attend, all KIV layers together."""
         taken: list[tuple[float, float]] = []
         with quiet(), Clocks(subject) as clocks:
             for number in range(3 if self.options.quick else rounds):
@@ -118,7 +118,7 @@ def measure_model(model_name: str, plan: Plan, result: Result, options: argparse
 
 
 def plain_token_bytes(kiv: Subject) -> int:
-    """Bytes that a plain cache needs for a token in those layers that are KIV's in `kiv`."""
+    """Count the bytes that a plain cache needs for a token in those layers that are KIV's in `kiv`."""
     config = kiv.model.config
     return 2 * len(kiv.stores()) * config.num_key_value_heads * config.head_dim * torch.bfloat16.itemsize
 

@@ -31,14 +31,14 @@ LIMIT_BYTES = {DEFAULT: 150e6, (32, 512): 100e6}
 
 
 def original_bytes(tokens: int) -> int:
-    """Device bytes of the original KIV's rule: the hot window, and a mean key for each page."""
+    """Return the device bytes of the original KIV's rule: the hot window, and a mean key for each page."""
     pages = max(0, (tokens - original.HOT_TOKENS) // original.PAGE_TOKENS)
     near = min(tokens, original.HOT_TOKENS) * 2 + pages
     return STORES * HEADS * WIDTH * torch.bfloat16.itemsize * near
 
 
 def breakdown(pool: Any) -> dict[str, int]:
-    """Device bytes by part; empty for an implementation that does not tell its parts."""
+    """Return the device bytes by part; empty for an implementation that does not tell its parts."""
     if hasattr(pool, "device_breakdown"):
         return pool.device_breakdown()
     return {}
@@ -106,7 +106,7 @@ def _break_down(pool: Any, context: int, result: Result) -> None:
 
 
 def draw(figure: Figure, result: Result) -> None:
-    """Memory by tier against context."""
+    """Draw memory by tier against context."""
     panel = figure.subplots()
     series = result.series["contexts"]
     at = [held["tokens"] for held in series]

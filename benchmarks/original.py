@@ -106,7 +106,7 @@ class OriginalStore:
         return output.view(1, -1, 1, output.shape[2])
 
     def _retrieve(self, query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values, each [H, R, D], of the 256 tokens chosen for `query` [H, G, D]."""
+        """Return keys and values, each [H, R, D], of the 256 tokens chosen for `query` [H, G, D]."""
         pages = self._cold_pages
         scores = torch.bmm(query, self._means[:, :pages].transpose(1, 2))  # [H, G, pages]
         union = scores.topk(min(TOP_PAGES, pages), dim=-1).indices.unique()
@@ -118,7 +118,7 @@ class OriginalStore:
         return key.index_select(1, best), value.index_select(1, best)
 
     def _exact(self, query: torch.Tensor, scale: float) -> torch.Tensor:
-        """Causal attention over all tokens: what a prompt gets here, so that its K/V are those of the model."""
+        """Attend causally to all tokens: what a prompt gets here, so that its K/V are those of the model."""
         mask = torch.ones(query.shape[2], self.length, dtype=torch.bool).tril(self.length - query.shape[2])
         groups = query.shape[1] // self._held[0].shape[0]
         key, value = (held[:, : self.length].repeat_interleave(groups, dim=0)[None] for held in self._held)
@@ -130,7 +130,7 @@ class OriginalStore:
         raise refuse(KIVUnsupportedError, "the original KIV's rule has no report", "a read of it", "Use KIV itself.")
 
     def memory(self) -> TierBytes:
-        """Bytes that the rule needs: the hot part and the page means on the device, cold pages in RAM."""
+        """Count the bytes that the rule needs: hot part and page means on the device, cold pages in RAM."""
         if self.length == 0:
             return TierBytes(0, 0, 0)
         cold, pages = self._cold_pages * PAGE_TOKENS, self._cold_pages
@@ -138,7 +138,7 @@ class OriginalStore:
         return TierBytes(device, sum(held[:, :cold].nbytes for held in self._held), 0)
 
     def tokens(self) -> TierTokens:
-        """Positions in each part."""
+        """Return positions in each part."""
         cold = self._cold_pages * PAGE_TOKENS
         return TierTokens(0, self.length - cold, cold, 0)
 

@@ -64,7 +64,7 @@ def measure_model(model_name: str, tokens: int, chunk: int, result: Result, opti
 
 
 def _memory(subject: Subject) -> dict[str, int]:
-    """Bytes of KIV by tier, what of the device's is neither sinks nor hot, and what a plain cache would hold."""
+    """Count KIV's bytes by tier, the device's that are neither sinks nor hot, and those of a plain cache."""
     held, parts, config = subject.cache.memory(), subject.cache.tokens(), subject.model.config
     layers = len(subject.cache.kiv_layers())
     token_bytes = 2 * config.num_key_value_heads * config.head_dim * torch.bfloat16.itemsize * layers
@@ -100,7 +100,7 @@ def _tabulate(title: str, taken: dict[str, list[float]], memory: list[dict[str, 
 
 
 def draw(figure: Figure, result: Result) -> None:
-    """Seconds of each chunk, and bytes, against context."""
+    """Draw seconds of each chunk, and bytes, against context."""
     times, memory = figure.subplots(1, 2)
     for colour, (name, run) in zip(COLOURS, result.series.items(), strict=False):
         ends = [held["tokens"] for held in run["memory"]]

@@ -157,7 +157,7 @@ def quantiles(values: Sequence[float]) -> list[float]:
 
 
 def show(cell: Cell) -> str:
-    """Three significant digits for floats, thousands separated for integers, "-" for what was not measured."""
+    """Show three significant digits of floats, thousands of integers separated, "-" for what was not measured."""
     if cell is None:
         return "-"
     if isinstance(cell, int):

@@ -62,7 +62,7 @@ def serve(connection: Connection, options: argparse.Namespace, ram_bytes: int | 
 
 @contextmanager
 def worker(options: argparse.Namespace, ram_bytes: int | None):
-    """A process that runs `serve`; yields the parent's end of the pipe."""
+    """Start a process that runs `serve`; yields the parent's end of the pipe."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, options, ram_bytes), daemon=True)

@@ -12,7 +12,7 @@ from .tasks import Question
 
 
 def prompt_ids(model: str, question: Question) -> torch.Tensor:
-    """Token ids [1, n] of a question."""
+    """Return token ids [1, n] of a question."""
     return load_tokenizer(model)(question.prompt, return_tensors="pt", add_special_tokens=False).input_ids
 
 

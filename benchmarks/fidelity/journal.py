@@ -22,8 +22,7 @@ from platformdirs import user_cache_path
 
 PACKAGES = ("kiv_reference", "kiv_fast", "kiv_hf")
 SHOWING = {
-    *("__init__", "__main__", "harness", "part", "picture", "plan", "tables"),
-    *("retention_part", "retention_plan"),
+    *("__init__", "__main__", "harness", "part", "picture", "plan", "retention_part", "tables"),
 }
 """Modules of this folder that decide no figure; what a plan decides is in the keys of the records."""
 
@@ -31,7 +30,7 @@ Record = dict[str, Any]
 
 
 def sources() -> list[Path]:
-    """Files whose text decides the figures."""
+    """Return the files whose text decides the figures."""
     here = Path(__file__).parent
     found = [here.parent / "models.py"]
     found += sorted(path for path in (*here.glob("*.py"), *here.glob("long/*.py")) if path.stem not in SHOWING)
@@ -44,7 +43,7 @@ def sources() -> list[Path]:
 
 
 def fingerprint(options: argparse.Namespace) -> str:
-    """Twelve hexadecimal digits that change with anything that could change a figure."""
+    """Return twelve hexadecimal digits that change with anything that could change a figure."""
     digest = hashlib.sha256()
     for path in sources():
         digest.update(path.read_bytes())
@@ -79,7 +78,7 @@ class Journal:
         return key in self._records
 
     def items(self) -> Iterable[tuple[tuple[str, ...], Record]]:
-        """Every key with its record."""
+        """Return every key with its record."""
         return self._records.items()
 
     def measured(self, key: tuple[str, ...], measure: Callable[[], Record]) -> Record:

@@ -34,7 +34,7 @@ class Question:
     depth: float
 
     def right(self, continuation: str) -> bool:
-        """Whether a continuation gives the answer."""
+        """Tell whether a continuation gives the answer."""
         return continuation.strip().lower().startswith(self.answer.lower())
 
 
@@ -70,7 +70,7 @@ NEEDLES: tuple[tuple[str, str], ...] = (
 
 
 def joined(*parts: Quiz) -> Quiz:
-    """All passages and questions of several quizzes, for one document."""
+    """Join all passages and questions of several quizzes, for one document."""
     return Quiz(tuple(p for part in parts for p in part.passages), tuple(q for part in parts for q in part.questions))
 
 
@@ -78,7 +78,7 @@ NEEDLE_DEPTHS = tuple((i + 0.5) / 10 for i in range(10))
 
 
 def needle_grid(rng: random.Random, depths: Sequence[float]) -> Quiz:
-    """One needle at each of at most ten depths, another phrasing at each."""
+    """Plant one needle at each of at most ten depths, another phrasing at each."""
     order = rng.sample(NEEDLES, len(NEEDLES))
     passages, questions = [], []
     for depth, (start, rest) in zip(depths, order, strict=False):
@@ -88,7 +88,7 @@ def needle_grid(rng: random.Random, depths: Sequence[float]) -> Quiz:
 
 
 def near_duplicates(rng: random.Random, keys: int, asked: int) -> Quiz:
-    """Facts that differ in one word of the key and in the value, spread evenly."""
+    """Plant facts that differ in one word of the key and in the value, spread evenly."""
     cities, values = rng.sample(CITIES, keys), rng.sample(THINGS, keys)
     depths = [(i + 0.5) / keys for i in range(keys)]
     facts = [(d, f"The magic word for {c} is", v) for d, c, v in zip(depths, cities, values, strict=True)]
@@ -105,7 +105,7 @@ DEEDS = (
 
 
 def several_needles(rng: random.Random, people: int) -> Quiz:
-    """Three deeds of a person, told in three places; asked for one after the other, what was asked before included."""
+    """Tell three deeds of a person in three places; ask for one after the other, what was asked before included."""
     passages, questions = [], []
     for name, deeds in zip(rng.sample(FIRST_NAMES, people), DEEDS, strict=False):
         depths = sorted(rng.uniform(0.02, 0.9) for _ in deeds)
@@ -125,7 +125,7 @@ HOPS = (
 
 
 def variable_tracking(rng: random.Random, chains: int) -> Quiz:
-    """A chain of two links told in two places, the second first: asked for hop by hop, as a reader would follow it."""
+    """Tell a chain of two links in two places, the second first; ask hop by hop, as a reader would follow it."""
     passages, questions = [], []
     people, things = rng.sample(FIRST_NAMES, 2 * chains), rng.sample(THINGS, chains)
     for i, (first, second) in enumerate(HOPS[:chains]):
@@ -152,7 +152,7 @@ def document(lines: Sequence[str], quiz: Quiz) -> str:
 
 
 def fitted(lines: Sequence[str], quiz: Quiz, tokens: int, count: Callable[[str], int]) -> str:
-    """The longest document of at most `tokens` tokens, all passages in it; `count` counts them."""
+    """Return the longest document of at most `tokens` tokens, all passages in it; `count` counts them."""
     low, high = 0, len(lines)
     while low < high:
         middle = (low + high + 1) // 2

@@ -95,7 +95,7 @@ def read_capture(path: Path) -> Capture:
 
 
 def capture_path(document: LongDocument) -> Path:
-    """Where the capture of a document is, or will be."""
+    """Return where the capture of a document is, or will be."""
     return user_cache_path("kiv-benchmarks") / "captures" / f"{document.name}.pt"
 
 

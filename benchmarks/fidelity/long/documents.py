@@ -86,13 +86,13 @@ class LongDocument:
 
 
 def commented(quiz: Quiz) -> Quiz:
-    """The same quiz as comments of a program."""
+    """Return the same quiz as comments of a program."""
     passages = tuple(Passage(p.depth, COMMENT + p.text) for p in quiz.passages)
     questions = tuple(Question(q.task, COMMENT + q.prompt, q.answer, q.depth) for q in quiz.questions)
     return Quiz(passages, questions)
 
 
 def code_lines() -> list[str]:
-    """Lines of the standard library's modules, in the order of their names."""
+    """Return the lines of the standard library's modules, in the order of their names."""
     sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     return [line for path in sources for line in path.read_text(encoding="utf-8", errors="ignore").splitlines()]

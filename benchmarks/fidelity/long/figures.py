@@ -20,12 +20,12 @@ MOST_RETRIEVED = 1024
 
 
 def retrieve_tokens(candidates: int) -> int:
-    """R beside so many candidates."""
+    """Return R beside so many candidates."""
     return max(1, min(MOST_RETRIEVED, candidates // 2))
 
 
 def default_tokens(candidates: int) -> int:
-    """R beside so many candidates in the proportion of KIV's defaults, which is narrower."""
+    """Return R beside so many candidates in the proportion of KIV's defaults, which is narrower."""
     return max(1, min(MOST_RETRIEVED, candidates // 4))
 
 
@@ -87,14 +87,14 @@ class Found:
 
 
 def figures(scene: Scene, index: Index, known: Truth, budgets: Sequence[int]) -> dict[int, Found]:
-    """Figures for each budget, the tokens whose exact keys are read where they are not doubled."""
+    """Find the figures of each budget, the tokens whose exact keys are read where they are not doubled."""
     scores = index.scores(scene)
     order = ordered(index.group(scores))
     return {budget: _found(scene, index, known, scores, order, budget) for budget in budgets}
 
 
 def late(scene: Scene, order: torch.Tensor, budget: int, retrieve: int) -> torch.Tensor:
-    """Whether SPEC 4.9 doubles so many candidates, the first of ``order [Q, N]``, of which R are selected: bool [Q]."""
+    """Tell whether SPEC 4.9 doubles the first so many of ``order [Q, N]``, of which R are selected: bool [Q]."""
     chosen = selected(scene.cold_logits, order[:, :budget], retrieve)
     early, retrieved = 3 * budget // 4, chosen.shape[1]
     unseen = (~mask(order[:, :early], scene.cold_tokens)).gather(1, chosen).sum(dim=1)
@@ -102,7 +102,7 @@ def late(scene: Scene, order: torch.Tensor, budget: int, retrieve: int) -> torch
 
 
 def _found(scene: Scene, index: Index, known: Truth, scores: torch.Tensor, order: torch.Tensor, budget: int) -> Found:
-    """Figures of a budget; the selected are as many where candidates are doubled."""
+    """Find the figures of a budget; the selected are as many where candidates are doubled."""
     retrieve, never = retrieve_tokens(budget), torch.zeros(len(order), dtype=torch.bool)
     candidates, doubled, at_default = order[:, :budget], never, never
     chosen = selected(scene.cold_logits, candidates, retrieve)

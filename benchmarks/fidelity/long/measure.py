@@ -18,7 +18,7 @@ DIGITS = 5
 
 
 def summary(cells: Sequence[Found], facts: Sequence[torch.Tensor], texts: int) -> dict[str, Any]:
-    """Means of what an index found in all cells, layers' KV heads, by kind of query; queries of text come first.
+    """Average what an index found in all cells, layers' KV heads, by kind of query; queries of text come first.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def _mean(values: torch.Tensor) -> float | None:
 
 
 def facts_kept(scene: Scene, known: Truth, found: Found, texts: int, places: torch.Tensor) -> torch.Tensor:
-    """Of each fact, ``places [F, 2]``, the query heads that have it among their heaviest 4, kept and in all: [F, 2]."""
+    """Count the query heads that have each fact, ``places [F, 2]``, among their heaviest 4, kept and in all: [F, 2]."""
     tops = known.top_of_head[texts:] + scene.cold.start  # [F, G, 4]
     there = (tops >= places[:, :1, None]) & (tops < places[:, 1:, None])
     kept = there & found.recall_of_head[texts:]

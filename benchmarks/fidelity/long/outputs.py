@@ -14,7 +14,7 @@ SHIFT, SHIFT_POWER = 0.5, 4.0
 
 
 def value_shift(scene: Scene, selected: torch.Tensor, value_mean: torch.Tensor) -> torch.Tensor:
-    """What the selected tokens ``[Q, R]`` tell of the others' values, ``[Q, G, DV]``, beside the pages' means."""
+    """Tell from the selected ``[Q, R]`` how the others' values differ from their pages' means, ``[Q, G, DV]``."""
     logits = scene.cold_logits.gather(2, selected[:, None].expand(-1, scene.query.shape[1], -1))  # [Q, G, R]
     group = group_scores(logits).clamp_min(1e-30).log()
     fade = torch.nn.functional.softplus(SHIFT_POWER * (group - group.mean(dim=1, keepdim=True)))[:, None]
@@ -53,6 +53,6 @@ def with_page_tail(
 
 
 def output_error(scene: Scene, output: torch.Tensor) -> torch.Tensor:
-    """‖o − o_full‖ / ‖o_full‖, ``[Q, G]``."""
+    """Return ‖o − o_full‖ / ‖o_full‖, ``[Q, G]``."""
     full = scene.full_output
     return (output - full).norm(dim=2) / full.norm(dim=2)

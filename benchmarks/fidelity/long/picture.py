@@ -48,7 +48,7 @@ LABELS = {
 
 
 def points(record: dict[str, Any]) -> dict[str, Any]:
-    """What the picture needs of a record: bytes of each index, and its recall at each budget."""
+    """Return what the picture needs of a record: bytes of each index, and its recall at each budget."""
     of_indices = {
         name: {"index_bytes": measured["index_bytes"], "recall": [recall(found) for found in measured["found"]]}
         for name, measured in record["indices"].items()
@@ -58,13 +58,13 @@ def points(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def recall(found: dict[str, Any]) -> float:
-    """Recall of the heaviest 4, the mean of text and questions."""
+    """Return the recall of the heaviest 4, the mean of text and questions."""
     values = [found[kind]["top4"] for kind in KINDS if found[kind]["top4"] is not None]
     return sum(values) / len(values)
 
 
 def shown(series: Mapping[str, Any]) -> dict[str, str]:
-    """Title -> name of the documents in the picture: those of `SHOWN`, or whatever there is."""
+    """Return title -> name of the documents in the picture: those of `SHOWN`, or whatever there is."""
     found: dict[str, str] = {}
     for document in SHOWN:
         if document.name in series:

@@ -48,7 +48,7 @@ class Recorder:
             self.asked.append(query[:, -1:].clone())
 
     def layer(self) -> Layer:
-        """Everything of the layer."""
+        """Return everything of the layer."""
         assert self.text is not None
         key, value, samples, asked = (
             torch.cat(parts, dim=1) for parts in (self.keys, self.values, self.sampled, self.asked)
@@ -150,7 +150,7 @@ def _do(recorders: dict[int, Recorder], doing: str) -> None:
 
 
 def passage_of(question: Question, passages: tuple[Passage, ...]) -> Passage:
-    """The passage that a question's last sentence begins."""
+    """Return the passage that a question's last sentence begins."""
 
     def begins(passage: Passage) -> bool:
         start = passage.text.rpartition(question.answer)[0].removeprefix(COMMENT).strip()

@@ -69,12 +69,12 @@ class CountedStore:
 
 
 def share_name(share: float) -> str:
-    """What KIV is called with a share of the cold tokens as candidates."""
+    """Name KIV with a share of the cold tokens as candidates."""
     return f"{100 * share:g} %"
 
 
 def at_share(model: str, share: float, tokens: int, impl: str) -> System:
-    """KIV as it is shipped but for its hot window and its budgets, which are those of the long regime's figures."""
+    """Return KIV as it is shipped but for its hot window and its budgets, those of the long regime's figures."""
     hot = HOT_TOKENS[model]
     candidates = max(1, round(share * cold_tokens(tokens, hot)))
     knobs = {"hot_tokens": hot, "candidate_tokens": candidates, "retrieve_tokens": retrieve_tokens(candidates)}
@@ -82,7 +82,7 @@ def at_share(model: str, share: float, tokens: int, impl: str) -> System:
 
 
 def key(document: LongDocument, number: int, system: System) -> tuple[str, ...]:
-    """Of the record of one answer."""
+    """Name the record of one answer."""
     config = system.config
     budgets = () if config is None else (config.hot_tokens, config.candidate_tokens, config.retrieve_tokens)
     return (document.name, str(number), system.name, *map(str, budgets))

@@ -1,9 +1,10 @@
-"""Retention in the long regime: its tables, targets and picture."""
+"""Retention in the long regime: what is asked, its tables, targets and picture."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
@@ -12,8 +13,54 @@ from benchmarks.report import Result
 
 from ..contexts import FULL
 from ..journal import open_journal
+from .documents import LongDocument, Text
 from .retention import Outcome, outcomes, share_name
-from .retention_plan import HOPS_LOST, LEAST_ANSWERED, LOST, planned
+
+SHARES = (0.25, 0.06, 0.016, 0.008)
+"""Candidates as a share of the cold tokens."""
+
+LEAST_ANSWERED = 40
+"""Questions a model that full attention is to answer: a series goes on until it has so many."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Documents alike, with other facts in other stretches of the text: so many at `least`, and at `most`."""
+
+    model: str
+    text: Text
+    tokens: int
+    least: int
+    most: int
+
+    def document(self, number: int) -> LongDocument:
+        """Return one of them."""
+        return LongDocument(self.model, self.text, self.tokens, number)
+
+    def wanted(self, number: int, answers: int) -> bool:
+        """Tell whether the document of this number is asked after so many answers of full attention."""
+        return number < self.least or (number < self.most and answers < LEAST_ANSWERED)
+
+
+SERIES = (
+    Series("smollm2", "kjv", 7600, 3, 8),
+    Series("gemma", "kjv", 31000, 3, 6),
+    Series("qwen", "code", 26000, 2, 5),
+)
+
+LOST = {0.25: 0.01, 0.06: 0.01, 0.016: 0.03, 0.008: 0.1}
+"""Share of candidates -> share of the needles that may be lost."""
+
+HOPS_LOST = 0.05
+"""Share of two hops, and of several needles, that may be lost at 6 %."""
+
+
+def planned(options: argparse.Namespace) -> tuple[tuple[Series, ...], tuple[float, ...]]:
+    """Return the series that a run asks, and the shares: a small document and one share, or all that was asked for."""
+    if options.quick:
+        return (Series("smollm2", "kjv", 1800, 1, 1),), SHARES[:1]
+    chosen = [series for series in SERIES if series.model in options.models]
+    return tuple(s for s in chosen if s.tokens <= (options.longest or s.tokens)), SHARES
 
 
 def run(options: argparse.Namespace) -> Result:
@@ -51,19 +98,19 @@ NOTES = (
 
 
 def kept(found: Sequence[Outcome], share: float, *tasks: str) -> tuple[int, int]:
-    """Right at a share of candidates, and asked, in tasks of these names, or in all."""
+    """Count the right at a share of candidates, and the asked, in tasks of these names, or in all."""
     asked = [o.right[share_name(share)] for o in found if o.right[FULL] and (not tasks or o.question.task in tasks)]
     return sum(asked), len(asked)
 
 
 def lost(found: Sequence[Outcome], share: float, *tasks: str) -> float | None:
-    """Share that is lost of what full attention answers; None if that is nothing."""
+    """Return the share that is lost of what full attention answers; None if that is nothing."""
     right, asked = kept(found, share, *tasks)
     return 1 - right / asked if asked else None
 
 
 def widened(found: Sequence[Outcome], share: float) -> float | None:
-    """Share of the attends that were widened; None if none retrieved."""
+    """Return the share of the attends that were widened; None if none retrieved."""
     name = share_name(share)
     blocks = sum(outcome.blocks.get(name, 0) for outcome in found)
     return sum(outcome.widened.get(name, 0) for outcome in found) / blocks if blocks else None

@@ -52,7 +52,7 @@ def _codes(channels: int) -> Index:
 
 
 def page_bytes(width: int, page_tokens: int, vectors: int) -> float:
-    """Bytes for each token of `vectors` bfloat16 vectors a page."""
+    """Count bytes for each token of `vectors` bfloat16 vectors a page."""
     return 2 * width * vectors / page_tokens
 
 

@@ -53,6 +53,6 @@ def test_the_fingerprint_knows_code_and_options(tmp_path: Path, monkeypatch: pyt
     files = journal.sources()
     names = {path.stem for path in files}
     assert {"contexts", "figures", "zoo", "models", "contract"} <= names
-    assert not {"tables", "picture", "retention_plan"} & names
+    assert not {"tables", "picture", "retention_part"} & names
     monkeypatch.setattr(journal, "sources", lambda: [*files, other])
     assert fingerprint(options) != base

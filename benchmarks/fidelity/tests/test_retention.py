@@ -19,8 +19,17 @@ from benchmarks.fidelity.journal import Journal
 from benchmarks.fidelity.long import documents, retention, retention_part
 from benchmarks.fidelity.long.documents import LongDocument
 from benchmarks.fidelity.long.retention import Outcome, at_share, outcomes, share_name
-from benchmarks.fidelity.long.retention_part import kept, lost, widened
-from benchmarks.fidelity.long.retention_plan import LEAST_ANSWERED, LOST, SERIES, SHARES, Series, planned
+from benchmarks.fidelity.long.retention_part import (
+    LEAST_ANSWERED,
+    LOST,
+    SERIES,
+    SHARES,
+    Series,
+    kept,
+    lost,
+    planned,
+    widened,
+)
 from benchmarks.fidelity.tasks import Question, fitted
 
 TOKENS = 1900
