@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from kiv_hf import KIVCache, KIVConfig
-from transformers import Cache, Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import Cache, Gemma3ForCausalLM
 
 from benchmarks.fidelity.contexts import fill, prefill
 from benchmarks.fidelity.continuation import Continuation, fork_stock
 from benchmarks.fidelity.queries import SampledQueries
+from benchmarks.fidelity.tests.tiny import tiny_gemma
 from benchmarks.models import twin
 
 TOKENS = 300
@@ -17,20 +18,7 @@ TOKENS = 300
 
 @pytest.fixture(scope="module", name="model")
 def _model() -> Gemma3ForCausalLM:
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=16,
-        sliding_window=48,
-        layer_types=["sliding_attention", "full_attention"] * 2,
-        max_position_embeddings=1024,
-    )
-    return Gemma3ForCausalLM(config).eval().double()  # right answers agree to 1e-10 on any processor
+    return tiny_gemma(sliding_window=48).double()  # right answers agree to 1e-10 on any processor
 
 
 @pytest.fixture(scope="module", name="ids")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache
 
 from benchmarks import models
 from benchmarks.fidelity.long import part, recorder
@@ -25,6 +25,7 @@ from benchmarks.fidelity.long.recorder import Recorder, passage_of
 from benchmarks.fidelity.long.scene import SINK_TOKENS, cold_tokens, scenes
 from benchmarks.fidelity.long.zoo import DOUBLED, NEW, QUEST, ZOO
 from benchmarks.fidelity.queries import SAMPLE_TOKENS
+from benchmarks.fidelity.tests.tiny import tiny_llama
 from benchmarks.models import twin
 from benchmarks.options import RESULTS
 from benchmarks.report import Result
@@ -64,18 +65,9 @@ def test_of_a_question_the_last_query_is_kept_and_none_of_the_answer():
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_layer_is_recorded_as_a_plain_cache_holds_it(exact: bool):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = tiny_llama()
     ids = torch.randint(0, 97, (1, 1500), generator=torch.Generator().manual_seed(4))
-    plain = DynamicCache(config=config)
+    plain = DynamicCache(config=model.config)
     with torch.no_grad():
         model(input_ids=ids, past_key_values=plain)
     cache, recorders = recorder.read(twin(model, "kiv"), ids, exact=exact)

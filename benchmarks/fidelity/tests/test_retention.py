@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from matplotlib.figure import Figure
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from benchmarks.fidelity import contexts
 from benchmarks.fidelity.contexts import FULL
@@ -31,6 +31,7 @@ from benchmarks.fidelity.long.retention_part import (
     widened,
 )
 from benchmarks.fidelity.tasks import Question, fitted
+from benchmarks.fidelity.tests.tiny import tiny_llama
 
 TOKENS = 1900
 """Of the tiny model's document: 512 of them are cold."""
@@ -152,17 +153,7 @@ def test_budgets_are_those_of_the_long_regime():
 @pytest.fixture(name="tiny")
 def _tiny(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> Iterator[LlamaForCausalLM]:
     """A tiny model in place of the real ones; it answers everything, as whatever it says is right."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = tiny_llama()
     monkeypatch.setattr(contexts, "load_model", lambda name: model)
     monkeypatch.setattr(retention, "load_tokenizer", lambda name: Letters())
     monkeypatch.setattr("benchmarks.fidelity.documents.load_tokenizer", lambda name: Letters())
