@@ -69,7 +69,7 @@ def test_scores_are_those_of_one_forward_pass(tokenizer: PreTrainedTokenizerFast
 def test_generation_stops(tokenizer: PreTrainedTokenizerFast):
     asked = [request("generate_until", LONG, {"until": ["."], "max_gen_toks": 5})]
     (text,) = harness(tokenizer, "reference").generate_until(asked)
-    assert len(tokenizer(text).input_ids) <= 5
+    assert len(text.replace(" ", "")) <= 5  # the tokenizer puts spaces between the letters that it decodes
     assert "." not in text
 
 
