@@ -13,6 +13,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -38,20 +39,32 @@ def git(*arguments: str) -> bytes:
     return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True).stdout
 
 
-def unpacked(revision: str, scratch: Path) -> tuple[str, Path]:
-    """Return a label of a revision and a folder with its packages."""
-    if revision == WORKING_TREE:
-        return "working-tree", ROOT
-    label = git("rev-parse", "--short=12", f"{revision}^{{commit}}").decode().strip()
-    with tarfile.open(fileobj=io.BytesIO(git("archive", label, "packages"))) as archive:
-        archive.extractall(scratch / label, filter="data")
-    return label, scratch / label
+def installed(revision: str, scratch: Path) -> tuple[str, Path]:
+    """Build the packages of a revision, compiled parts included; return a label and the folder that has them."""
+    label = "working-tree"
+    if revision != WORKING_TREE:
+        label = git("rev-parse", "--short=12", f"{revision}^{{commit}}").decode().strip()
+    source, site = scratch / f"{label}-source", scratch / label
+    if not site.exists():
+        if revision == WORKING_TREE:
+            for name in git(
+                "ls-files", "--cached", "--others", "--exclude-standard", "packages", "VERSION"
+            ).splitlines():
+                copy = source / name.decode()
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name.decode(), copy)
+        else:
+            with tarfile.open(fileobj=io.BytesIO(git("archive", label))) as archive:
+                archive.extractall(source, filter="data")
+        packages = sorted(str(path.parent) for path in source.glob("packages/*/pyproject.toml"))
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+        subprocess.run([*pip, "--target", str(site), *packages], check=True)
+    return label, site
 
 
-def measure(label: str, folder: Path, options: list[str]) -> Run:
+def measure(label: str, site: Path, options: list[str]) -> Run:
     """Measure the packages in a folder once, in a process of its own, and keep it in the history."""
-    sources = sorted(str(path) for path in (folder / "packages").glob("*/src"))
-    env = os.environ | {PACKAGES: str(folder), "PYTHONPATH": os.pathsep.join([*sources, str(ROOT), *sys.path[1:]])}
+    env = os.environ | {PACKAGES: str(site), "PYTHONPATH": os.pathsep.join([str(site), str(ROOT), *sys.path[1:]])}
     command = [sys.executable, "-m", "pytest", "benchmarks/layer_steps.py", "-q", "-o", "addopts=", "-p", "no:xdist"]
     command += ["-p", "no:cacheprovider", f"--benchmark-storage={HISTORY.as_uri()}", f"--benchmark-save={label}"]
     ended = subprocess.run([*command, *options], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
@@ -109,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
         print(history().markdown())
         return
     with tempfile.TemporaryDirectory() as scratch:
-        sides = [unpacked(revision, Path(scratch)) for revision in (options.old, options.new)]
+        sides = [installed(revision, Path(scratch)) for revision in (options.old, options.new)]
         runs: list[list[Run]] = [[], []]
         for turn in range(options.turns):
             for side in (0, 1) if turn % 2 == 0 else (1, 0):

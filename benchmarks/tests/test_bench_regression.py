@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 
 import pytest
 
 from benchmarks import regression
 from benchmarks.layer_steps import GEOMETRIES
-from benchmarks.machine import ROOT
-from benchmarks.regression import COUNTED, WORKING_TREE, compared, history, measure, unpacked
+from benchmarks.regression import COUNTED, WORKING_TREE, compared, history, installed, measure
 
 WITHOUT = importlib.util.find_spec("pytest_benchmark") is None
 
@@ -26,24 +24,17 @@ def test_ratios_are_old_to_new_of_the_medians():
     assert compared(("a", [run(1.0)]), ("b", [run(1.0, 0)])).rows[0][2] == "- (10 → 0)"
 
 
-def test_a_revision_has_packages_of_its_own(tmp_path):
-    assert unpacked(WORKING_TREE, tmp_path) == ("working-tree", ROOT)
-    if not (ROOT / ".git").exists() or shutil.which("git") is None:
-        pytest.skip("not in a clone")
-    label, folder = unpacked("HEAD", tmp_path)
-    assert folder == tmp_path / label
-    assert (folder / "packages" / "kiv-fast" / "src" / "kiv_fast" / "__init__.py").exists()
-
-
 @pytest.mark.skipif(WITHOUT, reason="needs pytest-benchmark")
-def test_the_shortest_cases_are_measured_and_kept(tmp_path, monkeypatch):
+def test_the_shortest_cases_of_packages_built_anew_are_measured_and_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(regression, "HISTORY", tmp_path / "history")
-    found = measure("here", ROOT, ["-k", "4K"])
+    label, site = installed(WORKING_TREE, tmp_path)
+    assert (label, site) == ("working-tree", tmp_path / label)
+    found = measure(label, site, ["-k", "4K"])
     assert list(found) == [f"{geometry}, 4K" for geometry in GEOMETRIES]
     for of_case in found.values():
         assert set(of_case) == {"ms", *COUNTED}
         assert min(of_case.values()) > 0
-    assert history().rows == [("0001_here", *(of_case["ms"] for of_case in found.values()))]
+    assert history().rows == [("0001_working-tree", *(of_case["ms"] for of_case in found.values()))]
 
 
 @pytest.mark.skipif(WITHOUT, reason="needs pytest-benchmark")
