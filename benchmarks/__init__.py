@@ -2,3 +2,8 @@
 
 ``python -m benchmarks <name>`` runs one, ``python -m benchmarks all --quick`` smoke-tests them all.
 """
+
+from __future__ import annotations
+
+NAMES = ("decode", "spill", "prefill", "append", "traffic", "device_bytes")
+"""The modules that ``all`` runs."""

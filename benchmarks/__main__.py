@@ -6,7 +6,7 @@ import importlib
 import sys
 import time
 
-NAMES = ("decode", "spill", "prefill", "append", "traffic", "device_bytes", "book")
+from . import NAMES
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .fill import fill, measure_spreads
 from .models import kjv_tokens
 from .options import parse, parser
-from .report import Result
+from .report import Result, quantile_panel, quantiles
 from .subjects import Clocks, Factory
 from .timing import quiet
 
@@ -49,20 +49,21 @@ def measure(options: argparse.Namespace, result: Result) -> None:
                 wall[number], cpu[number] = time.perf_counter() - start, time.process_time() - start_cpu
                 append[number], attend[number] = clocks.read()
     after = subject.cache.memory()
-    _tabulate(wall, cpu, append, attend, result)
+    parts = {"whole step": wall, "its CPU time": cpu, "append": append, "attend": attend}
+    _tabulate(parts, result)
     result.notes.append(
         f"Bytes by tier before the steps: {before}; after them: {after}. So {after.disk - before.disk:,} bytes were "
         "spilled to disk, and each KIV layer evicted and summarised a page every 32 steps."
     )
-    result.series.update({"wall": wall.tolist(), "cpu": cpu.tolist(), "append": append.tolist()})
+    result.series["quantiles, ms"] = {name: quantiles(1e3 * taken) for name, taken in parts.items()}
     subject.close()
 
 
-def _tabulate(wall: np.ndarray, cpu: np.ndarray, append: np.ndarray, attend: np.ndarray, result: Result) -> None:
+def _tabulate(parts: dict[str, np.ndarray], result: Result) -> None:
     table = result.table(
         "A step, ms", "what", "median", "mean", "p99", "p99.9", "slowest", "slowest ÷ median", "steps above 2 medians"
     )
-    for name, taken in (("whole step", wall), ("its CPU time", cpu), ("append", append), ("attend", attend)):
+    for name, taken in parts.items():
         median = statistics.median(taken)
         above = int((taken > SLOWEST_LIMIT * median).sum())
         slow = (1e3 * float(np.quantile(taken, share)) for share in (0.99, 0.999))
@@ -70,6 +71,7 @@ def _tabulate(wall: np.ndarray, cpu: np.ndarray, append: np.ndarray, attend: np.
             *(name, 1e3 * median, 1e3 * float(taken.mean()), *slow, 1e3 * float(taken.max())),
             *(float(taken.max()) / median, above),
         )
+    wall, cpu, append, _ = parts.values()
     result.target("append, share of the step", SHARE_LIMIT, float(append.sum() / wall.sum()))
     result.target("slowest step ÷ median", SLOWEST_LIMIT, float(wall.max()) / statistics.median(wall))
     rest = wall - append
@@ -82,14 +84,10 @@ def _tabulate(wall: np.ndarray, cpu: np.ndarray, append: np.ndarray, attend: np.
 
 
 def draw(figure: Figure, result: Result) -> None:
-    """Every step and its part in append."""
+    """Draw how long steps and their parts take, by quantiles."""
     panel = figure.subplots()
-    for name in ("wall", "append"):
-        taken = np.array(result.series[name])
-        panel.plot(1e3 * taken, ".", markersize=1.5, label={"wall": "whole step", "append": "append"}[name])
-    panel.set(xlabel="step", ylabel="ms", yscale="log", title=result.title)
-    panel.grid(alpha=0.3)
-    panel.legend(markerscale=6)
+    quantile_panel(panel, result.series["quantiles, ms"])
+    panel.set(yscale="log", title=result.title)
 
 
 def main(argv: list[str] | None = None) -> Result:
@@ -104,10 +102,6 @@ def main(argv: list[str] | None = None) -> Result:
     settings = {"impl": options.impl, "steps": options.steps, "context": options.context, "ram MiB": options.ram_mib}
     result = Result("append", "Appending in decode, Gemma 3 270M bfloat16", settings)
     measure(options, result)
-    result.write(options.out, lambda figure: draw(figure, result))
+    result.write(options.out, draw)
     print(result.markdown())
     return result
-
-
-if __name__ == "__main__":
-    main()

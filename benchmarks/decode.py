@@ -58,7 +58,7 @@ class DecodeRun:
         return subject
 
     def token(self, number: int) -> torch.Tensor:
-        """Real token `number` of those that decode steps feed, the same for every subject."""
+        """Return real token `number` of those that decode steps feed, the same for every subject."""
         return self.ids[:, (STATISTICS_TOKENS + number) % self.ids.shape[1]][None]
 
     def turns(self, subjects: list[Subject], rounds: int) -> dict[str, list[float]]:
@@ -68,7 +68,7 @@ class DecodeRun:
         return interleave(steps, 3 if self.options.quick else rounds, warmup)
 
     def parts(self, subject: Subject, rounds: int = 20) -> tuple[float, float]:
-        """Median milliseconds a step in append and in attend, all KIV layers together."""
+        """Return the median milliseconds a step in append and in attend, all KIV layers together."""
         taken: list[tuple[float, float]] = []
         with quiet(), Clocks(subject) as clocks:
             for number in range(3 if self.options.quick else rounds):
@@ -97,13 +97,11 @@ def measure_model(model_name: str, plan: Plan, result: Result, options: argparse
         taken = run.turns([*dict.fromkeys([kiv_anchor, plain_anchor, kiv, original])], rounds=60)
         original.close()
         ms = {name: median_ms(times) for name, times in taken.items()}
-        raw = {"turns": taken}
         plain_ms = ms[plain_anchor.name] if is_anchor else None
         if not is_anchor and context <= plan.plain_up_to:
             # A group of its own, with fewer rounds: it is slow, and three large caches at once need too much memory.
             plain = run.filled(run.factory.plain(f"plain {at}"), context)
-            raw["turns with plain"] = run.turns([kiv, plain], rounds=22)
-            plain_ms = median_ms(raw["turns with plain"][plain.name])
+            plain_ms = median_ms(run.turns([kiv, plain], rounds=22)[plain.name])
             plain.close()
         held = kiv.cache.memory()
         to_anchor, to_plain = (ms[kiv.name] / ms[other.name] for other in (kiv_anchor, plain_anchor))
@@ -111,18 +109,16 @@ def measure_model(model_name: str, plan: Plan, result: Result, options: argparse
         table.add(at, *rivals, to_anchor, to_plain, *run.parts(kiv), run.first_ms[kiv.name])
         memory = tuple(count / 1e6 for count in (held.device, held.ram, context * plain_token_bytes(kiv)))
         memory_table.add(at, *memory)
-        result.series.setdefault(model_name, []).append(
-            {"context": context, "ms": rivals, "memory_mb": memory, "raw_s": raw, "first_ms": dict(run.first_ms)}
-        )
+        result.series.setdefault(model_name, []).append({"context": context, "ms": rivals, "memory_mb": memory})
         if not is_anchor:
             kiv.close()
         _targets(model_name, context, is_anchor, to_anchor, to_plain, result)
-        result.write(options.out, lambda figure: draw(figure, result))
+        result.write(options.out, draw)
     kiv_anchor.close()
 
 
 def plain_token_bytes(kiv: Subject) -> int:
-    """Bytes that a plain cache needs for a token in those layers that are KIV's in `kiv`."""
+    """Count the bytes that a plain cache needs for a token in those layers that are KIV's in `kiv`."""
     config = kiv.model.config
     return 2 * len(kiv.stores()) * config.num_key_value_heads * config.head_dim * torch.bfloat16.itemsize
 
@@ -165,7 +161,3 @@ def main(argv: list[str] | None = None) -> Result:
         measure_model(model_name, plans[model_name], result, options)
     print(result.markdown())
     return result
-
-
-if __name__ == "__main__":
-    main()

@@ -31,14 +31,14 @@ LIMIT_BYTES = {DEFAULT: 150e6, (32, 512): 100e6}
 
 
 def original_bytes(tokens: int) -> int:
-    """Device bytes of the original KIV's rule: the hot window, and a mean key for each page."""
+    """Return the device bytes of the original KIV's rule: the hot window, and a mean key for each page."""
     pages = max(0, (tokens - original.HOT_TOKENS) // original.PAGE_TOKENS)
     near = min(tokens, original.HOT_TOKENS) * 2 + pages
     return STORES * HEADS * WIDTH * torch.bfloat16.itemsize * near
 
 
 def breakdown(pool: Any) -> dict[str, int]:
-    """Device bytes by part; empty for an implementation that does not tell its parts."""
+    """Return the device bytes by part; empty for an implementation that does not tell its parts."""
     if hasattr(pool, "device_breakdown"):
         return pool.device_breakdown()
     return {}
@@ -106,7 +106,7 @@ def _break_down(pool: Any, context: int, result: Result) -> None:
 
 
 def draw(figure: Figure, result: Result) -> None:
-    """Memory by tier against context."""
+    """Draw memory by tier against context."""
     panel = figure.subplots()
     series = result.series["contexts"]
     at = [held["tokens"] for held in series]
@@ -114,9 +114,8 @@ def draw(figure: Figure, result: Result) -> None:
         if any(held[tier] for held in series):
             label = {"near": "device: sinks and hot", "ram": "RAM"}.get(tier, tier)
             panel.plot(at, [held[tier] / 1e6 for held in series], style, label=label)
-    limit = LIMIT_BYTES.get((result.settings["index_channels"], result.settings["hot_tokens"]))
-    if limit is not None:
-        panel.axhline(limit / 1e6, color="k", lw=0.8, ls="--", label="limit at 1M")
+    for target in result.targets:
+        panel.axhline(target.limit, color="k", lw=0.8, ls="--", label="limit at 1M")
     panel.set(yscale="log", ylabel="MB", title="3 stores, 1 KV head, D 512, bfloat16")
     token_axis(panel, at)
 
@@ -135,10 +134,6 @@ def main(argv: list[str] | None = None) -> Result:
     name = "device_bytes" if chosen == DEFAULT else "device_bytes_{}_channels_{}_hot".format(*chosen)
     result = Result(name, "Bytes on the device", settings)
     measure(QUICK if options.quick else CONTEXTS, result, options)
-    result.write(options.out, lambda figure: draw(figure, result))
+    result.write(options.out, draw)
     print(result.markdown())
     return result
-
-
-if __name__ == "__main__":
-    main()

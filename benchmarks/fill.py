@@ -26,7 +26,7 @@ class Spread(NamedTuple):
     deviation: torch.Tensor
 
     def sample(self, tokens: int, generator: torch.Generator) -> torch.Tensor:
-        """Random vectors, bfloat16 [1, H, tokens, D]."""
+        """Draw random vectors, bfloat16 [1, H, tokens, D]."""
         _, heads, _, width = self.mean.shape
         noise = torch.randn(1, heads, tokens, width, generator=generator)
         return noise.mul_(self.deviation).add_(self.mean).to(torch.bfloat16)
@@ -40,7 +40,7 @@ class LayerSpread(NamedTuple):
 
 
 def measure_spreads(model: PreTrainedModel, ids: torch.Tensor) -> list[LayerSpread]:
-    """Mean and spread of keys and values of every layer over the real tokens `ids` [1, T]."""
+    """Measure mean and spread of keys and values of every layer over the real tokens `ids` [1, T]."""
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
         model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
@@ -55,7 +55,7 @@ def measure_spreads(model: PreTrainedModel, ids: torch.Tensor) -> list[LayerSpre
 def random_chunks(
     spread: LayerSpread, tokens: int, seed: int, chunk: int = CHUNK_TOKENS
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Keys and values, each [1, H, n, D], `tokens` in all; the same for the same seed and chunk."""
+    """Yield keys and values, each [1, H, n, D], `tokens` in all; the same for the same seed and chunk."""
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, tokens, chunk):
         count = min(chunk, tokens - start)

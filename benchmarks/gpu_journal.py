@@ -31,7 +31,7 @@ class Journal:
                 sys.exit(f"{folder} has results of {self.content['run']}, and this is {run}: name another --out")
 
     def done(self, name: str) -> bool:
-        """Whether a stage has a result; one that broke is tried again."""
+        """Tell whether a stage has a result; one that broke is tried again."""
         found = self.content["stages"].get(name, {})
         return bool(found) and "error" not in found and found.get("finished", True)
 

@@ -16,7 +16,7 @@ from kiv_hf import KIVCache, KIVConfig
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
 
 from .gpu_journal import Cut
-from .gpu_trace import traced
+from .trace import traced
 
 K = 1024
 PROMPT_TOKENS, FILL_TOKENS = 64, 4096

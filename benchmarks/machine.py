@@ -56,7 +56,7 @@ def processor() -> str:
 
 
 def git_commit() -> str:
-    """The commit of this working tree, with a note if files differ from it; "unknown" outside a repository."""
+    """Return the commit of this working tree, with a note if files differ from it; "unknown" outside a repository."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
@@ -77,7 +77,7 @@ def _version(package: str) -> str:
 
 
 def header() -> dict[str, str]:
-    """Machine, cores, versions, date and commit, for the head of a result."""
+    """Return machine, cores, versions, date and commit, for the head of a result."""
     memory_gib = psutil.virtual_memory().total / 2**30
     isa = torch.backends.cpu.get_cpu_capability()
     load = " ".join(f"{value:.2f}" for value in os.getloadavg())

@@ -17,16 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from platformdirs import user_cache_path
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,12 @@ MODELS = {
 
 
 def _converted(name: str) -> Path:
-    """Folder with the model in safetensors, bfloat16; converted on first use."""
+    """Return the folder with the model in safetensors, bfloat16; converted on first use."""
     packaged = MODELS[name]
     version = importlib.metadata.version(packaged.package)
     folder = user_cache_path("kiv-benchmarks") / f"{packaged.package}-{version}-bfloat16"
     if folder.exists():
         return folder
-    # Here and not above: what is converted can be read by versions that have no GgufConfig.
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
     gguf = packaged.locate()
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent))
@@ -110,9 +107,6 @@ def _converted(name: str) -> Path:
 @cache
 def load_model(name: str) -> PreTrainedModel:
     """Return the model in bfloat16 under the attention implementation "sdpa", in evaluation mode; loaded once."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(_converted(name), dtype=torch.bfloat16, attn_implementation="sdpa")
     return model.eval()
@@ -121,8 +115,6 @@ def load_model(name: str) -> PreTrainedModel:
 @cache
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer."""
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(_converted(name))
 
 

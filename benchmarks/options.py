@@ -38,5 +38,5 @@ def parse(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Nam
 
 
 def config(options: argparse.Namespace, **fields: Any) -> KIVConfig:
-    """KIV's configuration: the defaults, or with --quick small budgets, but for `fields`."""
+    """Return KIV's configuration: the defaults, or with --quick small budgets, but for `fields`."""
     return KIVConfig(**((QUICK if options.quick else {}) | fields))

@@ -1,19 +1,26 @@
-"""One result: tables, targets, notes and series, written as JSON, Markdown and a PNG under one header."""
+"""One result: tables, targets, notes and what a picture needs, written as JSON, Markdown and a PNG under one header."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .machine import header
 
 Cell = str | int | float | None
+
+DIGITS, LINE = 6, 200
+"""Significant digits of a series, and the longest line, in the JSON of a result."""
+
+SHARES = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
+"""Quantiles that stand for a long series."""
 
 
 @dataclass
@@ -46,7 +53,7 @@ class Target:
 
     @property
     def verdict(self) -> str:
-        """ "met", "missed by …", or "not measured"."""
+        """Compare: "met", "missed by …", or "not measured"."""
         if self.measured is None:
             return "not measured"
         if self.measured <= self.limit:
@@ -63,7 +70,7 @@ class Result:
     name : stem of the files
     title : what was measured, in a line
     settings : what the run was asked to do
-    series : raw measurements, for the JSON file alone
+    series : what the picture needs beside the tables
     """
 
     name: str
@@ -74,6 +81,14 @@ class Result:
     targets: list[Target] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     series: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """Read a result from the JSON that `write` made."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for name, kind in (("tables", Table), ("targets", Target)):
+            content[name] = [kind(**item) for item in content[name]]
+        return cls(**content)
 
     def table(self, title: str, *columns: str) -> Table:
         """Start a new table."""
@@ -100,20 +115,49 @@ class Result:
         lines += [f"{note}\n" for note in self.notes]
         return "\n".join(lines).rstrip() + "\n"
 
-    def write(self, folder: Path, draw: Callable[[Figure], None]) -> None:
-        """Write ``<name>.json``, ``<name>.md`` and ``<name>.png`` into `folder`; `draw` fills the picture."""
+    def write(self, folder: Path, draw: Callable[[Figure, Result], None]) -> None:
+        """Write ``<name>.json``, and from it ``<name>.md`` and ``<name>.png``, into `folder`; `draw` fills a figure."""
         folder.mkdir(parents=True, exist_ok=True)
-        content = asdict(self)
-        content["targets"] = [asdict(target) | {"verdict": target.verdict} for target in self.targets]
-        (folder / f"{self.name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        (folder / f"{self.name}.md").write_text(self.markdown(), encoding="utf-8")
+        path = folder / f"{self.name}.json"
+        content = asdict(self) | {"series": rounded(self.series)}
+        path.write_text(written(content) + "\n", encoding="utf-8")
+        kept = Result.read(path)
+        path.with_suffix(".md").write_text(kept.markdown(), encoding="utf-8")
         figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-        draw(figure)
-        figure.savefig(folder / f"{self.name}.png")
+        draw(figure, kept)
+        figure.savefig(path.with_suffix(".png"))
+
+
+def rounded(value: Any) -> Any:
+    """Round every float in nested lists and dictionaries to `DIGITS` significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(part) for key, part in value.items()}
+    return [rounded(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def written(value: Any, indent: str = "") -> str:
+    """Return JSON with a list or dictionary on one line where it fits, else an item a line."""
+    flat = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if len(indent + flat) <= LINE or not isinstance(value, (dict, list)):
+        return flat
+    deeper = indent + " "
+    if isinstance(value, dict):
+        items = [f"{json.dumps(key, ensure_ascii=False)}:{written(part, deeper)}" for key, part in value.items()]
+    else:
+        items = [written(part, deeper) for part in value]
+    begin, end = "{}" if isinstance(value, dict) else "[]"
+    return f"{begin}\n{deeper}" + f",\n{deeper}".join(items) + f"\n{indent}{end}"
+
+
+def quantiles(values: Sequence[float]) -> list[float]:
+    """Return the quantiles of `values` at `SHARES`."""
+    return np.quantile(np.asarray(values), SHARES).tolist()
 
 
 def show(cell: Cell) -> str:
-    """Three significant digits for floats, thousands separated for integers, "-" for what was not measured."""
+    """Show three significant digits of floats, thousands of integers separated, "-" for what was not measured."""
     if cell is None:
         return "-"
     if isinstance(cell, int):
@@ -124,7 +168,7 @@ def show(cell: Cell) -> str:
 
 
 def short(tokens: int) -> str:
-    """4096 as "4K", 1048576 as "1M"."""
+    """Show 4096 as "4K", 1048576 as "1M"."""
     for unit, name in ((2**20, "M"), (2**10, "K")):
         if tokens >= unit and tokens % unit == 0:
             return f"{tokens // unit}{name}"
@@ -136,5 +180,14 @@ def token_axis(panel: Axes, ticks: Sequence[int]) -> None:
     panel.set_xscale("log", base=2)
     panel.set_xticks(ticks, [short(tick) for tick in ticks])
     panel.set_xlabel("context, tokens")
+    panel.grid(alpha=0.3)
+    panel.legend()
+
+
+def quantile_panel(panel: Axes, lines: Mapping[str, Sequence[float]]) -> None:
+    """Draw the quantiles of several series of milliseconds, a line each, and finish the panel."""
+    for name, values in lines.items():
+        panel.plot([100 * share for share in SHARES], values, ".-", label=name)
+    panel.set(xlabel="share of steps that take no longer, %", ylabel="ms")
     panel.grid(alpha=0.3)
     panel.legend()

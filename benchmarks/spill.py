@@ -22,7 +22,7 @@ from .fill import fill, measure_spreads
 from .machine import process_bytes
 from .models import kjv_tokens
 from .options import parse, parser
-from .report import Result, short
+from .report import Result, quantile_panel, quantiles, short
 from .subjects import PROMPT_TOKENS, Factory
 from .timing import interleave, median_ms, quiet, seconds
 
@@ -62,7 +62,7 @@ def serve(connection: Connection, options: argparse.Namespace, ram_bytes: int | 
 
 @contextmanager
 def worker(options: argparse.Namespace, ram_bytes: int | None):
-    """A process that runs `serve`; yields the parent's end of the pipe."""
+    """Start a process that runs `serve`; yields the parent's end of the pipe."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, options, ram_bytes), daemon=True)
@@ -120,16 +120,15 @@ def measure(options: argparse.Namespace, result: Result) -> None:
         "set, mapped files included; the model is that of the same process before it made the cache. On a CPU the "
         "device tier is RAM too: it is part of the process, and not of ram_bytes."
     )
-    result.series.update({"steps_s": taken, "process": {name: last[name][0]._asdict() for name in ends}})
+    ms = {name: quantiles([1e3 * seconds for seconds in times]) for name, times in taken.items()}
+    result.series["quantiles, ms"] = ms
 
 
 def draw(figure: Figure, result: Result) -> None:
-    """Steps of both runs, and memory by tier."""
+    """Draw how long steps of both runs take, and memory by tier."""
     times, memory = figure.subplots(1, 2)
-    for name, taken in result.series["steps_s"].items():
-        times.plot([1e3 * value for value in taken], ".-", label=name)
-    times.set(xlabel="step", ylabel="ms", title="Decode, in turns", ylim=(0, None))
-    times.legend()
+    quantile_panel(times, result.series["quantiles, ms"])
+    times.set(title="Decode, in turns", ylim=(0, None))
     rows = result.tables[0].rows
     bottom = [0.0] * len(rows)
     for column, tier in ((8, "device"), (9, "RAM"), (10, "disk")):
@@ -152,10 +151,6 @@ def main(argv: list[str] | None = None) -> Result:
     settings = {"impl": options.impl, "context": options.context, "ram MiB": options.ram_mib}
     result = Result("spill", "Decode with most of the cache on disk", settings)
     measure(options, result)
-    result.write(options.out, lambda figure: draw(figure, result))
+    result.write(options.out, draw)
     print(result.markdown())
     return result
-
-
-if __name__ == "__main__":
-    main()

@@ -39,7 +39,7 @@ class Subject:
         return output.logits[0, -1]
 
     def stores(self) -> list[Any]:
-        """Layer stores of a KIVCache."""
+        """Return the layer stores of a KIVCache."""
         return [layer.store for layer in self.cache.kiv_layers().values()]
 
     def close(self) -> None:
@@ -114,7 +114,7 @@ class Clocks:
             layer.store = timed._store
 
     def read(self) -> tuple[float, float]:
-        """Seconds in append and in attend since the last read, all layers together."""
+        """Return the seconds in append and in attend since the last read, all layers together."""
         taken = sum(timed.append_s for timed in self._timed), sum(timed.attend_s for timed in self._timed)
         for timed in self._timed:
             timed.append_s = timed.attend_s = 0.0

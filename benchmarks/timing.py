@@ -16,7 +16,7 @@ Step = Callable[[int], object]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No garbage collection and no autograd while the clock runs."""
+    """Keep garbage collection and autograd away while the clock runs."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -29,7 +29,7 @@ def quiet() -> Iterator[None]:
 
 
 def seconds(step: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call."""
+    """Return the wall-clock seconds of one call."""
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
@@ -55,5 +55,5 @@ def interleave(steps: Mapping[str, Step], rounds: int, warmup: int) -> dict[str,
 
 
 def median_ms(taken: list[float]) -> float:
-    """Median in milliseconds."""
+    """Return the median in milliseconds."""
     return 1e3 * statistics.median(taken)

@@ -49,7 +49,7 @@ QUICK = (Case("gemma", 768, real=True), Case("gemma", 4 * K, real=False))
 
 
 def counted_bytes(subject: Subject) -> int | None:
-    """Cold bytes read so far by the pool's own count; None for an implementation that does not count."""
+    """Count the cold bytes read so far, as the pool does; None for an implementation that does not count."""
     counters: Any = getattr(subject.cache.pool, "counters", None)
     return None if counters is None else sum(getattr(counters, name) for name in COUNTED)
 
@@ -111,11 +111,10 @@ def _tabulate(
         *(original / 1e6, original / (mean_read or keys + values)),
     )
     result.target(f"{name}: read ÷ needed", LIMIT, ratio)
-    result.series[name] = {"needed": needed, "read": read, "original": original_bytes}
 
 
 def draw(figure: Figure, result: Result) -> None:
-    """Megabytes a step, a group of bars a case."""
+    """Draw megabytes a step, a group of bars a case."""
     panel = figure.subplots()
     rows = result.tables[0].rows
     groups = (("needed", [row[2] + row[3] for row in rows]), ("read", [row[4] or 0 for row in rows]))
@@ -141,10 +140,6 @@ def main(argv: list[str] | None = None) -> Result:
         factory = Factory(model_name, options.impl)
         for case in (case for case in cases if case.model_name == model_name):
             measure_case(case, factory, result, options)
-            result.write(options.out, lambda figure: draw(figure, result))
+            result.write(options.out, draw)
     print(result.markdown())
     return result
-
-
-if __name__ == "__main__":
-    main()

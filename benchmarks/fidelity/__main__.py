@@ -7,20 +7,17 @@ import importlib
 import sys
 import time
 
+from benchmarks.draw import painter
 from benchmarks.models import MODELS
 from benchmarks.options import parse, parser
 
-from . import plan
 from .long import plan as long_plan
 
 PARTS = {
     "long": ("long.part", long_plan.HOT_TOKENS),
     "retention": ("long.retention_part", long_plan.HOT_TOKENS),
-    "model": ("model_level", plan.HOT_TOKENS),
-    "tasks": ("task_tables", plan.HOT_TOKENS),
-    "rivals": ("rivals", plan.HOT_TOKENS),
 }
-"""Name of a part -> its module, which has ``run(options) -> Result`` and ``draw(result)``, and the models it asks."""
+"""Name of a part -> its module, which has ``run(options) -> Result``, and the models it asks."""
 
 
 def main() -> None:
@@ -40,7 +37,7 @@ def main() -> None:
         module = importlib.import_module(f".{name}", __package__)
         result = module.run(argparse.Namespace(**vars(options) | {"models": [m for m in options.models if m in asked]}))
         result.settings["seconds"] = round(time.perf_counter() - start)
-        result.write(options.out, module.draw(result))
+        result.write(options.out, painter(result.name))
         print(f"{part}: {result.settings['seconds']} s, {options.out / result.name}.md", file=sys.stderr)
 
 

@@ -1,13 +1,13 @@
-"""A cache that goes on from a context, whoever made it; no implementation of a cache is known here."""
+"""A cache that goes on from a context, whoever made it."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import torch
+from kiv_hf import KIVCache
 from transformers import Cache, PreTrainedModel
 
 
@@ -25,35 +25,17 @@ class Continuation:
     ----------
     one_by_one : bool
         Whether every token goes through the cache in a step of its own.
-    position : int, optional
-        Position of the next token, where the cache does not know it because it threw tokens away.
-    on_close : ExitStack, optional
-        Closed together with the continuation.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        cache: Any,
-        *,
-        one_by_one: bool,
-        position: int | None = None,
-        on_close: ExitStack | None = None,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, cache: Any, *, one_by_one: bool) -> None:
         self._model = model
         self.cache = cache
         self._one_by_one = one_by_one
-        self._position = position
-        self._on_close = on_close or ExitStack()
 
     def _parts(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return ids.split(1, dim=1) if self._one_by_one else (ids,)
 
     def _step(self, model: Any, ids: torch.Tensor, **keywords: Any) -> Any:
-        if self._position is not None:
-            positions = torch.arange(self._position, self._position + ids.shape[1])
-            self._position += ids.shape[1]
-            keywords["position_ids"] = positions[None]
         return model(input_ids=ids, past_key_values=self.cache, use_cache=True, **keywords)
 
     @torch.no_grad()
@@ -82,4 +64,5 @@ class Continuation:
 
     def close(self) -> None:
         """Free the cache, if it can be."""
-        self._on_close.close()
+        if isinstance(self.cache, KIVCache):
+            self.cache.close()

@@ -1,4 +1,4 @@
-"""Natural text as tokens, with a quiz in it or without, and answers judged as written; no cache is known here."""
+"""Questions as tokens, and answers judged as written; no cache is known here."""
 
 from __future__ import annotations
 
@@ -6,41 +6,13 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.models import kjv_text, load_tokenizer
+from benchmarks.models import load_tokenizer
 
-from .plan import Document
-from .tasks import Question, fitted
-
-
-def document_ids(document: Document) -> torch.Tensor:
-    """Token ids [1, about document.tokens] of natural text with the quiz planted, an even number of them.
-
-    HQQ packs 4-bit numbers in pairs and cannot pack an odd number of tokens of an odd number of heads.
-    """
-    tokenizer = load_tokenizer(document.model)
-    lines = kjv_text()[: 6 * document.tokens].splitlines()[1:-1]
-
-    def count(text: str) -> int:
-        return len(tokenizer(text).input_ids)
-
-    ids = tokenizer(fitted(lines, document.quiz, document.tokens, count), return_tensors="pt").input_ids
-    return torch.cat([ids[:, :1], ids[:, 2:]], dim=1) if ids.shape[1] % 2 else ids
-
-
-TEXTS = {"genesis": 0.0, "gospels": 0.75}
-"""Name of a haystack without questions -> the share of the King James text before it."""
-
-
-def haystack_tokens(model: str, text: str, count: int) -> torch.Tensor:
-    """Token ids, int64 [1, count], of the King James text from the place that `text` names."""
-    whole = kjv_text()
-    start = int(len(whole) * TEXTS[text])
-    start = 0 if start == 0 else whole.index("\n", start) + 1
-    return load_tokenizer(model)(whole[start : start + 16 * count], return_tensors="pt").input_ids[:, :count]
+from .tasks import Question
 
 
 def prompt_ids(model: str, question: Question) -> torch.Tensor:
-    """Token ids [1, n] of a question."""
+    """Return token ids [1, n] of a question."""
     return load_tokenizer(model)(question.prompt, return_tensors="pt", add_special_tokens=False).input_ids
 
 

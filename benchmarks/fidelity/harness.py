@@ -20,7 +20,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from .contexts import CHUNK_TOKENS, kiv_continuation
+from .contexts import CHUNK_TOKENS
 from .continuation import Continuation
 
 MOST_NEW_TOKENS = 256
@@ -52,19 +52,19 @@ class KIVHarness(LM):
         dtype: str = "bfloat16",
         impl: str = "fast",
         question_tokens: int = 64,
-        batch_size: int = 1,
-        max_batch_size: int | None = None,
-        device: str | None = None,
         **knobs: Any,
     ) -> None:
         super().__init__()
+        device = knobs.pop("device", None) or "cpu"
+        for name in ("batch_size", "max_batch_size"):  # of lm-eval's own command line; it is one sequence at a time
+            knobs.pop(name, None)
         attention = "sdpa" if impl == "full" else "kiv"
         if isinstance(pretrained, str):
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(pretrained)
             loaded = AutoModelForCausalLM.from_pretrained(
                 pretrained, dtype=getattr(torch, dtype), attn_implementation=attention
             )
-            self.model: PreTrainedModel = loaded.eval().to(device or "cpu")
+            self.model: PreTrainedModel = loaded.eval().to(device)
         else:
             self.model = pretrained
             self.model.set_attn_implementation(attention)
@@ -87,7 +87,7 @@ class KIVHarness(LM):
         )
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation after its context, and whether greedy decoding would give it."""
+        """Score each continuation after its context, and tell whether greedy decoding would give it."""
         found: list[tuple[float, bool]] = []
         for context, text in (request.args for request in requests):
             ids = self._ids(context) or [self._first()]
@@ -96,14 +96,14 @@ class KIVHarness(LM):
         return found
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Log-likelihood of each text, from its first token on, every token through the cache."""
+        """Score each text, from its first token on, every token through the cache."""
         return [
             self._score([self._first()], self._ids(text, special=False))[0]
             for (text,) in (request.args for request in requests)
         ]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Greedy continuation of each context, up to the first of the task's stops."""
+        """Continue each context greedily, up to the first of the task's stops."""
         return [self._generate(context, dict(arguments)) for context, arguments in (r.args for r in requests)]
 
     def _generate(self, context: str, arguments: dict[str, Any]) -> str:
@@ -136,7 +136,7 @@ class KIVHarness(LM):
         return float(total), bool((scores.argmax(dim=1) == wanted).all())
 
     def _read(self, ids: Sequence[int]) -> tuple[Continuation, torch.Tensor]:
-        """A cache that holds a context, and the logits after it."""
+        """Return a cache that holds a context, and the logits after it."""
         if self.impl == "full":
             cache: Any = DynamicCache(config=self.model.config)
         else:
@@ -147,17 +147,14 @@ class KIVHarness(LM):
             for start in range(0, len(document), CHUNK_TOKENS):
                 chunk = self._tensor(document[start : start + CHUNK_TOKENS])
                 self.model(input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        full = self.impl == "full"
-        continuation = (
-            Continuation(self.model, cache, one_by_one=False) if full else kiv_continuation(self.model, cache)
-        )
+        continuation = Continuation(self.model, cache, one_by_one=self.impl != "full")
         return continuation, continuation.feed(self._tensor(question_ids))[-1]
 
     def _ids(self, text: str, special: bool = True) -> list[int]:
         return self.tokenizer(text, add_special_tokens=special).input_ids
 
     def _first(self) -> int:
-        """The token before any text."""
+        """Return the token before any text."""
         first = self.tokenizer.bos_token_id
         return int(self.tokenizer.eos_token_id if first is None else first)
 

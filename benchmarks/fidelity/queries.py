@@ -17,7 +17,7 @@ ATTENTION = "kiv_benchmark_queries"
 
 
 def sampled(query: torch.Tensor, start: int) -> torch.Tensor:
-    """Those of ``query [HQ, n, D]``, whose first position is `start`, that are sampled: one in SAMPLE_TOKENS."""
+    """Take one in SAMPLE_TOKENS of ``query [HQ, n, D]``, whose first position is `start`."""
     return query[:, (-1 - start) % SAMPLE_TOKENS :: SAMPLE_TOKENS].clone()
 
 

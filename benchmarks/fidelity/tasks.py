@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .words import CITIES, FIRST_NAMES, LAST_NAMES, NUMBERS, THINGS
+from .words import CITIES, FIRST_NAMES, THINGS
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Question:
     depth: float
 
     def right(self, continuation: str) -> bool:
-        """Whether a continuation gives the answer."""
+        """Tell whether a continuation gives the answer."""
         return continuation.strip().lower().startswith(self.answer.lower())
 
 
@@ -70,33 +70,31 @@ NEEDLES: tuple[tuple[str, str], ...] = (
 
 
 def joined(*parts: Quiz) -> Quiz:
-    """All passages and questions of several quizzes, for one document."""
+    """Join all passages and questions of several quizzes, for one document."""
     return Quiz(tuple(p for part in parts for p in part.passages), tuple(q for part in parts for q in part.questions))
 
 
-def needle_grid(rng: random.Random, depths: Sequence[float], rotation: int = 0) -> Quiz:
-    """One needle at each of at most ten depths, another phrasing at each.
+NEEDLE_DEPTHS = tuple((i + 0.5) / 10 for i in range(10))
 
-    Ten rotations of one seed and ten depths are a full grid: every phrasing at every depth once.
-    """
+
+def needle_grid(rng: random.Random, depths: Sequence[float]) -> Quiz:
+    """Plant one needle at each of at most ten depths, another phrasing at each."""
     order = rng.sample(NEEDLES, len(NEEDLES))
-    turned = (order[rotation:] + order[:rotation])[: len(depths)]
     passages, questions = [], []
-    for depth, (start, rest) in zip(depths, turned, strict=True):
+    for depth, (start, rest) in zip(depths, order, strict=False):
         passages.append(Passage(depth, f"{start} {rest}."))
         questions.append(Question("needle", start, rest.split()[0], depth))
     return Quiz(tuple(passages), tuple(questions))
 
 
-def near_duplicates(rng: random.Random, kind: str, keys: int, asked: int) -> Quiz:
-    """Facts that differ in one word of the key and in the value, spread evenly; `kind` is "number" or "word"."""
-    cities = rng.sample(CITIES, keys)
-    values = rng.sample(THINGS, keys) if kind == "word" else [str(n) for n in rng.sample(range(1000, 10000), keys)]
+def near_duplicates(rng: random.Random, keys: int, asked: int) -> Quiz:
+    """Plant facts that differ in one word of the key and in the value, spread evenly."""
+    cities, values = rng.sample(CITIES, keys), rng.sample(THINGS, keys)
     depths = [(i + 0.5) / keys for i in range(keys)]
-    facts = [(d, f"The magic {kind} for {c} is", v) for d, c, v in zip(depths, cities, values, strict=True)]
+    facts = [(d, f"The magic word for {c} is", v) for d, c, v in zip(depths, cities, values, strict=True)]
     passages = tuple(Passage(depth, f"{start} {value}.") for depth, start, value in facts)
     chosen = sorted(rng.sample(facts, asked))
-    return Quiz(passages, tuple(Question(f"near-duplicate {kind}", p, answer, d) for d, p, answer in chosen))
+    return Quiz(passages, tuple(Question("near-duplicate word", p, answer, d) for d, p, answer in chosen))
 
 
 DEEDS = (
@@ -107,7 +105,7 @@ DEEDS = (
 
 
 def several_needles(rng: random.Random, people: int) -> Quiz:
-    """Three deeds of a person, told in three places; asked for one after the other, what was asked before included."""
+    """Tell three deeds of a person in three places; ask for one after the other, what was asked before included."""
     passages, questions = [], []
     for name, deeds in zip(rng.sample(FIRST_NAMES, people), DEEDS, strict=False):
         depths = sorted(rng.uniform(0.02, 0.9) for _ in deeds)
@@ -119,16 +117,6 @@ def several_needles(rng: random.Random, people: int) -> Quiz:
     return Quiz(tuple(passages), tuple(questions))
 
 
-def phonebook(rng: random.Random, entries: int, asked: int, depth: float) -> Quiz:
-    """A block of names and extensions at one depth; asked at evenly spread positions of the block."""
-    names = rng.sample(LAST_NAMES, entries)
-    numbers = rng.sample(range(100, 1000), entries)
-    lines = [f"{name}: {number}" for name, number in zip(names, numbers, strict=True)]
-    places = [round(i * (entries - 1) / max(1, asked - 1)) for i in range(asked)]
-    questions = tuple(Question("phonebook", f"{names[i]}:", str(numbers[i]), depth) for i in places)
-    return Quiz((Passage(depth, "\n".join(lines)),), questions)
-
-
 HOPS = (
     ("The golden ring of {} was given to", "{} hid the golden ring under the"),
     ("The letter of {} was stolen by", "{} burned the letter beside the"),
@@ -137,7 +125,7 @@ HOPS = (
 
 
 def variable_tracking(rng: random.Random, chains: int) -> Quiz:
-    """A chain of two links told in two places, the second first: asked for hop by hop, as a reader would follow it."""
+    """Tell a chain of two links in two places, the second first; ask hop by hop, as a reader would follow it."""
     passages, questions = [], []
     people, things = rng.sample(FIRST_NAMES, 2 * chains), rng.sample(THINGS, chains)
     for i, (first, second) in enumerate(HOPS[:chains]):
@@ -147,26 +135,6 @@ def variable_tracking(rng: random.Random, chains: int) -> Quiz:
         passages += [Passage(near, f"{early} {things[i]}."), Passage(far, f"{late} {taker}.")]
         questions.append(Question("two hops", late, taker, far))
         questions.append(Question("two hops", f"{late} {taker}. {early}", things[i], near))
-    return Quiz(tuple(passages), tuple(questions))
-
-
-def sightings(rng: random.Random, counts: tuple[int, int], places: int, counted: int) -> Quiz:
-    """Two animals at each place, one more often: asked is which (aggregation); of some, how often (counting).
-
-    The last sighting is of the rarer one: whoever finds only the nearest match is wrong.
-    """
-    passages, questions = [], []
-    for i, place in enumerate(rng.sample(("gate", "bridge", "harbour", "orchard", "quarry", "windmill"), places)):
-        animals = rng.sample(("zebra", "giraffe", "penguin", "kangaroo", "leopard", "badger"), 2)
-        depths = sorted(rng.uniform(0.02, 0.9) for _ in range(sum(counts)))
-        order = [animals[0]] * counts[0] + [animals[1]] * (counts[1] - 1)
-        rng.shuffle(order)
-        for depth, animal in zip(depths, [*order, animals[1]], strict=True):
-            passages.append(Passage(depth, f"At the {place} they saw a {animal}."))
-        number = f"The number of times that they saw a {animals[0]} at the {place} is"
-        questions.append(Question("aggregation", f"At the {place} they saw a", animals[0], depths[0]))
-        if i < counted:
-            questions.append(Question("counting", number, NUMBERS[counts[0]], depths[0]))
     return Quiz(tuple(passages), tuple(questions))
 
 
@@ -184,7 +152,7 @@ def document(lines: Sequence[str], quiz: Quiz) -> str:
 
 
 def fitted(lines: Sequence[str], quiz: Quiz, tokens: int, count: Callable[[str], int]) -> str:
-    """The longest document of at most `tokens` tokens, all passages in it; `count` counts them."""
+    """Return the longest document of at most `tokens` tokens, all passages in it; `count` counts them."""
     low, high = 0, len(lines)
     while low < high:
         middle = (low + high + 1) // 2

@@ -25,17 +25,3 @@ FIRST_NAMES = _words(
     "Alice Brenda Carl Diana Edgar Fiona George Helen Ivan Julia Kevin Laura Martin Nancy Oscar Paula Quentin Robert "
     "Susan Thomas Ursula Victor Wendy Xavier Yvonne Zachary"
 )
-
-LAST_NAMES = _words(
-    "Abbott Adams Anderson Archer Atkins Bailey Baker Barnes Bennett Bishop Blake Bolton Bowman Brooks Bryant Burton "
-    "Butler Carter Chandler Chapman Clarke Coleman Collins Cooper Crawford Curtis Dalton Davies Dawson Dixon Douglas "
-    "Duncan Edwards Elliott Ellis Emerson Evans Farmer Fisher Fleming Fletcher Foster Fowler Francis Freeman Gardner "
-    "Gibson Gordon Graham Griffin Hamilton Hansen Harper Harris Hawkins Henderson Holland Hopkins Howard Hudson "
-    "Hughes Irving Jackson Jenkins Jensen Johnson Jordan Keller Kelly Kennedy Knight Lambert Lawson Lewis Lloyd Logan "
-    "Marshall Matthews Meyer Miller Mitchell Morgan Morris Murphy Murray Nelson Newman Norton Olsen Osborne Owens "
-    "Palmer Parker Parsons Patterson Perkins Peterson Phillips Porter Powell Preston Quinn Reed Reynolds Richards "
-    "Roberts Robinson Rogers Russell Sanders Shaw Simpson Spencer Stanley Stewart Sullivan Taylor Thompson Tucker "
-    "Turner Underwood Vaughn Walker Wallace Watson Webster Wheeler Williams Wilson Winter Wright Young Ziegler"
-)
-
-NUMBERS = _words("zero one two three four five six seven eight nine ten eleven twelve")

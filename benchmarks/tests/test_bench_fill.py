@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 from kiv_hf import KIVCache, KIVConfig
-from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import DynamicCache
 
+from benchmarks.fidelity.tests.tiny import tiny_gemma
 from benchmarks.fill import fill, measure_spreads, random_chunks
 from benchmarks.models import twin
 from benchmarks.original import OriginalPool
@@ -19,20 +20,7 @@ TOKENS = 900
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=16,
-        sliding_window=128,
-        layer_types=["sliding_attention", "full_attention"] * 2,
-    )
-    config._attn_implementation = "sdpa"
-    return Gemma3ForCausalLM(config).to(torch.bfloat16).eval()
+    return tiny_gemma(sliding_window=128).to(torch.bfloat16)
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from platformdirs import user_cache_path
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from .documents import LongDocument
 
@@ -25,22 +20,21 @@ class Fact:
 
     Attributes
     ----------
-    task, answer : str
+    task : str
     right : bool
-        Whether the model answered it, attending as the capture's prefill did.
+        Whether the model answered it, attending as it read the document.
     place : (int, int)
         First token of the passage that answers it, and the one after its last.
     """
 
     task: str
-    answer: str
     right: bool
     place: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One global layer, all bfloat16.
+    """One global layer, as the model computed it.
 
     Attributes
     ----------
@@ -62,65 +56,47 @@ class Layer:
 
 @dataclass(frozen=True)
 class Capture:
-    """A capture's file; layers are read from it when asked for.
+    """All that is kept of a document.
 
     Attributes
     ----------
-    path : Path
-    tokens, width : int
-        T and D.
+    name : str
+        Of the document.
+    tokens : int
+        T.
     scale : float
         Factor on query · key.
-    layers : tuple of int
+    layers : dict of Layer
         The global layers, by index in the model.
     facts : tuple of Fact
     positions : int64 [S]
         Where queries were sampled.
     """
 
-    path: Path
+    name: str
     tokens: int
-    width: int
     scale: float
-    layers: tuple[int, ...]
+    layers: dict[int, Layer]
     facts: tuple[Fact, ...]
     positions: torch.Tensor
 
-    def layer(self, index: int) -> Layer:
-        """Read one of `layers`."""
-        with safe_open(self.path, framework="pt") as file:
-            return Layer(*(file.get_tensor(f"{name}.{index}") for name in ("key", "value", "sampled", "text", "asked")))
 
-
-def write_capture(
-    path: Path, layers: dict[int, Layer], positions: torch.Tensor, scale: float, facts: Sequence[Fact]
-) -> None:
+def write_capture(path: Path, capture: Capture) -> None:
     """Write a capture, whole or not at all."""
-    tensors = {f"{name}.{index}": tensor for index, layer in layers.items() for name, tensor in vars(layer).items()}
-    about = {"scale": scale, "layers": list(layers), "facts": [vars(fact) for fact in facts]}
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".part")
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()} | {"positions": positions},
-        scratch,
-        metadata={"about": json.dumps(about)},
-    )
+    torch.save(capture, scratch)
     scratch.rename(path)
 
 
 def read_capture(path: Path) -> Capture:
-    """Open a capture."""
-    with safe_open(path, framework="pt") as file:
-        about: dict[str, Any] = json.loads(file.metadata()["about"])
-        positions = file.get_tensor("positions")
-        _, tokens, width = file.get_slice(f"key.{about['layers'][0]}").get_shape()
-    facts = tuple(Fact(f["task"], f["answer"], f["right"], tuple(f["place"])) for f in about["facts"])
-    return Capture(path, tokens, width, about["scale"], tuple(about["layers"]), facts, positions)
+    """Open a capture of one's own; its layers are read when they are looked at."""
+    return torch.load(path, mmap=True, weights_only=False)
 
 
 def capture_path(document: LongDocument) -> Path:
-    """Where the capture of a document is, or will be."""
-    return user_cache_path("kiv-benchmarks") / "long" / f"{document.name}.safetensors"
+    """Return where the capture of a document is, or will be."""
+    return user_cache_path("kiv-benchmarks") / "captures" / f"{document.name}.pt"
 
 
 def load_capture(document: LongDocument) -> Capture:
@@ -129,5 +105,5 @@ def load_capture(document: LongDocument) -> Capture:
     if not path.exists():
         from .recorder import record
 
-        record(document, path)
+        write_capture(path, record(document))
     return read_capture(path)

@@ -13,7 +13,7 @@ from .scene import PAGE_TOKENS, SINK_TOKENS, Scene
 
 
 def query_weights(scene: Scene) -> torch.Tensor:
-    """Largest absolute query of a channel, over heads and the last samples before a page turns cold: ``[pages, D]``."""
+    """Return a channel's largest query of all heads and the last samples before a page is cold: ``[pages, D]``."""
     largest = scene.sampled.abs().amax(dim=1)  # [S, D]
     pages = scene.cold_tokens // PAGE_TOKENS
     cold_from = SINK_TOKENS + PAGE_TOKENS * torch.arange(1, pages + 1) + scene.hot_tokens
@@ -23,7 +23,7 @@ def query_weights(scene: Scene) -> torch.Tensor:
 
 
 def coded_keys(paged: torch.Tensor, weights: torch.Tensor, channels: int) -> torch.Tensor:
-    """Keys as their codes give them: ``[pages, P, D]``, of channels without a code the page's mean.
+    """Code and decode keys: ``[pages, P, D]``, of channels without a code the page's mean.
 
     Parameters
     ----------
@@ -48,8 +48,13 @@ def coded_keys(paged: torch.Tensor, weights: torch.Tensor, channels: int) -> tor
     return paged.mean(dim=1, keepdim=True).expand_as(paged).scatter(2, wide, decoded)
 
 
-def code_estimates(scene: Scene, channels: int, weighted: bool = True) -> torch.Tensor:
-    """Estimated logits of the cold tokens, ``[Q, G, N]``; not `weighted`, every channel counts alike."""
+def code_bytes(width: int, channels: int) -> float:
+    """Count bytes a token: 4 bits a channel; for each page the channels' numbers, least, step, and the mean key."""
+    channels = min(channels, width)
+    return channels / 2 + (channels * (2 + 4 + 4) + 4 * width) / PAGE_TOKENS
+
+
+def code_estimates(scene: Scene, channels: int) -> torch.Tensor:
+    """Estimate the logits of the cold tokens, ``[Q, G, N]``."""
     paged = scene.cold_key.unflatten(0, (-1, PAGE_TOKENS))
-    weights = query_weights(scene) if weighted else torch.ones(len(paged), paged.shape[2])
-    return scene.query @ coded_keys(paged, weights, channels).flatten(0, 1).T
+    return scene.query @ coded_keys(paged, query_weights(scene), channels).flatten(0, 1).T

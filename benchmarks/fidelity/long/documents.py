@@ -11,8 +11,8 @@ from typing import Literal
 
 from benchmarks.models import kjv_text, load_tokenizer
 
-from ..plan import NEEDLE_DEPTHS
 from ..tasks import (
+    NEEDLE_DEPTHS,
     Passage,
     Question,
     Quiz,
@@ -69,7 +69,7 @@ class LongDocument:
         """Needles at ten depths, several needles, two hops and near-duplicates."""
         rng = random.Random(f"long {self.model} {self.text} {self.tokens}" + (f" {self.number}" if self.number else ""))
         parts = (needle_grid(rng, NEEDLE_DEPTHS), several_needles(rng, 2), variable_tracking(rng, 2))
-        quiz = joined(*parts, near_duplicates(rng, "word", 6, 6))
+        quiz = joined(*parts, near_duplicates(rng, 6, 6))
         return commented(quiz) if self.text == "code" else quiz
 
     @cached_property
@@ -86,13 +86,13 @@ class LongDocument:
 
 
 def commented(quiz: Quiz) -> Quiz:
-    """The same quiz as comments of a program."""
+    """Return the same quiz as comments of a program."""
     passages = tuple(Passage(p.depth, COMMENT + p.text) for p in quiz.passages)
     questions = tuple(Question(q.task, COMMENT + q.prompt, q.answer, q.depth) for q in quiz.questions)
     return Quiz(passages, questions)
 
 
 def code_lines() -> list[str]:
-    """Lines of the standard library's modules, in the order of their names."""
+    """Return the lines of the standard library's modules, in the order of their names."""
     sources = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     return [line for path in sources for line in path.read_text(encoding="utf-8", errors="ignore").splitlines()]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from benchmarks.models import MODELS
+from benchmarks.report import Result
 
 from .documents import LongDocument
 from .measure import KINDS
-from .tables import NAMED_SHARE, NAMES, percent
-from .zoo import EXACT, FOUR_BITS, NEW, ORIGINAL, QUEST, RETROINFER, TODAY, UNWEIGHTED
+from .tables import NAMES, percent
+from .zoo import DOUBLED, EXACT, NEW, ORIGINAL, QUEST
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+NAMED_SHARE = 0.016
+"""Share of candidates in the lower row."""
 
 SHOWN = (
     LongDocument("smollm2", "kjv", 8000),
@@ -27,35 +30,41 @@ SHOWN = (
 LINES = {
     EXACT.name: ("#2ca02c", "--", "exact keys"),
     NEW.name: ("#1f77b4", "-", "KIV: codes of 64 channels"),
-    RETROINFER.name: ("#9467bd", "-", "RetroInfer's clusters"),
+    "clusters of 16 (as RetroInfer)": ("#9467bd", "-", "RetroInfer's clusters"),
     QUEST.name: ("#d62728", "-", "Quest"),
-    TODAY.name: ("#7f7f7f", "-", "KIV before: pages of 64"),
+    "KIV before: pages of 64, mean + 0.5 spread": ("#7f7f7f", "-", "KIV before: pages of 64"),
     ORIGINAL.name: ("#ff7f0e", "-", "the original KIV's rule"),
 }
-"""Index -> colour, line and label in the upper row."""
-
-
-BRIEF = {
-    FOUR_BITS.name: "4-bit cache",
-    RETROINFER.name: "RetroInfer's clusters",
-    ORIGINAL.name: "the original's rule",
-    UNWEIGHTED.name: "64, by keys alone",
-}
-"""What labels in the lower row say for some names."""
+"""Index -> colour, line and label in the upper row; two of them are only in results of the tag `experiments-1`."""
 
 ABOVE, BELOW, RIGHT = ((0, 6), "center"), ((0, -13), "center"), ((5, -8), "left")
-PLACES = {RETROINFER.name: ABOVE, ORIGINAL.name: BELOW}
-"""Where labels in the lower row are that would cover another index to the right."""
+LABELS = {
+    ORIGINAL.name: ("the original's rule", BELOW),
+    "clusters of 16 (as RetroInfer)": ("RetroInfer's clusters", ABOVE),
+    "4-bit cache of everything": ("4-bit cache", RIGHT),
+    "codes of 64 channels, chosen by keys alone": ("64, by keys alone", RIGHT),
+}
+"""Labels in the lower row, and where those are that would cover another index to the right."""
+
+
+def points(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what the picture needs of a record: bytes of each index, and its recall at each budget."""
+    of_indices = {
+        name: {"index_bytes": measured["index_bytes"], "recall": [recall(found) for found in measured["found"]]}
+        for name, measured in record["indices"].items()
+        if name != DOUBLED.name
+    }
+    return {name: record[name] for name in ("tokens", "cold", "budgets")} | {"indices": of_indices}
 
 
 def recall(found: dict[str, Any]) -> float:
-    """Mean of text and questions."""
+    """Return the recall of the heaviest 4, the mean of text and questions."""
     values = [found[kind]["top4"] for kind in KINDS if found[kind]["top4"] is not None]
     return sum(values) / len(values)
 
 
 def shown(series: Mapping[str, Any]) -> dict[str, str]:
-    """Title -> name of the documents in the picture: those of `SHOWN`, or whatever there is."""
+    """Return title -> name of the documents in the picture: those of `SHOWN`, or whatever there is."""
     found: dict[str, str] = {}
     for document in SHOWN:
         if document.name in series:
@@ -64,8 +73,9 @@ def shown(series: Mapping[str, Any]) -> dict[str, str]:
     return found or {name: name for name in series}
 
 
-def paint(figure: Figure, series: Mapping[str, Any]) -> None:
+def draw(figure: Figure, result: Result) -> None:
     """Fill the figure."""
+    series = result.series
     documents = shown(series)
     figure.set_size_inches(5 * len(documents), 8.5)
     panels = figure.subplots(2, len(documents), squeeze=False, sharey="row")
@@ -81,9 +91,9 @@ def paint(figure: Figure, series: Mapping[str, Any]) -> None:
 def _by_share(axes: Axes, record: dict[str, Any]) -> None:
     shares = [100 * budget / record["cold"] for budget in record["budgets"]]
     for name, (colour, line, label) in LINES.items():
-        found = record["indices"][name]["found"] if name in record["indices"] else []
-        if found:
-            axes.plot(shares, [recall(f) for f in found], line, color=colour, label=label, marker="o", markersize=3)
+        if name in record["indices"]:
+            recalls = record["indices"][name]["recall"]
+            axes.plot(shares, recalls, line, color=colour, label=label, marker="o", markersize=3)
     axes.set_xscale("log")
     axes.invert_xaxis()
     ticks = [round(share, 1) for share in shares]
@@ -99,12 +109,12 @@ def _by_bytes(axes: Axes, record: dict[str, Any]) -> None:
         if name == EXACT.name:
             continue
         colour = LINES[name][0] if name in LINES else "#aec7e8" if name.startswith("codes") else "#bbbbbb"
-        place = (measured["index_bytes"], recall(measured["found"][at]))
+        place = (measured["index_bytes"], measured["recall"][at])
         axes.scatter(*place, color=colour, s=60 if name == NEW.name else 25, zorder=3)
         if name.endswith("channels"):  # many lie close together: their numbers alone
             label, (offset, align) = name.removeprefix("codes of ").removesuffix(" channels"), ABOVE
         else:
-            label, (offset, align) = BRIEF.get(name, name.split(":")[0].split(",")[0]), PLACES.get(name, RIGHT)
+            label, (offset, align) = LABELS.get(name, (name.split(":")[0].split(",")[0], RIGHT))
         axes.annotate(label, place, offset, textcoords="offset points", fontsize=7, ha=align)
     axes.set_xscale("log")
     axes.margins(x=0.25, y=0.1)

@@ -41,7 +41,7 @@ class Plan:
         return slice(self.every // 2 - 1, None, self.every)
 
     def budgets(self, tokens: int) -> list[int]:
-        """Candidates, of a document that came out at so many tokens."""
+        """Return the candidates, of a document that came out at so many tokens."""
         if not self.document.exact:
             return list(LARGE_CANDIDATES)
         cold = cold_tokens(tokens, HOT_TOKENS[self.document.model])
@@ -62,7 +62,7 @@ DOCUMENTS: tuple[tuple[str, Text, int | None], ...] = (
 
 
 def plans(options: argparse.Namespace) -> list[Plan]:
-    """What a run measures: all documents of the models that were asked for, or a small one."""
+    """Return what a run measures: all documents of the models that were asked for, or a small one."""
     if options.quick:
         return [Plan(LongDocument("smollm2", "kjv", 2000), 32, 15)]
     made = [Plan(LongDocument(*place)) for place in DOCUMENTS]

@@ -6,12 +6,12 @@ import torch
 
 
 def group_scores(scores: torch.Tensor) -> torch.Tensor:
-    """One score for the heads of a group, the sum of their exponentials (SPEC 4.3): ``[Q, G, M]`` to ``[Q, M]``."""
+    """Sum the exponentials of a group's heads (SPEC 4.3): ``[Q, G, M]`` to ``[Q, M]``."""
     return (scores - scores.amax(dim=2, keepdim=True)).exp_().sum(dim=1)
 
 
 def by_turns(scores: torch.Tensor) -> torch.Tensor:
-    """One score for heads that choose each for itself, ``[Q, G, M]`` to ``[Q, M]``.
+    """Score for heads that choose each for itself, ``[Q, G, M]`` to ``[Q, M]``.
 
     The best n of it are the union of as many choices a head as they hold.
     """
@@ -21,17 +21,17 @@ def by_turns(scores: torch.Tensor) -> torch.Tensor:
 
 
 def ordered(scores: torch.Tensor) -> torch.Tensor:
-    """Tokens from best to worst, ties to the lower index: int64 ``[Q, N]``."""
+    """Order tokens from best to worst, ties to the lower index: int64 ``[Q, N]``."""
     return scores.argsort(dim=1, descending=True, stable=True)
 
 
 def selected(cold_logits: torch.Tensor, candidates: torch.Tensor, retrieve_tokens: int) -> torch.Tensor:
-    """The best of the candidates by exact scores: of ``[Q, G, N]`` and int64 ``[Q, C]`` tokens int64 ``[Q, R]``."""
+    """Select the best candidates by exact scores: of ``[Q, G, N]`` and int64 ``[Q, C]`` tokens int64 ``[Q, R]``."""
     wanted = candidates[:, None].expand(-1, cold_logits.shape[1], -1)
     best = group_scores(cold_logits.gather(2, wanted)).topk(min(retrieve_tokens, candidates.shape[1]), dim=1)
     return candidates.gather(1, best.indices)
 
 
 def mask(tokens: torch.Tensor, count: int) -> torch.Tensor:
-    """Bool ``[Q, count]`` of int64 ``[Q, n]`` tokens."""
+    """Return bool ``[Q, count]`` of int64 ``[Q, n]`` tokens."""
     return torch.zeros(len(tokens), count, dtype=torch.bool).scatter_(1, tokens, True)

@@ -1,137 +1,156 @@
-"""Make a capture: a model reads a document, then each question, and its attention function keeps what it is given."""
+"""Make a capture: a model reads a document, then each question, through KIV stores that keep what they are given."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
+from kiv_hf import KIVCache, KIVConfig
+from kiv_hf.impls import resolve_impl
 from tqdm import tqdm
-from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel
 
 from benchmarks.models import load_model, load_tokenizer, twin
 
-from ..continuation import Continuation, fork_stock
+from ..contexts import CHUNK_TOKENS
+from ..continuation import Continuation
 from ..documents import answered, prompt_ids
 from ..queries import SAMPLE_TOKENS, sampled
 from ..tasks import Passage, Question
-from .capture import TEXT_TOKENS, Fact, Layer, write_capture
+from .capture import TEXT_TOKENS, Capture, Fact, Layer
 from .documents import COMMENT, LongDocument
-from .retrieving import Retrieving
 
-ATTENTION = "kiv_benchmark_capture"
-"""Name under which the capturing attention function is registered."""
-
-CHUNK_TOKENS = 1024
-"""Tokens of one prefill call: bounds the memory of its mask."""
-
-Attend = Callable[..., tuple[torch.Tensor, None]]
+READING, ASKING, ANSWERING = "reading", "asking", "answering"
 
 
 @dataclass
 class Recorder:
-    """What the attention function keeps, by layer: of the document, and while `asking` of a question's last token."""
+    """What a layer is given: all of it while `doing` is reading, of a question the last query, of an answer nothing."""
 
-    layers: tuple[int, ...]
-    asking: bool = False
-    reading: bool = True
+    doing: str = READING
     scale: float = 0.0
-    sampled: dict[int, list[torch.Tensor]] = field(default_factory=dict)
-    text: dict[int, torch.Tensor] = field(default_factory=dict)
-    asked: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+    keys: list[torch.Tensor] = field(default_factory=list)
+    values: list[torch.Tensor] = field(default_factory=list)
+    sampled: list[torch.Tensor] = field(default_factory=list)
+    text: torch.Tensor | None = None
+    asked: list[torch.Tensor] = field(default_factory=list)
 
-    def see(self, layer: int, query: torch.Tensor, start: int, scale: float) -> None:
+    def see(self, query: torch.Tensor, start: int, scale: float) -> None:
         """Keep what is wanted of ``query [HQ, n, D]``, whose first position is `start`."""
         self.scale = scale
-        if self.reading:
-            self.sampled.setdefault(layer, []).append(sampled(query, start))
-            before = self.text.get(layer, query[:, :0])
-            self.text[layer] = torch.cat([before, query], dim=1)[:, -TEXT_TOKENS:].clone()
-        elif self.asking:
-            self.asked.setdefault(layer, []).append(query[:, -1:].clone())
+        if self.doing == READING:
+            self.sampled.append(sampled(query, start))
+            before = query[:, :0] if self.text is None else self.text
+            self.text = torch.cat([before, query], dim=1)[:, -TEXT_TOKENS:].clone()
+        elif self.doing == ASKING:
+            self.asked.append(query[:, -1:].clone())
 
-    def layer(self, index: int, cache: Cache, tokens: int) -> Layer:
-        """All of one layer, its first `tokens` tokens."""
-        key, value = (x[0, :, :tokens] for x in (cache.layers[index].keys, cache.layers[index].values))
-        asked = torch.cat(self.asked[index], dim=1)
-        return Layer(key, value, torch.cat(self.sampled[index], dim=1), self.text[index], asked)
-
-
-def global_layers(config: Any) -> tuple[int, ...]:
-    """Indices of the layers that attend to every earlier token."""
-    kinds: list[str] | None = getattr(config, "layer_types", None)
-    if kinds is None:
-        return tuple(range(config.num_hidden_layers))
-    return tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
+    def layer(self) -> Layer:
+        """Return everything of the layer."""
+        assert self.text is not None
+        key, value, samples, asked = (
+            torch.cat(parts, dim=1) for parts in (self.keys, self.values, self.sampled, self.asked)
+        )
+        return Layer(key, value, samples, self.text, asked)
 
 
-def watched(stock: PreTrainedModel, recorder: Recorder, retrieving: Retrieving | None) -> PreTrainedModel:
-    """Return a twin whose attention tells the recorder, exact or with its global layers by retrieval."""
+class RecordedStore:
+    """A layer store that tells a recorder what it is given, as do its forks; everything else is the store's own."""
 
-    def attend(
-        module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, None]:
-        if module.layer_idx in recorder.layers:
-            recorder.see(module.layer_idx, query[0], key.shape[2] - query.shape[2], float(kwargs["scaling"]))
-            if retrieving is not None:
-                return retrieving.attend(module.layer_idx, query, key, value, float(kwargs["scaling"])), None
-        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+    def __init__(self, store: Any, recorder: Recorder) -> None:
+        self._store = store
+        self.recorder = recorder
 
-    AttentionInterface.register(ATTENTION, attend)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask if retrieving is None else retrieving.mask)
-    return twin(stock, ATTENTION)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
+        """Append, and keep keys and values of a document."""
+        self._store.append(key, value, valid)
+        if self.recorder.doing == READING:
+            self.recorder.keys.append(key[0].clone())
+            self.recorder.values.append(value[0].clone())
+
+    def attend(self, query: torch.Tensor, *, scale: float, **modifiers: Any) -> torch.Tensor:
+        """Attend, and let the recorder see the queries."""
+        self.recorder.see(query[0], self._store.length - query.shape[2], scale)
+        return self._store.attend(query, scale=scale, **modifiers)
+
+    def fork(self) -> RecordedStore:
+        """Fork the store."""
+        return RecordedStore(self._store.fork(), self.recorder)
 
 
-@torch.no_grad()
-def record(document: LongDocument, path: Path) -> None:
-    """Let the model read the document and answer its questions; write the capture."""
-    stock = load_model(document.model)
+class RecordedPool:
+    """A pool whose stores are recorded; everything else is the pool's own."""
+
+    def __init__(self, config: KIVConfig) -> None:
+        self._pool: Any = resolve_impl("fast")(config)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def layer_store(self) -> RecordedStore:
+        """Make a store with a recorder of its own."""
+        return RecordedStore(self._pool.layer_store(), Recorder())
+
+
+def read(model: PreTrainedModel, ids: torch.Tensor, *, exact: bool) -> tuple[KIVCache, dict[int, Recorder]]:
+    """Let a model under "kiv" read ``ids [1, T]``, with full attention or by retrieval; recorders by layer."""
+    by_retrieval = KIVConfig(prefill="retrieve", exact_suffix_tokens=0)
+    cache = KIVCache(model.config, KIVConfig(retrieve_tokens=None) if exact else by_retrieval, impl=RecordedPool)
+    with torch.no_grad():
+        for chunk in tqdm(ids.split(CHUNK_TOKENS, dim=1), unit="k tokens", disable=None):
+            model(input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache, {index: layer.store.recorder for index, layer in cache.kiv_layers().items()}
+
+
+def record(document: LongDocument) -> Capture:
+    """Let the model read the document and answer its questions."""
+    model = twin(load_model(document.model), "kiv")
     encoded = load_tokenizer(document.model)(document.content)
     ids = torch.tensor([encoded.input_ids])
-    tokens = ids.shape[1]
-    recorder = Recorder(global_layers(stock.config))
-    cache = DynamicCache(config=stock.config)
-    retrieving = None
-    if not document.exact:
-        retrieving = Retrieving(stock.config, recorder.layers, tokens, CHUNK_TOKENS)
-        retrieving.prepare(cache)
-    model = watched(stock, recorder, retrieving)
-    for chunk in tqdm(ids.split(CHUNK_TOKENS, dim=1), desc=document.name, unit="k tokens"):
-        model(input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    recorder.reading = False
+    cache, recorders = read(model, ids, exact=document.exact)
     facts: list[Fact] = []
     for question in document.quiz.questions:
-        right = ask(document.model, model, cache, recorder, question)
+        right = ask(document.model, model, cache, recorders, question)
         passage = passage_of(question, document.quiz.passages)
         at = document.content.index(passage.text)
         first, last = (encoded.char_to_token(i) for i in (at, at + len(passage.text) - 1))
         assert first is not None
         assert last is not None
-        facts.append(Fact(question.task, question.answer, right, (first, last + 1)))
-    positions = torch.arange(SAMPLE_TOKENS - 1, tokens, SAMPLE_TOKENS)
-    layers = {index: recorder.layer(index, cache, tokens) for index in recorder.layers}
-    write_capture(path, layers, positions, recorder.scale, facts)
+        facts.append(Fact(question.task, right, (first, last + 1)))
+    cache.close()
+    scale = next(iter(recorders.values())).scale
+    layers = {index: recorder.layer() for index, recorder in recorders.items()}
+    positions = torch.arange(SAMPLE_TOKENS - 1, ids.shape[1], SAMPLE_TOKENS)
+    return Capture(document.name, ids.shape[1], scale, layers, tuple(facts), positions)
 
 
-def ask(name: str, model: PreTrainedModel, cache: Cache, recorder: Recorder, question: Question) -> bool:
+def ask(name: str, model: PreTrainedModel, cache: KIVCache, recorders: dict[int, Recorder], question: Question) -> bool:
     """Ask one question after the document, which stays as it is; return whether the answer is right."""
-    continuation = Continuation(model, fork_stock(cache), one_by_one=False)
+    continuation = Continuation(model, cache.fork(), one_by_one=False)
 
     def write(most: int, settled: Callable[[list[int]], bool]) -> list[int]:
-        recorder.asking = True
+        _do(recorders, ASKING)
         logits = continuation.read(prompt_ids(name, question))
-        recorder.asking = False
+        _do(recorders, ANSWERING)
         return continuation.greedy(logits, most, settled)
 
-    return answered(name, question, write)
+    right = answered(name, question, write)
+    continuation.close()
+    return right
+
+
+def _do(recorders: dict[int, Recorder], doing: str) -> None:
+    for recorder in recorders.values():
+        recorder.doing = doing
 
 
 def passage_of(question: Question, passages: tuple[Passage, ...]) -> Passage:
-    """The passage that a question's last sentence begins."""
+    """Return the passage that a question's last sentence begins."""
 
     def begins(passage: Passage) -> bool:
         start = passage.text.rpartition(question.answer)[0].removeprefix(COMMENT).strip()

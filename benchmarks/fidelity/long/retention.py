@@ -17,10 +17,9 @@ from tqdm import tqdm
 
 from benchmarks.models import load_tokenizer
 
-from ..contexts import Context
+from ..contexts import FULL, Context, System, asked
 from ..documents import answered, prompt_ids
 from ..journal import Journal, Record
-from ..systems import FULL, System, asked
 from ..tasks import Question
 from .documents import LongDocument
 from .figures import retrieve_tokens
@@ -70,20 +69,20 @@ class CountedStore:
 
 
 def share_name(share: float) -> str:
-    """What KIV is called with a share of the cold tokens as candidates."""
+    """Name KIV with a share of the cold tokens as candidates."""
     return f"{100 * share:g} %"
 
 
 def at_share(model: str, share: float, tokens: int, impl: str) -> System:
-    """KIV as it is shipped but for its hot window and its budgets, which are those of the long regime's figures."""
+    """Return KIV as it is shipped but for its hot window and its budgets, those of the long regime's figures."""
     hot = HOT_TOKENS[model]
     candidates = max(1, round(share * cold_tokens(tokens, hot)))
     knobs = {"hot_tokens": hot, "candidate_tokens": candidates, "retrieve_tokens": retrieve_tokens(candidates)}
-    return System(share_name(share), "kiv", asked(**knobs), impl)
+    return System(share_name(share), asked(**knobs), impl)
 
 
 def key(document: LongDocument, number: int, system: System) -> tuple[str, ...]:
-    """Of the record of one answer."""
+    """Name the record of one answer."""
     config = system.config
     budgets = () if config is None else (config.hot_tokens, config.candidate_tokens, config.retrieve_tokens)
     return (document.name, str(number), system.name, *map(str, budgets))
@@ -107,7 +106,7 @@ def ask(context: Context, model: str, question: Question, system: System) -> Rec
 def outcomes(journal: Journal, document: LongDocument, shares: Sequence[float], impl: str) -> Iterator[Outcome]:
     """Ask whatever the journal lacks about a document."""
     ids = load_tokenizer(document.model)(document.content, return_tensors="pt").input_ids
-    systems = [System(FULL, "full"), *(at_share(document.model, share, ids.shape[1], impl) for share in shares)]
+    systems = [System(FULL), *(at_share(document.model, share, ids.shape[1], impl) for share in shares)]
     with ExitStack() as stack:
 
         @cache

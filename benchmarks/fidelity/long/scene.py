@@ -86,13 +86,13 @@ class Scene:
 
 
 def cold_tokens(tokens: int, hot_tokens: int) -> int:
-    """Tokens that are cold for each of the last queries of a document, in whole pages."""
+    """Count the tokens that are cold for each of the last queries of a document, in whole pages."""
     return max(0, tokens - TEXT_TOKENS - hot_tokens - SINK_TOKENS) // PAGE_TOKENS * PAGE_TOKENS
 
 
 def scenes(capture: Capture, layer: int, asked: list[int], text: slice, hot_tokens: int) -> Iterator[Scene]:
-    """Scenes of a layer's KV heads: the last positions that `text` takes, then the questions that `asked` names."""
-    held = capture.layer(layer)
+    """Make the scenes of a layer's KV heads: the last positions that `text` takes, then the questions `asked`."""
+    held = capture.layers[layer]
     heads = held.key.shape[0]
     query = torch.cat([held.text[:, text], held.asked[:, asked]], dim=1).float() * capture.scale
     first = capture.tokens - TEXT_TOKENS

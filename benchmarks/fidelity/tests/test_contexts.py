@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from kiv_hf import KIVCache, KIVConfig
-from transformers import Cache, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, QuantizedCache
+from transformers import Cache, Gemma3ForCausalLM
 
-from benchmarks.fidelity.agreement import Agreement, common_prefix, divergence
-from benchmarks.fidelity.contexts import fill, filled_stock, kiv_continuation, prefill
+from benchmarks.fidelity.contexts import fill, prefill
 from benchmarks.fidelity.continuation import Continuation, fork_stock
 from benchmarks.fidelity.queries import SampledQueries
-from benchmarks.fidelity.window import windowed
+from benchmarks.fidelity.tests.tiny import tiny_gemma
 from benchmarks.models import twin
 
 TOKENS = 300
@@ -19,20 +18,7 @@ TOKENS = 300
 
 @pytest.fixture(scope="module", name="model")
 def _model() -> Gemma3ForCausalLM:
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=16,
-        sliding_window=48,
-        layer_types=["sliding_attention", "full_attention"] * 2,
-        max_position_embeddings=1024,
-    )
-    return Gemma3ForCausalLM(config).eval().double()  # right answers agree to 1e-10 on any processor
+    return tiny_gemma(sliding_window=48).double()  # right answers agree to 1e-10 on any processor
 
 
 @pytest.fixture(scope="module", name="ids")
@@ -40,7 +26,7 @@ def _ids() -> torch.Tensor:
     return torch.randint(0, 97, (1, TOKENS + 12), generator=torch.Generator().manual_seed(1))
 
 
-def stock(model: Gemma3ForCausalLM | LlamaForCausalLM, cache: Cache) -> Continuation:
+def stock(model: Gemma3ForCausalLM, cache: Cache) -> Continuation:
     return Continuation(model, cache, one_by_one=False)
 
 
@@ -49,7 +35,7 @@ def filled(model: Gemma3ForCausalLM, ids: torch.Tensor, config: KIVConfig) -> Co
     cache = KIVCache(kiv_model.config, config)
     queries = SampledQueries(model)
     fill(kiv_model, cache, ids, prefill(queries.model, ids), queries)
-    return kiv_continuation(kiv_model, cache)
+    return Continuation(kiv_model, cache, one_by_one=True)
 
 
 def test_in_exact_mode_it_is_full_attention(model: Gemma3ForCausalLM, ids: torch.Tensor):
@@ -66,7 +52,7 @@ def test_a_filled_cache_is_a_prefilled_one(model: Gemma3ForCausalLM, ids: torch.
     cache = KIVCache(kiv_model.config, config)
     with torch.no_grad():
         kiv_model(input_ids=context, past_key_values=cache)
-    expected = kiv_continuation(kiv_model, cache).feed(following)
+    expected = Continuation(kiv_model, cache, one_by_one=True).feed(following)
     torch.testing.assert_close(filled(model, context, config).feed(following), expected, rtol=1e-9, atol=1e-9)
     exact = stock(model, prefill(model, context)).feed(following)
     assert not torch.allclose(expected, exact, rtol=1e-3, atol=1e-4), "nothing was left out: the test shows nothing"
@@ -78,29 +64,9 @@ def test_a_fork_leaves_the_context_alone(model: Gemma3ForCausalLM, ids: torch.Te
     cache = KIVCache(kiv_model.config, KIVConfig(hot_tokens=32, page_tokens=8, candidate_tokens=32, retrieve_tokens=8))
     queries = SampledQueries(model)
     fill(kiv_model, cache, context, prefill(queries.model, context), queries)
-    first = kiv_continuation(kiv_model, cache.fork()).feed(following)
-    again = kiv_continuation(kiv_model, cache.fork()).feed(following)
+    first = Continuation(kiv_model, cache.fork(), one_by_one=True).feed(following)
+    again = Continuation(kiv_model, cache.fork(), one_by_one=True).feed(following)
     assert torch.equal(first, again)
-
-
-def test_a_quantised_cache_comes_near(ids: torch.Tensor):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    llama = LlamaForCausalLM(config).eval()
-    context, following = ids[:, :TOKENS], ids[:, TOKENS:]
-    full = prefill(llama, context)
-    cache = filled_stock(QuantizedCache("fp8", config), full)
-    assert cache.get_seq_length() == TOKENS
-    mine = stock(llama, cache).feed(following)
-    exact = stock(llama, full).feed(following)
-    assert 0 < (mine - exact).abs().max() < 0.1
 
 
 def test_a_stock_fork_leaves_the_context_alone(model: Gemma3ForCausalLM, ids: torch.Tensor):
@@ -123,50 +89,7 @@ def test_reading_is_feeding_without_the_logits_between(model: Gemma3ForCausalLM,
     torch.testing.assert_close(read.read(ids[:, :1]), fed.feed(ids[:, :1])[-1], rtol=1e-9, atol=1e-9)
 
 
-def test_a_window_is_full_attention_over_what_it_keeps(model: Gemma3ForCausalLM, ids: torch.Tensor):
-    context, following = ids[:, :TOKENS], ids[:, TOKENS:]
-    full = prefill(model, context)
-    whole = windowed(model.config, full, 4, TOKENS + 50)
-    exact = stock(model, fork_stock(full)).feed(following)
-    mine = Continuation(model, whole, one_by_one=True).feed(following)
-    torch.testing.assert_close(mine, exact, rtol=1e-9, atol=1e-9)
-    small = windowed(model.config, full, 4, 32)
-    kept = small.layers[1].keys
-    assert torch.equal(kept, torch.cat([full.layers[1].keys[:, :, :4], full.layers[1].keys[:, :, -32:]], dim=2))
-    # KIV with nothing but its sinks and hot window, one token of 300 apart, knows the same.
-    config = KIVConfig(hot_tokens=32, page_tokens=1, candidate_tokens=1, retrieve_tokens=1, tail="none")
-    near = filled(model, context, config).feed(following[:, :1])
-    alike = Continuation(model, small, one_by_one=True).feed(following[:, :1])
-    assert (near - alike).abs().max() < (exact[:1] - alike).abs().max()
-    assert small.get_seq_length() == TOKENS + 1
-    assert small.layers[1].keys.shape[2] == 36
-
-
-def test_agreement_with_oneself_is_complete(model: Gemma3ForCausalLM, ids: torch.Tensor):
-    context, following = ids[:, :TOKENS], ids[:, TOKENS:]
-    full = prefill(model, context)
-    agreement = Agreement(stock(model, fork_stock(full)), following, 6)
-    mine = agreement.record(stock(model, fork_stock(full)))
-    assert max(mine["divergence"]) < 1e-6
-    assert all(mine["same_first"])
-    assert mine["alike"] == 6
-    assert len(mine["loss"]) == following.shape[1] - 1
-    lossy = agreement.record(Continuation(model, windowed(model.config, full, 1, 8), one_by_one=True))
-    assert max(lossy["divergence"]) > 1e-6
-
-
 def test_greedy_stops_where_it_is_told(model: Gemma3ForCausalLM, ids: torch.Tensor):
     continuation = stock(model, prefill(model, ids[:, :TOKENS]))
     logits = continuation.feed(ids[:, TOKENS:])[-1]
     assert len(continuation.greedy(logits, 5, lambda found: len(found) == 2)) == 2
-
-
-def test_divergence_and_prefix():
-    logits = torch.tensor([[0.0, 1.0, 2.0]])
-    assert divergence(logits, logits + 3).abs().max() < 1e-6
-    expected = torch.tensor([0.75, 0.25])
-    other = torch.tensor([0.5, 0.5])
-    by_hand = 0.75 * torch.tensor(1.5).log() + 0.25 * torch.tensor(0.5).log()
-    torch.testing.assert_close(divergence(expected.log()[None], other.log()[None])[0], by_hand)
-    assert common_prefix([1, 2, 3], [1, 2, 4]) == 2
-    assert common_prefix([1, 2], [1, 2]) == 2

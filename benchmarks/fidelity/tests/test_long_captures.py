@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import json
 from dataclasses import replace
@@ -13,22 +12,23 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch.nn.functional import scaled_dot_product_attention
+from transformers import DynamicCache
 
 from benchmarks import models
 from benchmarks.fidelity.long import part, recorder
-from benchmarks.fidelity.long.capture import TEXT_TOKENS, Fact, Layer, read_capture, write_capture
+from benchmarks.fidelity.long.capture import TEXT_TOKENS, Capture, Fact, Layer, read_capture, write_capture
 from benchmarks.fidelity.long.documents import COMMENT, LongDocument
 from benchmarks.fidelity.long.measure import KINDS, measured
-from benchmarks.fidelity.long.picture import SHOWN, paint
+from benchmarks.fidelity.long.picture import SHOWN, draw
 from benchmarks.fidelity.long.plan import DOCUMENTS, HOT_TOKENS, Plan, plans
 from benchmarks.fidelity.long.recorder import Recorder, passage_of
-from benchmarks.fidelity.long.retrieving import CHOSEN_PAGES, PAGE_TOKENS, GrowingLayer, Retrieving
-from benchmarks.fidelity.long.retrieving import HOT_TOKENS as RECENT
 from benchmarks.fidelity.long.scene import SINK_TOKENS, cold_tokens, scenes
-from benchmarks.fidelity.long.widening import widened
-from benchmarks.fidelity.long.zoo import NEW, zoo
+from benchmarks.fidelity.long.zoo import DOUBLED, NEW, QUEST, ZOO
 from benchmarks.fidelity.queries import SAMPLE_TOKENS
+from benchmarks.fidelity.tests.tiny import tiny_llama
+from benchmarks.models import twin
+from benchmarks.options import RESULTS
+from benchmarks.report import Result
 
 
 @pytest.mark.parametrize("place", DOCUMENTS)
@@ -45,23 +45,45 @@ def test_queries_are_sampled_and_the_last_ones_kept_whatever_the_chunks():
     made = torch.Generator().manual_seed(0)
     query = torch.randn(2, 1000, 4, generator=made)
     for chunk in (64, 100, 1000):
-        seen = Recorder((3,))
+        seen = Recorder()
         for start in range(0, 1000, chunk):
-            seen.see(3, query[:, start : start + chunk], start, 0.5)
+            seen.see(query[:, start : start + chunk], start, 0.5)
         positions = [p for p in range(1000) if (p + 1) % SAMPLE_TOKENS == 0]
-        assert torch.equal(torch.cat(seen.sampled[3], dim=1), query[:, positions])
-        assert torch.equal(seen.text[3], query[:, -TEXT_TOKENS:])
+        assert torch.equal(torch.cat(seen.sampled, dim=1), query[:, positions])
+        assert torch.equal(seen.text, query[:, -TEXT_TOKENS:])
 
 
 def test_of_a_question_the_last_query_is_kept_and_none_of_the_answer():
-    seen = Recorder((0,), reading=False)
+    seen = Recorder(recorder.ASKING)
     query = torch.randn(2, 5, 4)
-    seen.asking = True
-    seen.see(0, query, 100, 0.5)
-    seen.asking = False
-    seen.see(0, query + 1, 105, 0.5)
-    assert torch.equal(torch.cat(seen.asked[0], dim=1), query[:, -1:])
-    assert not seen.text
+    seen.see(query, 100, 0.5)
+    seen.doing = recorder.ANSWERING
+    seen.see(query + 1, 105, 0.5)
+    assert torch.equal(torch.cat(seen.asked, dim=1), query[:, -1:])
+    assert seen.text is None
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_layer_is_recorded_as_a_plain_cache_holds_it(exact: bool):
+    model = tiny_llama()
+    ids = torch.randint(0, 97, (1, 1500), generator=torch.Generator().manual_seed(4))
+    plain = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=ids, past_key_values=plain)
+    cache, recorders = recorder.read(twin(model, "kiv"), ids, exact=exact)
+    forked = cache.fork()
+    recorder._do(recorders, recorder.ASKING)
+    store = forked.kiv_layers()[1].store
+    store.append(torch.ones(1, 2, 3, 8), torch.ones(1, 2, 3, 8))
+    store.attend(torch.ones(1, 4, 3, 8), scale=0.5)
+    held = recorders[1].layer()
+    torch.testing.assert_close(held.key, plain.layers[1].keys[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(held.value, plain.layers[1].values[0], rtol=1e-4, atol=1e-5)
+    assert held.sampled.shape == (4, 1500 // SAMPLE_TOKENS, 8)
+    assert held.text.shape == (4, TEXT_TOKENS, 8)
+    assert torch.equal(held.asked, torch.ones(4, 1, 8))
+    cache.close()
+    forked.close()
 
 
 def stored(tmp_path: Path, tokens: int = 1000) -> Path:
@@ -75,24 +97,24 @@ def stored(tmp_path: Path, tokens: int = 1000) -> Path:
         index: Layer(random(2, tokens), random(2, tokens), random(6, tokens // 64), random(6, 64), random(6, 2))
         for index in (1, 4)
     }
-    facts = [Fact("needle", "teapot", True, (10, 20)), Fact("needle", "violins", False, (30, 40))]
-    path = tmp_path / "capture.safetensors"
-    write_capture(path, layers, torch.arange(63, tokens, 64), 0.25, facts)
+    facts = Fact("needle", True, (10, 20)), Fact("needle", False, (30, 40))
+    path = tmp_path / "capture.pt"
+    write_capture(path, Capture("capture", tokens, 0.25, layers, facts, torch.arange(63, tokens, 64)))
     return path
 
 
 def test_a_capture_comes_back_as_it_was(tmp_path: Path):
     capture = read_capture(stored(tmp_path))
-    assert (capture.tokens, capture.width, capture.scale, capture.layers) == (1000, 32, 0.25, (1, 4))
-    assert capture.facts[0] == Fact("needle", "teapot", True, (10, 20))
+    assert (capture.name, capture.tokens, capture.scale, list(capture.layers)) == ("capture", 1000, 0.25, [1, 4])
+    assert capture.facts[0] == Fact("needle", True, (10, 20))
     assert capture.positions[0] == 63
-    assert capture.layer(4).asked.shape == (6, 2, 32)
+    assert capture.layers[4].asked.shape == (6, 2, 32)
     assert not list(tmp_path.glob("*.part"))
 
 
 def test_scenes_hide_later_tokens_and_ask_what_they_should(tmp_path: Path):
     capture = read_capture(stored(tmp_path))
-    held = capture.layer(1)
+    held = capture.layers[1]
     found = list(scenes(capture, 1, [1], slice(3, None, 32), hot_tokens=100))
     assert len(found) == 2
     for head, scene in enumerate(found):
@@ -112,29 +134,21 @@ def test_scenes_hide_later_tokens_and_ask_what_they_should(tmp_path: Path):
 
 def test_a_record_survives_the_journal(tmp_path: Path):
     capture = read_capture(stored(tmp_path))
-    record = measured(capture, zoo(32, large=False), [64, 8], 100, slice(3, None, 32), all_facts=True)
+    record = measured(capture, [64, 8], 100, slice(3, None, 32), all_facts=True)
     assert json.loads(json.dumps(record)) == record
-    assert record["cells"] == [[1, 0], [1, 1], [4, 0], [4, 1]]
+    assert (record["heads"], record["facts"]) == (4, ["needle", "needle"])
     assert record["queries"] == {"text": 2, "questions": 2}
     for of_index in record["indices"].values():
-        assert len(of_index["found"]) == len(of_index["read_bytes"]) == 2
+        assert len(of_index["found"]) == 2
         wide, narrow = (found["text"]["top4"] for found in of_index["found"])
         assert 0 <= narrow <= wide <= 1
-
-
-def test_a_record_of_widening_survives_the_journal(tmp_path: Path):
-    capture = read_capture(stored(tmp_path))
-    record = widened(capture, [64, 8], 100, slice(3, None, 32), all_facts=True)
-    assert json.loads(json.dumps(record)) == record
-    assert record["cells"] == [[1, 0], [1, 1], [4, 0], [4, 1]]
-    assert record["facts"] == [["needle", 0.01], ["needle", 0.03]]
-    beside = measured(capture, (NEW,), [64, 8], 100, slice(3, None, 32), all_facts=True)["indices"][NEW.name]["found"]
-    for wide, narrow in zip(record["found"], beside, strict=True):
-        assert wide["facts"][1] == narrow["facts"][1] == sum(pairs for _, pairs in wide["pairs"])
-        assert all(wide[kind]["top4"] >= narrow[kind]["top4"] for kind in KINDS)
-        assert all(0 <= share <= 1 for share in wide["widened"]["of_heads"])
-        of_heads = sum(wide["widened"]["of_heads"]) / 4
-        assert of_heads == pytest.approx(sum(wide["widened"][kind] for kind in KINDS) / 2, abs=1e-4)
+    for doubled, narrow in zip(*(record["indices"][name]["found"] for name in (DOUBLED.name, NEW.name)), strict=True):
+        assert all(doubled[kind]["top4"] >= narrow[kind]["top4"] for kind in KINDS)
+        assert doubled["doubled"] == pytest.approx(sum(doubled[kind]["doubled"] for kind in KINDS) / 2, abs=1e-4)
+        assert narrow["doubled"] == 0
+        assert [of for _, of in doubled["pairs"]] == [of for _, of in narrow["pairs"]]
+    exact = record["indices"]["exact keys"]["found"][0]
+    assert all(kept == of for kept, of in exact["pairs"])
 
 
 @pytest.mark.parametrize(
@@ -145,7 +159,7 @@ def test_a_record_of_widening_survives_the_journal(tmp_path: Path):
         (LongDocument("gemma", "kjv", None), 40000, 1),
     ],
 )
-def test_a_run_makes_tables_and_targets_with_widening(
+def test_a_run_makes_tables_and_targets(
     document: LongDocument, tokens: int, answers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     capture = read_capture(stored(tmp_path, tokens))
@@ -156,34 +170,22 @@ def test_a_run_makes_tables_and_targets_with_widening(
     monkeypatch.setattr(part, "load_capture", lambda asked: capture)
     options = argparse.Namespace(quick=True, seed=0, impl="fast")
     result = part.run(options)
-    tables = {table.title.partition(": ")[2].partition(",")[0]: table for table in result.tables}
-    of_widening = {row[0]: row[1:] for row in tables["codes of 64 channels"].rows}
-    assert len(of_widening["candidates, mean"]) == len(result.series[document.name]["budgets"])
-    assert all("layer" in str(cell) for cell in of_widening["widened most"])
-    needles = tables["the same"].rows
-    asked = (10,) if document.exact and answers else (10, 30)  # the second one was not answered
-    assert [row[0] for row in needles] == [f"{place / tokens:.3f}" for place in asked]
+    tables = {table.title.rpartition(": ")[2]: table for table in result.tables}
+    assert len(tables) == len(result.tables) == 8
+    asked = 1 if document.exact and answers else 2  # the second one was not answered
+    assert f"{asked} queries of questions" in result.tables[0].title
+    doubling = {row[0]: row[1:] for row in result.tables[7].rows}
+    budgets = result.series[document.name]["budgets"]
+    assert len(doubling["candidates, mean"]) == len(budgets)
+    assert all(mean >= budget for mean, budget in zip(doubling["candidates, mean"], budgets, strict=True))
+    assert [row[0] for row in tables["recall of the heaviest 4"].rows] == [index.name for index in ZOO]
+    with_tail = [row[0] for row in tables["output error, mean"].rows]
+    assert NEW.name in with_tail
+    assert QUEST.name not in with_tail
     names = [target.name for target in result.targets]
     assert any("needle and query head missed" in name for name in names) == (document.tokens is None)
-    # With another rule of widening the other figures are still known.
-    before = part.journal(options)
-    assert list(dict(before.items())) == [Plan(document, 16).key]
-    monkeypatch.setattr(part, "load_capture", None)
+    monkeypatch.setattr(part, "load_capture", None)  # another run measures nothing
     assert part.run(options).series == result.series
-
-
-def test_the_journal_of_widening_alone_depends_on_its_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("benchmarks.fidelity.journal.user_cache_path", lambda name: tmp_path / name)
-    known: dict[str, set[str]] = {}
-    monkeypatch.setattr(
-        part, "open_journal", lambda options, name, files: known.setdefault(name, {path.stem for path in files})
-    )
-    options = argparse.Namespace(quick=True, seed=0, impl="fast")
-    part.journal(options)
-    part.journal(options, "long-widened")
-    assert known["long-widened"] - known["long"] == {"widening"}
-    assert {"codes", "documents", "figures", "measure", "zoo"} <= known["long"]
-    assert not {"plan", "tables", "retention"} & known["long"]
 
 
 def test_a_plan_has_another_key_when_it_measures_otherwise():
@@ -197,53 +199,9 @@ def test_a_run_can_keep_to_documents_that_were_read(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("benchmarks.fidelity.long.capture.user_cache_path", lambda name: tmp_path)
     options = argparse.Namespace(quick=False, models=list(models.MODELS), longest=None, captured=True)
     assert plans(options) == []
-    (tmp_path / "long").mkdir()
-    (tmp_path / "long" / "gemma-kjv-whole.safetensors").touch()
+    (tmp_path / "captures").mkdir()
+    (tmp_path / "captures" / "gemma-kjv-whole.pt").touch()
     assert [plan.document.name for plan in plans(options)] == ["gemma-kjv-whole"]
-
-
-def retrieved(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Attention by retrieval of the last tokens."""
-    config = argparse.Namespace(sliding_window=64)
-    return Retrieving(config, (0,), key.shape[2], 1024).attend(0, query, key, value, 0.3)
-
-
-def test_a_short_context_is_attended_exactly():
-    made = torch.Generator().manual_seed(2)
-    query, key = torch.randn(1, 4, 100, 8, generator=made), torch.randn(1, 2, 3000, 8, generator=made)
-    value = torch.randn(1, 2, 3000, 8, generator=made)
-    visible = torch.arange(3000) <= torch.arange(2900, 3000)[:, None]
-    expected = scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=0.3, enable_gqa=True)
-    torch.testing.assert_close(retrieved(query, key, value), expected.transpose(1, 2))
-
-
-def test_a_long_context_keeps_what_is_wanted():
-    made = torch.Generator().manual_seed(3)
-    tokens = RECENT + PAGE_TOKENS * (CHOSEN_PAGES + 800)
-    query, key = torch.ones(1, 1, 1, 8), 0.01 * torch.randn(1, 1, tokens, 8, generator=made)
-    value = torch.zeros(1, 1, tokens, 8)
-    key[0, 0, 5000], value[0, 0, 5000] = 20.0, 1.0
-    torch.testing.assert_close(retrieved(query, key, value), torch.ones(1, 1, 1, 8), rtol=0, atol=1e-4)
-
-
-def test_global_layers_have_no_mask_and_sliding_ones_theirs():
-    made = Retrieving(argparse.Namespace(sliding_window=64), (0,), 100, 1024)
-    assert made.mask(1, 16, 2000) is None
-    mask = made.mask(batch_size=1, q_length=16, kv_length=64, q_offset=48, allow_is_causal_skip=False)
-    assert mask is not None
-    assert mask.shape == (1, 1, 16, 64)
-
-
-def test_a_copy_of_a_growing_layer_goes_on_by_itself():
-    layer = GrowingLayer(100)
-    first, second = torch.randn(1, 2, 30, 4), torch.randn(1, 2, 5, 4)
-    layer.update(first, -first)
-    twin = copy.copy(layer)
-    keys, values = twin.update(second, -second)
-    assert torch.equal(keys, torch.cat([first, second], dim=2))
-    assert torch.equal(values, -keys)
-    assert (layer.get_seq_length(), twin.get_seq_length()) == (30, 35)
-    assert torch.equal(layer.keys, first)
 
 
 def test_the_plan_asks_every_model_and_the_book():
@@ -258,11 +216,11 @@ def test_the_plan_asks_every_model_and_the_book():
     assert set(SHOWN) <= {plan.document for plan in planned}
 
 
-def test_labels_below_the_axes_of_the_picture_do_not_overlap(tmp_path: Path):
-    committed = json.loads((Path(models.__file__).parent / "results" / "fidelity_long.json").read_text())["series"]
-    book = committed["gemma-kjv-100000"] | {"tokens": 1_058_215}
+def test_labels_below_the_axes_of_the_picture_do_not_overlap():
+    committed = Result.read(RESULTS / "fidelity_long.json")
+    assert {document.name for document in SHOWN} <= set(committed.series)
     figure = Figure(dpi=120, layout="constrained")
-    paint(figure, committed | {"gemma-kjv-whole": book})
+    draw(figure, committed)
     assert len(figure.axes) == 2 * len(SHOWN)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -290,13 +248,10 @@ def test_a_small_run_makes_tables_targets_and_a_picture(tmp_path: Path, monkeypa
         monkeypatch.setattr(f"{module}.user_cache_path", lambda name: tmp_path / name)
     options = argparse.Namespace(quick=True, models=["smollm2"], longest=None, seed=0, impl="fast", captured=False)
     result = part.run(options)
-    result.write(tmp_path, part.draw(result))
-    found = result.series["smollm2-kjv-2000"]["indices"]["exact keys"]["found"][0]
-    assert found["text"]["top4"] == found["questions"]["top4"] == 1
-    assert found["facts"][0] == found["facts"][1] > 0
+    result.write(tmp_path, draw)
+    assert result.series["smollm2-kjv-2000"]["indices"]["exact keys"]["recall"][0] == 1
     assert (tmp_path / "fidelity_long.md").read_text().count("heaviest 4 missed") >= 1
     assert (tmp_path / "fidelity_long.png").stat().st_size > 10_000
     monkeypatch.setattr(recorder, "record", None)  # another run makes no capture and measures nothing
     monkeypatch.setattr(part, "measured", None)
     assert part.run(options).series == result.series
-    part.draw(result)(Figure())

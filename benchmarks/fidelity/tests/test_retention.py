@@ -11,17 +11,27 @@ from typing import Any
 import pytest
 import torch
 from matplotlib.figure import Figure
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from benchmarks.fidelity import contexts
+from benchmarks.fidelity.contexts import FULL
 from benchmarks.fidelity.journal import Journal
 from benchmarks.fidelity.long import documents, retention, retention_part
 from benchmarks.fidelity.long.documents import LongDocument
 from benchmarks.fidelity.long.retention import Outcome, at_share, outcomes, share_name
-from benchmarks.fidelity.long.retention_part import kept, lost, widened
-from benchmarks.fidelity.long.retention_plan import LEAST_ANSWERED, LOST, SERIES, SHARES, Series, planned
-from benchmarks.fidelity.systems import FULL
+from benchmarks.fidelity.long.retention_part import (
+    LEAST_ANSWERED,
+    LOST,
+    SERIES,
+    SHARES,
+    Series,
+    kept,
+    lost,
+    planned,
+    widened,
+)
 from benchmarks.fidelity.tasks import Question, fitted
+from benchmarks.fidelity.tests.tiny import tiny_llama
 
 TOKENS = 1900
 """Of the tiny model's document: 512 of them are cold."""
@@ -143,17 +153,7 @@ def test_budgets_are_those_of_the_long_regime():
 @pytest.fixture(name="tiny")
 def _tiny(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> Iterator[LlamaForCausalLM]:
     """A tiny model in place of the real ones; it answers everything, as whatever it says is right."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-    )
-    model = LlamaForCausalLM(config).eval()
+    model = tiny_llama()
     monkeypatch.setattr(contexts, "load_model", lambda name: model)
     monkeypatch.setattr(retention, "load_tokenizer", lambda name: Letters())
     monkeypatch.setattr("benchmarks.fidelity.documents.load_tokenizer", lambda name: Letters())
@@ -211,7 +211,7 @@ def test_tables_targets_and_a_picture_of_a_run(tmp_path: Path, monkeypatch: pyte
         return [Outcome(document.name, document.model, question, right, dict.fromkeys(right, 2), counts)] * 15
 
     monkeypatch.setattr(retention_part, "outcomes", asked)
-    monkeypatch.setattr(retention_part, "journal", lambda options: Journal(tmp_path / "a.jsonl"))
+    monkeypatch.setattr(retention_part, "open_journal", lambda options, part: Journal(tmp_path / "a.jsonl"))
     options = argparse.Namespace(quick=False, models=["smollm2"], longest=None, impl="fast")
     result = retention_part.run(options)
     assert result.settings["documents"] == "smollm2-kjv-7600, smollm2-kjv-7600-1, smollm2-kjv-7600-2"
@@ -222,14 +222,15 @@ def test_tables_targets_and_a_picture_of_a_run(tmp_path: Path, monkeypatch: pyte
     assert verdicts["needles lost at 0.8 %, of 45"].startswith("missed")
     assert verdicts["two hops and several needles lost at 6 %, of 0"] == "not measured"
     assert not any("too few" in note for note in result.notes)
-    result.write(tmp_path, retention_part.draw(result))
+    assert result.series == {"smollm2": {"questions": 45, "kept": [[0.25, 45], [0.06, 45], [0.016, 45], [0.008, 0]]}}
+    result.write(tmp_path, retention_part.draw)
     assert (tmp_path / "fidelity_retention.png").stat().st_size > 10_000
 
 
 def test_too_few_answers_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(retention_part, "outcomes", lambda *a: [outcome("needle", full=False)] * 26)
-    monkeypatch.setattr(retention_part, "journal", lambda options: Journal(tmp_path / "a.jsonl"))
+    monkeypatch.setattr(retention_part, "open_journal", lambda options, part: Journal(tmp_path / "a.jsonl"))
     options = argparse.Namespace(quick=False, models=["smollm2"], longest=None, impl="fast")
     result = retention_part.run(options)
     assert any("0 answers" in note for note in result.notes)
-    retention_part.draw(result)(Figure())
+    retention_part.draw(Figure(), result)
