@@ -12,7 +12,7 @@ import torch
 from hypothesis import event, given
 from hypothesis import strategies as st
 from kiv_hf import KIVCache
-from kiv_hf.compare import ComparePool, KIVDivergenceError
+from kiv_hf.compare.pool import ComparePool, KIVDivergenceError
 from kiv_reference import KIVConfig, ReferencePool, StorePool
 from transformers import (
     AutoModelForCausalLM,

@@ -71,7 +71,7 @@ def test_there_are_enough_mutants_and_each_undoes_itself() -> None:
 
 def test_faults_of_fast_and_of_the_binding_can_be_made() -> None:
     """At least 60, each by a name of its own; what they replace is there, and is put back."""
-    pytest.importorskip("kiv_hf.cache")
+    pytest.importorskip("kiv_hf.cache.kiv_cache")
     every = [*fast.FAULTS, *hf.FAULTS]
     assert len({fault.name for fault in every}) == len(every) >= 60
     before = [fault.function().__code__ for fault in every]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from kiv_fast import FastPool
 from kiv_hf import KIVCache, KIVConfig, KIVError
-from kiv_hf.compare import KIVDivergenceError
+from kiv_hf.compare.pool import KIVDivergenceError
 from kiv_hf.routing import use_kiv
 from kiv_reference.contract import PoolFactory
 from torch.overrides import TorchFunctionMode

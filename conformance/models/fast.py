@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from kiv_fast import FastPool
 from kiv_hf import KIVCache, KIVConfig
-from kiv_hf.compare import ComparePool, CompareStore
+from kiv_hf.compare.pool import ComparePool, CompareStore
 from kiv_reference.contract import PoolFactory
 from kiv_reference.report import AttendReport
 

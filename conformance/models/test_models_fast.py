@@ -10,7 +10,7 @@ import pytest
 import torch
 from kiv_fast import FastPool
 from kiv_hf import use_kiv
-from kiv_hf.compare import KIVDivergenceError
+from kiv_hf.compare.pool import KIVDivergenceError
 from kiv_reference.contract import LayerStore, PoolFactory
 
 from .catalog import tiny_model

@@ -14,7 +14,7 @@ from kiv_hf.cli.app import one_message
 from kiv_hf.cli.ask import Settings, converse, load
 from kiv_hf.cli.display import decode_text, outcome_table, waiting
 from kiv_hf.cli.generate import Run
-from kiv_hf.cli.source import find_source, load_tokenizer
+from kiv_hf.cli.models.source import find_source, load_tokenizer
 from kiv_hf.cli.trace import Trace
 from kiv_hf.impls import DEFAULT_IMPL
 from rich.console import Console

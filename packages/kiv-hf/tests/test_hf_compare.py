@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from kiv_hf import KIVConfig
-from kiv_hf.compare import ComparePool
-from kiv_hf.divergence import KIVDivergenceError
+from kiv_hf.compare.divergence import KIVDivergenceError
+from kiv_hf.compare.pool import ComparePool
 from kiv_reference import ReferencePool
 from kiv_reference.report import AttendReport
 

@@ -18,7 +18,7 @@ DEFAULT_IMPL = "fast"
 IMPLEMENTATIONS = {
     "reference": ("kiv_reference", "ReferencePool"),
     "fast": ("kiv_fast", "FastPool"),
-    "compare": ("kiv_hf.compare", "ComparePool"),
+    "compare": ("kiv_hf.compare.pool", "ComparePool"),
 }
 """Name of an implementation -> module and class of its pool."""
 

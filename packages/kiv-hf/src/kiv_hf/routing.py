@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .handshake import NAME
+from .guards.handshake import NAME
 from .patches import patch_attention
 
 

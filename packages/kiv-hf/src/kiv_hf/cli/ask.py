@@ -14,14 +14,14 @@ from transformers.utils import logging
 
 from .. import KIVCache
 from ..impls import resolve_impl
-from ..rope import rope_for_length
+from ..rope.for_length import rope_for_length
 from .budgets import check_budgets
 from .display import AnswerStreamer, outcome_table, prompt_progress, waiting
 from .estimate import check_memory, estimate
 from .generate import Run, decode, parts, prefill, stop_tokens
-from .gguf import converted
+from .models.gguf import converted
+from .models.source import Source, explained, find_source, load_config, load_model, load_tokenizer
 from .prompt import encode_prompt
-from .source import Source, explained, find_source, load_config, load_model, load_tokenizer
 from .terminal import printable
 from .trace import Trace
 

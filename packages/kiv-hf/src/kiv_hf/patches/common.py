@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from transformers import EncoderDecoderCache
 
-from ..attention import kiv_attention
+from ..attention.function import kiv_attention
 
 
 def attend(

@@ -35,7 +35,7 @@ class ComparePool:
 
     def __init__(self, config: KIVConfig, candidate: PoolFactory | None = None) -> None:
         if candidate is None:
-            from .impls import resolve_impl
+            from ..impls import resolve_impl
 
             candidate = resolve_impl("fast")
         free = dataclasses.replace(config, device_bytes=None, ram_bytes=None, disk_bytes=None)

@@ -13,7 +13,7 @@ import torch
 from kiv_reference.errors import KIVError, KIVUnsupportedError, KIVUsageError, refuse
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-from .. import KIVCache, use_kiv
+from ... import KIVCache, use_kiv
 from .gguf import convert, converted
 from .gguf_file import check_gguf
 from .model_files import check_fields, check_folder

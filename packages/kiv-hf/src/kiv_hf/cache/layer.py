@@ -10,9 +10,9 @@ from kiv_reference.contract import LayerStore
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError, refuse
 from transformers.cache_utils import DynamicLayer
 
+from ..attention.resolve import register
+from ..guards.handshake import Handshake
 from .adapters import Adapter, Staged
-from .handshake import Handshake
-from .resolve import register
 from .states import check_states, placeholder
 
 

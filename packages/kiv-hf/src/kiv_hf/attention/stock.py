@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from .active import active_handshake
+from ..guards.active import active_handshake
 from .selection import with_selection
 
 _EAGER_ONLY = ("softcap", "s_aux", "sinks")

@@ -16,10 +16,10 @@ import torch
 from transformers import GenerationMixin, PreTrainedConfig
 from transformers.utils import logging
 
-from .rope import Watch, limits, tell_length
+from .for_length import Watch, limits, tell_length
 
 if TYPE_CHECKING:
-    from .cache import KIVCache
+    from ..cache.kiv_cache import KIVCache
 
 _logger = logging.get_logger(__name__)
 

@@ -9,8 +9,8 @@ import torch
 from kiv_reference.errors import KIVShapeError, KIVUsageError, refuse
 from transformers.masking_utils import causal_mask_function
 
-from .active import other_cache_active
-from .handshake import Handshake, MaskLength, PlainMask
+from ..guards.active import other_cache_active
+from ..guards.handshake import Handshake, MaskLength, PlainMask
 from .stock import stock_mask
 
 ADDS_TO_MASK = frozenset({"falcon"})

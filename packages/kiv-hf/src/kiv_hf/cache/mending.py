@@ -15,11 +15,11 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from .handshake import Handshake
+from ..guards.handshake import Handshake
+from ..guards.progress import Progress
+from ..guards.running import calling_config
 from .layer import KIVLayerMixin
 from .linear import LinearStates
-from .progress import Progress
-from .running import calling_config
 from .stages import TOKEN_LAYERS
 from .undo import go_back
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, NamedTuple
 
-from .active import active_handshake
-from .adapters import Adapted, adapt
+from ..cache.adapters import Adapted, adapt
+from ..guards.active import active_handshake
 
 if TYPE_CHECKING:
     import torch
 
-    from .layer import KIVLayerMixin
+    from ..cache.layer import KIVLayerMixin
 
 
 class _Entry(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 
 from kiv_reference.errors import KIVUnsupportedError, refuse
 
-from .units import format_bytes
+from ..units import format_bytes
 
 LARGEST_JSON_BYTES = 1 << 30
 """Largest file of text in a model's folder; tokenizers take some ten million bytes."""

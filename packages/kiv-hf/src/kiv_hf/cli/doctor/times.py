@@ -10,7 +10,7 @@ import torch
 from kiv_fast import FastPool
 from kiv_reference.config import KIVConfig
 
-from .doctor_finding import Finding
+from .finding import Finding
 
 GEOMETRY = {"cuda": (32, 8, 128), "cpu": (8, 2, 64)}
 """Query heads, KV heads and width: those of Llama-3.1-8B on a GPU, small ones elsewhere."""

@@ -13,15 +13,15 @@ from kiv_reference.report import AttendReport, TierBytes, TierTokens
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttentionLayer
 
+from ..guards.handshake import Handshake, MaskLength
+from ..guards.layer_choice import stock_layers
+from ..impls import DEFAULT_IMPL, SharedPool, resolve_impl
+from ..rope.for_length import Watch
+from ..rope.longrope import keep_cache
 from .batch import change_batch
-from .handshake import Handshake, MaskLength
 from .hybrid import KIVHybridLayer
-from .impls import DEFAULT_IMPL, SharedPool, resolve_impl
 from .layer import KIVLayer, KIVLayerMixin
-from .layer_choice import stock_layers
-from .longrope import keep_cache
 from .mending import MendingCache
-from .rope import Watch
 from .stages import is_pipeline, seen_tokens, sizes_if_used
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from kiv_reference.errors import KIVShapeError, KIVUnsupportedError, KIVUsageError, refuse
 
-from .handshake import GO_BACK, NAME, USE_KIV
-from .layer import KIVLayerMixin
+from ..cache.layer import KIVLayerMixin
+from ..guards.handshake import GO_BACK, NAME, USE_KIV
 
 
 def new_validity(

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import __version__
-from .doctor_finding import Finding, examine
-from .doctor_machine import machine_checks
-from .doctor_stores import store_checks
-from .doctor_times import time_checks
-from .terminal import printable
+from ... import __version__
+from ..terminal import printable
+from .finding import Finding, examine
+from .machine import machine_checks
+from .stores import store_checks
+from .times import time_checks
 
 BUG = "Report it with this table: it is a fault of KIV, of torch or of the device."
 

@@ -14,8 +14,8 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from .handshake import NAME
-from .patches import kiv_version
+from ..guards.handshake import NAME
+from ..patches import kiv_version
 
 _MARK = "adds_kiv_entries"
 

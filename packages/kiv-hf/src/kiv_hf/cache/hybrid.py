@@ -10,7 +10,7 @@ from kiv_reference.contract import LayerStore
 from kiv_reference.errors import KIVError, KIVUnsupportedError, refuse
 from transformers.cache_utils import LinearAttentionAndFullAttentionLayer, LinearAttentionLayer
 
-from .handshake import Handshake
+from ..guards.handshake import Handshake
 from .layer import KIVLayerMixin
 
 _KIV_STATE = ("store", "handshake", "adapter", "_staged", "_returned", "_module")

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kiv_reference.errors import KIVUsageError, refuse
 
+from ..rope.for_length import Watch
 from .active import this_cache_active
 from .fits import require_fit
 from .progress import Progress
-from .rope import Watch
 from .running import calling_config, still_runs
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from kiv_reference import LayerStore
     from transformers import PreTrainedConfig
 
-    from .adapters import Staged
-    from .cache import KIVCache
-    from .layer import KIVLayerMixin
+    from ..cache.adapters import Staged
+    from ..cache.kiv_cache import KIVCache
+    from ..cache.layer import KIVLayerMixin
 
 NAME = "kiv"
 """Under this name the attention and the mask function are registered with transformers."""

@@ -9,11 +9,11 @@ from kiv_reference.errors import KIVUnsupportedError, refuse
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import logging
 
-from .active import active_handshake, foreign_tensors, other_cache_active
-from .adapters import Adapted
-from .class_tables import register_tables
-from .handshake import NAME
-from .layer import KIVLayerMixin
+from ..cache.adapters import Adapted
+from ..cache.layer import KIVLayerMixin
+from ..guards.active import active_handshake, foreign_tensors, other_cache_active
+from ..guards.handshake import NAME
+from ..patches.class_tables import register_tables
 from .masks import kiv_mask
 from .resolve import resolve, resolve_adapted
 from .stock import stock_attention

@@ -15,8 +15,8 @@ from kiv_fast.memory.growable_table import Table
 from kiv_fast.memory.pinning import MOST_BYTES, SlabPinning, pinning_for
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .doctor_finding import Finding, first_line
-from .units import format_bytes
+from ..units import format_bytes
+from .finding import Finding, first_line
 
 LEAST_FREE_BYTES = 1 << 30
 """Less than this leaves no room for a model and its context."""
@@ -55,7 +55,7 @@ def transformers_version() -> Finding:
     import transformers
     from kiv_reference.errors import KIVUnsupportedError
 
-    from .._transformers import check_version
+    from ..._transformers import check_version
 
     try:
         check_version()

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from kiv_reference.config import KIVConfig
 
-from ..compare import ComparePool, KIVDivergenceError
-from .doctor_finding import Finding, first_line
+from ...compare.pool import ComparePool, KIVDivergenceError
+from .finding import Finding, first_line
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
