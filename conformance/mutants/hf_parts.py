@@ -108,7 +108,7 @@ FAULTS = [
     Fault(
         "another model goes on with the tokens of the first",
         "kiv_hf.cache.layer:KIVLayerMixin.take_staged",
-        "self._module() is not module",
+        "self.module() is not module",
         "False",
         (f"{TESTS}guards_several.py",),
     ),
@@ -142,7 +142,7 @@ FAULTS = [
     ),
     Fault(
         "keys alone tell the layer",
-        "kiv_hf.attention.resolve:resolve",
+        "kiv_hf.guards.returned:owner_of",
         " or entry.value() is not value",
         "",
         (f"{TESTS}guards_routing.py::TestForeignTensors",),

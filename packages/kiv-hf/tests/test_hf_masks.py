@@ -63,7 +63,7 @@ def test_no_tensor_of_queries_times_tokens_is_made(llama, monkeypatch):
 
 def handshake_of(tiny) -> tuple[Handshake, object]:
     cache = tiny.cache()
-    return cache._handshake, cache
+    return cache.handshake, cache
 
 
 def test_other_caches_get_what_sdpa_gets(llama):

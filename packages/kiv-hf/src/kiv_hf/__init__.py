@@ -35,7 +35,7 @@ _HOMES = {
 def _load() -> None:
     """Check the version of transformers, make "kiv" known to it, and put the public names in place."""
     import_module("kiv_hf._transformers").check_version()
-    import_module("kiv_hf.attention.function").register_attention()
+    import_module("kiv_hf.routing").register_attention()
     globals().update({name: getattr(import_module(home), name) for name, home in _HOMES.items()})
 
 

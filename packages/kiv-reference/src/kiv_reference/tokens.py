@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .checks import StoreShape
 from .config import KIVConfig
 from .index import SAMPLE_TOKENS, SAMPLES, PageIndex, compute_dtype, index_page, query_weights
 from .partition import Partition, partition
@@ -52,6 +53,13 @@ class Tokens:
                 *(rows(width), rows(width), rows(value.shape[3])),
             ],
         )
+
+    @property
+    def shape(self) -> StoreShape:
+        """What every further token must be like (SPEC 9.1)."""
+        key = self.key.tensor
+        batch, heads, _, width = key.shape
+        return StoreShape(batch, heads, width, self.value.tensor.shape[3], key.dtype, key.device)
 
     @property
     def length(self) -> int:

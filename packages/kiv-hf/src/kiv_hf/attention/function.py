@@ -6,15 +6,12 @@ from typing import Any, cast
 
 import torch
 from kiv_reference.errors import KIVUnsupportedError, refuse
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.utils import logging
 
 from ..cache.adapters import Adapted
 from ..cache.layer import KIVLayerMixin
 from ..guards.active import active_handshake, foreign_tensors, other_cache_active
-from ..guards.handshake import NAME
-from ..patches.class_tables import register_tables
-from .masks import kiv_mask
+from ..guards.names import NAME
 from .resolve import resolve, resolve_adapted
 from .stock import stock_attention
 from .validity import new_validity
@@ -23,13 +20,6 @@ _logger = logging.get_logger(__name__)
 
 _REFUSED_ARGUMENTS = ("position_bias", "indices", "block_indices")
 """Arguments that change what is attended, and that a store cannot honour: biases and selections of the model's own."""
-
-
-def register_attention() -> None:
-    """Make the name "kiv" known to transformers; the last registration of a name holds."""
-    AttentionInterface.register(NAME, kiv_attention)
-    AttentionMaskInterface.register(NAME, kiv_mask)
-    register_tables()
 
 
 @torch.compiler.disable
@@ -81,8 +71,11 @@ def kiv_attention(
             _refuse_foreign(module, key, value)
             return _attend_stock(module, query, key, value, attention_mask, kwargs)
         layer, adapted = found
-    tokens = layer.staged_tokens or query.shape[2]
-    start = layer.get_seq_length() - tokens
+    tokens = layer.staged_tokens
+    start = layer.store.length
+    if not tokens:  # a layer that attends to what an earlier one appended
+        tokens = query.shape[2]
+        start -= tokens
     try:
         return _attend(layer, adapted, module, query, attention_mask, kwargs), None
     except BaseException:
@@ -119,16 +112,18 @@ def _attend(
 ) -> torch.Tensor:
     """Give the layer its staged tokens, and answer the queries, [B, TQ, HQ, DV]."""
     tokens = layer.staged_tokens
-    layer.handshake.require_model(getattr(module, "config", None))  # again: a caller's own mask asks KIV for none
-    _check_arguments(module, kwargs)
-    if adapted is not None and _sink_logits(kwargs) is not None:
+    config = getattr(module, "config", None)
+    if config is not layer.handshake.config:
+        layer.handshake.require_model(config)  # again: a caller's own mask asks KIV for none
+    _check_call(module, query, tokens, kwargs)
+    sinks = _sink_logits(kwargs)
+    if adapted is not None and sinks is not None:
         raise refuse(
             KIVUnsupportedError,
             "Learned sinks belong to query heads as the model orders them",
             f"sinks in {type(module).__name__}, which changes its keys after the cache update",
             "Use DynamicCache with this model.",
         )
-    _check_query(module, query, tokens)
     valid = new_validity(module, layer, query, attention_mask, kwargs.get("is_causal"))
     if tokens:
         layer.take_staged(module, valid, None if adapted is None else adapted.states)
@@ -137,17 +132,18 @@ def _attend(
         query = adapted.query(query)
     scaling: float | None = kwargs.get("scaling")
     kind = query.device.type
-    if torch.is_autocast_enabled(kind):  # keys may be wider than queries, where a model gathers them from two parts
+    autocast = torch.is_autocast_enabled(kind)
+    if autocast:  # keys may be wider than queries, where a model gathers them from two parts
         query = query.to(layer.dtype)
     output = layer.store.attend(
         query,
         scale=width**-0.5 if scaling is None else float(scaling),
         softcap=kwargs.get("softcap"),
-        sink_logits=_sink_logits(kwargs),
+        sink_logits=sinks,
     )
     if adapted is not None:
         output = adapted.output(output)
-    if torch.is_autocast_enabled(kind):  # what sdpa gives then
+    if autocast:  # what sdpa gives then
         output = output.to(torch.get_autocast_dtype(kind))
     return output.transpose(1, 2).contiguous()
 
@@ -171,7 +167,14 @@ def _refuse_foreign(module: torch.nn.Module, key: torch.Tensor, value: torch.Ten
             raise foreign_tensors(module)
 
 
-def _check_arguments(module: torch.nn.Module, kwargs: dict[str, Any]) -> None:
+def _check_call(module: torch.nn.Module, query: torch.Tensor, tokens: int, kwargs: dict[str, Any]) -> None:
+    """Refuse what no store computes: other sets of keys, dropout, gradients, cross-attention.
+
+    Raises
+    ------
+    KIVUnsupportedError
+        The call asks for one of them.
+    """
     for name in _REFUSED_ARGUMENTS:
         if kwargs.get(name) is not None:
             raise refuse(
@@ -188,9 +191,6 @@ def _check_arguments(module: torch.nn.Module, kwargs: dict[str, Any]) -> None:
             f"training={module.training}, dropout={dropout} in {type(module).__name__}",
             "Call model.eval().",
         )
-
-
-def _check_query(module: torch.nn.Module, query: torch.Tensor, tokens: int) -> None:
     if query.requires_grad:
         raise refuse(
             KIVUnsupportedError,

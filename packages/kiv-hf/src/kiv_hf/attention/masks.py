@@ -9,7 +9,7 @@ import torch
 from kiv_reference.errors import KIVShapeError, KIVUsageError, refuse
 from transformers.masking_utils import causal_mask_function
 
-from ..guards.active import other_cache_active
+from ..guards.active import other_cache_active, this_cache_active
 from ..guards.handshake import Handshake, MaskLength, PlainMask
 from .stock import stock_mask
 
@@ -52,7 +52,7 @@ def kiv_mask(
         return stock_mask(**arguments, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
     handshake = kv_length.handshake
     handshake.require_model(config)
-    handshake.activate()
+    this_cache_active(handshake)
     if not kv_length.of_kiv_layer:
         return stock_mask(**arguments, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
     model_type = getattr(config, "model_type", None)

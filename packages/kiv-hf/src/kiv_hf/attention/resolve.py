@@ -7,48 +7,24 @@ layer that waits for its attention call, or just had one, if an adapter explains
 
 from __future__ import annotations
 
-import weakref
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ..cache.adapters import Adapted, adapt
+from ..cache.layer import KIVLayerMixin
 from ..guards.active import active_handshake
+from ..guards.returned import owner_of
 
 if TYPE_CHECKING:
     import torch
 
-    from ..cache.layer import KIVLayerMixin
-
-
-class _Entry(NamedTuple):
-    key: weakref.ref[torch.Tensor]
-    value: weakref.ref[torch.Tensor]
-    layer: weakref.ref[KIVLayerMixin]
-
-
-# By id of the key tensor. An id may be given to a new object after the old one died, so the weak references decide.
-_entries: dict[int, _Entry] = {}
-
-
-def register(key: torch.Tensor, value: torch.Tensor, layer: KIVLayerMixin) -> None:
-    """Remember that `layer` returned `key` and `value`; both are fresh tensor objects and held weakly."""
-    number = id(key)
-
-    def drop(dead: weakref.ref[torch.Tensor]) -> None:
-        entry = _entries.get(number)
-        if entry is not None and entry.key is dead:
-            del _entries[number]
-
-    _entries[number] = _Entry(weakref.ref(key, drop), weakref.ref(value), weakref.ref(layer))
-
 
 def resolve(key: torch.Tensor, value: torch.Tensor) -> KIVLayerMixin | None:
     """Return the layer whose last update returned exactly `key` and `value`, or None."""
-    entry = _entries.get(id(key))
-    if entry is None or entry.key() is not key or entry.value() is not value:
+    layer = owner_of(key, value)
+    if not isinstance(layer, KIVLayerMixin):
         return None
-    layer = entry.layer()
     # A layer with an adapter keeps another form of the tokens: what was not adapted does not belong to it.
-    return layer if layer is not None and layer.returned_last(key) and layer.adapter is None else None
+    return layer if layer.adapter is None and layer.returned_last(key) else None
 
 
 def resolve_adapted(
@@ -66,6 +42,7 @@ def resolve_adapted(
         (layer, states), first = handshake.adapted, False
     else:
         return None
+    assert isinstance(layer, KIVLayerMixin)
     # Tokens that are in the store already came as they were: the change would concern only the new ones.
     if states is None or (layer.adapter is None and not first):
         return None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from kiv_reference.errors import KIVShapeError, KIVUnsupportedError, KIVUsageError, refuse
+from kiv_reference.errors import KIVError, KIVShapeError, KIVUnsupportedError, KIVUsageError, refuse
 
 from ..cache.layer import KIVLayerMixin
-from ..guards.handshake import GO_BACK, NAME, USE_KIV
+from ..guards.names import GO_BACK, NAME, USE_KIV
 
 
 def new_validity(
@@ -23,7 +23,8 @@ def new_validity(
     bool [B, n] validity of the staged tokens, None if all are valid or none is staged
     """
     where = type(module).__name__
-    batch, queries, total = query.shape[0], query.shape[2], layer.get_seq_length()
+    past = layer.store.length
+    batch, queries, total = query.shape[0], query.shape[2], past + layer.staged_tokens
     if mask is not None and mask.ndim != 2:
         raise refuse(
             KIVUnsupportedError,
@@ -54,9 +55,9 @@ def new_validity(
             "Use DynamicCache where the model changes its masks.",
         )
     old = layer.store.valid  # bool [B, T], None if every position is valid
-    past = layer.store.length
     if mask is None:
-        _agree(old is None)
+        if old is not None:
+            raise _other_padding()
         return None
     if mask.shape[0] not in (1, batch):
         raise refuse(
@@ -66,15 +67,16 @@ def new_validity(
             "Pass one row for each sequence.",
         )
     mask = mask.expand(batch, total)
-    _agree(bool(mask[:, :past].all()) if old is None else torch.equal(mask[:, :past], old.to(mask.device)))
+    before = mask[:, :past]
+    if not (bool(before.all()) if old is None else torch.equal(before, old.to(mask.device))):
+        raise _other_padding()
     return mask[:, past:] if past < total else None
 
 
-def _agree(agree: bool) -> None:
-    if not agree:
-        raise refuse(
-            KIVUsageError,
-            "attention_mask must mark the same earlier tokens as padding as it did when they were fed",
-            "one that differs",
-            "Pass the mask of the whole sequence in every call; what is in the cache cannot be masked afterwards.",
-        )
+def _other_padding() -> KIVError:
+    return refuse(
+        KIVUsageError,
+        "attention_mask must mark the same earlier tokens as padding as it did when they were fed",
+        "one that differs",
+        "Pass the mask of the whole sequence in every call; what is in the cache cannot be masked afterwards.",
+    )

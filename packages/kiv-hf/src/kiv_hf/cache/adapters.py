@@ -12,12 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-
-class Staged(NamedTuple):
-    """New tokens that wait for their attention call: key [B, H, n, D] and value [B, H, n, DV]."""
-
-    key: torch.Tensor
-    value: torch.Tensor
+from ..guards.parties import Staged
 
 
 class Adapted(NamedTuple):

@@ -13,7 +13,7 @@ from transformers.cache_utils import LinearAttentionAndFullAttentionLayer, Linea
 from ..guards.handshake import Handshake
 from .layer import KIVLayerMixin
 
-_KIV_STATE = ("store", "handshake", "adapter", "_staged", "_returned", "_module")
+_KIV_STATE = ("store", "handshake", "adapter", "staged", "_returned", "module")
 
 
 class KIVHybridLayer(KIVLayerMixin, LinearAttentionAndFullAttentionLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -73,7 +73,7 @@ class KIVHybridLayer(KIVLayerMixin, LinearAttentionAndFullAttentionLayer):  # py
     def fork(self, handshake: Handshake) -> KIVHybridLayer:
         """Return an independent layer with equal state, for the cache of `handshake` (SPEC 9.4)."""
         twin = KIVHybridLayer(self.store.fork(), handshake, self.number_of_states)
-        twin._module, twin.adapter, twin.batch = self._module, self.adapter, self.batch
+        twin.module, twin.adapter, twin.batch = self.module, self.adapter, self.batch
         for name, value in vars(self).items():
             if name not in _KIV_STATE:
                 setattr(twin, name, copy.deepcopy(value))

@@ -16,8 +16,8 @@ from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttenti
 from ..guards.handshake import Handshake, MaskLength
 from ..guards.layer_choice import stock_layers
 from ..impls import DEFAULT_IMPL, SharedPool, resolve_impl
-from ..rope.for_length import Watch
 from ..rope.longrope import keep_cache
+from ..rope.watch import Watch
 from .batch import change_batch
 from .hybrid import KIVHybridLayer
 from .layer import KIVLayer, KIVLayerMixin
@@ -70,12 +70,12 @@ class KIVCache(MendingCache):
             raise refuse(KIVUsageError, "kiv_config must be a KIVConfig", repr(kiv_config), remedy)
         super().__init__(config=config)
         self._shared = SharedPool(resolve_impl(impl)(KIVConfig() if kiv_config is None else kiv_config))
-        self._handshake = Handshake(config, self)
+        self.handshake = Handshake(config, self)
         self.pipeline = is_pipeline(config)
         self._find_linear()
         keep_cache(config, KIVCache)
         stock = stock_layers(config)
-        self._not_text = stock if self._handshake.keys_are_measured else frozenset[int]()
+        self._not_text = stock if self.handshake.keys_are_measured else frozenset[int]()
         self.layers = [layer if i in stock else self._kiv_layer(layer) for i, layer in enumerate(self.layers)]
         if self.layer_class_to_replicate is not None:
             self.layer_class_to_replicate = self._new_layer
@@ -85,11 +85,11 @@ class KIVCache(MendingCache):
         if type(layer) is DynamicLayer:
             return self._new_layer()
         if type(layer) is LinearAttentionAndFullAttentionLayer:
-            return KIVHybridLayer(self.pool.layer_store(), self._handshake, layer.number_of_states)
+            return KIVHybridLayer(self.pool.layer_store(), self.handshake, layer.number_of_states)
         return layer
 
     def _new_layer(self) -> KIVLayer:
-        return KIVLayer(self.pool.layer_store(), self._handshake)
+        return KIVLayer(self.pool.layer_store(), self.handshake)
 
     @property
     def pool(self) -> StorePool:
@@ -99,7 +99,7 @@ class KIVCache(MendingCache):
     @property
     def rope(self) -> Watch:
         """Which rotary factors the tokens have, where they depend on the length of the text."""
-        return self._handshake.rope
+        return self.handshake.rope
 
     @property
     def is_compileable(self) -> bool:
@@ -107,7 +107,7 @@ class KIVCache(MendingCache):
         return False
 
     def __repr__(self) -> str:
-        if self._handshake.closed:
+        if self.handshake.closed:
             return "KIVCache(closed)"
         layers, used = self.kiv_layers(), self.memory()
         tiers = ", ".join(f"{name} {count} B" for name, count in used._asdict().items())
@@ -147,7 +147,7 @@ class KIVCache(MendingCache):
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Return the logical length after `query_length` more tokens, and the offset, for the layer's mask."""
         # Before any layer, a stock one too, gets its tokens: so the cache is as it was when the mistake is mended.
-        self._handshake.require_routing()
+        self.handshake.require_routing()
         length, offset = super().get_mask_sizes(query_length, layer_idx)
         lazy = layer_idx >= len(self.layers)  # a layer that its first update will make
         of_kiv_layer = lazy or isinstance(length, MaskLength)
@@ -155,8 +155,8 @@ class KIVCache(MendingCache):
         if seen > 0:
             length, offset = sizes_if_used(self.layers[layer_idx], seen, query_length)
         if of_kiv_layer:
-            return self._handshake.mask_asked(length), offset
-        return MaskLength(length, self._handshake, of_kiv_layer=False), offset
+            return self.handshake.mask_asked(length), offset
+        return MaskLength(length, self.handshake, of_kiv_layer=False), offset
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last ``-tokens_to_remove`` tokens from every layer (SPEC 9.2).
@@ -182,7 +182,7 @@ class KIVCache(MendingCache):
             raise refuse(KIVUsageError, rule, repr(tokens_to_remove), "Pass -n to remove the last n tokens.")
         if tokens_to_remove <= 0:
             self.mend()
-        self._handshake.require_settled("crop")
+        self.handshake.require_settled("crop")
         # Stock layers first: they refuse where they did not record the past, and then nothing has changed.
         for layer in sorted(self.layers, key=lambda layer: type(layer) is KIVLayer):
             if tokens_to_remove != 0 or getattr(layer, "record_past", True):
@@ -197,17 +197,17 @@ class KIVCache(MendingCache):
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Make sequence i of every layer a copy of the former ``beam_idx[i]`` (SPEC 9.3)."""
-        self._handshake.require_whole("reorder_cache")
+        self.handshake.require_whole("reorder_cache")
         change_batch(self.layers, "reorder_cache", beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each sequence `repeats` times in place (SPEC 9.3)."""
-        self._handshake.require_whole("batch_repeat_interleave")
+        self.handshake.require_whole("batch_repeat_interleave")
         change_batch(self.layers, "batch_repeat_interleave", repeats)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the sequences that `indices` names (SPEC 9.3)."""
-        self._handshake.require_whole("batch_select_indices")
+        self.handshake.require_whole("batch_select_indices")
         change_batch(self.layers, "batch_select_indices", indices)
 
     def memory(self) -> TierBytes:
@@ -239,13 +239,13 @@ class KIVCache(MendingCache):
 
     def fork(self) -> KIVCache:
         """Return an independent cache with equal state, in the same pool (SPEC 9.4)."""
-        self._handshake.require_whole("fork")
+        self.handshake.require_whole("fork")
         twin = object.__new__(type(self))
         vars(twin).update(vars(self))
-        twin._handshake = self._handshake.fork(twin)
+        twin.handshake = self.handshake.fork(twin)
         twin._progress.begin(max(self.lengths(), default=0))
         twin.layers = [
-            layer.fork(twin._handshake) if isinstance(layer, (KIVLayer, KIVHybridLayer)) else copy.deepcopy(layer)
+            layer.fork(twin.handshake) if isinstance(layer, (KIVLayer, KIVHybridLayer)) else copy.deepcopy(layer)
             for layer in self.layers
         ]
         if twin.layer_class_to_replicate is not None:
@@ -260,9 +260,9 @@ class KIVCache(MendingCache):
 
     def close(self) -> None:
         """Free everything this cache holds, files included. Using it afterwards raises; closing it again is allowed."""
-        if self._handshake.closed:
+        if self.handshake.closed:
             return
         self.reset()
-        self._handshake.closed = True
+        self.handshake.closed = True
         if self._shared.count(-1) == 0:
             self.pool.close()

@@ -10,10 +10,12 @@ from kiv_reference.contract import LayerStore
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError, refuse
 from transformers.cache_utils import DynamicLayer
 
-from ..attention.resolve import register
+from ..guards.active import this_cache_active
 from ..guards.handshake import Handshake
-from .adapters import Adapter, Staged
-from .states import check_states, placeholder
+from ..guards.parties import Staged
+from ..guards.returned import register
+from .adapters import Adapter
+from .states import check_states, placeholders
 
 
 class KIVLayerMixin:
@@ -29,6 +31,12 @@ class KIVLayerMixin:
         How the model changes keys and values after the update, found in the first attention call.
     batch : int
         Sequences in the store, 0 before the first.
+    module : weak reference to torch.nn.Module, or None
+        The attention module whose tokens the store holds.
+    staged : Staged or None
+        Tokens of the last update that no attention call has taken yet.
+    staged_tokens : int
+        How many these are.
     """
 
     is_sliding = False
@@ -43,16 +51,17 @@ class KIVLayerMixin:
         self.handshake = handshake
         self.batch = 0
         self.adapter: Adapter | None = None
-        self._staged: Staged | None = None
+        self.staged: Staged | None = None
+        self.staged_tokens = 0
         self._returned: weakref.ref[torch.Tensor] | None = None
-        self._module: weakref.ref[torch.nn.Module] | None = None
+        self.module: weakref.ref[torch.nn.Module] | None = None
         self.is_initialized = False
 
     # Keys and values live in the tiers of the store; a tensor of all of them is what KIV exists to avoid.
     @property
     def keys(self) -> torch.Tensor | None:
         """None while the layer is empty; a KIV layer has no tensor of all keys."""
-        if self.handshake.keys_are_measured and self._staged is None and self.store.length > 0:
+        if self.handshake.keys_are_measured and self.staged is None and self.store.length > 0:
             return torch.full((1, 1, 1, 1), float("nan"), device="cpu").expand(1, 1, self.store.length, 1)
         return self._no_tensor("keys")
 
@@ -92,7 +101,6 @@ class KIVLayerMixin:
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
-    @torch.compiler.disable
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,42 +126,34 @@ class KIVLayerMixin:
         KIVUnsupportedError
             The keys or values require gradients.
         """
-        for name, tensor in (("keys", key_states), ("values", value_states)):
-            check_states(name, tensor)
+        check_states(key_states, value_states)
         # Under autocast rotary embeddings make float32 of keys alone; as in a plain cache, both get the wider dtype.
         dtype = torch.promote_types(key_states.dtype, value_states.dtype)
         # Or that of the tokens it has, where autocast was off or other tokens made them wider.
         if self.is_initialized and torch.is_autocast_enabled(key_states.device.type):
             dtype = torch.promote_types(dtype, self.dtype)
         key_states, value_states = key_states.to(dtype), value_states.to(dtype)
-        total = self.store.length + key_states.shape[-2]
-        self.handshake.before_update(total)
-        self.handshake.rope.see(self.store.length, total)
+        past, tokens, handshake = self.store.length, key_states.shape[2], self.handshake
+        handshake.before_update(past + tokens)
+        this_cache_active(handshake)
+        if handshake.rope.limits:
+            handshake.rope.see(past, past + tokens)
         if not self.is_initialized:
             # Named, because the hybrid layer's initialisation serves its linear part too.
             KIVLayerMixin.lazy_initialization(self, key_states, value_states)
-        real = self.store.length == 0 or self.adapter is not None
-        key = key_states[...] if real else placeholder(key_states, total)
-        value = value_states[...] if real else placeholder(value_states, total)
-        self._staged = Staged(key_states, value_states)
+        if past == 0 or self.adapter is not None:
+            key, value = key_states[...], value_states[...]
+        else:
+            key, value = placeholders(key_states, value_states, past + tokens)
+        self.staged, self.staged_tokens = Staged(key_states, value_states), tokens
         self._returned = weakref.ref(key)
-        self.handshake.stage(self)
+        handshake.stage(self)
         register(key, value, self)
         return key, value
-
-    @property
-    def staged_tokens(self) -> int:
-        """Tokens of the last update that no attention call has taken yet."""
-        return 0 if self._staged is None else self._staged.key.shape[-2]
 
     def returned_last(self, key: torch.Tensor) -> bool:
         """Whether `key` is the tensor that the last update returned."""
         return self._returned is not None and self._returned() is key
-
-    @property
-    def staged(self) -> Staged | None:
-        """Tokens of the last update that no attention call has taken yet."""
-        return self._staged
 
     def take_staged(self, module: torch.nn.Module, valid: torch.Tensor | None, states: Staged | None = None) -> None:
         """Append the staged tokens to the store.
@@ -172,19 +172,20 @@ class KIVLayerMixin:
         KIVUsageError
             Another module's tokens are in the layer: the cache was fed by another model.
         """
-        assert self._staged is not None
-        if self._module is not None and self._module() is not module:
+        assert self.staged is not None
+        if self.module is None:
+            self.module = weakref.ref(module)
+        elif self.module() is not module:
             raise refuse(
                 KIVUsageError,
                 "A cache serves the model that filled it",
                 f"tokens from another {type(module).__name__}",
                 "Use one KIVCache for each model, or call cache.reset() in between.",
             )
-        self._module = weakref.ref(module)
-        states = self._staged if states is None else states
+        states = self.staged if states is None else states
         self.store.append(states.key, states.value, valid)
         self.batch = states.key.shape[0]
-        self._staged = None
+        self.staged, self.staged_tokens = None, 0
         self.handshake.unstage()
 
     def get_seq_length(self) -> int:
@@ -248,7 +249,7 @@ class KIVLayerMixin:
         self.batch = 0
         self._drop_staged()
         self._changed()
-        self._module = None
+        self.module = None
         self.adapter = None
         self.is_initialized = False
 
@@ -259,7 +260,7 @@ class KIVLayerMixin:
         """Do nothing: the store fetches its own pages."""
 
     def _drop_staged(self) -> None:
-        self._staged = None
+        self.staged, self.staged_tokens = None, 0
         if self.handshake.staged is self:
             self.handshake.unstage()
 
@@ -278,7 +279,7 @@ class KIVLayer(KIVLayerMixin, DynamicLayer):  # pyright: ignore[reportIncompatib
     def fork(self, handshake: Handshake) -> KIVLayer:
         """Return an independent layer with equal state, for the cache of `handshake` (SPEC 9.4)."""
         twin = KIVLayer(self.store.fork(), handshake)
-        twin._module, twin.adapter, twin.batch = self._module, self.adapter, self.batch
+        twin.module, twin.adapter, twin.batch = self.module, self.adapter, self.batch
         if self.is_initialized:
             twin.dtype, twin.device, twin.is_initialized = self.dtype, self.device, True
         return twin

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ class MendingCache(LinearStates):
         Layers with a linear state: every pass changes them all. Empty where other processes run some.
     """
 
-    _handshake: Handshake
+    handshake: Handshake
     _not_text: frozenset[int]
     pipeline: bool
 
@@ -46,27 +45,29 @@ class MendingCache(LinearStates):
 
     @property
     def _progress(self) -> Progress:
-        return self._handshake.progress
+        return self.handshake.progress
 
     def lengths(self) -> set[int]:
         """Return how many tokens the layers hold: one number, unless a forward pass broke off; none if all are new."""
-        return self._lengths(lambda layer: layer.get_seq_length())
+        return self._with_new({layer.get_seq_length() for layer in self._counting()})
 
     @property
     def counts_tokens(self) -> bool:
         """Whether some layer surely counts the text's tokens: not in a process that may run linear layers alone."""
         return not self.pipeline and any(isinstance(layer, TOKEN_LAYERS) for layer in self.layers)
 
-    def _lengths(self, length: Callable[[Any], int]) -> set[int]:
+    def _counting(self, *, initialized: bool = True) -> list[Any]:
+        """Return the layers whose length is that of the text: those with tokens so far, or those without."""
         layers = [layer for layer in self.layers if isinstance(layer, TOKEN_LAYERS)]
-        lengths = {length(layer) for layer in layers if layer.is_initialized}
+        return [layer for layer in layers if layer.is_initialized is initialized]
+
+    def _with_new(self, lengths: set[int]) -> set[int]:
         # A pass fills every layer, unless other processes run some of them: a new one beside others was not reached.
-        new = not self.pipeline and any(not layer.is_initialized for layer in layers)
-        return lengths | {0} if lengths and new else lengths
+        return lengths | {0} if lengths and not self.pipeline and self._counting(initialized=False) else lengths
 
     def _state_used(self, layer_idx: int) -> None:
         if layer_idx == self._first_linear and not torch.compiler.is_compiling():
-            self._handshake.require_model(calling_config())
+            self.handshake.require_model(calling_config())
         self._progress.change(layer_idx)
 
     @torch.compiler.disable
@@ -75,30 +76,30 @@ class MendingCache(LinearStates):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Give layer `layer_idx` new keys and values; if it refuses them, the cache is as before the forward pass."""
         layer: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None
+        handshake, own = self.handshake, isinstance(layer, KIVLayerMixin)
         if isinstance(layer, CacheLayerMixin) and key_states.ndim == 4:
-            self._handshake.require_caller(layer.get_seq_length() + key_states.shape[-2])
-        known = isinstance(layer, KIVLayerMixin) or type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+            handshake.require_caller(layer.get_seq_length() + key_states.shape[-2])
+        known = own or type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
         if layer is not None and (not known or layer_idx in self._not_text):
             self._progress.change(layer_idx)
-        waiting = self._handshake.staged
-        before = None if layer is None or isinstance(layer, KIVLayerMixin) else dict(vars(layer))
+        waiting = handshake.staged
+        before = None if layer is None or own else dict(vars(layer))
         try:
             key, value = super().update(key_states, value_states, layer_idx, *args, **kwargs)
             if layer is not None and known and before is not None:
-                self._handshake.stock_updated(key, layer.get_seq_length(), key_states.shape[-2])
+                handshake.stock_updated(key, layer.get_seq_length(), key_states.shape[-2])
             return key, value
         except BaseException:
             if known and before is not None:  # its tensors are replaced, never written to
                 vars(layer).update(before)
             # What waited before was not this call's: it is dropped by `crop` alone.
             if layer is not None and known and waiting is None:
-                start = layer.get_seq_length() - getattr(layer, "staged_tokens", 0)
-                self.undo_pass(start, key_states.shape[-2] if key_states.ndim > 1 else 0)
+                self.undo_pass(_held(layer), key_states.shape[-2] if key_states.ndim > 1 else 0)
             raise
 
     def _held(self) -> set[int]:
         """Tokens that the layers hold, without those that wait for their attention call."""
-        return self._lengths(lambda layer: layer.get_seq_length() - getattr(layer, "staged_tokens", 0))
+        return self._with_new({_held(layer) for layer in self._counting()})
 
     def undo_pass(self, start: int, tokens: int) -> None:
         """Go back to `start` tokens after a call that failed, if every layer holds these, or `tokens` more.
@@ -120,8 +121,13 @@ class MendingCache(LinearStates):
         KIVUnsupportedError
             A layer that the pass changed keeps no past; nothing has changed.
         """
-        handshake = self._handshake
+        handshake = self.handshake
         if not (handshake.closed or handshake.waits() or handshake.is_whole()):
             least = self._progress.least(self._held(), self.linear_layers)
             go_back(self.layers, least, self._progress.changed, self._not_text)
             self._progress.begin(least)
+
+
+def _held(layer: Any) -> int:
+    """Return the tokens that a layer holds, without those that wait for their attention call."""
+    return layer.get_seq_length() - getattr(layer, "staged_tokens", 0)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..rope.for_length import limits, same_factors_until
+from ..rope.limits import limits, same_factors_until
 
 
 @dataclass(frozen=True)

@@ -64,12 +64,12 @@ class Call:
                 self._check_block(number, block, self.query[:, :, start : start + block.query_tokens])
 
     def _check_block(self, number: int, block: BlockReport, query: torch.Tensor) -> None:
-        tokens = self.truth._tokens
+        tokens = self.truth.contents
         assert tokens is not None
         batch, heads = tokens.key.tensor.shape[:2]
         valid = tokens.valid[:, block.first_query : block.first_query + block.query_tokens]
         grouped = query.unflatten(1, (heads, -1))  # [B, H, G, TQ, D]
-        part = partition(self.truth._config, block.first_query)
+        part = partition(self.truth.config, block.first_query)
         for b in range(batch):
             if not bool(valid[b].any()):
                 continue
@@ -79,7 +79,7 @@ class Call:
                 self._check_head(place, tokens.view(b, h, part), members, block)
 
     def _check_head(self, place: Place, view: HeadView, members: torch.Tensor, block: BlockReport) -> None:
-        config = self.truth._config
+        config = self.truth.config
         b, h = place.sequence, place.kv_head
         limited = config.max_missed_mass is not None
         if bool(block.streamed[b, h]):
@@ -140,7 +140,7 @@ class Call:
         slack : float64 [D]
             The largest key by channel, times the terms of the sums that a score is made of.
         """
-        group = self.truth._config.group
+        group = self.truth.config.group
         scores = self.scale * (members @ keys.T)  # [M, I]
         error = self._rounding(members, keys, slack)  # [M, 1]
         exact = group_scores(scores, group)

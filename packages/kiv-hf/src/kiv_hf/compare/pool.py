@@ -134,7 +134,7 @@ class CompareStore:
 
     def _share_codes(self) -> None:
         """Give the truth the codes of the model's dtype: the operations of that dtype define them (SPEC 3.3)."""
-        truth, low = self._truth._tokens, self._low._tokens
+        truth, low = self._truth.contents, self._low.contents
         assert truth is not None
         assert low is not None
         for field in ("codes", "channels", "centre", "step"):
@@ -143,7 +143,7 @@ class CompareStore:
 
     def _apart(self, report: AttendReport) -> torch.Tensor:
         """Bool [B, 1, TQ, 1]: padding that retrieves for itself, of which no report tells what (SPEC 2.4)."""
-        tokens = self._truth._tokens
+        tokens = self._truth.contents
         assert tokens is not None, "a report without tokens"
         first, apart = report.blocks[0].first_query, ~tokens.valid
         for block in report.blocks:
@@ -153,7 +153,7 @@ class CompareStore:
 
     def _rounding(self, query: torch.Tensor, scale: float) -> float:
         """Worst case of what the order of sums does to an output, in the dtype of computation."""
-        tokens = self._truth._tokens
+        tokens = self._truth.contents
         assert tokens is not None
         unit = torch.finfo(torch.float64 if query.dtype == torch.float64 else torch.float32).eps / 2
         seen = tokens.valid[:, None, :, None]

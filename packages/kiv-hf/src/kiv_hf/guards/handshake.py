@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from kiv_reference.errors import KIVUsageError, refuse
 
-from ..rope.for_length import Watch
-from .active import this_cache_active
+from ..rope.watch import Watch
 from .fits import require_fit
+from .names import GO_BACK, NAME, USE_KIV
 from .progress import Progress
 from .running import calling_config, still_runs
 
@@ -26,21 +26,7 @@ if TYPE_CHECKING:
     from kiv_reference import LayerStore
     from transformers import PreTrainedConfig
 
-    from ..cache.adapters import Staged
-    from ..cache.kiv_cache import KIVCache
-    from ..cache.layer import KIVLayerMixin
-
-NAME = "kiv"
-"""Under this name the attention and the mask function are registered with transformers."""
-
-USE_KIV = (
-    f'Call kiv_hf.use_kiv(model), or model.set_attn_implementation("{NAME}") where the model takes it; '
-    "a model that takes neither needs a DynamicCache."
-)
-GO_BACK = (
-    "Call cache.crop(0), which goes back to the tokens that every layer holds, and feed on from position "
-    "cache.get_seq_length(); or cache.reset() and feed the text again."
-)
+    from .parties import MendableCache, Staged, StagingLayer
 
 
 class PlainMask(NamedTuple):
@@ -76,18 +62,20 @@ class Handshake:
     ----------
     config : PreTrainedConfig
         The model's configuration: its text part says which attention implementation the decoder uses.
-    cache : KIVCache
+    cache : MendableCache
         The cache, held weakly.
 
     Attributes
     ----------
+    config : PreTrainedConfig
+        The text part of the model's configuration.
     keys_are_measured : bool
         The model asks each layer how many elements its keys have, to know if it is empty: it gets NaN to count.
     plain : PlainMask or None
         The last plain causal mask that was promised.
-    staged : KIVLayerMixin or None
+    staged : StagingLayer or None
         The layer whose new tokens no attention call has taken yet.
-    adapted : (KIVLayerMixin, Staged) or None
+    adapted : (StagingLayer, Staged) or None
         The layer that last took adapted tokens, and those tokens: its module may attend to them again.
     rope : Watch
         Which rotary factors the tokens have, where they depend on the length.
@@ -95,19 +83,19 @@ class Handshake:
         The cache was closed.
     """
 
-    def __init__(self, config: PreTrainedConfig, cache: KIVCache) -> None:
-        self._config = config.get_text_config(decoder=True)
-        self._fits = self._config
+    def __init__(self, config: PreTrainedConfig, cache: MendableCache) -> None:
+        self.config = config.get_text_config(decoder=True)
+        self._fits = self.config
         self._cache = weakref.ref(cache)
-        self.keys_are_measured = self._config.model_type == "mllama_text_model"
+        self.keys_are_measured = self.config.model_type == "mllama_text_model"
         self._mask_owed = False
         self.plain: PlainMask | None = None
-        self.staged: KIVLayerMixin | None = None
+        self.staged: StagingLayer | None = None
         self._stager: FrameType | None = None  # the call that staged; kept no longer, for a frame keeps its tensors
-        self.adapted: tuple[KIVLayerMixin, Staged] | None = None
+        self.adapted: tuple[StagingLayer, Staged] | None = None
         self._stock: tuple[weakref.ref[torch.Tensor], int, int] | None = None
         self.progress = Progress()
-        self.rope = Watch(self._config)
+        self.rope = Watch(self.config)
         self.closed = False
 
     def mask_asked(self, length: int) -> MaskLength:
@@ -177,27 +165,29 @@ class Handshake:
                 GO_BACK,
             )
 
-    def activate(self) -> None:
-        """Note that this thread's forward pass uses this cache."""
-        this_cache_active(self)
-
     def before_update(self, total: int) -> None:
-        """Check what can be known when `update` brings a layer to `total` tokens, before anything is kept."""
-        self.require_settled("update")
-        self.require_routing()
-        promised = self.plain is not None and self.plain.kv_length == total
-        if self._mask_owed and not promised:
-            raise refuse(
-                KIVUsageError,
-                f'A KIVCache needs masks from the attention implementation "{NAME}"',
-                "a mask that another implementation made",
-                USE_KIV,
-            )
+        """Check what can be known when `update` brings a layer to `total` tokens, before anything is kept.
+
+        Raises
+        ------
+        KIVUsageError
+            The cache is closed, an earlier pass broke off, or the masks or the attention are not KIV's.
+        """
+        if self.closed or self.staged is not None:
+            self.require_settled("update")
+        if self.plain is None or self.plain.kv_length != total:  # else it was checked when the mask was promised
+            self.require_routing()
+            if self._mask_owed:
+                raise refuse(
+                    KIVUsageError,
+                    f'A KIVCache needs masks from the attention implementation "{NAME}"',
+                    "a mask that another implementation made",
+                    USE_KIV,
+                )
         self._mask_owed = False
         self.adapted = None
-        self.activate()
 
-    def stage(self, layer: KIVLayerMixin) -> None:
+    def stage(self, layer: StagingLayer) -> None:
         """Note that `layer` has new tokens which wait for their attention call."""
         self._stager = sys._getframe(1)
         self.staged = layer
@@ -218,7 +208,7 @@ class Handshake:
         KIVUsageError
             The configuration that the cache was made with says something else than "kiv".
         """
-        implementation = getattr(self._config, "_attn_implementation", None)
+        implementation = getattr(self.config, "_attn_implementation", None)
         if implementation not in (None, NAME):
             raise refuse(
                 KIVUsageError,
@@ -235,8 +225,8 @@ class Handshake:
         KIVUsageError
             Its layers, heads or widths are others (`fits.require_fit`).
         """
-        if config is not None and config is not self._config and config is not self._fits:
-            require_fit(self._config, config)
+        if config is not None and config is not self.config and config is not self._fits:
+            require_fit(self.config, config)
             self._fits = config
 
     def require_caller(self, length: int) -> None:
@@ -282,9 +272,9 @@ class Handshake:
                 f"{USE_KIV} {GO_BACK}",
             )
 
-    def fork(self, cache: KIVCache) -> Handshake:
+    def fork(self, cache: MendableCache) -> Handshake:
         """Return the handshake of `cache`, a fork: same model, same rotary factors, nothing promised."""
-        twin = Handshake(self._config, cache)
+        twin = Handshake(self.config, cache)
         twin.rope = self.rope.fork()
         return twin
 

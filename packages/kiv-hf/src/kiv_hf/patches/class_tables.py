@@ -14,7 +14,7 @@ from typing import Any, cast
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..guards.handshake import NAME
+from ..guards.names import NAME
 from ..patches import kiv_version
 
 _MARK = "adds_kiv_entries"

@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers import GenerationMixin, PreTrainedConfig
 from transformers.utils import logging
 
-from .for_length import Watch, limits, tell_length
+from .for_length import tell_length
+from .limits import limits
 
 if TYPE_CHECKING:
-    from ..cache.kiv_cache import KIVCache
+    from .watch import Watch
 
 _logger = logging.get_logger(__name__)
 
@@ -33,12 +34,29 @@ DROPS_THE_CACHE = {
 _MARK = "keeps_kiv_cache"
 
 
+class WatchedCache(Protocol):
+    """A cache that knows which rotary factors its tokens have."""
+
+    @property
+    def rope(self) -> Watch:
+        """Which rotary factors the tokens have, where they depend on the length of the text."""
+        ...
+
+    def get_seq_length(self) -> int:
+        """Return the tokens that the cache holds."""
+        ...
+
+    def reset(self) -> None:
+        """Empty every layer."""
+        ...
+
+
 def longest_short_text(config: PreTrainedConfig) -> int | None:
     """Return up to how many tokens a model uses its short factors, or None if it has one set of factors."""
     return next((limit.tokens for limit in limits(config) if not limit.dynamic), None)
 
 
-def keep_cache(config: PreTrainedConfig, cache_class: type[KIVCache]) -> None:
+def keep_cache(config: PreTrainedConfig, cache_class: type[WatchedCache]) -> None:
     """Make `generate` keep caches of `cache_class` on models of this configuration, and warn of what it will do.
 
     The method that drops the cache is wrapped in its class: for other caches it does what it did. Calling this again
@@ -68,7 +86,7 @@ def keep_cache(config: PreTrainedConfig, cache_class: type[KIVCache]) -> None:
         _wrap(getattr(import_module(module), name), cache_class)
 
 
-def _wrap(model_class: Any, cache_class: type[KIVCache]) -> None:
+def _wrap(model_class: Any, cache_class: type[WatchedCache]) -> None:
     stock: Callable[..., dict[str, Any]] = model_class.prepare_inputs_for_generation
     if hasattr(stock, _MARK):
         return
@@ -95,7 +113,7 @@ def _wrap(model_class: Any, cache_class: type[KIVCache]) -> None:
     model_class.prepare_inputs_for_generation = prepare
 
 
-def _wrap_prefill(cache_class: type[KIVCache]) -> None:
+def _wrap_prefill(cache_class: type[WatchedCache]) -> None:
     """Make `generate` read a prompt with one set of factors, in chunks (`prefill_chunk_size`) and in later turns."""
     generation: Any = GenerationMixin
     stock: Callable[..., Any] = generation._prefill
