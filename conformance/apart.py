@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from .budgets import Precision, output_budget, token_errors, with_shift
 from .checks import check_output
 from .checks_limit import settled
 from .checks_retrieval import mark
-from .failure import Scene
 from .low import LowPrecision
 from .oracle import answer
-from .oracle_block import HeadBlock
+
+if TYPE_CHECKING:
+    import torch
+
+    from .failure import Scene
+    from .oracle_block import HeadBlock
 
 
 def check_apart(scene: Scene, hb: HeadBlock, output: torch.Tensor, exact: bool, precision: Precision) -> None:

@@ -7,16 +7,19 @@ nothing here was tuned.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from .low import LowPrecision
-from .oracle import Answer, Modifiers, Term
-from .oracle_index import Page
-from .oracle_numbers import Vector
-from .oracle_shift import Shift
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .low import LowPrecision
+    from .oracle import Answer, Modifiers, Term
+    from .oracle_index import Page
+    from .oracle_numbers import Vector
+    from .oracle_shift import Shift
 
 LEAST = {torch.float64: 2.0**-1022, torch.float32: 2.0**-126, torch.bfloat16: 2.0**-126, torch.float16: 2.0**-24}
 """Results below this may be flushed to zero."""

@@ -7,18 +7,21 @@ masses and outputs are compared.
 from __future__ import annotations
 
 import math
-
-import torch
-from kiv_reference.contract import AttendReport, BlockReport
+from typing import TYPE_CHECKING
 
 from .budgets import Precision, output_budget, token_errors, with_shift
 from .checks_retrieval import check_retrieval
 from .claims import at_query
-from .failure import Scene
 from .low import LowPrecision
 from .oracle import answer
 from .oracle_block import HeadBlock, Retrieved, masses
-from .oracle_store import OracleStore
+
+if TYPE_CHECKING:
+    import torch
+    from kiv_reference.contract import AttendReport, BlockReport
+
+    from .failure import Scene
+    from .oracle_store import OracleStore
 
 
 def check_state(scene: Scene, oracle: OracleStore) -> None:

@@ -6,16 +6,20 @@ taken is judged by several readings of it, and wrong is only what is wrong by al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
+from typing import TYPE_CHECKING
 
 from .budgets import Precision, group_errors, index_errors, token_errors
 from .checks_widening import widenings
-from .failure import Scene
-from .low import LowPrecision
 from .oracle_block import HeadBlock, Retrieved
 from .oracle_mass import FACTORS
 from .oracle_numbers import group_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .failure import Scene
+    from .low import LowPrecision
 
 
 def taken(scene: Scene, hb: HeadBlock, given: Retrieved) -> int:
@@ -81,8 +85,9 @@ def _readings(hb: HeadBlock, factor: int, low: LowPrecision, precision: Precisio
         for candidates in ranked(2 if widened else 1):
             _, scores = hb.head.token_scores(members, candidates, scale)
             doubt = token_errors(low, members, candidates, scale, precision)
-            for inner in _sets(scores, doubt, config.retrieve_tokens or 0, config.group, precision):
-                found.append(Retrieved(candidates, sorted(candidates[n] for n in inner), False, widened))
+            inner = _sets(scores, doubt, config.retrieve_tokens or 0, config.group, precision)
+            chosen = (sorted(candidates[n] for n in one) for one in inner)
+            found += [Retrieved(candidates, selected, False, widened) for selected in chosen]
     return found
 
 

@@ -7,14 +7,18 @@ which of them are late: the fewest and the most late tokens decide only where th
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .budgets import Precision, group_errors, index_errors, token_errors
 from .claims import of_head
-from .failure import Scene
-from .low import LowPrecision
-from .oracle_block import HeadBlock, Retrieved
 from .oracle_numbers import group_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .failure import Scene
+    from .low import LowPrecision
+    from .oracle_block import HeadBlock, Retrieved
 
 
 def check_widening(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision, precision: Precision) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .failure import Scene
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .failure import Scene
 
 
 def of_head(scene: Scene, field: str) -> str:

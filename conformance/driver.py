@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from kiv_reference import KIVConfig, LayerStore, StorePool
 from kiv_reference.errors import KIVError
 
 from .answers import Attended, picked, same_bits
 from .apart import check_apart
 from .budgets import Precision
 from .checks import check_blocks, check_head, check_state
-from .data import Tokens
 from .failure import Scene
 from .journal import Journal
 from .oracle import Modifiers
 from .oracle_store import OracleStore
-from .strategies import Scenario
-from .target import Target
+
+if TYPE_CHECKING:
+    from kiv_reference import KIVConfig, LayerStore, StorePool
+
+    from .data import Tokens
+    from .strategies import Scenario
+    from .target import Target
 
 
 class Driver:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hypothesis import event, settings
-from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVBudgetError, KIVError
 
 from .answers import picked, same_bits
-from .driver import Driver
-from .target import Target
+
+if TYPE_CHECKING:
+    from kiv_reference import KIVConfig
+
+    from .driver import Driver
+    from .target import Target
 
 
 def share(part: float) -> settings:

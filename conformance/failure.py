@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kiv_reference import LayerStore
+if TYPE_CHECKING:
+    from kiv_reference import LayerStore
 
-from .journal import Journal
+    from .journal import Journal
 
 
 class Mismatch(AssertionError):

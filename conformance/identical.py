@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .claims import of_head, reported
-from .failure import Scene
-from .oracle_block import HeadBlock, Retrieved
 from .oracle_numbers import group_scores
+
+if TYPE_CHECKING:
+    from .failure import Scene
+    from .oracle_block import HeadBlock, Retrieved
 
 
 def check_identical(scene: Scene, hb: HeadBlock, given: Retrieved, factor: int) -> None:

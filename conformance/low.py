@@ -5,14 +5,18 @@ It is not the reference, so that a wrong reference cannot widen the budget it is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
-from .oracle import Head, Modifiers, Term
 from .oracle_estimate import Estimates
-from .oracle_numbers import Vector
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .oracle import Head, Modifiers, Term
+    from .oracle_numbers import Vector
 
 
 class LowPrecision:

@@ -12,8 +12,7 @@ checked by `checks`, and these invariants after every step:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from hypothesis import event, note
@@ -28,10 +27,25 @@ from .expect import replays_alike
 from .oracle_index import EVERY
 from .refill import refill, tokens_of
 from .strategies import SCALES, configs, shapes
-from .target import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .target import Target
 
 MOST_STORES, MOST_TOKENS, MOST_SEQUENCES = 3, 140, 4
 PICK = st.integers(0, MOST_STORES - 1)
+
+
+class Asked(NamedTuple):
+    """What an attend is asked with, beside its queries."""
+
+    scale: float
+    softcap: float | None
+    sinks: bool
+
+
+ASKED = st.builds(Asked, st.sampled_from(SCALES), st.sampled_from([None, None, 3.0]), st.booleans())
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -63,23 +77,9 @@ class StoreMachine(RuleBasedStateMachine):
         kind=st.integers(0, 9),
         seed=st.integers(0, 999),
         padding=st.sampled_from(["none", "none", *MASKS]),
-        attends=st.sampled_from([True, True, False]),
-        scale=st.sampled_from(SCALES),
-        softcap=st.sampled_from([None, None, 3.0]),
-        sinks=st.booleans(),
+        asked=st.sampled_from([True, True, False]).flatmap(lambda attends: ASKED if attends else st.none()),
     )
-    def append(
-        self,
-        pick: int,
-        n: int,
-        kind: int,
-        seed: int,
-        padding: str,
-        attends: bool,
-        scale: float,
-        softcap: float | None,
-        sinks: bool,
-    ) -> None:
+    def append(self, pick: int, n: int, kind: int, seed: int, padding: str, asked: Asked | None) -> None:
         """Append tokens, and attend most often."""
         driver = self.pick(pick)
         n = min(n, MOST_TOKENS - driver.oracle.length)
@@ -91,9 +91,9 @@ class StoreMachine(RuleBasedStateMachine):
         flags = None if self.exact else mask(padding, shape.batch, n, seed)
         tokens = poison(tokens._replace(valid=flags))
         driver.append(tokens)
-        if attends:
-            logits = torch.linspace(-1, 1, shape.heads * shape.groups) if sinks else None
-            driver.attend(tokens.query, scale, softcap, logits)
+        if asked is not None:
+            logits = torch.linspace(-1, 1, shape.heads * shape.groups) if asked.sinks else None
+            driver.attend(tokens.query, asked.scale, asked.softcap, logits)
             event(f"call of {'one' if n == 1 else 'several'}, cold pages: {min(driver.oracle.parts()[2], 1)}")
 
     @rule(pick=PICK, kind=st.integers(0, 9), seed=st.integers(0, 999), given=st.sampled_from([True, True, False]))

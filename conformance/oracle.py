@@ -8,17 +8,20 @@ have it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from kiv_reference import KIVConfig
 
 from .oracle_estimate import Estimates
 from .oracle_index import Page, Samples, page_of
 from .oracle_numbers import Vector, best, dot, group_scores, log_sum_exp, total
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from kiv_reference import KIVConfig
 
 
 @dataclass(frozen=True)

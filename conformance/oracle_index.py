@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from kiv_reference import KIVConfig
 
 from .oracle_numbers import Vector, best, total
+
+if TYPE_CHECKING:
+    from kiv_reference import KIVConfig
 
 EVERY, LAST, LEVELS = 64, 16, 16
 

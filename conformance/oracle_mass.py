@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from .oracle import Head, Modifiers
-from .oracle_index import Page
 from .oracle_numbers import Vector, dot, log_sum_exp, share
+
+if TYPE_CHECKING:
+    from .oracle import Head, Modifiers
+    from .oracle_index import Page
 
 FACTORS = (0, 1, 2, 4)
 """C' in units of C (SPEC 6.3)."""
@@ -33,15 +36,19 @@ def rounding(head: Head, queries: Sequence[Vector], scale: float, unit: float = 
 
 def missed_mass(
     head: Head,
-    query: Vector,
-    at: int,
-    sink: float,
+    asked: tuple[Vector, int, float],
     candidates: Sequence[int],
     selected: Sequence[int],
     m: Modifiers,
     enlarged: bool,
 ) -> float:
-    """The missed bound of SPEC 6.2: without rounding, or enlarged as far as it may be, float64's rounding in it too."""
+    """The missed bound of SPEC 6.2: without rounding, or enlarged as far as it may be, float64's rounding in it too.
+
+    Parameters
+    ----------
+    asked : a query, its position, its sink logit
+    """
+    query, at, sink = asked
     chosen, known = set(selected), set(candidates)
     held = head.logits(query, (i for i in [*head.kept, *selected] if i <= at), m)
     left = head.logits(query, (i for i in candidates if i not in chosen), m)
@@ -81,6 +88,4 @@ def enough(
     if enlarged is not None:
         room = rounding(head, [q for q, _, _ in asked], m.scale)
         limit = limit / (1 + room) if enlarged else limit * (1 + room)
-    return all(
-        missed_mass(head, q, at, sink, candidates, selected, m, bool(enlarged)) <= limit for q, at, sink in asked
-    )
+    return all(missed_mass(head, one, candidates, selected, m, bool(enlarged)) <= limit for one in asked)

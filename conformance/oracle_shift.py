@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from .oracle import Head, Modifiers, Term
-from .oracle_index import Page
 from .oracle_numbers import Vector, log_sum_exp, total
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .oracle import Head, Modifiers, Term
+    from .oracle_index import Page
 
 
 def log_sigmoid(x: float) -> float:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from kiv_reference import KIVConfig
 
 from .oracle import Head, Modifiers
 from .oracle_block import Block, HeadBlock, Member
 from .oracle_index import EVERY, Page
-from .oracle_numbers import Vector
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kiv_reference import KIVConfig
+
+    from .oracle_numbers import Vector
 
 NO_SINK = -math.inf
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from .data import Tokens
-from .driver import Driver
 from .oracle_index import EVERY
-from .oracle_store import OracleStore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .driver import Driver
+    from .oracle_store import OracleStore
 
 
 def tokens_of(oracle: OracleStore, dtype: torch.dtype, values: list[list[list[Sequence[float]]]]) -> Tokens:

@@ -130,12 +130,14 @@ def scenarios(
     shape: st.SearchStrategy[Shape] | None = None,
     kinds: tuple[str, ...] | None = None,
     calls: st.SearchStrategy[list[int]] | None = None,
-    masks: tuple[str, ...] | None = None,
-    values: tuple[str, ...] = VALUES[:2],
     most: int = FULL,
     **fixed: Any,
 ) -> Scenario:
-    """A scenario: a long append or none, then a few calls, decode steps most of them."""
+    """A scenario: a long append or none, then a few calls, decode steps most of them.
+
+    `fixed` has fields of the scenario, as values or strategies, and kinds of values to draw from in `values`.
+    """
+    values: tuple[str, ...] = fixed.pop("values", VALUES[:2])
     drawn_config = draw(config if config is not None else configs(exact_population))
     drawn_shape = draw(shape if shape is not None else shapes())
     if kinds is None:
@@ -150,13 +152,11 @@ def scenarios(
         gap = drawn_config.hot_tokens + draw(st.integers(0, 2)) * drawn_config.page_tokens
         chunks = [(EVERY - 2, False), (draw(st.integers(1, 3)), True), *([(gap, False)] if gap else [])]
     chunks += [(n, True) for n in draw(calls)]
-    if masks is None:
-        masks = ("none",) if exact_population else ("none", "none", *MASKS)
     fields: dict[str, Any] = {
         "scale": st.sampled_from(SCALES if exact_population else (*SCALES, 0.3, 4.0)),
         "softcap": st.sampled_from([None, None, 2.0, 30.0]),
         "sinks": st.sampled_from(["none", "none", "head", "query"]),
-        "mask_kind": st.sampled_from(masks),
+        "mask_kind": st.sampled_from(("none",) if exact_population else ("none", "none", *MASKS)),
         "mask_seed": st.integers(0, 255),
     }
     fields.update(fixed)

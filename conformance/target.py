@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from kiv_reference import KIVConfig, StorePool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kiv_reference import KIVConfig, StorePool
 
 KNOWN = {
     "reference": "kiv_reference:ReferencePool",

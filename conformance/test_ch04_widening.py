@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,7 +15,11 @@ from .data import Tokens
 from .driver import Driver, drive
 from .expect import same_report
 from .strategies import Scenario, configs, decode_only, scenarios, shapes
-from .target import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .target import Target
 
 PAIRS = 140
 BIG = 4096.0

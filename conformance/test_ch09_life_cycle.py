@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -20,7 +20,9 @@ from .refill import refill
 from .strategies import Scenario, configs, decode_only, shapes
 from .strategies import recipes as recipes_of
 from .strategies import scenarios as scenarios_of
-from .target import Target
+
+if TYPE_CHECKING:
+    from .target import Target
 
 B, H, D, DV = 2, 2, 4, 3
 scenarios = partial(scenarios_of, values=VALUES)

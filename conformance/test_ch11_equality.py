@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import torch
 from hypothesis import assume, event, given
@@ -15,7 +16,9 @@ from .low import LowPrecision
 from .oracle import Head
 from .oracle_numbers import best, group_scores
 from .strategies import Scenario, configs, decode_only, scenarios, shapes
-from .target import Target
+
+if TYPE_CHECKING:
+    from .target import Target
 
 
 def head_of(scenario: Scenario) -> tuple[Head, list[list[float]]]:
@@ -37,7 +40,7 @@ def shuffled(a: torch.Tensor, b: torch.Tensor, order: list[int], dtype: torch.dt
 class Test_11_1_ExactPopulation:
     """With small integers and powers of two every score is exact in float32, so retrieval must be identical."""
 
-    @given(scenario=scenarios(exact_population=True, masks=("none",), calls=decode_only(1)))
+    @given(scenario=scenarios(exact_population=True, mask_kind="none", calls=decode_only(1)))
     def test_scores_are_exact(self, scenario: Scenario) -> None:
         head, members = head_of(scenario)
         scale, low = Fraction(scenario.scale), LowPrecision(head, torch.float32)
@@ -120,7 +123,7 @@ class Test_11_3_BudgetsOfError:
     @given(
         scenario=scenarios(
             shape=shapes(dtype=torch.float32, batch=1, heads=1, width=st.sampled_from([4, 16, 64])),
-            masks=("none",),
+            mask_kind="none",
             kinds=("gaussian", "spiky", "pages", "needle"),
             calls=decode_only(1),
             config=configs(hot_tokens=0),
@@ -147,7 +150,7 @@ class Test_11_3_BudgetsOfError:
 
     @given(
         scenario=scenarios(
-            shape=shapes(dtype=torch.float32), masks=("none",), calls=decode_only(1), config=configs(hot_tokens=0)
+            shape=shapes(dtype=torch.float32), mask_kind="none", calls=decode_only(1), config=configs(hot_tokens=0)
         )
     )
     def test_group_scores(self, scenario: Scenario) -> None:

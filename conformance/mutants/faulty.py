@@ -11,11 +11,14 @@ import io
 import os
 import re
 import time
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pytest
 
-from .source import Fault
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .source import Fault
 
 SHORT_SHARE = 4
 """The short form takes every fourth fault."""

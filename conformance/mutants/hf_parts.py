@@ -268,7 +268,7 @@ FAULTS = [
     ),
     Fault(
         "a comparison takes a position that was chosen twice",
-        "kiv_hf.compare.divergence:Call._require",
+        "kiv_hf.compare.divergence:Choice.require",
         "(chosen.diff() > 0).all()",
         "(chosen.diff() >= 0).all()",
         (f"{TESTS}hf_compare.py::test_a_position_chosen_twice_is_found",),

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_reference import KIVConfig, block, call, store
-from kiv_reference.call import BlockCall
+from kiv_reference.growing import Growing
 from kiv_reference.index import SAMPLE_TOKENS
 from kiv_reference.partition import Partition
 from kiv_reference.pool import ReferencePool
 from kiv_reference.report import BlockReport, TierBytes, TierTokens
-from kiv_reference.rows import Rows
 from kiv_reference.store import ReferenceStore
 from kiv_reference.tokens import Tokens
 
 from .patching import mutant
 from .retrieval import more
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kiv_reference.call import BlockCall
 
 
 @mutant("page off by one position", (Partition, "page"))
@@ -163,21 +166,21 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("a fork shares the hot buffer", (Rows, "clone"), look="9.4")
+@mutant("a fork shares the hot buffer", (Growing, "clone"), look="9.4")
 def _(original: Any) -> Any:
-    def changed(self: Rows) -> Rows:
+    def changed(self: Growing) -> Growing:
         copy = original(self)
-        copy._buffer = self._buffer
+        copy.buffer = self.buffer
         return copy
 
     return changed
 
 
-@mutant("the caller's tensor is kept, not copied", (Rows, "append"), look="9.1")
+@mutant("the caller's tensor is kept, not copied", (Growing, "append"), look="9.1")
 def _(original: Any) -> Any:
-    def changed(self: Rows, rows: torch.Tensor) -> None:
+    def changed(self: Growing, rows: torch.Tensor) -> None:
         if self._length == 0:
-            self._buffer, self._length = rows, rows.shape[2]
+            self.buffer, self._length = rows, rows.shape[2]
         else:
             original(self, rows)
 
@@ -187,9 +190,9 @@ def _(original: Any) -> Any:
 @mutant("reset keeps the report", (ReferenceStore, "reset"), look="9.5")
 def _(original: Any) -> Any:
     def changed(self: ReferenceStore) -> None:
-        report = self._report
+        report = self.last_report
         original(self)
-        self._report = report
+        self.last_report = report
 
     return changed
 

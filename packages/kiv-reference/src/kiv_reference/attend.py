@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .view import HeadView
+if TYPE_CHECKING:
+    from .view import HeadView
 
 TILE_TOKENS = 256
 """Queries of one exact tile: bounds the memory of a long call, changes no result."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from .attend import Attended, Modifiers
-from .block import HeadResult, attend_block
-from .config import KIVConfig
+from .block import HeadResult, attend_block, with_missed_bound
 from .index import compute_dtype
 from .partition import QueryBlock, partition
 from .report import BlockReport
 from .select import Retrieval
-from .tokens import Tokens
+
+if TYPE_CHECKING:
+    from .config import KIVConfig
+    from .tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,10 @@ class BlockCall:
         if mine.numel() == 0:
             result = self._nothing(groups, view.value.shape[1], mine)
         else:
-            result = attend_block(
-                query[:, mine], block.start + mine, view, modifiers, self.config, block.mode, self.bound, retrieval
-            )
+            asked, positions = query[:, mine], block.start + mine
+            result = attend_block(asked, positions, view, modifiers, self.config, block.mode, retrieval)
+            if self.bound:
+                result = with_missed_bound(result, asked, positions, view, modifiers)
         return self._spread(result, mine, block.stop - block.start)
 
     def _nothing(self, groups: int, width: int, none: torch.Tensor) -> HeadResult:
@@ -67,7 +71,7 @@ class BlockCall:
         mass = torch.zeros(groups, 0, dtype=compute_dtype(self.tokens.key.tensor.dtype), device=none.device)
         attended = Attended(mass[:, :, None].expand(-1, -1, width), mass, mass)
         retrieval = Retrieval(none, none, streamed=self.block.mode == "exact")
-        return HeadResult(attended, retrieval, mass if self.bound else None, 0, 0)
+        return HeadResult(attended, retrieval, 0, 0, mass if self.bound else None)
 
     def _spread(self, result: HeadResult, mine: torch.Tensor, queries: int) -> HeadResult:
         """Put the results of the queries `mine` in their places among all `queries`."""
@@ -101,8 +105,8 @@ class BlockCall:
             exact_mass=self._stack([[r.attended.exact for r in row] for row in results]).float(),
             estimated_mass=self._stack([[r.attended.estimated for r in row] for row in results]).float(),
             missed_bound=self._stack(missed) if self.bound else None,
-            key_bytes=sum(r.key_rows for r in flat) * key.shape[3] * key.element_size(),
-            value_bytes=sum(r.value_rows for r in flat) * value.shape[3] * value.element_size(),
+            key_bytes=sum(r.key_tokens for r in flat) * key.shape[3] * key.element_size(),
+            value_bytes=sum(r.value_tokens for r in flat) * value.shape[3] * value.element_size(),
         )
 
 

@@ -19,12 +19,13 @@ function makes a pool: an implementation is a ``PoolFactory``, called with a `KI
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from .config import KIVConfig
 from .report import AttendReport, BlockReport, TierBytes, TierTokens
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "AttendReport",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from .attend import Modifiers
-from .view import HeadView
+if TYPE_CHECKING:
+    from .attend import Modifiers
+    from .view import HeadView
 
 ROUNDING = 2.0**-22
 """Relative error that a float32 error radius may carry, with room: the bound is computed in float64 from it."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from .config import KIVConfig
-from .report import Mode
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .config import KIVConfig
+    from .report import Mode
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
-from typing import NoReturn, SupportsIndex
+from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 
 from .budget import check_budget
-from .config import KIVConfig
 from .errors import KIVUsageError, refuse
 from .report import TierBytes
 from .store import ReferenceStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .config import KIVConfig
 
 
 class ReferencePool:

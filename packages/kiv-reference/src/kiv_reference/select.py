@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .config import Group, KIVConfig
-from .view import HeadView
+if TYPE_CHECKING:
+    from .config import Group, KIVConfig
+    from .view import HeadView
 
 LATE = 16
 """One selected token in so many may be late before the candidates are doubled (SPEC 4.9)."""

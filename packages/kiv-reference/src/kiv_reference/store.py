@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import wraps
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, SupportsIndex, TypeVar
@@ -17,6 +16,8 @@ from .report import AttendReport, BlockReport, TierBytes, TierTokens
 from .tokens import Tokens, tier_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .pool import ReferencePool
 
 P = ParamSpec("P")
@@ -49,7 +50,7 @@ class ReferenceStore:
         self._pool = pool
         self.config = pool.config
         self.contents: Tokens | None = None
-        self._report: AttendReport | None = None
+        self.last_report: AttendReport | None = None
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         """Refuse to be copied or pickled: a copy would give back what it does not own (SPEC 9.4)."""
@@ -75,9 +76,9 @@ class ReferenceStore:
     @property
     def report(self) -> AttendReport:
         """The last attend (`LayerStore.report`)."""
-        if self._report is None:
+        if self.last_report is None:
             raise refuse(KIVUsageError, "a report needs an attend before it (SPEC 9.6)", "none", "Call attend first.")
-        return self._report
+        return self.last_report
 
     @plain_tensors
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
@@ -130,7 +131,7 @@ class ReferenceStore:
             output, report = call.run(query[:, :, mine], None if given is None else given.blocks[i])
             outputs.append(output)
             reports.append(report)
-        self.contents, self._report = tokens, AttendReport(tuple(reports))
+        self.contents, self.last_report = tokens, AttendReport(tuple(reports))
         return torch.cat(outputs, dim=2).to(query.dtype)
 
     @plain_tensors
@@ -187,13 +188,13 @@ class ReferenceStore:
         if self.contents is not None:
             self._pool.check_room(copy, self.memory())
             copy.contents = self.contents.clone()
-        copy._report = self._report
+        copy.last_report = self.last_report
         return copy
 
     def reset(self) -> None:
         """Forget everything (`LayerStore.reset`)."""
         self._pool.check_open()
-        self.contents, self._report = None, None
+        self.contents, self.last_report = None, None
 
     def memory(self) -> TierBytes:
         """Bytes by tier (`LayerStore.memory`)."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from .attend import Modifiers, Pseudo
-from .view import HeadView
+
+if TYPE_CHECKING:
+    from .view import HeadView
 
 SHIFT_WEIGHT, SHIFT_POWER = 0.5, 4.0
 """How far, and how steeply, the selection moves the mean values (SPEC 5.4)."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
 from .estimate import estimates
 from .index import PageIndex, approximate_keys, compute_dtype
-from .partition import Partition
+
+if TYPE_CHECKING:
+    from .partition import Partition
 
 
 @dataclass(frozen=True)

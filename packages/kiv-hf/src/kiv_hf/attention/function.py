@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from kiv_reference.errors import KIVUnsupportedError, refuse
 from transformers.utils import logging
 
-from ..cache.adapters import Adapted
-from ..cache.layer import KIVLayerMixin
 from ..guards.active import active_handshake, foreign_tensors, other_cache_active
 from ..guards.names import NAME
 from .resolve import resolve, resolve_adapted
 from .stock import stock_attention
 from .validity import new_validity
+
+if TYPE_CHECKING:
+    from ..cache.adapters import Adapted
+    from ..cache.layer import KIVLayerMixin
 
 _logger = logging.get_logger(__name__)
 
@@ -183,7 +185,7 @@ def _check_call(module: torch.nn.Module, query: torch.Tensor, tokens: int, kwarg
                 f"{name} from {type(module).__name__}",
                 "Use DynamicCache with this model.",
             )
-    dropout = cast(float, kwargs.get("dropout") or 0.0)
+    dropout = cast("float", kwargs.get("dropout") or 0.0)
     if dropout > 0 or module.training:
         raise refuse(
             KIVUnsupportedError,

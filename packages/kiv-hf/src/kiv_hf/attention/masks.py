@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_reference.errors import KIVShapeError, KIVUsageError, refuse
@@ -12,6 +11,9 @@ from transformers.masking_utils import causal_mask_function
 from ..guards.active import other_cache_active, this_cache_active
 from ..guards.handshake import Handshake, MaskLength, PlainMask
 from .stock import stock_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ADDS_TO_MASK = frozenset({"falcon"})
 """Models that ask for the tensor of a causal mask only to add ALiBi to it, which their patch does in another way."""
@@ -29,12 +31,11 @@ def kiv_mask(
     kv_offset: int = 0,
     mask_function: Callable[..., Any] = causal_mask_function,
     attention_mask: torch.Tensor | None = None,
-    local_size: int | None = None,
-    allow_is_causal_skip: bool = True,
-    config: Any = None,
     **kwargs: Any,
 ) -> torch.Tensor | None:
     """Make the mask of one forward pass; the parameters are those of `transformers.masking_utils.sdpa_mask`.
+
+    Of the further ones ``config``, ``local_size`` and ``allow_is_causal_skip`` are looked at here.
 
     Returns
     -------
@@ -45,19 +46,20 @@ def kiv_mask(
     arguments: dict[str, Any] = {
         "batch_size": batch_size, "q_length": q_length, "kv_length": int(kv_length), "q_offset": q_offset,
         "kv_offset": kv_offset, "mask_function": mask_function, "attention_mask": attention_mask,
-        "local_size": local_size, "config": config,
+        "config": kwargs.pop("config", None), "local_size": kwargs.pop("local_size", None),
     }  # fmt: skip
+    allow_is_causal_skip: bool = kwargs.pop("allow_is_causal_skip", True)
     if not isinstance(kv_length, MaskLength):
         other_cache_active()
         return stock_mask(**arguments, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
     handshake = kv_length.handshake
-    handshake.require_model(config)
+    handshake.require_model(arguments["config"])
     this_cache_active(handshake)
     if not kv_length.of_kiv_layer:
         return stock_mask(**arguments, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
-    model_type = getattr(config, "model_type", None)
+    model_type = getattr(arguments["config"], "model_type", None)
     square = (
-        local_size is None
+        arguments["local_size"] is None
         and not isinstance(q_offset, torch.Tensor)
         and kv_offset == 0
         and kv_length == q_offset + q_length

@@ -36,7 +36,7 @@ def with_selection(
         keep = torch.zeros(*indices.shape[:2], key.shape[2], dtype=torch.bool, device=key.device)
         mask = _cut(query, key, mask, keep.scatter_(-1, indices.long(), True)[:, None])
     if block_indices is not None:
-        size = int(cast(Any, module).indexer.block_size)
+        size = int(cast("Any", module).indexer.block_size)
         blocks = -(-key.shape[2] // size)
         keep = torch.zeros(*block_indices.shape[:3], blocks + 1, dtype=torch.bool, device=key.device)
         keep.scatter_(-1, block_indices.long().masked_fill(block_indices < 0, blocks), True)

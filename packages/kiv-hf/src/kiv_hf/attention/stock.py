@@ -6,9 +6,8 @@ That is sdpa, or for a model that does not support sdpa its own eager function w
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_reference.errors import KIVShapeError, KIVUnsupportedError, refuse
@@ -18,6 +17,9 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from ..guards.active import active_handshake
 from .selection import with_selection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _EAGER_ONLY = ("softcap", "s_aux", "sinks")
 """Arguments that sdpa cannot honour, whatever the model says of itself."""

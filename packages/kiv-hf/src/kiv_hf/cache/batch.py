@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_reference.errors import KIVError, KIVUsageError, refuse
@@ -11,6 +10,9 @@ from transformers.cache_utils import LinearAttentionLayer
 
 from .hybrid import no_batch_change
 from .layer import KIVLayerMixin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def change_batch(layers: Sequence[Any], operation: str, argument: Any) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from kiv_reference.contract import LayerStore
 from kiv_reference.errors import KIVError, KIVUnsupportedError, refuse
 from transformers.cache_utils import LinearAttentionAndFullAttentionLayer, LinearAttentionLayer
 
-from ..guards.handshake import Handshake
 from .layer import KIVLayerMixin
+
+if TYPE_CHECKING:
+    import torch
+    from kiv_reference.contract import LayerStore
+
+    from ..guards.handshake import Handshake
 
 _KIV_STATE = ("store", "handshake", "adapter", "staged", "_returned", "module")
 

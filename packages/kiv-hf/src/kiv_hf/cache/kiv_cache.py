@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NoReturn, SupportsIndex, cast
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, cast
 
 import torch
 from kiv_reference.config import KIVConfig
-from kiv_reference.contract import PoolFactory, StorePool
 from kiv_reference.errors import KIVUsageError, refuse
-from kiv_reference.report import AttendReport, TierBytes, TierTokens
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, LinearAttentionAndFullAttentionLayer
 
@@ -17,12 +15,17 @@ from ..guards.handshake import Handshake, MaskLength
 from ..guards.layer_choice import stock_layers
 from ..impls import DEFAULT_IMPL, SharedPool, resolve_impl
 from ..rope.longrope import keep_cache
-from ..rope.watch import Watch
 from .batch import change_batch
 from .hybrid import KIVHybridLayer
 from .layer import KIVLayer, KIVLayerMixin
 from .mending import MendingCache
 from .stages import is_pipeline, seen_tokens, sizes_if_used
+
+if TYPE_CHECKING:
+    from kiv_reference.contract import PoolFactory, StorePool
+    from kiv_reference.report import AttendReport, TierBytes, TierTokens
+
+    from ..rope.watch import Watch
 
 
 class KIVCache(MendingCache):
@@ -186,7 +189,7 @@ class KIVCache(MendingCache):
         # Stock layers first: they refuse where they did not record the past, and then nothing has changed.
         for layer in sorted(self.layers, key=lambda layer: type(layer) is KIVLayer):
             if tokens_to_remove != 0 or getattr(layer, "record_past", True):
-                cast(DynamicLayer, layer).crop(tokens_to_remove)
+                cast("DynamicLayer", layer).crop(tokens_to_remove)
         self._progress.begin(max(self.lengths(), default=0))
 
     def reset(self) -> None:

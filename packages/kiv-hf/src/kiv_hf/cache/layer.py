@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from kiv_reference.contract import LayerStore
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError, refuse
 from transformers.cache_utils import DynamicLayer
 
 from ..guards.active import this_cache_active
-from ..guards.handshake import Handshake
 from ..guards.parties import Staged
 from ..guards.returned import register
-from .adapters import Adapter
 from .states import check_states, placeholders
+
+if TYPE_CHECKING:
+    from kiv_reference.contract import LayerStore
+
+    from ..guards.handshake import Handshake
+    from .adapters import Adapter
 
 
 class KIVLayerMixin:

@@ -5,10 +5,12 @@ A linear state counts no tokens and keeps no past: without a note of it a pass t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import DynamicCache
+
+if TYPE_CHECKING:
+    import torch
 
 
 class LinearStates(DynamicCache):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_reference.errors import KIVError
@@ -14,13 +14,15 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from ..guards.handshake import Handshake
-from ..guards.progress import Progress
 from ..guards.running import calling_config
 from .layer import KIVLayerMixin
 from .linear import LinearStates
 from .stages import TOKEN_LAYERS
 from .undo import go_back
+
+if TYPE_CHECKING:
+    from ..guards.handshake import Handshake
+    from ..guards.progress import Progress
 
 
 class MendingCache(LinearStates):

@@ -7,13 +7,16 @@ layer, or the first of its kind, how many tokens have been seen: where that one 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from .layer import KIVLayerMixin
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedConfig
 
 TOKEN_LAYERS = (KIVLayerMixin, DynamicSlidingWindowLayer)
 """Layers whose length is that of the text; others may hold states of an image, or none."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 from kiv_reference.errors import KIVShapeError, KIVUnsupportedError, refuse
+
+if TYPE_CHECKING:
+    import torch
 
 
 def placeholders(key: torch.Tensor, value: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:

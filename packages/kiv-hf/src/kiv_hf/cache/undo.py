@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from kiv_reference.errors import KIVUnsupportedError, refuse
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .layer import KIVLayerMixin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+    import torch
 
 
 def go_back(layers: Sequence[Any], length: int, no_way_back: Collection[int], not_text: Collection[int] = ()) -> None:

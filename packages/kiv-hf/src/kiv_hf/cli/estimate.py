@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVBudgetError, refuse
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from .. import KIVCache
 from .units import format_bytes
+
+if TYPE_CHECKING:
+    from kiv_reference.config import KIVConfig
 
 COMPUTE_BYTES = 4
 """Scores are computed in float32 (SPEC 1.2)."""

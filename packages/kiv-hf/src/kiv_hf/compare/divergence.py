@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from kiv_reference.admissible import violation
 from kiv_reference.errors import KIVError
 from kiv_reference.partition import partition
-from kiv_reference.report import AttendReport, BlockReport
 from kiv_reference.select import group_scores
-from kiv_reference.store import ReferenceStore
-from kiv_reference.view import HeadView
+
+if TYPE_CHECKING:
+    from kiv_reference.report import AttendReport, BlockReport
+    from kiv_reference.store import ReferenceStore
+    from kiv_reference.view import HeadView
 
 
 class KIVDivergenceError(KIVError, AssertionError):
@@ -33,6 +36,31 @@ class Place:
         place = ", ".join(f"{name} {value}" for name, value in vars(self).items())
         told = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items())
         return KIVDivergenceError(f"SPEC {clause}: {what}, at {place} (layers count KIV layers); {told}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Positions that were chosen, and those they were chosen from; both int64, ascending (SPEC 9.6)."""
+
+    place: Place
+    clause: str
+    what: str
+    chosen: torch.Tensor
+    among: torch.Tensor
+
+    def require(self, wanted: set[int]) -> None:
+        """Raise unless as many were chosen as one of `wanted`, each once and ascending.
+
+        Raises
+        ------
+        KIVDivergenceError
+            They are others.
+        """
+        chosen, among = self.chosen, self.among
+        ascending = bool((chosen.diff() > 0).all())
+        if chosen.numel() not in wanted or not ascending or not bool(torch.isin(chosen, among).all()):
+            expected = f"{' or '.join(map(str, sorted(wanted)))} of {among.tolist()}, ascending"
+            raise self.place.error(self.clause, f"wrong {self.what}", got=chosen.tolist(), expected=expected)
 
 
 @dataclass(frozen=True)
@@ -92,53 +120,40 @@ class Call:
         widened = bool(block.widened[b, h])
         times = (2,) if widened else (1, 2, 4) if limited else (1,)
         wanted = {min(n * config.candidate_tokens, cold.numel()) for n in times}
-        self._require(place, "4.4", "candidates", candidates, cold, wanted)
+        choice = Choice(place, "4.4", "candidates", candidates, cold)
+        choice.require(wanted)
         if cold.numel() == 0:
             return
         largest, width = view.keys(cold).abs().amax(dim=0), members.shape[1]
         # An approximate key is a sum, or a mean over a page, so that its products are those of a longer sum.
         slack = (2 * width + 2 * config.page_tokens + 12) * largest
-        self._admit(place, "4.4", "candidates", candidates, cold, members, view.approximate_keys(cold), slack)
+        self._admit(choice, members, view.approximate_keys(cold), slack)
 
         # All candidates are selected, and there are more of them, to hold max_missed_mass (SPEC 6.3); else there are
         # more where a head was widened (SPEC 4.9). Whether it had to be is a matter of near ties: not judged here.
         few = min(config.retrieve_tokens or 0, candidates.numel())
         more = candidates.numel() > config.candidate_tokens and not widened
         wanted = {few} if widened or not limited else {candidates.numel()} if more else {few, candidates.numel()}
-        self._require(place, "4.6", "selected positions", selected, candidates, wanted)
-        slack = (width + 12) * largest
-        self._admit(place, "4.6", "selected positions", selected, candidates, members, view.keys(candidates), slack)
+        choice = Choice(place, "4.6", "selected positions", selected, candidates)
+        choice.require(wanted)
+        self._admit(choice, members, view.keys(candidates), (width + 12) * largest)
 
-    def _require(
-        self, place: Place, clause: str, what: str, chosen: torch.Tensor, among: torch.Tensor, wanted: set[int]
-    ) -> None:
-        """Raise unless `chosen` are so many of `among`, each once and ascending; both int64 (SPEC 9.6)."""
-        ascending = bool((chosen.diff() > 0).all())
-        if chosen.numel() not in wanted or not ascending or not bool(torch.isin(chosen, among).all()):
-            expected = f"{' or '.join(map(str, sorted(wanted)))} of {among.tolist()}, ascending"
-            raise place.error(clause, f"wrong {what}", got=chosen.tolist(), expected=expected)
-
-    def _admit(
-        self,
-        place: Place,
-        clause: str,
-        what: str,
-        chosen: torch.Tensor,
-        among: torch.Tensor,
-        members: torch.Tensor,
-        keys: torch.Tensor,
-        slack: torch.Tensor,
-    ) -> None:
-        """Raise unless the `chosen` are admissible as the best of `among` by the group score (SPEC 11.2).
+    def _admit(self, choice: Choice, members: torch.Tensor, keys: torch.Tensor, slack: torch.Tensor) -> None:
+        """Raise unless what was chosen is admissible as the best by the group score (SPEC 11.2).
 
         Parameters
         ----------
-        chosen, among : int64, ascending positions
+        choice : Choice
         members : float64 [M, D]
         keys : float64 [I, D]
-            Of `among`.
+            Of the positions it was chosen from.
         slack : float64 [D]
             The largest key by channel, times the terms of the sums that a score is made of.
+
+        Raises
+        ------
+        KIVDivergenceError
+            Something chosen scores less than something rejected, by more than rounding.
         """
         group = self.truth.config.group
         scores = self.scale * (members @ keys.T)  # [M, I]
@@ -151,15 +166,15 @@ class Call:
             moved = torch.expm1((2 * error).clamp(max=80.0)) + 16 * self._unit()
             below = torch.exp(scores - scores.amax(dim=1, keepdim=True))
             errors = (below * moved).clamp(max=1.0).sum(dim=0) + torch.finfo(torch.float32).tiny
-        found = violation(exact.tolist(), errors.tolist(), torch.searchsorted(among, chosen).tolist())
+        found = violation(exact.tolist(), errors.tolist(), torch.searchsorted(choice.among, choice.chosen).tolist())
         if found is not None:
             ranked = exact.sort(descending=True).values
-            raise place.error(
-                clause,
-                f"the {what} are not the best",
-                chosen=f"{int(among[found.chosen])} with group score {float(exact[found.chosen])!r}",
-                rejected=f"{int(among[found.rejected])} with {float(exact[found.rejected])!r}",
-                last_best_score=float(ranked[chosen.numel() - 1]),
+            raise choice.place.error(
+                choice.clause,
+                f"the {choice.what} are not the best",
+                chosen=f"{int(choice.among[found.chosen])} with group score {float(exact[found.chosen])!r}",
+                rejected=f"{int(choice.among[found.rejected])} with {float(exact[found.rejected])!r}",
+                last_best_score=float(ranked[choice.chosen.numel() - 1]),
                 beyond_the_margin_by=found.excess,
             )
 

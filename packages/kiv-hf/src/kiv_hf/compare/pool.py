@@ -8,16 +8,19 @@ So it needs several times the memory and time, and no tolerance.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import torch
 from kiv_reference import ReferencePool
-from kiv_reference.config import KIVConfig
-from kiv_reference.contract import LayerStore, PoolFactory, StorePool
 from kiv_reference.index import PageIndex
-from kiv_reference.report import AttendReport, TierBytes, TierTokens
-from kiv_reference.store import ReferenceStore
 
 from .divergence import Call, KIVDivergenceError, Place, check_outputs
+
+if TYPE_CHECKING:
+    from kiv_reference.config import KIVConfig
+    from kiv_reference.contract import LayerStore, PoolFactory, StorePool
+    from kiv_reference.report import AttendReport, TierBytes, TierTokens
+    from kiv_reference.store import ReferenceStore
 
 __all__ = ["ComparePool", "KIVDivergenceError"]
 

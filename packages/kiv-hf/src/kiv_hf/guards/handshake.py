@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import weakref
-from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 from kiv_reference.errors import KIVUsageError, refuse
@@ -22,6 +21,8 @@ from .progress import Progress
 from .running import calling_config, still_runs
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     import torch
     from kiv_reference import LayerStore
     from transformers import PreTrainedConfig

@@ -6,10 +6,13 @@ No event marks the end of a pass that broke off, and the cache is not told who c
 from __future__ import annotations
 
 import sys
-from types import FrameType
+from typing import TYPE_CHECKING
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 
 def still_runs(frame: FrameType) -> bool:

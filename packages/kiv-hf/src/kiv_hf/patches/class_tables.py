@@ -7,15 +7,17 @@ is built with "kiv", the tables of its modeling files get an entry of that name.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from functools import wraps
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 from transformers import PreTrainedModel
 
 from ..guards.names import NAME
 from ..patches import kiv_version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _MARK = "adds_kiv_entries"
 
@@ -57,6 +59,6 @@ def _tables(model_class: type) -> Iterator[dict[str, type[nn.Module]]]:
     for file in files.values():
         for value in [] if file is None else list(vars(file).values()):
             if isinstance(value, dict) and "eager" in value:
-                table = cast(dict[Any, Any], value)
+                table = cast("dict[Any, Any]", value)
                 if all(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in table.values()):
                     yield table

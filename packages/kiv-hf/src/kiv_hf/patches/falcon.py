@@ -4,13 +4,15 @@
 # pyright: reportIncompatibleMethodOverride=false
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers.models.falcon.modeling_falcon import FalconAttention, apply_rotary_pos_emb
 
 from .common import attend
 from .position_bias import with_position_bias
+
+if TYPE_CHECKING:
+    import torch
 
 
 class KIVFalconAttention(FalconAttention):
@@ -26,10 +28,7 @@ class KIVFalconAttention(FalconAttention):
         hidden_states: torch.Tensor,
         alibi: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None = None,
         layer_past: Any = None,
-        use_cache: bool = False,
-        output_attentions: bool = False,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:

@@ -7,12 +7,10 @@ change it is reset, and the same forward pass reads the whole text into it again
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from transformers import GenerationMixin, PreTrainedConfig
 from transformers.utils import logging
 
@@ -20,6 +18,10 @@ from .for_length import tell_length
 from .limits import limits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
     from .watch import Watch
 
 _logger = logging.get_logger(__name__)

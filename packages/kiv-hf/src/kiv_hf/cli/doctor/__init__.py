@@ -6,10 +6,9 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +18,11 @@ from .finding import Finding, examine
 from .machine import machine_checks
 from .stores import store_checks
 from .times import time_checks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.console import Console
 
 BUG = "Report it with this table: it is a fault of KIV, of torch or of the device."
 

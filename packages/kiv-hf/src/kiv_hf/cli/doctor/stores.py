@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from kiv_reference.config import KIVConfig
 
 from ...compare.pool import ComparePool, KIVDivergenceError
 from .finding import Finding, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

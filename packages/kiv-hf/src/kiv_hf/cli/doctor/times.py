@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from kiv_fast import FastPool
 from kiv_reference.config import KIVConfig
 
 from .finding import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 GEOMETRY = {"cuda": (32, 8, 128), "cpu": (8, 2, 64)}
 """Query heads, KV heads and width: those of Llama-3.1-8B on a GPU, small ones elsewhere."""

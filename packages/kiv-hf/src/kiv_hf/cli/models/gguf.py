@@ -5,18 +5,21 @@ from __future__ import annotations
 import shutil
 import signal
 import threading
-from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import xxhash
 from platformdirs import user_cache_path
 
 from .manifest import is_intact, write_manifest
 from .unfinished import scratch_folder, sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+    import torch
 
 
 def cache_folder(gguf: Path) -> Path:

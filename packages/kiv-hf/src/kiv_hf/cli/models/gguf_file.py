@@ -5,12 +5,15 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from kiv_reference.errors import KIVUnsupportedError, refuse
 
 from .model_files import check_fields
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of each kind of value but strings and arrays."""

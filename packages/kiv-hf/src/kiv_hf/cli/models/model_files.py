@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kiv_reference.errors import KIVUnsupportedError, refuse
 
 from ..units import format_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LARGEST_JSON_BYTES = 1 << 30
 """Largest file of text in a model's folder; tokenizers take some ten million bytes."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_reference.errors import KIVError, KIVUnsupportedError, KIVUsageError, refuse
@@ -17,6 +15,10 @@ from ... import KIVCache, use_kiv
 from .gguf import convert, converted
 from .gguf_file import check_gguf
 from .model_files import check_fields, check_folder
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Generator
 
 
 @dataclass(frozen=True)

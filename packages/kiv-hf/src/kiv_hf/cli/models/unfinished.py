@@ -8,12 +8,15 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import xxhash
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 PREFIX = ".converting-"
 """How the names of such folders begin; machine, process and when it began follow."""
