@@ -46,8 +46,8 @@ def use_kiv(model: PreTrainedModel) -> PreTrainedModel:
     finally:
         logging.set_verbosity(level)
     decoder = model.config.get_text_config(decoder=True)
-    decoder._attn_implementation = NAME
+    decoder._attn_implementation = NAME  # pyright: ignore[reportPrivateUsage]
     if not any(module.config is decoder for module in model.modules() if isinstance(module, PreTrainedModel)):
         # Of encoder and decoder fields side by side transformers made a copy, which no module reads.
-        model.config._attn_implementation = NAME
+        model.config._attn_implementation = NAME  # pyright: ignore[reportPrivateUsage]
     return model

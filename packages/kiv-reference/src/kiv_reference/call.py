@@ -34,7 +34,8 @@ class BlockCall:
     def run(self, query: torch.Tensor, given: BlockReport | None) -> tuple[torch.Tensor, BlockReport]:
         """Answer ``query [B, HQ, TQ, D]``, by `given`'s candidates and selection if there are any (SPEC 11.2)."""
         batch, heads = self.tokens.key.tensor.shape[:2]
-        grouped = query.to(compute_dtype(query.dtype)).unflatten(1, (heads, -1))  # [B, H, G, TQ, D]
+        computed, groups = query.to(compute_dtype(query.dtype)), query.shape[1] // heads
+        grouped = computed.reshape(batch, heads, groups, *query.shape[2:])  # [B, H, G, TQ, D]
         results = [[self._head(grouped[b, h], b, h, given) for h in range(heads)] for b in range(batch)]
         return self._stack([[r.attended.output for r in row] for row in results]), self._report(results)
 
@@ -119,7 +120,7 @@ def _round_up(bound: torch.Tensor) -> torch.Tensor:
 def _padded(rows: list[list[torch.Tensor]]) -> torch.Tensor:
     """``[B][H]`` of int64 ``[k]`` to ``[B, H, largest k]``, filled up with -1."""
     flat = torch.nn.utils.rnn.pad_sequence([r for row in rows for r in row], batch_first=True, padding_value=-1)
-    return flat.unflatten(0, (len(rows), -1))
+    return flat.reshape(len(rows), len(rows[0]), flat.shape[1])
 
 
 def _given(report: BlockReport, sequence: int, head: int) -> Retrieval:

@@ -10,7 +10,7 @@ import numbers
 import operator
 import sys
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -66,7 +66,7 @@ def _positive(number: Any) -> bool:
     if isinstance(number, torch.Tensor):
         return number.ndim == 0 and number.is_floating_point() and not number.is_meta and 0 < float(number) < math.inf
     real = isinstance(number, numbers.Real) and not isinstance(number, (bool, Fraction))
-    return real and bool(0 < number <= sys.float_info.max)  # pyright: ignore[reportOperatorIssue]
+    return real and bool(0 < cast("float", number) <= sys.float_info.max)
 
 
 def check_append(
@@ -119,7 +119,7 @@ def check_finite(what: str, tensor: torch.Tensor, valid: torch.Tensor | None) ->
     if valid is not None:
         finite = finite | ~valid
     if not bool(finite.all()):
-        sequence, token = (~finite).nonzero()[0].tolist()
+        sequence, token = (int(i) for i in (~finite).nonzero()[0])
         got = f"NaN or infinity in sequence {sequence}, token {token} of the call"
         rule = f"every {what} at a valid position must be finite (SPEC 2.5)"
         raise refuse(KIVNonFiniteError, rule, got, "Use a wider dtype, or look for the overflow in the model.")
@@ -190,7 +190,7 @@ def check_rows(rows: torch.Tensor, batch: int, same_size: bool) -> list[int]:
     ------
     KIVUsageError
     """
-    at: list[int] = rows.tolist() if rows.ndim == 1 and rows.dtype == torch.int64 else []
+    at = cast("list[int]", rows.tolist()) if rows.ndim == 1 and rows.dtype == torch.int64 else []
     if not at or min(at) < 0 or max(at) >= batch or (same_size and len(at) != batch):
         size = f"[{batch}]" if same_size else "[1 or more]"
         rule = f"rows must be int64 {size} with values in 0..{batch - 1} (SPEC 9.3)"

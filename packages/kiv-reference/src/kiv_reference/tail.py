@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -43,7 +43,7 @@ def tail(
     near = modifiers.cap(view.estimates(query, left, modifiers.scale))
     logits = torch.where(read, modifiers.logits(query, view.keys(left)), near)  # [G, TQ, K]
     pages = view.pages(left)
-    named = torch.unique(pages)
+    named = cast("torch.Tensor", torch.unique(pages))
     masses = [torch.logsumexp(logits[:, :, pages == page], dim=2) for page in named]
     shift = value_shift(query, view, selected, modifiers)
     return Pseudo(torch.stack(masses, dim=2) if masses else logits, view.index.value[named][:, None, None] + shift)

@@ -101,7 +101,9 @@ class Tokens:
         positions = SAMPLE_TOKENS * torch.arange(have + 1, want + 1, device=query.device) - 1
         reached = positions[positions >= first]
         heads = self.key.tensor.shape[1]
-        largest = query[:, :, reached - first].unflatten(1, (heads, -1)).abs().amax(dim=2).to(self.sampled.tensor.dtype)
+        batch, _, _, width = query.shape
+        grouped = query[:, :, reached - first].reshape(batch, heads, query.shape[1] // heads, len(reached), width)
+        largest = grouped.abs().amax(dim=2).to(self.sampled.tensor.dtype)
         largest = largest.masked_fill(~self.valid[:, None, reached, None], torch.nan)
         missing = largest.new_full(
             (*largest.shape[:2], positions.numel() - reached.numel(), largest.shape[3]), torch.nan
@@ -133,7 +135,7 @@ class Tokens:
         """One sequence and KV head under a partition; its pages are indexed if they are ranked."""
         codes, *fields = (field.tensor[sequence, head] for field in self.index)
         pages = min(part.pages, fields[0].shape[0])
-        by_page = codes[: pages * part.page_tokens].unflatten(0, (pages, part.page_tokens))
+        by_page = codes[: pages * part.page_tokens].reshape(pages, part.page_tokens, codes.shape[1])
         return HeadView(
             key=self.key.tensor[sequence, head],
             value=self.value.tensor[sequence, head],

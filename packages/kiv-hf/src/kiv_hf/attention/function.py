@@ -63,7 +63,7 @@ def kiv_attention(
         raise refuse(
             KIVUnsupportedError,
             f'The attention implementation "{NAME}" does not serve continuous batching',
-            type(kwargs["cache"]),
+            type(cast("object", kwargs["cache"])),
             'Use attn_implementation="sdpa" for it.',
         )
     layer, adapted = resolve(key, value), None

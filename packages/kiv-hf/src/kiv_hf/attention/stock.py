@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import sys
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from kiv_reference.errors import KIVShapeError, KIVUnsupportedError, refuse
 from transformers import PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.integrations.sdpa_attention import sdpa_attention_forward  # pyright: ignore[reportUnknownVariableType]
+from transformers.masking_utils import eager_mask, sdpa_mask  # pyright: ignore[reportUnknownVariableType]
 
 from ..guards.active import active_handshake
 from .selection import with_selection
@@ -27,7 +27,8 @@ _EAGER_ONLY = ("softcap", "s_aux", "sinks")
 
 def stock_mask(config: Any, **arguments: Any) -> torch.Tensor | None:
     """Make the mask that transformers would, from the arguments of `sdpa_mask`, for a model of this configuration."""
-    return (eager_mask if eager_only(type(config)) else sdpa_mask)(config=config, **arguments)
+    make = cast("Any", eager_mask if eager_only(cast("type", type(config))) else sdpa_mask)
+    return make(config=config, **arguments)
 
 
 @cache
@@ -42,7 +43,7 @@ def eager_only(config_class: type) -> bool:
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, PreTrainedModel) and value.config_class is config_class
     ]
-    return bool(models) and not any(model._supports_sdpa for model in models)
+    return bool(models) and not any(model._supports_sdpa for model in models)  # pyright: ignore[reportPrivateUsage]
 
 
 def stock_attention(
@@ -65,7 +66,7 @@ def stock_attention(
     mask = _spell_out(module, query, key, attention_mask, kwargs.get("is_causal"))
     mask = with_selection(module, query, key, mask, kwargs.pop("indices", None), kwargs.pop("block_indices", None))
     eager = _eager_function(module)
-    model_is_eager = eager is not None and eager_only(type(getattr(module, "config", None)))
+    model_is_eager = eager is not None and eager_only(type(cast("object", getattr(module, "config", None))))
     if not model_is_eager and all(kwargs.get(name) is None for name in _EAGER_ONLY):
         return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
     if not model_is_eager and mask is None and query.shape[2] > 1 and _causal(module, kwargs.get("is_causal")):

@@ -8,7 +8,7 @@ call: never by the name of a class.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
@@ -116,10 +116,10 @@ def repeated(module: torch.nn.Module, staged: Staged, key: torch.Tensor, value: 
             return None
 
     def by_kv_head(query: torch.Tensor) -> torch.Tensor:
-        return query.unflatten(1, (times, heads, -1)).transpose(1, 2).flatten(1, 3)
+        return cast("torch.Tensor", query.unflatten(1, (times, heads, -1)).transpose(1, 2)).flatten(1, 3)
 
     def as_called(output: torch.Tensor) -> torch.Tensor:
-        return output.unflatten(1, (heads, times, -1)).transpose(1, 2).flatten(1, 3)
+        return cast("torch.Tensor", output.unflatten(1, (heads, times, -1)).transpose(1, 2)).flatten(1, 3)
 
     return Adapted(staged, by_kv_head, as_called)
 

@@ -39,7 +39,7 @@ def seen_tokens(layers: Sequence[Any], layer_idx: int, *, pipeline: bool) -> int
     pipeline : bool
         Ask the earlier layers too, for the first layer of its kind: masks for a kind are made before any layer runs.
     """
-    kinds = [type(layer) for layer in layers]
+    kinds: list[type[Any]] = [type(layer) for layer in layers]
     start = 0 if pipeline and kinds[layer_idx] not in kinds[:layer_idx] else layer_idx
     in_use = (layer for layer in layers[start:] if isinstance(layer, TOKEN_LAYERS) and layer.is_initialized)
     return max((layer.get_seq_length() for layer in in_use), default=0)

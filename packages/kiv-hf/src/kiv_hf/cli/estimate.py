@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 import torch
@@ -167,5 +167,5 @@ def _weight_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     if getattr(config, "quantization_config", None) is not None:
         return 0
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = cast("torch.nn.Module", AutoModelForCausalLM.from_config(config))
     return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from kiv_reference.admissible import violation
@@ -60,7 +60,8 @@ class Choice:
         ascending = bool((chosen.diff() > 0).all())
         if chosen.numel() not in wanted or not ascending or not bool(torch.isin(chosen, among).all()):
             expected = f"{' or '.join(map(str, sorted(wanted)))} of {among.tolist()}, ascending"
-            raise self.place.error(self.clause, f"wrong {self.what}", got=chosen.tolist(), expected=expected)
+            got = cast("object", chosen.tolist())
+            raise self.place.error(self.clause, f"wrong {self.what}", got=got, expected=expected)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Call:
         assert tokens is not None
         batch, heads = tokens.key.tensor.shape[:2]
         valid = tokens.valid[:, block.first_query : block.first_query + block.query_tokens]
-        grouped = query.unflatten(1, (heads, -1))  # [B, H, G, TQ, D]
+        grouped = cast("torch.Tensor", query.unflatten(1, (heads, -1)))  # [B, H, G, TQ, D]
         part = partition(self.truth.config, block.first_query)
         for b in range(batch):
             if not bool(valid[b].any()):
@@ -166,7 +167,8 @@ class Call:
             moved = torch.expm1((2 * error).clamp(max=80.0)) + 16 * self._unit()
             below = torch.exp(scores - scores.amax(dim=1, keepdim=True))
             errors = (below * moved).clamp(max=1.0).sum(dim=0) + torch.finfo(torch.float32).tiny
-        found = violation(exact.tolist(), errors.tolist(), torch.searchsorted(choice.among, choice.chosen).tolist())
+        items = cast("list[int]", torch.searchsorted(choice.among, choice.chosen).tolist())
+        found = violation(cast("list[float]", exact.tolist()), cast("list[float]", errors.tolist()), items)
         if found is not None:
             ranked = exact.sort(descending=True).values
             raise choice.place.error(

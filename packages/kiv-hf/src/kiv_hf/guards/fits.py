@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from kiv_reference.errors import KIVUsageError, refuse
 from transformers import DynamicCache, PreTrainedConfig
@@ -62,5 +62,6 @@ def _kind(layer: Any) -> str:
         return "full attention"
     if type(layer) is DynamicSlidingWindowLayer:
         return f"a sliding window of {layer.sliding_window} tokens"
-    details = [f"{name}={value}" for name, value in sorted(vars(layer).items()) if name in _DETAILS]
+    fields = cast("dict[str, object]", vars(layer))
+    details = [f"{name}={value}" for name, value in sorted(fields.items()) if name in _DETAILS]
     return f"a {type(layer).__name__}({', '.join(details)})"

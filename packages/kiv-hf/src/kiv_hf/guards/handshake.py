@@ -132,7 +132,9 @@ class Handshake:
     def store_of(self, length: int) -> LayerStore | None:
         """Return a store of the cache that holds `length` tokens, more than none; None if this process has none."""
         cache = self._cache()
-        layers = [] if cache is None or length == 0 else cache.kiv_layers().values()
+        if cache is None or length == 0:
+            return None
+        layers = cache.kiv_layers().values()
         return next((layer.store for layer in layers if layer.store.length == length), None)
 
     def is_whole(self) -> bool:
@@ -190,7 +192,7 @@ class Handshake:
 
     def stage(self, layer: StagingLayer) -> None:
         """Note that `layer` has new tokens which wait for their attention call."""
-        self._stager = sys._getframe(1)
+        self._stager = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
         self.staged = layer
 
     def unstage(self) -> None:

@@ -22,12 +22,13 @@ def still_runs(frame: FrameType) -> bool:
     no module made the end cannot be known: it counts as running.
     """
     scope = _scope(frame)
-    return scope is None or any(running is scope for running in _callers(sys._getframe()))
+    here = sys._getframe()  # pyright: ignore[reportPrivateUsage]
+    return scope is None or any(running is scope for running in _callers(here))
 
 
 def calling_config() -> PreTrainedConfig | None:
     """Return the configuration of the innermost module around the call that has one, None if none has."""
-    for caller in _callers(sys._getframe()):
+    for caller in _callers(sys._getframe()):  # pyright: ignore[reportPrivateUsage]
         if caller.f_code.co_varnames[:1] == ("self",):
             owner = caller.f_locals.get("self")
             config = getattr(owner, "config", None) if isinstance(owner, nn.Module) else None

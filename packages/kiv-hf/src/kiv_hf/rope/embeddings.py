@@ -29,7 +29,7 @@ def listen(module: torch.nn.Module) -> None:
     It is shown one position more, the text's last, and what it returns for that is taken away. So the module itself
     chooses the factors, whatever its way: inverse frequencies, attention scaling, or the mscale of PhiMoE.
     """
-    if _add_last not in module._forward_pre_hooks.values():
+    if _add_last not in module._forward_pre_hooks.values():  # pyright: ignore[reportPrivateUsage]
         module.register_forward_pre_hook(_add_last, with_kwargs=True)
         module.register_forward_hook(_drop_last)
 
@@ -55,7 +55,7 @@ def state_of(module: Any) -> dict[str, Any]:
     """Return what dynamic factors remember; others are chosen anew in each pass."""
     if not any(limit.dynamic for limit in limits(module.config)):
         return {}
-    names = [*vars(module), *module._buffers]
+    names: list[str] = [*vars(module), *module._buffers]
     return {name: getattr(module, name) for name in names if name.endswith(("inv_freq", "max_seq_len_cached"))}
 
 

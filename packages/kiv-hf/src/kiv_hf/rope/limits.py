@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -18,9 +18,9 @@ class Limit(NamedTuple):
 def limits(config: PreTrainedConfig) -> tuple[Limit, ...]:
     """Return where the rotary factors of a text model change, for each kind of layer; none if they never do."""
     parameters: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
-    kinds = [kind for kind in parameters.values() if isinstance(kind, dict)] or [parameters]
+    nested = [cast("dict[str, Any]", kind) for kind in parameters.values() if isinstance(kind, dict)]
     found: set[Limit] = set()
-    for kind in kinds:
+    for kind in nested or [parameters]:
         rope_type = kind.get("rope_type") or ""
         if rope_type == "longrope":
             found.add(Limit(kind["original_max_position_embeddings"], dynamic=False))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import wraps
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from transformers import GenerationMixin, PreTrainedConfig
 from transformers.utils import logging
@@ -109,7 +109,8 @@ def _wrap(model_class: Any, cache_class: type[WatchedCache]) -> None:
         if not drops:
             return stock(self, input_ids, **kwargs)
         # The method of the class above: that of the model's own class does nothing else than drop the cache.
-        return super(model_class, self).prepare_inputs_for_generation(input_ids, **kwargs)
+        above = cast("Any", super(model_class, self))
+        return above.prepare_inputs_for_generation(input_ids, **kwargs)
 
     setattr(prepare, _MARK, True)
     model_class.prepare_inputs_for_generation = prepare

@@ -6,7 +6,7 @@ import json
 import platform
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from rich.table import Table
@@ -65,8 +65,7 @@ def table_of(found: dict[str, object]) -> Table:
     table = Table(title=f"kiv doctor: {found['device']}")
     for column in ("check", "finding", "verdict", "reason and remedy"):
         table.add_column(column, overflow="fold")
-    findings = found["findings"]
-    assert isinstance(findings, list)
+    findings = cast("list[dict[str, Any]]", found["findings"])
     for finding in (Finding(**fields) for fields in findings):
         verdict = Text("well", style="green") if finding.well else Text("not well", style="red")
         advice = " ".join(part for part in (finding.reason, finding.remedy) if part)

@@ -6,7 +6,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -73,7 +73,7 @@ def device_name(device: torch.device) -> Finding:
             return Finding("device", f"{name}, {isa}, {torch.get_num_threads()} threads")
         reason = f"KIV was written for cpu and cuda; on {device.type} it was never tried."
         return Finding("device", f"{device.type} ({name})", False, reason, "Use --device cpu if a check below fails.")
-    found: Any = torch.cuda.get_device_properties(device)
+    found = cast("Any", torch.cuda.get_device_properties(device))
     return Finding("device", f"{found.name}, compute capability {found.major}.{found.minor}")
 
 

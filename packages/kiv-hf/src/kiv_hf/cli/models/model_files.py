@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from kiv_reference.errors import KIVUnsupportedError, refuse
 
@@ -43,7 +43,7 @@ def check_fields(fields: Mapping[str, Any], name: str) -> None:
     """
     for field, value in fields.items():
         if isinstance(value, Mapping):
-            check_fields(value, name)
+            check_fields(cast("Mapping[str, Any]", value), name)
         for pattern, least, most in LIMITS:
             if (
                 value is None

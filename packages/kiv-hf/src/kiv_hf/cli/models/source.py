@@ -18,7 +18,7 @@ from .model_files import check_fields, check_folder
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Generator
+    from collections.abc import Generator
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def load_config(source: Source) -> PreTrainedConfig:
         with explained(source):
             fields, _ = PreTrainedConfig.get_config_dict(source.location)
         check_fields(fields, f"the config.json of {source.name!r}")
-    config = _load(source, AutoConfig.from_pretrained)
+    config = _load(source, AutoConfig)
     problem = None
     if config.is_encoder_decoder:
         problem = "an encoder and a decoder"
@@ -101,7 +101,7 @@ def load_config(source: Source) -> PreTrainedConfig:
 
 def load_tokenizer(source: Source) -> Any:
     """Load the tokenizer; raises KIVUnsupportedError as `load_config`."""
-    return _load(source, AutoTokenizer.from_pretrained)
+    return _load(source, AutoTokenizer)
 
 
 def load_model(source: Source, dtype: str, device: str) -> Any:
@@ -125,11 +125,11 @@ def load_model(source: Source, dtype: str, device: str) -> Any:
         with explained(source):
             source = Source(source.name, str(convert(source.gguf, kind)))
     with explained(source):
-        model = _load(source, AutoModelForCausalLM.from_pretrained, dtype=kind).to(device)
+        model = _load(source, AutoModelForCausalLM, dtype=kind).to(device)
         return use_kiv(model.eval())
 
 
-def _load(source: Source, loader: Callable[..., Any], **keywords: Any) -> Any:
+def _load(source: Source, kind: Any, **keywords: Any) -> Any:
     location: str | os.PathLike[str] = source.location
     if source.gguf is not None:
         folder = converted(source.gguf)
@@ -138,7 +138,7 @@ def _load(source: Source, loader: Callable[..., Any], **keywords: Any) -> Any:
         else:
             location = folder
     with explained(source):
-        return loader(location, **keywords)
+        return kind.from_pretrained(location, **keywords)
 
 
 @contextmanager
