@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .budgets import Precision, output_budget, token_errors, with_shift
+from .allowed_error import Precision, allowed_error, token_errors, with_shift
 from .checks import check_output
 from .checks_limit import settled
 from .checks_retrieval import mark
@@ -40,6 +40,6 @@ def check_apart(scene: Scene, hb: HeadBlock, output: torch.Tensor, exact: bool, 
     for n, (g, at, query, sink) in enumerate(hb.members):
         terms = hb.terms(query, at, given, shift)
         expected = answer(terms, sink, output.shape[2])
-        budget = output_budget(low, query, terms, expected, hb.modifiers, precision)
-        limit = with_shift(budget, terms, expected, shift, (query, n, errors, precision))
+        allowed = allowed_error(low, query, terms, expected, hb.modifiers, precision)
+        limit = with_shift(allowed, terms, expected, shift, (query, n, errors, precision))
         check_output(scene.at(head=g, query=at), output[g, at - hb.block.start].tolist(), expected.output, limit)

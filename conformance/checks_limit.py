@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import product
 from typing import TYPE_CHECKING
 
-from .budgets import Precision, group_errors, index_errors, token_errors
+from .allowed_error import Precision, group_errors, index_errors, token_errors
 from .checks_widening import widenings
 from .oracle_block import HeadBlock, Retrieved
 from .oracle_mass import FACTORS

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hypothesis import currently_in_test_context, event
 from kiv_reference.admissible import violation
 
-from .budgets import Precision, group_errors, index_errors, token_errors
+from .allowed_error import Precision, group_errors, index_errors, token_errors
 from .checks_limit import check_limit, taken
 from .checks_widening import check_widening
 from .claims import not_both

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
-from .budgets import Precision, group_errors, index_errors, token_errors
+from .allowed_error import Precision, group_errors, index_errors, token_errors
 from .claims import of_head
 from .oracle_numbers import group_scores
 

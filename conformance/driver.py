@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from kiv_reference.errors import KIVError
 
+from .allowed_error import Precision
 from .answers import Attended, picked, same_bits
 from .apart import check_apart
-from .budgets import Precision
 from .checks import check_blocks, check_head, check_state
 from .failure import Scene
-from .journal import Journal
+from .operation_log import OperationLog
 from .oracle import Modifiers
 from .oracle_store import OracleStore
 
@@ -39,19 +39,19 @@ class Driver:
         self.pool = target.factory(config) if pool is None else pool
         self.store: LayerStore = self.pool.layer_store()
         self.oracle = OracleStore(config)
-        self.journal = Journal(target, config)
+        self.operations = OperationLog(target, config)
         self.name = "a"
         self.last: Attended | None = None
 
     @property
     def scene(self) -> Scene:
         """For failures."""
-        return Scene(self.journal, self.store, name=self.name)
+        return Scene(self.operations, self.store, name=self.name)
 
     def _call(self, method: str, **arguments: Any) -> Any:
         """Call the target; an error that it should not raise is a failure of its own."""
         arguments = self.target.place(arguments)
-        self.journal.note(self.name, method, **arguments)
+        self.operations.note(self.name, method, **arguments)
         try:
             return getattr(self.store, method)(**arguments)
         except Exception as error:
@@ -73,7 +73,7 @@ class Driver:
                 return
             tie = not self.exact and picked(self.store) != before
             if not tie:
-                self.journal.note(self.name, "attend", query=query, **arguments)
+                self.operations.note(self.name, "attend", query=query, **arguments)
                 claim = f"str(output.tolist()) == {str(output.tolist())!r}"
                 what = "the same call gave another answer"
                 raise self.scene.mismatch("8.3", what, claim, got=repeated, expected=output)
@@ -102,7 +102,7 @@ class Driver:
         arguments = {"scale": scale, "softcap": softcap, "sink_logits": sink_logits, "bound": bound}
         output = self._call("attend", query=query, **arguments)
         self.oracle.attend(query.tolist())
-        self.journal.outputs.append(output.clone())
+        self.operations.outputs.append(output.clone())
         self.last = Attended(query, arguments, output.clone(), picked(self.store))
         self.check(query, output, scale, softcap, sink_logits, bound)
         return output
@@ -204,12 +204,12 @@ class Driver:
         check_state(self.scene, self.oracle)
 
     def fork(self) -> Driver:
-        """A fork, driven on its own; both write the same journal."""
+        """A fork, driven on its own; both write the same log."""
         other = Driver.__new__(Driver)
         other.__dict__.update(self.__dict__)
         other.store = self._call("fork")
-        other.name = self.journal.name()
-        self.journal.calls[-1][2]["into"] = other.name
+        other.name = self.operations.name()
+        self.operations.calls[-1][2]["into"] = other.name
         other.oracle = self.oracle.fork()
         check_state(other.scene, other.oracle)
         return other

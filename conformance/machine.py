@@ -264,10 +264,10 @@ class StoreMachine(RuleBasedStateMachine):
         scene.require(fits, "10.2", "a budget is exceeded", got=held, budgets=limits)
 
     def teardown(self) -> None:
-        """Placement never changes a result (SPEC 10.1): the whole journal again, under other budgets."""
-        if hasattr(self, "drivers") and self.drivers[0].journal.outputs:
+        """Placement never changes a result (SPEC 10.1): the whole log again, under other budgets."""
+        if hasattr(self, "drivers") and self.drivers[0].operations.outputs:
             held = replays_alike(self.target, self.drivers[0])
-            note(f"{held} budgets held the journal")
+            note(f"{held} budgets held the log")
 
 
 def machine_for(target: Target) -> type[StoreMachine]:

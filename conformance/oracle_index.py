@@ -34,7 +34,7 @@ class Page:
     coded : the coded channels, ascending
     centre, step : of every channel, numbers of the dtype of SPEC 1.2
     codes : of each valid token, of every channel
-    largest : max |k_d|, for budgets of error
+    largest : max |k_d|, for the allowed error
     """
 
     index: int

@@ -172,7 +172,7 @@ class Test_2_4_Padding:
                 output = other.attend(chunk.query, scenario.scale, scenario.softcap, scenario.sink_logits(n))
                 outputs.append(output.masked_fill(hole[:, :, start : start + n].to(output.device), 0))
             start += n
-        there = driver.journal.outputs
+        there = driver.operations.outputs
         here = [output.masked_fill(~flags, 0) for output, flags in zip(there, _asked(scenario, there), strict=True)]
         same = all(map(same_bits, here, outputs))
         other.scene.require(same, "2.4", "what padding holds changed another token's output", filler=filler)
@@ -182,7 +182,7 @@ class Test_2_4_Padding:
         """What a plain cache gives: here in exact mode, where full attention is the answer."""
         config = dataclasses.replace(scenario.config, retrieve_tokens=None, prefill="exact", max_missed_mass=None)
         driver = Driver(target, config)
-        for output, flags in zip(driver.run(scenario), _asked(scenario, driver.journal.outputs), strict=True):
+        for output, flags in zip(driver.run(scenario), _asked(scenario, driver.operations.outputs), strict=True):
             event(f"padding has something to see: {bool(output.masked_fill(flags, 0).any())}")
 
     @given(scenario=scenarios(mask_kind=st.sampled_from(("left", "ragged")), calls=decode_only()))
@@ -224,5 +224,5 @@ class Test_2_5_FiniteKeys:
     @example(scenario=WEIGHTLESS)
     def test_values(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
-        finite = all(bool(torch.isfinite(output).all()) for output in driver.journal.outputs)
+        finite = all(bool(torch.isfinite(output).all()) for output in driver.operations.outputs)
         event(f"outputs finite: {finite}")

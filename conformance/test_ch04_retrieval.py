@@ -257,4 +257,4 @@ class Test_4_8_ExactMode:
         full = torch.nn.functional.scaled_dot_product_attention(
             tokens.query[:, :, length - n :], tokens.key, tokens.value, mask, scale=scenario.scale, enable_gqa=True
         )
-        torch.testing.assert_close(driver.journal.outputs[-1], full)
+        torch.testing.assert_close(driver.operations.outputs[-1], full)

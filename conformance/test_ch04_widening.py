@@ -189,7 +189,7 @@ class Test_4_9_Widening:
         one, two = (asked(target, config(64, 32), t) for t in (given_tokens, other))
         is_widened(one, True)
         same_report(one, two, "4.7")
-        same = same_bits(one.journal.outputs[-1], two.journal.outputs[-1])
+        same = same_bits(one.operations.outputs[-1], two.operations.outputs[-1])
         two.scene.require(same, "4.7", "a key that is no candidate's was read")
 
     @given(

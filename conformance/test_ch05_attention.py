@@ -39,7 +39,7 @@ class Test_5_1_LogitsAndOutput:
     @given(scenario=scenarios(mask_kind=st.sampled_from(("left", "all")), calls=decode_only()))
     def test_without_any_token_the_output_is_zeros(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
-        event(f"an output is all zeros: {any(bool((o == 0).all()) for o in driver.journal.outputs)}")
+        event(f"an output is all zeros: {any(bool((o == 0).all()) for o in driver.operations.outputs)}")
 
 
 class Test_5_2_Tail:

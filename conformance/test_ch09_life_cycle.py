@@ -332,7 +332,7 @@ class Test_9_5_Reset:
         again = Scenario(scenario.config, other.shape, other.recipe, other.chunks, other.scale)
         driver.run(again)
         fresh = drive(target, again)
-        same = same_bits(driver.journal.outputs[-1], fresh.journal.outputs[-1])
+        same = same_bits(driver.operations.outputs[-1], fresh.operations.outputs[-1])
         driver.scene.require(same, "9.5", "a reset store answers otherwise than a new one")
 
     def test_the_report_is_gone(self, target: Target) -> None:

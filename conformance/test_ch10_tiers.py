@@ -36,7 +36,7 @@ class Test_10_1_Placement:
         neighbour = drive(target, dataclasses.replace(other, config=scenario.config, exact_population=False))
         driver = Driver(target, scenario.config, pool=neighbour.pool)
         outputs = driver.run(scenario)
-        for a, b in zip(alone.journal.outputs, outputs, strict=True):
+        for a, b in zip(alone.operations.outputs, outputs, strict=True):
             same = bool(((a == b) | (a.isnan() & b.isnan())).all())
             driver.scene.require(same, "10.1", "a neighbour changed an output")
         neighbour.again()

@@ -27,7 +27,7 @@ _EAGER_ONLY = ("softcap", "s_aux", "sinks")
 
 def stock_mask(config: Any, **arguments: Any) -> torch.Tensor | None:
     """Make the mask that transformers would, from the arguments of `sdpa_mask`, for a model of this configuration."""
-    make = cast("Any", eager_mask if eager_only(cast("type", type(config))) else sdpa_mask)
+    make = cast("Any", eager_mask if eager_only(type(cast("object", config))) else sdpa_mask)
     return make(config=config, **arguments)
 
 

@@ -203,19 +203,19 @@ def check_outputs(place: Place, got: torch.Tensor, truth: torch.Tensor, low: tor
     ----------
     got : output of the implementation under comparison
     truth : float64, of the reference in float64
-    low : of the reference in the dtype of `got`: its distance from `truth` is the budget
+    low : of the reference in the dtype of `got`: its distance from `truth` is the allowed
     rounding : what the order of sums may add to it
 
     Raises
     ------
     KIVDivergenceError
-        An output is outside the budget, or finite where it must not be.
+        An output is outside the allowed, or finite where it must not be.
     """
     finite = torch.isfinite(truth)
     unit = torch.finfo(got.dtype).eps
     distance = (low.double() - truth).abs().masked_fill(~finite, 0).amax(dim=3, keepdim=True)
-    budget = 2 * distance + rounding + unit * truth.abs()
-    wrong = torch.where(finite, (got.double() - truth).abs() > budget, torch.isfinite(got))
+    allowed = 2 * distance + rounding + unit * truth.abs()
+    wrong = torch.where(finite, (got.double() - truth).abs() > allowed, torch.isfinite(got))
     wrong |= finite & ~torch.isfinite(got)
     if bool(wrong.any()):
         b, head, query, channel = (int(i) for i in wrong.nonzero()[0])
@@ -225,5 +225,5 @@ def check_outputs(place: Place, got: torch.Tensor, truth: torch.Tensor, low: tor
             f"another output for sequence {b}, head {head}, query {query} of the call, channel {channel}",
             got=float(got[cell]),
             expected=float(truth[cell]),
-            budget=float(budget.expand_as(truth)[cell]),
+            allowed=float(allowed.expand_as(truth)[cell]),
         )

@@ -11,7 +11,7 @@ from kiv_reference import KIVConfig, LayerStore, StorePool
 from .target import KNOWN, Target
 
 
-class Journal:
+class OperationLog:
     """Operations on the stores of one pool, in order."""
 
     def __init__(self, target: Target, config: KIVConfig) -> None:

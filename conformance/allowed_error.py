@@ -111,25 +111,25 @@ def group_errors(
 
 
 @dataclass(frozen=True)
-class OutputBudget:
+class AllowedError:
     """Allowed differences of one query's answer."""
 
     output: list[float]
     mass: float
 
 
-def output_budget(
+def allowed_error(
     low_run: LowPrecision,
     query: Vector,
     terms: Sequence[Term],
     answer: Answer,
     m: Modifiers,
     precision: Precision,
-) -> OutputBudget:
+) -> AllowedError:
     """Allowed difference of one query's output and mass shares, the selection being the same."""
     output, weights, norm = answer
     if not terms:
-        return OutputBudget([0.0] * len(output), 0.0)
+        return AllowedError([0.0] * len(output), 0.0)
     unit, (by_token, by_page) = precision.unit, low_run.reach(query)
     deltas: list[float] = []
     for term in terms:
@@ -156,7 +156,7 @@ def output_budget(
         computed = torch.minimum(hull, 1.5 * spread)
     measured = (torch.tensor(low_output, dtype=torch.float64) - torch.tensor(output, dtype=torch.float64)).abs()
     rounding = precision.out_unit * (size_out + computed) + LEAST[precision.border]
-    return OutputBudget((torch.minimum(measured, hull) + computed + rounding).tolist(), mass)
+    return AllowedError((torch.minimum(measured, hull) + computed + rounding).tolist(), mass)
 
 
 def shift_error(
@@ -196,7 +196,7 @@ def shift_error(
 
 
 def with_shift(
-    budget: OutputBudget,
+    allowed: AllowedError,
     terms: Sequence[Term],
     answer: Answer,
     shift: Shift,
@@ -205,7 +205,7 @@ def with_shift(
     """Allowed difference of one query's output, the error of the shift included; `member` as for `shift_error`."""
     near = [w for w, term in zip(answer.weights, terms, strict=True) if term.page is not None]
     if not near:  # nothing is shifted, and a value that is not a number may lie in the selection's pages
-        return budget.output
-    reach = min(1.0, math.fsum(near) + budget.mass)
+        return allowed.output
+    reach = min(1.0, math.fsum(near) + allowed.mass)
     moved = shift_error(shift, *member)
-    return [a + reach * b for a, b in zip(budget.output, moved, strict=True)]
+    return [a + reach * b for a, b in zip(allowed.output, moved, strict=True)]
