@@ -48,7 +48,7 @@ class Precision:
 
 
 def index_rounding(low_run: LowPrecision, page: Page, query: Vector, precision: Precision) -> float:
-    """Rounding of an estimate over scale for a token of a page: of q·base and a mean in it, and of the codes' sum.
+    """Return the rounding of an estimate over scale for a token of a page: of q·base, a mean in it, and the codes' sum.
 
     These have up to four times the size of the keys, in whatever order they are multiplied and added; the weights are
     the same everywhere.
@@ -126,7 +126,7 @@ def allowed_error(
     m: Modifiers,
     precision: Precision,
 ) -> AllowedError:
-    """Allowed difference of one query's output and mass shares, the selection being the same."""
+    """Return the allowed difference of one query's output and mass shares, the selection being the same."""
     output, weights, norm = answer
     if not terms:
         return AllowedError([0.0] * len(output), 0.0)
@@ -202,7 +202,10 @@ def with_shift(
     shift: Shift,
     member: tuple[Vector, int, Sequence[Sequence[float]], Precision],
 ) -> list[float]:
-    """Allowed difference of one query's output, the error of the shift included; `member` as for `shift_error`."""
+    """Return the allowed difference of one query's output, the error of the shift included.
+
+    `member` as for `shift_error`.
+    """
     near = [w for w, term in zip(answer.weights, terms, strict=True) if term.page is not None]
     if not near:  # nothing is shifted, and a value that is not a number may lie in the selection's pages
         return allowed.output

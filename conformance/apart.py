@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def check_apart(scene: Scene, hb: HeadBlock, output: torch.Tensor, exact: bool, precision: Precision) -> None:
-    """The queries at invalid positions, `hb`'s members, output ``[HQ, TQ, DV]`` (SPEC 2.4).
+    """Check the queries at invalid positions, `hb`'s members, output ``[HQ, TQ, DV]`` (SPEC 2.4).
 
     What they retrieve is not reported: their output tells only where there is nothing to choose or nothing to doubt.
     """

@@ -42,7 +42,7 @@ def check_state(scene: Scene, oracle: OracleStore) -> None:
 
 
 def check_blocks(scene: Scene, oracle: OracleStore, report: AttendReport) -> None:
-    """The call was cut into the right blocks, each with the right partition (SPEC 7, 2.3)."""
+    """Check that the call was cut into the right blocks, each with the right partition (SPEC 7, 2.3)."""
     expected = [(b.mode, b.start, b.stop - b.start) for b in oracle.blocks()]
     got = [(b.mode, b.first_query, b.query_tokens) for b in report.blocks]
     clause = "7.5" if oracle.pending == 1 else "7.2"
@@ -80,7 +80,7 @@ def check_masses(scene: Scene, got: tuple[float, float], expected: tuple[float, 
 
 
 def check_bound(scene: Scene, got: float, true: float, bound: float, enlarged: float, allowed: float) -> None:
-    """The missed bound of one query (SPEC 6.2)."""
+    """Check the missed bound of one query (SPEC 6.2)."""
     told, least = at_query(scene, "missed_bound"), true * (1 - 2.0**-40) - 2.0**-126
     claim = f"{told} >= {least!r}"
     scene.require(got >= least, "6.2", "bound below the missed mass", claim, got=got, missed=true)

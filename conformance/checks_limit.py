@@ -42,7 +42,7 @@ def taken(scene: Scene, hb: HeadBlock, given: Retrieved) -> int:
 
 
 def check_limit(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision, precision: Precision) -> None:
-    """The missed bound holds with what was taken, or all was attended; with less it would not hold."""
+    """Check that the missed bound holds with what was taken, or all was attended, and would not hold with less."""
     smaller = FACTORS
     if not given.streamed:
         smaller = FACTORS[: FACTORS.index(taken(scene, hb, given))]
@@ -54,7 +54,7 @@ def check_limit(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision
 
 
 def settled(hb: HeadBlock, low: LowPrecision, precision: Precision) -> Retrieved | None:
-    """What a block takes where neither its limit nor a near tie is a matter of rounding; else None."""
+    """Return what a block takes where neither its limit nor a near tie is a matter of rounding; else None."""
     if not hb.members or not hb.head.page_at:
         return Retrieved([], [], False)
     for factor in FACTORS:
@@ -67,7 +67,7 @@ def settled(hb: HeadBlock, low: LowPrecision, precision: Precision) -> Retrieved
 
 
 def _readings(hb: HeadBlock, factor: int, low: LowPrecision, precision: Precision) -> list[Retrieved]:
-    """What C' = `factor` times C may have taken; widened or not, where near ties leave that open (SPEC 4.9)."""
+    """Return what C' = `factor` times C may have taken; widened or not, where near ties leave that open (SPEC 4.9)."""
     config, scale, members = hb.head.config, hb.modifiers.scale, hb.vectors
     positions, by_member = hb.head.index_scores(members, scale)
     if not positions:

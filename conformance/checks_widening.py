@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def check_widening(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision, precision: Precision) -> None:
-    """A retrieval by chapter 4 is widened or not, as one of the two readings has it."""
+    """Check that a retrieval by chapter 4 is widened or not, as one of the two readings has it."""
     right = widenings(hb, low, precision)
     claim = f"{of_head(scene, 'widened')}.item() is {not given.widened}"
     what = "widened without need" if given.widened else "not widened"

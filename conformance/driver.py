@@ -159,7 +159,7 @@ class Driver:
         self._check_silence(report, queries)
 
     def _check_silence(self, report: Any, queries: int) -> None:
-        """Queries at invalid positions have no mass in a report (SPEC 2.4)."""
+        """Check that queries at invalid positions have no mass in a report (SPEC 2.4)."""
         flags = torch.tensor(self.oracle.valid)[:, -queries:]
         for name in ("exact_mass", "estimated_mass", "missed_bound"):
             parts = [getattr(block, name) for block in report.blocks]
@@ -204,7 +204,7 @@ class Driver:
         check_state(self.scene, self.oracle)
 
     def fork(self) -> Driver:
-        """A fork, driven on its own; both write the same log."""
+        """Return a fork, driven on its own; both write the same log."""
         other = Driver.__new__(Driver)
         other.__dict__.update(self.__dict__)
         other.store = self._call("fork")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def share(part: float) -> settings:
-    """Settings with a part of the profile's examples."""
+    """Return settings with a part of the profile's examples."""
     return settings(max_examples=max(1, round(settings.default.max_examples * part)))
 
 
@@ -31,7 +31,7 @@ def refused(
     then: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> str:
-    """The call is refused with `error`, and the store is and answers as before; the message (SPEC 10.4).
+    """Check that the call is refused with `error` and changes nothing, and return the message (SPEC 10.4).
 
     `then` are the arguments of an attend that may be refused in its place (SPEC 2.5).
     """
@@ -81,7 +81,7 @@ def same_retrieval(driver: Driver, other: Driver, clause: str) -> None:
 
 
 def budgets_to_try(driver: Driver) -> list[KIVConfig]:
-    """Configurations that differ in budgets only: ample, less and less RAM, a device with little to spare."""
+    """Return configurations that differ in budgets only: ample, less and less RAM, a device with little to spare."""
     device, ram, _ = driver.pool.memory()
     ample = {"device_bytes": 4 * device + 4096, "ram_bytes": 4 * ram + 4096}
     tight: list[dict[str, int]] = [{"ram_bytes": share} for share in (ram - ram // 8, ram // 2, 0)]

@@ -30,7 +30,7 @@ class Scene:
     name: str = "a"  # of the store in the snippet
 
     def at(self, **where: int) -> Scene:
-        """The same scene, further down: block, sequence, head, query."""
+        """Return the same scene, further down: block, sequence, head, query."""
         return Scene(self.operations, self.store, self.layer, {**self.where, **where}, self.name)
 
     def require(self, condition: bool, clause: str, what: str, claim: str = "", **facts: Any) -> None:
@@ -39,7 +39,7 @@ class Scene:
             raise self.mismatch(clause, what, claim, **facts)
 
     def mismatch(self, clause: str, what: str, claim: str = "", **facts: Any) -> Mismatch:
-        """The failure, told in full.
+        """Return the failure, told in full.
 
         Parameters
         ----------

@@ -42,7 +42,7 @@ def check_identical(scene: Scene, hb: HeadBlock, given: Retrieved, factor: int) 
 
 
 def _scored(scores: dict[int, float], mine: list[int], other: list[int]) -> str:
-    """The first item that the other has not, or has elsewhere, with its score."""
+    """Return the first item that the other has not, or has elsewhere, with its score."""
     alone = [i for i in mine if i not in other]
     moved = [a for a, b in zip(mine, other, strict=False) if a != b]
     item = next(iter(alone or moved), None)

@@ -55,7 +55,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize(data=st.data(), exact=st.booleans(), groups=st.sampled_from([1, 2]))
     def start(self, data: st.DataObject, exact: bool, groups: int) -> None:
-        """An empty store."""
+        """Begin with an empty store."""
         self.exact = exact
         config = data.draw(configs(exact), "config")
         self.shape = data.draw(shapes(width=st.sampled_from([4, 5, 8]), groups=groups), "shape")
@@ -66,7 +66,7 @@ class StoreMachine(RuleBasedStateMachine):
         return self.drivers[index % len(self.drivers)]
 
     def shape_of(self, driver: Driver) -> Shape:
-        """The shape of a store's next tokens: it must be that of its tokens so far."""
+        """Return the shape of a store's next tokens: it must be that of its tokens so far."""
         o, s = driver.oracle, self.shape
         batch = len(o.valid) if o.valid else s.batch
         return Shape(batch, s.heads, s.groups, s.width, s.value_width, s.dtype)
@@ -205,21 +205,21 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.target.save_and_reopen is not None)
     @rule()
     def save_and_reopen(self) -> None:
-        """A cache that was saved and opened again continues bit for bit."""
+        """Check that a cache that was saved and opened again continues bit for bit."""
         assert self.target.save_and_reopen is not None, "the precondition"
         pool, stores = self.target.save_and_reopen(self.drivers[0].pool, [d.store for d in self.drivers])
         for driver, store in zip(self.drivers, stores, strict=True):
             driver.pool, driver.store = pool, store
 
     def _refill(self, driver: Driver, chunk: int, values: list[list[list[Sequence[float]]]]) -> Driver:
-        """A store of a new pool with the same tokens but these values, the last call's tokens appended last."""
+        """Return a store of a new pool with the same tokens but these values, the last call's tokens appended last."""
         other = Driver(self.target, driver.config, driver.exact)
         tokens = tokens_of(driver.oracle, self.shape.dtype, values)
         refill(other, driver.oracle, tokens, range(0, driver.oracle.length, chunk))
         return other
 
     def _holes(self, driver: Driver) -> list[list[list[list[float]]]]:
-        """The values, NaN where no block of the last call had to read them."""
+        """Return the values, NaN where no block of the last call had to read them."""
         o = driver.oracle
         sinks, hot_first = driver.config.sink_tokens, None
         read: set[tuple[int, int, int]] = set()
@@ -253,7 +253,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def budgets_hold(self) -> None:
-        """The pool holds what its stores hold, within its budgets."""
+        """Check that the pool holds what its stores hold, within its budgets."""
         if not hasattr(self, "drivers"):
             return
         pool, config = self.drivers[0].pool, self.drivers[0].config
@@ -271,5 +271,5 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 def machine_for(target: Target) -> type[StoreMachine]:
-    """The state machine of one implementation."""
+    """Return the state machine of one implementation."""
     return type("Machine", (StoreMachine,), {"target": target})

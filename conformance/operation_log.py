@@ -22,7 +22,7 @@ class OperationLog:
         self.outputs: list[torch.Tensor] = []
 
     def name(self) -> str:
-        """A name for another store."""
+        """Return a name for another store."""
         self.stores.append(f"s{len(self.stores)}")
         return self.stores[-1]
 
@@ -74,7 +74,7 @@ class OperationLog:
 
 
 def config_source(config: KIVConfig) -> str:
-    """A configuration as Python, without its defaults."""
+    """Return a configuration as Python, without its defaults."""
     fields = [(f.name, getattr(config, f.name)) for f in dataclasses.fields(config)]
     default = KIVConfig()
     return "KIVConfig(" + ", ".join(f"{n}={v!r}" for n, v in fields if v != getattr(default, n)) + ")"

@@ -104,7 +104,7 @@ class HeadBlock:
         return enough(self.head, self.asked, found.candidates, found.selected, self.modifiers, enlarged)
 
     def shift(self, given: Retrieved) -> Shift:
-        """The shift of mean values, by the selection (SPEC 5.4)."""
+        """Return the shift of mean values, by the selection (SPEC 5.4)."""
         return Shift(self.head, self.vectors, given.selected, self.modifiers)
 
     def terms(self, query: Vector, at: int, given: Retrieved, shift: Shift) -> list[Term]:

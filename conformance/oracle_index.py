@@ -56,7 +56,7 @@ class Page:
 
 
 def boundary_of(config: KIVConfig, page: int) -> int:
-    """The boundary at which a page becomes cold (SPEC 2.2)."""
+    """Return the boundary at which a page becomes cold (SPEC 2.2)."""
     return config.sink_tokens + (page + 1) * config.page_tokens + config.hot_tokens
 
 

@@ -20,7 +20,7 @@ Asked = Sequence[tuple[Vector, int, float]]
 
 
 def slack(page: Page, query: Vector, scale: float) -> float:
-    """The most by which a bound on a token may be enlarged: a float32 computation's worst rounding (SPEC 6.2)."""
+    """Return the most by which a bound on a token may be enlarged: float32's worst rounding (SPEC 6.2)."""
     reach = dot([abs(x) for x in query], [3 * k + e for k, e in zip(page.largest, page.error, strict=True)])
     return 8 * (len(query) + page.count + 8) * 2.0**-24 * scale * reach
 
@@ -42,7 +42,9 @@ def missed_mass(
     m: Modifiers,
     enlarged: bool,
 ) -> float:
-    """The missed bound of SPEC 6.2: without rounding, or enlarged as far as it may be, float64's rounding in it too.
+    """Return the missed bound of SPEC 6.2: without rounding, or enlarged as far as it may be.
+
+    Float64's rounding is in it too.
 
     Parameters
     ----------
@@ -63,7 +65,7 @@ def missed_mass(
 
 
 def true_missed(head: Head, query: Vector, at: int, sink: float, selected: Sequence[int], m: Modifiers) -> float:
-    """The share of full attention's mass that is not attended exactly."""
+    """Return the share of full attention's mass that is not attended exactly."""
     chosen = {*head.kept, *selected}
     seen = [i for i in range(at + 1) if head.valid[i]]
     logits = head.logits(query, seen, m)

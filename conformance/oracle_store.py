@@ -118,7 +118,7 @@ class OracleStore:
         return sinks, self.length - sinks - cold, cold
 
     def blocks(self) -> list[Block]:
-        """The query blocks of the call that is due (SPEC 7)."""
+        """Return the query blocks of the call that is due (SPEC 7)."""
         c, stop = self.config, self.length
         first = stop - self.pending
         if c.retrieve_tokens is None:
@@ -136,7 +136,7 @@ class OracleStore:
         return [*blocks, Block("exact", first, stop)] if suffix else blocks
 
     def _mode(self, mode: str, first: int) -> str:
-        """The mode of a block: where there is nothing to choose it attends exactly (SPEC 4.1)."""
+        """Return the mode of a block: where there is nothing to choose it attends exactly (SPEC 4.1)."""
         cold = Head(self.config, [], [], [], first).cold_pages * self.config.page_tokens
         return "exact" if mode == "retrieve" and cold <= self.config.candidate_tokens else mode
 

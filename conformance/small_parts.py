@@ -26,5 +26,5 @@ SMALL = Tuning(
 
 
 def pool(config: KIVConfig) -> FastPool:
-    """A pool that does everything in small parts."""
+    """Return a pool that does everything in small parts."""
     return FastPool(config, tuning=SMALL, ops="torch")

@@ -48,7 +48,7 @@ class Target:
 
 
 def load(name: str, device: str = "cpu") -> Target:
-    """The implementation called `name`: one of `KNOWN`, or "module:factory".
+    """Return the implementation called `name`: one of `KNOWN`, or "module:factory".
 
     A factory with attributes `change_budgets` or `save_and_reopen` has these rules of the state machine switched on.
     """

@@ -130,7 +130,7 @@ class Test_2_3_AttendFirstEvictAfterwards:
 
 
 def _asked(scenario: Scenario, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Validity of the queries of each call, bool ``[B, 1, TQ, 1]``."""
+    """Return validity of the queries of each call, bool ``[B, 1, TQ, 1]``."""
     flags, start = [], 0
     for n, attends in scenario.chunks:
         if attends:

@@ -54,13 +54,13 @@ def config(candidates: int, selected: int, **fields: Any) -> KIVConfig:
 
 
 def late_ones(candidates: int, selected: int, late: int) -> dict[int, int]:
-    """Marks of as many of the C best as are selected, so many of them not among the ⌊3C / 4⌋ best."""
+    """Return marks of as many of the C best as are selected, so many of them not among the ⌊3C / 4⌋ best."""
     early = 3 * candidates // 4
     return dict.fromkeys([*range(selected - late), *range(early, early + late)], 1)
 
 
 def asked(target: Target, given_config: KIVConfig, given_tokens: Tokens, queries: int = 1) -> Driver:
-    """A store with all tokens, whose last call is that of the last `queries`."""
+    """Return a store with all tokens, whose last call is that of the last `queries`."""
     driver, first = Driver(target, given_config, exact=True), given_tokens.key.shape[2] - queries
     driver.append(given_tokens.slice(0, first))
     driver.append(given_tokens.slice(first, first + queries))

@@ -43,7 +43,7 @@ SAMPLED = {
 
 
 def used(target: Target, attended: bool = True) -> Driver:
-    """A store of twelve tokens, the last of which was attended."""
+    """Return a store of twelve tokens, the last of which was attended."""
     driver = Driver(target, TINY)
     tokens = Recipe("gaussian", 5).make(Shape(B, H, 2, D, DV), 12)
     driver.append(tokens.slice(0, 11))

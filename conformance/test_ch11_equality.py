@@ -30,7 +30,7 @@ def head_of(scenario: Scenario) -> tuple[Head, list[list[float]]]:
 
 
 def shuffled(a: torch.Tensor, b: torch.Tensor, order: list[int], dtype: torch.dtype) -> float:
-    """A dot product summed one by one in another order, every step rounded to `dtype`."""
+    """Return a dot product summed one by one in another order, every step rounded to `dtype`."""
     sum_ = torch.zeros((), dtype=dtype)
     for d in order:
         sum_ = sum_ + a[d].to(dtype) * b[d].to(dtype)

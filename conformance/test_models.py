@@ -65,7 +65,7 @@ MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
 
 @functools.cache
 def model(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A tiny random model with the attention "kiv"."""
+    """Return a tiny random model with the attention "kiv"."""
     torch.manual_seed(5)
     made = AutoModelForCausalLM.from_config(MODELS[name]()).eval().to(dtype)
     made.set_attn_implementation("kiv")

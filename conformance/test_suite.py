@@ -36,12 +36,12 @@ EXACT = replace(
 
 
 def named(name: str) -> Mutant:
-    """The mutant of that name."""
+    """Return the mutant of that name."""
     return next(m for m in MUTANTS if m.name == name)
 
 
 def failure_of(name: str) -> Mismatch:
-    """What the suite says of a mutant."""
+    """Return what the suite says of a mutant."""
     with named(name).applied(), pytest.raises(Mismatch) as raised:
         drive(reference(), LONG)
     return raised.value
@@ -170,7 +170,7 @@ def test_a_failure_can_be_read_and_repeated() -> None:
 
 
 def snippet_of(failure: Mismatch) -> str:
-    """What can be pasted."""
+    """Return what can be pasted."""
     return "\n".join(line[2:] for line in str(failure).partition("to reproduce:\n")[2].splitlines())
 
 

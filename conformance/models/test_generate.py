@@ -49,7 +49,7 @@ MODES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=MODELS)
 def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
-    """The same model twice: as transformers ships it, and routed through KIV."""
+    """Return the same model twice: as transformers ships it, and routed through KIV."""
     torch.set_grad_enabled(False)
     return tiny_model(request.param, None), use_kiv(tiny_model(request.param, None))
 

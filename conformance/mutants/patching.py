@@ -32,7 +32,7 @@ class Mutant:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The reference has the fault while this lasts."""
+        """Give the reference the fault while this lasts."""
         with ExitStack() as stack:
             for owner, attribute, change in self.patches:
                 original = owner.__dict__[attribute]

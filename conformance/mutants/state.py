@@ -261,7 +261,7 @@ def _(original: Any) -> Any:
 
 
 def _reports(name: str, change: Callable[[BlockReport, BlockCall], dict[str, Any]], look: str = "") -> None:
-    """A block report that says something else than was done."""
+    """Register a mutant whose block report says something else than was done."""
 
     def lie(original: Any) -> Any:
         def changed(self: BlockCall, results: Any) -> BlockReport:

@@ -74,7 +74,7 @@ class SharedPool:
     lock: threading.Lock = field(default_factory=threading.Lock)  # of `users`: forks live in threads of their own
 
     def count(self, more: int) -> int:
-        """Return how many users there are with so many more."""
+        """Add `more` users, and return how many there are then."""
         with self.lock:
             self.users += more
             return self.users

@@ -31,7 +31,7 @@ class Modifiers:
         return self.cap(self.scale * (query @ keys.T))
 
     def narrow(self, start: int, stop: int) -> Modifiers:
-        """The same for the queries ``[start, stop)``."""
+        """Return the same for the queries ``[start, stop)``."""
         sinks = None if self.sink_logits is None else self.sink_logits[:, start:stop]
         return Modifiers(self.scale, self.softcap, sinks)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .view import HeadView
 
 WHOLE = (1, 2, 4)
-"""`max_missed_mass` selects so many times `candidate_tokens` tokens, if need be, before it streams (SPEC 6.3)."""
+"""Multiples of `candidate_tokens` that `max_missed_mass` selects, if need be, before it streams (SPEC 6.3)."""
 
 
 class HeadResult(NamedTuple):

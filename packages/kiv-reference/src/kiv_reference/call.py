@@ -51,7 +51,7 @@ class BlockCall:
     def _some(
         self, query: torch.Tensor, sequence: int, head: int, mine: torch.Tensor, retrieval: Retrieval | None
     ) -> HeadResult:
-        """The queries `mine`, int64 ``[TQ']``, counted from the block's first."""
+        """Return the queries `mine`, int64 ``[TQ']``, counted from the block's first."""
         block, groups = self.block, query.shape[0]
         view = self.tokens.view(sequence, head, partition(self.config, block.start))
         sinks = self.sink_logits
@@ -68,7 +68,7 @@ class BlockCall:
         return self._spread(result, mine, block.stop - block.start)
 
     def _nothing(self, groups: int, width: int, none: torch.Tensor) -> HeadResult:
-        """The result of no query."""
+        """Return the result of no query."""
         mass = torch.zeros(groups, 0, dtype=compute_dtype(self.tokens.key.tensor.dtype), device=none.device)
         attended = Attended(mass[:, :, None].expand(-1, -1, width), mass, mass)
         retrieval = Retrieval(none, none, streamed=self.block.mode == "exact")
@@ -124,7 +124,7 @@ def _padded(rows: list[list[torch.Tensor]]) -> torch.Tensor:
 
 
 def _given(report: BlockReport, sequence: int, head: int) -> Retrieval:
-    """The retrieval that a report tells of."""
+    """Return the retrieval that a report tells of."""
     candidates, selected = report.candidate_positions[sequence, head], report.selected_positions[sequence, head]
     streamed, widened = bool(report.streamed[sequence, head]), bool(report.widened[sequence, head])
     return Retrieval(candidates[candidates >= 0], selected[selected >= 0], streamed, widened)

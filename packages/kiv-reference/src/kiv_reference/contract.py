@@ -139,7 +139,7 @@ class LayerStore(Protocol):
         ...
 
     def fork(self) -> LayerStore:
-        """An independent store with equal state, in the same pool (SPEC 9.4)."""
+        """Return an independent store with equal state, in the same pool (SPEC 9.4)."""
         ...
 
     def reset(self) -> None:
@@ -164,7 +164,7 @@ class StorePool(Protocol):
         ...
 
     def layer_store(self) -> LayerStore:
-        """A new, empty store for one attention layer."""
+        """Return a new, empty store for one attention layer."""
         ...
 
     def memory(self) -> TierBytes:

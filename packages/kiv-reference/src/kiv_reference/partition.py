@@ -32,7 +32,7 @@ class Partition:
 
 
 def partition(config: KIVConfig, boundary: int) -> Partition:
-    """The partition for a boundary in tokens (SPEC 2.2).
+    """Return the partition for a boundary in tokens (SPEC 2.2).
 
     Before the sinks are full there is no cold page, so `hot_start` may lie beyond the last token.
     """

@@ -40,7 +40,7 @@ class ReferencePool:
         return self._config
 
     def layer_store(self) -> ReferenceStore:
-        """A new, empty store for one attention layer."""
+        """Return a new, empty store for one attention layer."""
         self.check_open()
         store = ReferenceStore(self)
         self._references.append(weakref.ref(store, self._references.remove))

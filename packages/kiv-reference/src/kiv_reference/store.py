@@ -75,7 +75,13 @@ class ReferenceStore:
 
     @property
     def report(self) -> AttendReport:
-        """The last attend (`LayerStore.report`)."""
+        """The last attend (`LayerStore.report`).
+
+        Raises
+        ------
+        KIVUsageError
+            Nothing was attended yet.
+        """
         if self.last_report is None:
             raise refuse(KIVUsageError, "a report needs an attend before it (SPEC 9.6)", "none", "Call attend first.")
         return self.last_report
@@ -136,7 +142,13 @@ class ReferenceStore:
 
     @plain_tensors
     def crop(self, length: int) -> None:
-        """Keep the first tokens (`LayerStore.crop`)."""
+        """Keep the first tokens (`LayerStore.crop`).
+
+        Raises
+        ------
+        KIVUsageError
+            `length` is outside 0 <= length <= T.
+        """
         self._pool.check_open()
         length = integer("length", length)
         if not 0 <= length <= self.length:
@@ -156,7 +168,13 @@ class ReferenceStore:
         self._select(rows, same_size=False)
 
     def repeat_interleave(self, repeats: int) -> None:
-        """Repeat sequences (`LayerStore.repeat_interleave`)."""
+        """Repeat sequences (`LayerStore.repeat_interleave`).
+
+        Raises
+        ------
+        KIVUsageError
+            `repeats` is no integer, or below 1.
+        """
         repeats = integer("repeats", repeats)
         if repeats < 1:
             rule = "repeats must be 1 or more (SPEC 9.3)"
@@ -182,7 +200,7 @@ class ReferenceStore:
 
     @plain_tensors
     def fork(self) -> ReferenceStore:
-        """An independent copy (`LayerStore.fork`)."""
+        """Return an independent copy (`LayerStore.fork`)."""
         self._pool.check_open()
         copy = self._pool.layer_store()
         if self.contents is not None:

@@ -16,7 +16,7 @@ SHIFT_WEIGHT, SHIFT_POWER = 0.5, 4.0
 
 
 def value_shift(query: torch.Tensor, view: HeadView, selected: torch.Tensor, modifiers: Modifiers) -> torch.Tensor:
-    """What each query ``[G, TQ, D]`` of the block adds to mean values: ``[G, TQ, DV]`` (SPEC 5.4)."""
+    """Return what each query ``[G, TQ, D]`` of the block adds to mean values: ``[G, TQ, DV]`` (SPEC 5.4)."""
     if selected.numel() == 0:
         return query.new_zeros(*query.shape[:2], view.index.value.shape[1])
     keys = view.keys(selected)

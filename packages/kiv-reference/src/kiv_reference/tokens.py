@@ -78,7 +78,7 @@ class Tokens:
         return Tokens(key, value, valid, sampled, index, self.pending)
 
     def begin(self) -> Tokens:
-        """A copy of the same buffers, to be changed and then put in place of this one, which serves until then.
+        """Return a copy of the same buffers, to be changed and then put in place of this one, which serves until then.
 
         So a change is one assignment, and an interrupt comes before it or after it (SPEC 10.4).
         """
@@ -163,7 +163,7 @@ class Tokens:
         self.valid = self.valid[rows]
 
     def clone(self) -> Tokens:
-        """An independent copy."""
+        """Return an independent copy."""
         return self._with([part.clone() for part in self._parts], self.valid.clone())
 
 

@@ -62,6 +62,13 @@ def stock_attention(
     Returns
     -------
     output [B, TQ, HQ, DV], None
+
+    Raises
+    ------
+    KIVUnsupportedError
+        The call needs eager attention, and the model has none.
+    KIVShapeError
+        A 2-D mask does not cover every key.
     """
     mask = _spell_out(module, query, key, attention_mask, kwargs.get("is_causal"))
     mask = with_selection(module, query, key, mask, kwargs.pop("indices", None), kwargs.pop("block_indices", None))

@@ -204,7 +204,13 @@ class KIVLayerMixin:
         return -1
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Drop the last ``-tokens_to_remove`` tokens (SPEC 9.2); like `DynamicLayer`, it takes no positive number."""
+        """Drop the last ``-tokens_to_remove`` tokens (SPEC 9.2); like `DynamicLayer`, it takes no positive number.
+
+        Raises
+        ------
+        KIVUsageError
+            The number is positive, the cache is closed, or a forward pass was left half-way.
+        """
         self.handshake.require_settled("crop")
         if tokens_to_remove > 0:
             raise refuse(

@@ -23,7 +23,7 @@ def go_back(layers: Sequence[Any], length: int, no_way_back: Collection[int], no
     ----------
     layers : all layers of the cache
     length : int
-        Each layer holds so many tokens, or these and the last ones it got.
+        Tokens that each layer holds, or these and the last ones it got.
     no_way_back : indices of layers
         Layers that the broken pass changed in a way that cannot be undone.
     not_text : indices of layers

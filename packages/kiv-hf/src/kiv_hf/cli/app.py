@@ -180,7 +180,15 @@ def doctor_command(
 
 
 def build_config(knobs: dict[str, Any], exact: bool) -> KIVConfig:
-    """Build the configuration from the options that were given."""
+    """Build the configuration from the options that were given.
+
+    Raises
+    ------
+    typer.BadParameter
+        Options contradict each other.
+    KIVConfigError
+        A number is out of its range.
+    """
     given = {name: value for name, value in knobs.items() if value is not None}
     if exact:
         if "retrieve_tokens" in given:
@@ -191,7 +199,13 @@ def build_config(knobs: dict[str, Any], exact: bool) -> KIVConfig:
 
 @contextmanager
 def one_message() -> Generator[None]:
-    """Silence the libraries; turn a refusal into one message on standard error and exit code 2."""
+    """Silence the libraries; turn a refusal into one message on standard error and exit code 2.
+
+    Raises
+    ------
+    typer.Exit
+        In place of a `KIVError`.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:

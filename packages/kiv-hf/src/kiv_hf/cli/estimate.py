@@ -27,7 +27,7 @@ CODE_BYTES = 0.5
 """A code has four bits (SPEC 3.3)."""
 
 SAMPLE_TOKENS = 64
-"""The query of one position in so many is kept (SPEC 3.2)."""
+"""Positions among which one has its query kept (SPEC 3.2)."""
 
 TILE_TOKENS = 256
 """Queries whose scores over the whole text exist at once while a prompt is read."""

@@ -32,7 +32,7 @@ class Place:
     kv_head: int = 0
 
     def error(self, clause: str, what: str, **facts: object) -> KIVDivergenceError:
-        """The divergence, told with place, clause and margins."""
+        """Return the divergence, told with place, clause and margins."""
         place = ", ".join(f"{name} {value}" for name, value in vars(self).items())
         told = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items())
         return KIVDivergenceError(f"SPEC {clause}: {what}, at {place} (layers count KIV layers); {told}")

@@ -54,7 +54,7 @@ class ComparePool:
         return self._config
 
     def layer_store(self) -> CompareStore:
-        """A new, empty store for one attention layer."""
+        """Return a new, empty store for one attention layer."""
         store = CompareStore(self._layers, self._pool.layer_store(), self._truth.layer_store(), self._low.layer_store())
         self._layers += 1
         return store

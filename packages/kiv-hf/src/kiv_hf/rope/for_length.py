@@ -76,7 +76,7 @@ def rope_for_length(model: PreTrainedModel, tokens: int) -> Generator[None]:
 
 @contextmanager
 def tell_length(model: PreTrainedModel, tokens: int) -> Generator[None]:
-    """Do as `rope_for_length`, but dynamic factors remember the lengths they see, before and after: as ever."""
+    """Do as `rope_for_length`, but let dynamic factors remember the lengths they see, before and after."""
     modules = rotary_embeddings(model)
     for module in modules:
         listen(module)

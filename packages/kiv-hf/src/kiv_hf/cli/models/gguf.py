@@ -73,7 +73,13 @@ def convert(gguf: Path, dtype: torch.dtype) -> Path:
 
 @contextmanager
 def ended_by_signals() -> Generator[None]:
-    """Let signals that ask a process to end raise SystemExit, so that it clears up behind itself."""
+    """Let signals that ask a process to end raise SystemExit, so that it clears up behind itself.
+
+    Raises
+    ------
+    SystemExit
+        Such a signal came.
+    """
     if threading.current_thread() is not threading.main_thread():  # handlers belong to the main thread
         yield
         return

@@ -143,7 +143,13 @@ def _load(source: Source, kind: Any, **keywords: Any) -> Any:
 
 @contextmanager
 def explained(source: Source) -> Generator[None]:
-    """Turn transformers' ways of failing to load a model into one sentence."""
+    """Turn transformers' ways of failing to load a model into one sentence.
+
+    Raises
+    ------
+    KIVError
+        In place of whatever the libraries raise.
+    """
     try:
         yield
     except KIVError:
