@@ -16,6 +16,7 @@ from .failure import Mismatch
 from .mutants import attention, estimate, fast, faulty, hf, index, retrieval, run, state, widening
 from .mutants.patching import MUTANTS, Mutant
 from .mutants.run import reference, without
+from .mutants.source import Fault
 from .strategies import KIVConfig, Scenario
 
 ROOT = Path(__file__).parent.parent
@@ -102,8 +103,8 @@ def test_a_fault_whose_text_is_gone_is_an_error(
     where: str, old: str, new: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is no mutant that was killed, in the short form too, where its turn may not come."""
-    good = faulty.Fault("good", "kiv_reference.admissible:violation", "inside = set(chosen)", "inside = set()", ())
-    assert faulty.run_faults([good, faulty.Fault("no longer", where, old, new, ())], short=True) == 1
+    good = Fault("good", "kiv_reference.admissible:violation", "inside = set(chosen)", "inside = set()", ())
+    assert faulty.run_faults([good, Fault("no longer", where, old, new, ())], short=True) == 1
     assert "no longer: " in capsys.readouterr().out
 
 
