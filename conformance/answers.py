@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from kiv_reference import LayerStore
+if TYPE_CHECKING:
+    import torch
+    from kiv_reference import LayerStore
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

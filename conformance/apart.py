@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
-from .budgets import Precision, output_budget, token_errors, with_shift
+from .allowed_error import Precision, allowed_error, token_errors, with_shift
 from .checks import check_output
 from .checks_limit import settled
 from .checks_retrieval import mark
-from .failure import Scene
 from .low import LowPrecision
 from .oracle import answer
-from .oracle_block import HeadBlock
+
+if TYPE_CHECKING:
+    import torch
+
+    from .failure import Scene
+    from .oracle_block import HeadBlock
 
 
 def check_apart(scene: Scene, hb: HeadBlock, output: torch.Tensor, exact: bool, precision: Precision) -> None:
-    """The queries at invalid positions, `hb`'s members, output ``[HQ, TQ, DV]`` (SPEC 2.4).
+    """Check the queries at invalid positions, `hb`'s members, output ``[HQ, TQ, DV]`` (SPEC 2.4).
 
     What they retrieve is not reported: their output tells only where there is nothing to choose or nothing to doubt.
     """
@@ -36,6 +40,6 @@ def check_apart(scene: Scene, hb: HeadBlock, output: torch.Tensor, exact: bool, 
     for n, (g, at, query, sink) in enumerate(hb.members):
         terms = hb.terms(query, at, given, shift)
         expected = answer(terms, sink, output.shape[2])
-        budget = output_budget(low, query, terms, expected, hb.modifiers, precision)
-        limit = with_shift(budget, terms, expected, shift, (query, n, errors, precision))
+        allowed = allowed_error(low, query, terms, expected, hb.modifiers, precision)
+        limit = with_shift(allowed, terms, expected, shift, (query, n, errors, precision))
         check_output(scene.at(head=g, query=at), output[g, at - hb.block.start].tolist(), expected.output, limit)

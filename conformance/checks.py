@@ -7,18 +7,21 @@ masses and outputs are compared.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from kiv_reference.contract import AttendReport, BlockReport
-
-from .budgets import Precision, output_budget, token_errors, with_shift
+from .allowed_error import Precision, allowed_error, token_errors, with_shift
 from .checks_retrieval import check_retrieval
 from .claims import at_query
-from .failure import Scene
 from .low import LowPrecision
 from .oracle import answer
 from .oracle_block import HeadBlock, Retrieved, masses
-from .oracle_store import OracleStore
+
+if TYPE_CHECKING:
+    import torch
+    from kiv_reference.contract import AttendReport, BlockReport
+
+    from .failure import Scene
+    from .oracle_store import OracleStore
 
 
 def check_state(scene: Scene, oracle: OracleStore) -> None:
@@ -39,7 +42,7 @@ def check_state(scene: Scene, oracle: OracleStore) -> None:
 
 
 def check_blocks(scene: Scene, oracle: OracleStore, report: AttendReport) -> None:
-    """The call was cut into the right blocks, each with the right partition (SPEC 7, 2.3)."""
+    """Check that the call was cut into the right blocks, each with the right partition (SPEC 7, 2.3)."""
     expected = [(b.mode, b.start, b.stop - b.start) for b in oracle.blocks()]
     got = [(b.mode, b.first_query, b.query_tokens) for b in report.blocks]
     clause = "7.5" if oracle.pending == 1 else "7.2"
@@ -66,34 +69,34 @@ def check_given(scene: Scene, hb: HeadBlock, report: BlockReport) -> Retrieved:
     return given
 
 
-def check_masses(scene: Scene, got: tuple[float, float], expected: tuple[float, float], budget: float) -> None:
+def check_masses(scene: Scene, got: tuple[float, float], expected: tuple[float, float], allowed: float) -> None:
     """Exact and estimated share of one query (SPEC 6.1)."""
-    close = all(abs(a - b) <= budget + 2.0**-23 for a, b in zip(got, expected, strict=True))
+    close = all(abs(a - b) <= allowed + 2.0**-23 for a, b in zip(got, expected, strict=True))
     shares = all(0 <= a <= 1 for a in got)
-    limit = budget + 2.0**-23
+    limit = allowed + 2.0**-23
     claim = f"abs({at_query(scene, 'exact_mass')} - {expected[0]!r}) <= {limit!r} and "
     claim += f"abs({at_query(scene, 'estimated_mass')} - {expected[1]!r}) <= {limit!r}"
-    scene.require(close and shares, "6.1", "wrong mass", claim, got=got, expected=expected, budget=budget)
+    scene.require(close and shares, "6.1", "wrong mass", claim, got=got, expected=expected, allowed=allowed)
 
 
-def check_bound(scene: Scene, got: float, true: float, bound: float, enlarged: float, budget: float) -> None:
-    """The missed bound of one query (SPEC 6.2)."""
+def check_bound(scene: Scene, got: float, true: float, bound: float, enlarged: float, allowed: float) -> None:
+    """Check the missed bound of one query (SPEC 6.2)."""
     told, least = at_query(scene, "missed_bound"), true * (1 - 2.0**-40) - 2.0**-126
     claim = f"{told} >= {least!r}"
     scene.require(got >= least, "6.2", "bound below the missed mass", claim, got=got, missed=true)
-    close = bound - budget - 2.0**-23 <= got <= enlarged + budget + 2.0**-23
-    claim = f"{bound - budget - 2.0**-23!r} <= {told} <= {enlarged + budget + 2.0**-23!r}"
-    scene.require(close, "6.2", "wrong bound", claim, got=got, expected=(bound, enlarged), budget=budget)
+    close = bound - allowed - 2.0**-23 <= got <= enlarged + allowed + 2.0**-23
+    claim = f"{bound - allowed - 2.0**-23!r} <= {told} <= {enlarged + allowed + 2.0**-23!r}"
+    scene.require(close, "6.2", "wrong bound", claim, got=got, expected=(bound, enlarged), allowed=allowed)
 
 
-def check_output(scene: Scene, got: list[float], expected: list[float], budget: list[float]) -> None:
+def check_output(scene: Scene, got: list[float], expected: list[float], allowed: list[float]) -> None:
     """Output of one query, after the hand-over (SPEC 5, 11.2)."""
     w = scene.where
     first = "report.blocks[0].first_query"
-    for c, (a, b, limit) in enumerate(zip(got, expected, budget, strict=True)):
+    for c, (a, b, limit) in enumerate(zip(got, expected, allowed, strict=True)):
         cell = f"output[{w['sequence']}, {w['head']}, {w['query']} - {first}, {c}].item()"
         if math.isfinite(b):
-            facts = {"channel": c, "got": a, "expected": b, "difference": abs(a - b), "budget": limit}
+            facts = {"channel": c, "got": a, "expected": b, "difference": abs(a - b), "allowed": limit}
             claim = f"abs({cell} - {b!r}) <= {limit!r}"
             scene.require(abs(a - b) <= limit, "5.1", "wrong output", claim, **facts)
         else:
@@ -118,10 +121,10 @@ def check_head(
         here, t = scene.at(head=g, query=at), at - hb.block.start
         terms = hb.terms(query, at, given, shift)
         expected = answer(terms, sink, output.shape[2])
-        budget = output_budget(low, query, terms, expected, hb.modifiers, precision)
-        check_masses(here, (shares[0][g][t], shares[1][g][t]), masses(terms, sink), budget.mass)
+        allowed = allowed_error(low, query, terms, expected, hb.modifiers, precision)
+        check_masses(here, (shares[0][g][t], shares[1][g][t]), masses(terms, sink), allowed.mass)
         if bounds is not None:
-            check_bound(here, bounds[g][t], *hb.bounds(query, at, sink, given), budget.mass)
-        limit = with_shift(budget, terms, expected, shift, (query, n, errors, precision))
+            check_bound(here, bounds[g][t], *hb.bounds(query, at, sink, given), allowed.mass)
+        limit = with_shift(allowed, terms, expected, shift, (query, n, errors, precision))
         check_output(here, output[g, t].tolist(), expected.output, limit)
     return hb.rows_read(given)

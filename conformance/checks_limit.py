@@ -6,16 +6,20 @@ taken is judged by several readings of it, and wrong is only what is wrong by al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
+from typing import TYPE_CHECKING
 
-from .budgets import Precision, group_errors, index_errors, token_errors
+from .allowed_error import Precision, group_errors, index_errors, token_errors
 from .checks_widening import widenings
-from .failure import Scene
-from .low import LowPrecision
 from .oracle_block import HeadBlock, Retrieved
 from .oracle_mass import FACTORS
 from .oracle_numbers import group_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .failure import Scene
+    from .low import LowPrecision
 
 
 def taken(scene: Scene, hb: HeadBlock, given: Retrieved) -> int:
@@ -38,7 +42,7 @@ def taken(scene: Scene, hb: HeadBlock, given: Retrieved) -> int:
 
 
 def check_limit(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision, precision: Precision) -> None:
-    """The missed bound holds with what was taken, or all was attended; with less it would not hold."""
+    """Check that the missed bound holds with what was taken, or all was attended, and would not hold with less."""
     smaller = FACTORS
     if not given.streamed:
         smaller = FACTORS[: FACTORS.index(taken(scene, hb, given))]
@@ -50,7 +54,7 @@ def check_limit(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision
 
 
 def settled(hb: HeadBlock, low: LowPrecision, precision: Precision) -> Retrieved | None:
-    """What a block takes where neither its limit nor a near tie is a matter of rounding; else None."""
+    """Return what a block takes where neither its limit nor a near tie is a matter of rounding; else None."""
     if not hb.members or not hb.head.page_at:
         return Retrieved([], [], False)
     for factor in FACTORS:
@@ -63,7 +67,7 @@ def settled(hb: HeadBlock, low: LowPrecision, precision: Precision) -> Retrieved
 
 
 def _readings(hb: HeadBlock, factor: int, low: LowPrecision, precision: Precision) -> list[Retrieved]:
-    """What C' = `factor` times C may have taken; widened or not, where near ties leave that open (SPEC 4.9)."""
+    """Return what C' = `factor` times C may have taken; widened or not, where near ties leave that open (SPEC 4.9)."""
     config, scale, members = hb.head.config, hb.modifiers.scale, hb.vectors
     positions, by_member = hb.head.index_scores(members, scale)
     if not positions:
@@ -81,8 +85,9 @@ def _readings(hb: HeadBlock, factor: int, low: LowPrecision, precision: Precisio
         for candidates in ranked(2 if widened else 1):
             _, scores = hb.head.token_scores(members, candidates, scale)
             doubt = token_errors(low, members, candidates, scale, precision)
-            for inner in _sets(scores, doubt, config.retrieve_tokens or 0, config.group, precision):
-                found.append(Retrieved(candidates, sorted(candidates[n] for n in inner), False, widened))
+            inner = _sets(scores, doubt, config.retrieve_tokens or 0, config.group, precision)
+            chosen = (sorted(candidates[n] for n in one) for one in inner)
+            found += [Retrieved(candidates, selected, False, widened) for selected in chosen]
     return found
 
 

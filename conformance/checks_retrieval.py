@@ -6,18 +6,22 @@ SPEC 4 says what is chosen, 11.1 and 11.2 what the two populations ask for; `che
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hypothesis import currently_in_test_context, event
 from kiv_reference.admissible import violation
 
-from .budgets import Precision, group_errors, index_errors, token_errors
+from .allowed_error import Precision, group_errors, index_errors, token_errors
 from .checks_limit import check_limit, taken
 from .checks_widening import check_widening
 from .claims import not_both
-from .failure import Scene
 from .identical import check_identical
-from .low import LowPrecision
 from .oracle_block import HeadBlock, Retrieved
 from .oracle_numbers import group_scores
+
+if TYPE_CHECKING:
+    from .failure import Scene
+    from .low import LowPrecision
 
 
 def mark(text: str) -> None:

@@ -7,18 +7,22 @@ which of them are late: the fewest and the most late tokens decide only where th
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from .budgets import Precision, group_errors, index_errors, token_errors
+from .allowed_error import Precision, group_errors, index_errors, token_errors
 from .claims import of_head
-from .failure import Scene
-from .low import LowPrecision
-from .oracle_block import HeadBlock, Retrieved
 from .oracle_numbers import group_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .failure import Scene
+    from .low import LowPrecision
+    from .oracle_block import HeadBlock, Retrieved
 
 
 def check_widening(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision, precision: Precision) -> None:
-    """A retrieval by chapter 4 is widened or not, as one of the two readings has it."""
+    """Check that a retrieval by chapter 4 is widened or not, as one of the two readings has it."""
     right = widenings(hb, low, precision)
     claim = f"{of_head(scene, 'widened')}.item() is {not given.widened}"
     what = "widened without need" if given.widened else "not widened"

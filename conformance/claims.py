@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from .failure import Scene
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .failure import Scene
 
 
 def of_head(scene: Scene, field: str) -> str:
-    """A tensor of a report about one head, in terms of the snippet."""
+    """Return a tensor of a report about one head, in terms of the snippet."""
     where = scene.where
     return f"report.blocks[{where['block']}].{field}[{where['sequence']}, {where['kv_head']}]"
 
 
 def reported(scene: Scene, field: str) -> str:
-    """What one head retrieved, in terms of the snippet."""
+    """Return what one head retrieved, in terms of the snippet."""
     return f"[i for i in {of_head(scene, field)}.tolist() if i >= 0]"
 
 
@@ -23,7 +26,7 @@ def not_both(scene: Scene, what: str, chosen: int, rejected: int) -> str:
 
 
 def at_query(scene: Scene, field: str) -> str:
-    """A number of a report about one query, in terms of the snippet."""
+    """Return a number of a report about one query, in terms of the snippet."""
     where = scene.where
     block = f"report.blocks[{where['block']}]"
     return f"float({block}.{field}[{where['sequence']}, {where['head']}, {where['query']} - {block}.first_query])"

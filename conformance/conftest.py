@@ -61,5 +61,5 @@ def _version(package: str) -> str:
 
 @pytest.fixture(scope="session")
 def target(request: pytest.FixtureRequest) -> Target:
-    """The implementation under test."""
+    """Return the implementation under test."""
     return load(request.config.getoption("--impl"), request.config.getoption("--device"))

@@ -67,7 +67,7 @@ class Recipe:
     values: str = "gaussian"  # of `VALUES`
 
     def make(self, shape: Shape, n: int) -> Tokens:
-        """The tokens, valid all."""
+        """Return the tokens, valid all."""
         generator = torch.Generator().manual_seed(self.seed)
         b, h, g, d, dv = shape.batch, shape.heads, shape.groups, shape.width, shape.value_width
         key = _rows(self.kind, (b, h, n, d), generator, shape.dtype)
@@ -141,7 +141,7 @@ MASKS = ("none", "left", "right", "inside", "page", "ragged", "all")
 
 
 def mask(kind: str, batch: int, tokens: int, seed: int) -> torch.Tensor | None:
-    """Validity bool ``[B, T]``: padding on the left, right, inside, over whole pages, here and there, all.
+    """Return validity bool ``[B, T]``: padding on the left, right, inside, over whole pages, here and there, all.
 
     "islands", for scenarios that need it alone: most positions, in a long text.
     """
@@ -177,7 +177,7 @@ def poison(tokens: Tokens) -> Tokens:
 
 
 def with_bad_values(value: torch.Tensor, seed: int) -> torch.Tensor:
-    """The same values, one cell in twenty NaN or infinite."""
+    """Return the same values, one cell in twenty NaN or infinite."""
     generator = torch.Generator().manual_seed(seed)
     draw = torch.rand(value.shape, generator=generator)
     for bad, limit in ((math.nan, 0.02), (math.inf, 0.04), (-math.inf, 0.05)):

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from kiv_reference import KIVConfig, LayerStore, StorePool
 from kiv_reference.errors import KIVError
 
+from .allowed_error import Precision
 from .answers import Attended, picked, same_bits
 from .apart import check_apart
-from .budgets import Precision
 from .checks import check_blocks, check_head, check_state
-from .data import Tokens
 from .failure import Scene
-from .journal import Journal
+from .operation_log import OperationLog
 from .oracle import Modifiers
 from .oracle_store import OracleStore
-from .strategies import Scenario
-from .target import Target
+
+if TYPE_CHECKING:
+    from kiv_reference import KIVConfig, LayerStore, StorePool
+
+    from .data import Tokens
+    from .strategies import Scenario
+    from .target import Target
 
 
 class Driver:
@@ -36,19 +39,19 @@ class Driver:
         self.pool = target.factory(config) if pool is None else pool
         self.store: LayerStore = self.pool.layer_store()
         self.oracle = OracleStore(config)
-        self.journal = Journal(target, config)
+        self.operations = OperationLog(target, config)
         self.name = "a"
         self.last: Attended | None = None
 
     @property
     def scene(self) -> Scene:
         """For failures."""
-        return Scene(self.journal, self.store, name=self.name)
+        return Scene(self.operations, self.store, name=self.name)
 
     def _call(self, method: str, **arguments: Any) -> Any:
         """Call the target; an error that it should not raise is a failure of its own."""
         arguments = self.target.place(arguments)
-        self.journal.note(self.name, method, **arguments)
+        self.operations.note(self.name, method, **arguments)
         try:
             return getattr(self.store, method)(**arguments)
         except Exception as error:
@@ -70,7 +73,7 @@ class Driver:
                 return
             tie = not self.exact and picked(self.store) != before
             if not tie:
-                self.journal.note(self.name, "attend", query=query, **arguments)
+                self.operations.note(self.name, "attend", query=query, **arguments)
                 claim = f"str(output.tolist()) == {str(output.tolist())!r}"
                 what = "the same call gave another answer"
                 raise self.scene.mismatch("8.3", what, claim, got=repeated, expected=output)
@@ -99,7 +102,7 @@ class Driver:
         arguments = {"scale": scale, "softcap": softcap, "sink_logits": sink_logits, "bound": bound}
         output = self._call("attend", query=query, **arguments)
         self.oracle.attend(query.tolist())
-        self.journal.outputs.append(output.clone())
+        self.operations.outputs.append(output.clone())
         self.last = Attended(query, arguments, output.clone(), picked(self.store))
         self.check(query, output, scale, softcap, sink_logits, bound)
         return output
@@ -156,7 +159,7 @@ class Driver:
         self._check_silence(report, queries)
 
     def _check_silence(self, report: Any, queries: int) -> None:
-        """Queries at invalid positions have no mass in a report (SPEC 2.4)."""
+        """Check that queries at invalid positions have no mass in a report (SPEC 2.4)."""
         flags = torch.tensor(self.oracle.valid)[:, -queries:]
         for name in ("exact_mass", "estimated_mass", "missed_bound"):
             parts = [getattr(block, name) for block in report.blocks]
@@ -201,12 +204,12 @@ class Driver:
         check_state(self.scene, self.oracle)
 
     def fork(self) -> Driver:
-        """A fork, driven on its own; both write the same journal."""
+        """Return a fork, driven on its own; both write the same log."""
         other = Driver.__new__(Driver)
         other.__dict__.update(self.__dict__)
         other.store = self._call("fork")
-        other.name = self.journal.name()
-        self.journal.calls[-1][2]["into"] = other.name
+        other.name = self.operations.name()
+        self.operations.calls[-1][2]["into"] = other.name
         other.oracle = self.oracle.fork()
         check_state(other.scene, other.oracle)
         return other

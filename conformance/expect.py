@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hypothesis import event, settings
-from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVBudgetError, KIVError
 
 from .answers import picked, same_bits
-from .driver import Driver
-from .target import Target
+
+if TYPE_CHECKING:
+    from kiv_reference import KIVConfig
+
+    from .driver import Driver
+    from .target import Target
 
 
 def share(part: float) -> settings:
-    """Settings with a part of the profile's examples."""
+    """Return settings with a part of the profile's examples."""
     return settings(max_examples=max(1, round(settings.default.max_examples * part)))
 
 
@@ -28,15 +31,15 @@ def refused(
     then: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> str:
-    """The call is refused with `error`, and the store is and answers as before; the message (SPEC 10.4).
+    """Check that the call is refused with `error` and changes nothing, and return the message (SPEC 10.4).
 
     `then` are the arguments of an attend that may be refused in its place (SPEC 2.5).
     """
     before = driver.store.length, driver.store.tokens(), driver.store.memory(), driver.pool.memory()
-    scene, kept = driver.scene, list(driver.journal.calls)
-    driver.journal.note(driver.name, method, **arguments)
+    scene, kept = driver.scene, list(driver.operations.calls)
+    driver.operations.note(driver.name, method, **arguments)
     if then is not None:
-        driver.journal.note(driver.name, "attend", **then)
+        driver.operations.note(driver.name, "attend", **then)
     never = "False"  # the call before it ends the snippet, as it must
     try:
         getattr(driver.store, method)(**driver.target.place(arguments))
@@ -49,7 +52,7 @@ def refused(
         raise scene.mismatch(clause, what, never) from raised
     else:
         raise scene.mismatch(clause, f"{method} must raise {error.__name__}", never, arguments=arguments)
-    driver.journal.calls[:] = kept
+    driver.operations.calls[:] = kept
     scene.require(len(message.split()) >= 8, "10.4", "an error must name rule, value and remedy", got=message)
     after = driver.store.length, driver.store.tokens(), driver.store.memory(), driver.pool.memory()
     scene.require(after == before, "10.4", "a refused call changed the store", got=after, expected=before)
@@ -78,7 +81,7 @@ def same_retrieval(driver: Driver, other: Driver, clause: str) -> None:
 
 
 def budgets_to_try(driver: Driver) -> list[KIVConfig]:
-    """Configurations that differ in budgets only: ample, less and less RAM, a device with little to spare."""
+    """Return configurations that differ in budgets only: ample, less and less RAM, a device with little to spare."""
     device, ram, _ = driver.pool.memory()
     ample = {"device_bytes": 4 * device + 4096, "ram_bytes": 4 * ram + 4096}
     tight: list[dict[str, int]] = [{"ram_bytes": share} for share in (ram - ram // 8, ram // 2, 0)]
@@ -87,7 +90,7 @@ def budgets_to_try(driver: Driver) -> list[KIVConfig]:
 
 
 def replays_alike(target: Target, driver: Driver) -> int:
-    """Replay a journal under other budgets; every output must be the same, bit for bit (SPEC 10.1).
+    """Replay the operations under other budgets; every output must be the same, bit for bit (SPEC 10.1).
 
     Returns how many of the budgets held it; those that could not hold it must have refused.
     """
@@ -95,7 +98,7 @@ def replays_alike(target: Target, driver: Driver) -> int:
     for config in budgets_to_try(driver):
         pool = target.factory(config)
         try:
-            outputs = driver.journal.replay(pool)
+            outputs = driver.operations.replay(pool)
         except KIVBudgetError:
             event("placement: budget refused")
             pool.close()
@@ -106,7 +109,7 @@ def replays_alike(target: Target, driver: Driver) -> int:
         limits = (config.device_bytes, config.ram_bytes, config.disk_bytes)
         fits = all(limit is None or have <= limit for have, limit in zip(memory, limits, strict=True))
         driver.scene.require(fits, "10.2", "a budget is exceeded", got=memory, budgets=limits)
-        for number, (a, b) in enumerate(zip(driver.journal.outputs, outputs, strict=True)):
+        for number, (a, b) in enumerate(zip(driver.operations.outputs, outputs, strict=True)):
             same = same_bits(a, b)
             driver.scene.require(same, "10.1", f"budgets changed output {number}", budgets=limits, got=b, expected=a)
         pool.close()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kiv_reference import LayerStore
+if TYPE_CHECKING:
+    from kiv_reference import LayerStore
 
-from .journal import Journal
+    from .operation_log import OperationLog
 
 
 class Mismatch(AssertionError):
@@ -22,15 +23,15 @@ class Mismatch(AssertionError):
 class Scene:
     """Who is being checked, and what led here."""
 
-    journal: Journal
+    operations: OperationLog
     store: LayerStore
     layer: int = 0
     where: dict[str, int] = field(default_factory=dict)
     name: str = "a"  # of the store in the snippet
 
     def at(self, **where: int) -> Scene:
-        """The same scene, further down: block, sequence, head, query."""
-        return Scene(self.journal, self.store, self.layer, {**self.where, **where}, self.name)
+        """Return the same scene, further down: block, sequence, head, query."""
+        return Scene(self.operations, self.store, self.layer, {**self.where, **where}, self.name)
 
     def require(self, condition: bool, clause: str, what: str, claim: str = "", **facts: Any) -> None:
         """Raise a `Mismatch` unless `condition` holds."""
@@ -38,7 +39,7 @@ class Scene:
             raise self.mismatch(clause, what, claim, **facts)
 
     def mismatch(self, clause: str, what: str, claim: str = "", **facts: Any) -> Mismatch:
-        """The failure, told in full.
+        """Return the failure, told in full.
 
         Parameters
         ----------
@@ -49,20 +50,20 @@ class Scene:
         place = ", ".join(f"{k} {v}" for k, v in {"layer": self.layer, **self.where}.items())
         lines = [
             f"SPEC {clause}: {what}",
-            f"implementation: {self.journal.target.name}",
+            f"implementation: {self.operations.target.name}",
             f"first difference: {place}",
             *(f"{name.replace('_', ' ')}: {value}" for name, value in facts.items()),
             f"tier layout: {_layout(self.store)}",
             "operations:",
-            *(f"  {line}" for line in self.journal.log()),
+            *(f"  {line}" for line in self.operations.log()),
             "to reproduce:",
-            *(f"  {line}" for line in self.journal.snippet(claim).splitlines()),
+            *(f"  {line}" for line in self.operations.snippet(claim).splitlines()),
         ]
         return Mismatch(clause, "\n".join(lines))
 
     def _otherwise(self) -> str:
-        if self.journal.calls and self.journal.calls[-1][1] == "attend" and self.journal.outputs:
-            return f"str(output.tolist()) != {str(self.journal.outputs[-1].tolist())!r}"
+        if self.operations.calls and self.operations.calls[-1][1] == "attend" and self.operations.outputs:
+            return f"str(output.tolist()) != {str(self.operations.outputs[-1].tolist())!r}"
         return f"str({self.name}.tokens()) + str({self.name}.memory()) != {_told(self.store)!r}"
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .claims import of_head, reported
-from .failure import Scene
-from .oracle_block import HeadBlock, Retrieved
 from .oracle_numbers import group_scores
+
+if TYPE_CHECKING:
+    from .failure import Scene
+    from .oracle_block import HeadBlock, Retrieved
 
 
 def check_identical(scene: Scene, hb: HeadBlock, given: Retrieved, factor: int) -> None:
@@ -38,7 +42,7 @@ def check_identical(scene: Scene, hb: HeadBlock, given: Retrieved, factor: int) 
 
 
 def _scored(scores: dict[int, float], mine: list[int], other: list[int]) -> str:
-    """The first item that the other has not, or has elsewhere, with its score."""
+    """Return the first item that the other has not, or has elsewhere, with its score."""
     alone = [i for i in mine if i not in other]
     moved = [a for a, b in zip(mine, other, strict=False) if a != b]
     item = next(iter(alone or moved), None)

@@ -1,18 +1,22 @@
-"""The low-precision run behind the budgets of error (SPEC 11.3): dense PyTorch in the dtype of computation (SPEC 1.2).
+"""The low-precision run behind the allowed errors (SPEC 11.3): dense PyTorch in the dtype of computation (SPEC 1.2).
 
 It is not the reference, so that a wrong reference cannot widen the budget it is judged by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
-from .oracle import Head, Modifiers, Term
 from .oracle_estimate import Estimates
-from .oracle_numbers import Vector
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .oracle import Head, Modifiers, Term
+    from .oracle_numbers import Vector
 
 
 class LowPrecision:
@@ -31,7 +35,7 @@ class LowPrecision:
         return self.keys.double().abs().nan_to_num(), torch.as_tensor(pages, dtype=torch.float64)
 
     def reach(self, query: Vector) -> tuple[list[float], dict[int, float]]:
-        """Σ |q| |k| by position, and Σ |q| times the page's largest |k| by page: what budgets of error grow with."""
+        """Σ |q| |k| by position, and Σ |q| times the page's largest |k| by page: what allowed errors grow with."""
         name = tuple(query)
         if name not in self._reach:
             by_token, by_page = (sizes @ torch.tensor(query, dtype=torch.float64).abs() for sizes in self._sizes)

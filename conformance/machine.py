@@ -12,8 +12,7 @@ checked by `checks`, and these invariants after every step:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from hypothesis import event, note
@@ -28,10 +27,25 @@ from .expect import replays_alike
 from .oracle_index import EVERY
 from .refill import refill, tokens_of
 from .strategies import SCALES, configs, shapes
-from .target import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .target import Target
 
 MOST_STORES, MOST_TOKENS, MOST_SEQUENCES = 3, 140, 4
 PICK = st.integers(0, MOST_STORES - 1)
+
+
+class Asked(NamedTuple):
+    """What an attend is asked with, beside its queries."""
+
+    scale: float
+    softcap: float | None
+    sinks: bool
+
+
+ASKED = st.builds(Asked, st.sampled_from(SCALES), st.sampled_from([None, None, 3.0]), st.booleans())
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -41,7 +55,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize(data=st.data(), exact=st.booleans(), groups=st.sampled_from([1, 2]))
     def start(self, data: st.DataObject, exact: bool, groups: int) -> None:
-        """An empty store."""
+        """Begin with an empty store."""
         self.exact = exact
         config = data.draw(configs(exact), "config")
         self.shape = data.draw(shapes(width=st.sampled_from([4, 5, 8]), groups=groups), "shape")
@@ -52,7 +66,7 @@ class StoreMachine(RuleBasedStateMachine):
         return self.drivers[index % len(self.drivers)]
 
     def shape_of(self, driver: Driver) -> Shape:
-        """The shape of a store's next tokens: it must be that of its tokens so far."""
+        """Return the shape of a store's next tokens: it must be that of its tokens so far."""
         o, s = driver.oracle, self.shape
         batch = len(o.valid) if o.valid else s.batch
         return Shape(batch, s.heads, s.groups, s.width, s.value_width, s.dtype)
@@ -63,23 +77,9 @@ class StoreMachine(RuleBasedStateMachine):
         kind=st.integers(0, 9),
         seed=st.integers(0, 999),
         padding=st.sampled_from(["none", "none", *MASKS]),
-        attends=st.sampled_from([True, True, False]),
-        scale=st.sampled_from(SCALES),
-        softcap=st.sampled_from([None, None, 3.0]),
-        sinks=st.booleans(),
+        asked=st.sampled_from([True, True, False]).flatmap(lambda attends: ASKED if attends else st.none()),
     )
-    def append(
-        self,
-        pick: int,
-        n: int,
-        kind: int,
-        seed: int,
-        padding: str,
-        attends: bool,
-        scale: float,
-        softcap: float | None,
-        sinks: bool,
-    ) -> None:
+    def append(self, pick: int, n: int, kind: int, seed: int, padding: str, asked: Asked | None) -> None:
         """Append tokens, and attend most often."""
         driver = self.pick(pick)
         n = min(n, MOST_TOKENS - driver.oracle.length)
@@ -91,9 +91,9 @@ class StoreMachine(RuleBasedStateMachine):
         flags = None if self.exact else mask(padding, shape.batch, n, seed)
         tokens = poison(tokens._replace(valid=flags))
         driver.append(tokens)
-        if attends:
-            logits = torch.linspace(-1, 1, shape.heads * shape.groups) if sinks else None
-            driver.attend(tokens.query, scale, softcap, logits)
+        if asked is not None:
+            logits = torch.linspace(-1, 1, shape.heads * shape.groups) if asked.sinks else None
+            driver.attend(tokens.query, asked.scale, asked.softcap, logits)
             event(f"call of {'one' if n == 1 else 'several'}, cold pages: {min(driver.oracle.parts()[2], 1)}")
 
     @rule(pick=PICK, kind=st.integers(0, 9), seed=st.integers(0, 999), given=st.sampled_from([True, True, False]))
@@ -205,21 +205,21 @@ class StoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.target.save_and_reopen is not None)
     @rule()
     def save_and_reopen(self) -> None:
-        """A cache that was saved and opened again continues bit for bit."""
+        """Check that a cache that was saved and opened again continues bit for bit."""
         assert self.target.save_and_reopen is not None, "the precondition"
         pool, stores = self.target.save_and_reopen(self.drivers[0].pool, [d.store for d in self.drivers])
         for driver, store in zip(self.drivers, stores, strict=True):
             driver.pool, driver.store = pool, store
 
     def _refill(self, driver: Driver, chunk: int, values: list[list[list[Sequence[float]]]]) -> Driver:
-        """A store of a new pool with the same tokens but these values, the last call's tokens appended last."""
+        """Return a store of a new pool with the same tokens but these values, the last call's tokens appended last."""
         other = Driver(self.target, driver.config, driver.exact)
         tokens = tokens_of(driver.oracle, self.shape.dtype, values)
         refill(other, driver.oracle, tokens, range(0, driver.oracle.length, chunk))
         return other
 
     def _holes(self, driver: Driver) -> list[list[list[list[float]]]]:
-        """The values, NaN where no block of the last call had to read them."""
+        """Return the values, NaN where no block of the last call had to read them."""
         o = driver.oracle
         sinks, hot_first = driver.config.sink_tokens, None
         read: set[tuple[int, int, int]] = set()
@@ -253,7 +253,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def budgets_hold(self) -> None:
-        """The pool holds what its stores hold, within its budgets."""
+        """Check that the pool holds what its stores hold, within its budgets."""
         if not hasattr(self, "drivers"):
             return
         pool, config = self.drivers[0].pool, self.drivers[0].config
@@ -264,12 +264,12 @@ class StoreMachine(RuleBasedStateMachine):
         scene.require(fits, "10.2", "a budget is exceeded", got=held, budgets=limits)
 
     def teardown(self) -> None:
-        """Placement never changes a result (SPEC 10.1): the whole journal again, under other budgets."""
-        if hasattr(self, "drivers") and self.drivers[0].journal.outputs:
+        """Placement never changes a result (SPEC 10.1): the whole log again, under other budgets."""
+        if hasattr(self, "drivers") and self.drivers[0].operations.outputs:
             held = replays_alike(self.target, self.drivers[0])
-            note(f"{held} budgets held the journal")
+            note(f"{held} budgets held the log")
 
 
 def machine_for(target: Target) -> type[StoreMachine]:
-    """The state machine of one implementation."""
+    """Return the state machine of one implementation."""
     return type("Machine", (StoreMachine,), {"target": target})

@@ -8,17 +8,20 @@ have it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from kiv_reference import KIVConfig
 
 from .oracle_estimate import Estimates
 from .oracle_index import Page, Samples, page_of
 from .oracle_numbers import Vector, best, dot, group_scores, log_sum_exp, total
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from kiv_reference import KIVConfig
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class Head:
         return [m.cap(m.scale * row[i]) for i in positions]
 
     def index_scores(self, members: Sequence[Vector], scale: float) -> tuple[list[int], list[list[float]]]:
-        """Valid cold positions, ascending, and for each member their estimates (SPEC 4.2)."""
+        """Return valid cold positions, ascending, and for each member their estimates (SPEC 4.2)."""
         positions = list(self.page_at)
         return positions, [list(self.estimates(query, scale).values()) for query in members]
 
@@ -148,7 +151,7 @@ class Head:
         return [positions[i] for i in best(group_scores(scores, self.config.group), len(positions))]
 
     def select(self, members: Sequence[Vector], candidates: Sequence[int], scale: float) -> list[int]:
-        """Selected positions, ascending (SPEC 4.6)."""
+        """Return selected positions, ascending (SPEC 4.6)."""
         positions, scores = self.token_scores(members, candidates, scale)
         if not positions:
             return []
@@ -184,7 +187,7 @@ class Answer(NamedTuple):
 
 
 def answer(terms: Sequence[Term], sink: float, width: int) -> Answer:
-    """The softmax over the terms and the sink logit."""
+    """Return the softmax over the terms and the sink logit."""
     norm = log_sum_exp([*(t.logit for t in terms), sink])
     weights = [math.exp(t.logit - norm) for t in terms]
     output = [total(w * t.value[c] for w, t in zip(weights, terms, strict=True)) for c in range(width)]

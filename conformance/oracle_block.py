@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from .oracle import Head, Modifiers, Term
 from .oracle_mass import FACTORS, Asked, enough, missed_mass, true_missed
 from .oracle_numbers import Vector, log_sum_exp, share
 from .oracle_shift import Shift
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Member = tuple[int, int, Vector, float]
 """Query head, position, query and sink logit."""
@@ -101,7 +104,7 @@ class HeadBlock:
         return enough(self.head, self.asked, found.candidates, found.selected, self.modifiers, enlarged)
 
     def shift(self, given: Retrieved) -> Shift:
-        """The shift of mean values, by the selection (SPEC 5.4)."""
+        """Return the shift of mean values, by the selection (SPEC 5.4)."""
         return Shift(self.head, self.vectors, given.selected, self.modifiers)
 
     def terms(self, query: Vector, at: int, given: Retrieved, shift: Shift) -> list[Term]:
@@ -118,7 +121,7 @@ class HeadBlock:
         """Missed share that is true, missed bound, missed bound enlarged as far as it may be (SPEC 6.2)."""
         if given.streamed:
             return 0.0, 0.0, 0.0
-        arguments = (self.head, query, at, sink, given.candidates, given.selected, self.modifiers)
+        arguments = (self.head, (query, at, sink), given.candidates, given.selected, self.modifiers)
         return (
             true_missed(self.head, query, at, sink, given.selected, self.modifiers),
             missed_mass(*arguments, enlarged=False),

@@ -7,12 +7,14 @@ is one of Python integers, the rest Python numbers.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .oracle_index import Page
 from .oracle_numbers import Vector, dot
+
+if TYPE_CHECKING:
+    from .oracle_index import Page
 
 MOST = 8192
 """Largest weight."""

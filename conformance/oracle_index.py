@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from kiv_reference import KIVConfig
 
 from .oracle_numbers import Vector, best, total
+
+if TYPE_CHECKING:
+    from kiv_reference import KIVConfig
 
 EVERY, LAST, LEVELS = 64, 16, 16
 
@@ -32,7 +34,7 @@ class Page:
     coded : the coded channels, ascending
     centre, step : of every channel, numbers of the dtype of SPEC 1.2
     codes : of each valid token, of every channel
-    largest : max |k_d|, for budgets of error
+    largest : max |k_d|, for the allowed error
     """
 
     index: int
@@ -54,7 +56,7 @@ class Page:
 
 
 def boundary_of(config: KIVConfig, page: int) -> int:
-    """The boundary at which a page becomes cold (SPEC 2.2)."""
+    """Return the boundary at which a page becomes cold (SPEC 2.2)."""
     return config.sink_tokens + (page + 1) * config.page_tokens + config.hot_tokens
 
 

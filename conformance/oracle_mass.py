@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from .oracle import Head, Modifiers
-from .oracle_index import Page
 from .oracle_numbers import Vector, dot, log_sum_exp, share
+
+if TYPE_CHECKING:
+    from .oracle import Head, Modifiers
+    from .oracle_index import Page
 
 FACTORS = (0, 1, 2, 4)
 """C' in units of C (SPEC 6.3)."""
@@ -17,7 +20,7 @@ Asked = Sequence[tuple[Vector, int, float]]
 
 
 def slack(page: Page, query: Vector, scale: float) -> float:
-    """The most by which a bound on a token may be enlarged: a float32 computation's worst rounding (SPEC 6.2)."""
+    """Return the most by which a bound on a token may be enlarged: float32's worst rounding (SPEC 6.2)."""
     reach = dot([abs(x) for x in query], [3 * k + e for k, e in zip(page.largest, page.error, strict=True)])
     return 8 * (len(query) + page.count + 8) * 2.0**-24 * scale * reach
 
@@ -33,15 +36,21 @@ def rounding(head: Head, queries: Sequence[Vector], scale: float, unit: float = 
 
 def missed_mass(
     head: Head,
-    query: Vector,
-    at: int,
-    sink: float,
+    asked: tuple[Vector, int, float],
     candidates: Sequence[int],
     selected: Sequence[int],
     m: Modifiers,
     enlarged: bool,
 ) -> float:
-    """The missed bound of SPEC 6.2: without rounding, or enlarged as far as it may be, float64's rounding in it too."""
+    """Return the missed bound of SPEC 6.2: without rounding, or enlarged as far as it may be.
+
+    Float64's rounding is in it too.
+
+    Parameters
+    ----------
+    asked : a query, its position, its sink logit
+    """
+    query, at, sink = asked
     chosen, known = set(selected), set(candidates)
     held = head.logits(query, (i for i in [*head.kept, *selected] if i <= at), m)
     left = head.logits(query, (i for i in candidates if i not in chosen), m)
@@ -56,7 +65,7 @@ def missed_mass(
 
 
 def true_missed(head: Head, query: Vector, at: int, sink: float, selected: Sequence[int], m: Modifiers) -> float:
-    """The share of full attention's mass that is not attended exactly."""
+    """Return the share of full attention's mass that is not attended exactly."""
     chosen = {*head.kept, *selected}
     seen = [i for i in range(at + 1) if head.valid[i]]
     logits = head.logits(query, seen, m)
@@ -81,6 +90,4 @@ def enough(
     if enlarged is not None:
         room = rounding(head, [q for q, _, _ in asked], m.scale)
         limit = limit / (1 + room) if enlarged else limit * (1 + room)
-    return all(
-        missed_mass(head, q, at, sink, candidates, selected, m, bool(enlarged)) <= limit for q, at, sink in asked
-    )
+    return all(missed_mass(head, one, candidates, selected, m, bool(enlarged)) <= limit for one in asked)

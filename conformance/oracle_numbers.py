@@ -10,7 +10,7 @@ Vector = Sequence[float]
 
 
 def total(numbers: Iterable[float]) -> float:
-    """The sum, exactly rounded; with infinities or NaN, what floating point gives."""
+    """Return the sum, exactly rounded; with infinities or NaN, what floating point gives."""
     numbers = list(numbers)
     if all(map(math.isfinite, numbers)):
         return math.fsum(numbers)
@@ -38,7 +38,7 @@ def share(part: float, whole: Iterable[float]) -> float:
 
 
 def best(scores: Sequence[float], n: int) -> list[int]:
-    """Indices of the n best: higher score, then lower index (SPEC 1.3)."""
+    """Return indices of the n best: higher score, then lower index (SPEC 1.3)."""
     return sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:n]
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from .oracle import Head, Modifiers, Term
-from .oracle_index import Page
 from .oracle_numbers import Vector, log_sum_exp, total
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .oracle import Head, Modifiers, Term
+    from .oracle_index import Page
 
 
 def log_sigmoid(x: float) -> float:
@@ -61,13 +65,13 @@ class Shift:
         return [math.exp(x - norm) for x in logs]
 
     def vector(self, query: Vector) -> list[float]:
-        """What one query adds to mean values."""
+        """Return what one query adds to mean values."""
         weights = self.weights(query)
         columns = zip(*self.deviations, strict=True)
         return [0.5 * total(w * x for w, x in zip(weights, column, strict=True)) for column in columns]
 
     def applied(self, query: Vector, terms: Sequence[Term]) -> list[Term]:
-        """The terms, the values of all pseudo-tokens shifted."""
+        """Return the terms, the values of all pseudo-tokens shifted."""
         if not self.selected or all(term.page is None for term in terms):
             return list(terms)
         moved = self.vector(query)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from kiv_reference import KIVConfig
 
 from .oracle import Head, Modifiers
 from .oracle_block import Block, HeadBlock, Member
 from .oracle_index import EVERY, Page
-from .oracle_numbers import Vector
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kiv_reference import KIVConfig
+
+    from .oracle_numbers import Vector
 
 NO_SINK = -math.inf
 
@@ -114,7 +118,7 @@ class OracleStore:
         return sinks, self.length - sinks - cold, cold
 
     def blocks(self) -> list[Block]:
-        """The query blocks of the call that is due (SPEC 7)."""
+        """Return the query blocks of the call that is due (SPEC 7)."""
         c, stop = self.config, self.length
         first = stop - self.pending
         if c.retrieve_tokens is None:
@@ -132,7 +136,7 @@ class OracleStore:
         return [*blocks, Block("exact", first, stop)] if suffix else blocks
 
     def _mode(self, mode: str, first: int) -> str:
-        """The mode of a block: where there is nothing to choose it attends exactly (SPEC 4.1)."""
+        """Return the mode of a block: where there is nothing to choose it attends exactly (SPEC 4.1)."""
         cold = Head(self.config, [], [], [], first).cold_pages * self.config.page_tokens
         return "exact" if mode == "retrieve" and cold <= self.config.candidate_tokens else mode
 

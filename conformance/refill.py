@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from .data import Tokens
-from .driver import Driver
 from .oracle_index import EVERY
-from .oracle_store import OracleStore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .driver import Driver
+    from .oracle_store import OracleStore
 
 
 def tokens_of(oracle: OracleStore, dtype: torch.dtype, values: list[list[list[Sequence[float]]]]) -> Tokens:
-    """A store's tokens with these values; the queries are 1 everywhere but where they count."""
+    """Return a store's tokens with these values; the queries are 1 everywhere but where they count."""
     key, value = (torch.tensor(x, dtype=torch.float64).to(dtype) for x in (oracle.keys, values))
     groups = max((len(q) for row in oracle.samples for kept in row for q in kept.values()), default=1)
     query = torch.ones(key.shape[0], key.shape[1], groups, *key.shape[2:], dtype=torch.float64)

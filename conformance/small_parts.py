@@ -6,8 +6,12 @@ each chunk is often the last of several, and partial.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kiv_fast import FastPool, Tuning
-from kiv_reference import KIVConfig
+
+if TYPE_CHECKING:
+    from kiv_reference import KIVConfig
 
 SMALL = Tuning(
     tile_tokens=8,
@@ -22,5 +26,5 @@ SMALL = Tuning(
 
 
 def pool(config: KIVConfig) -> FastPool:
-    """A pool that does everything in small parts."""
+    """Return a pool that does everything in small parts."""
     return FastPool(config, tuning=SMALL, ops="torch")

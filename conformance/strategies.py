@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 @st.composite
 def configs(draw: st.DrawFn, exact_population: bool = False, **fixed: Any) -> KIVConfig:
-    """A configuration that a few dozen tokens fill; `fixed` sets fields, by value or strategy."""
+    """Return a configuration that a few dozen tokens fill; `fixed` sets fields, by value or strategy."""
     page_tokens = draw(st.sampled_from([1, 2, 4, 8] if exact_population else [1, 2, 3, 4, 5, 8]))
     fields: dict[str, Any] = {
         "hot_tokens": st.sampled_from([0, 1, 3, 4, 8, 16]),
@@ -66,7 +66,7 @@ def shapes(draw: st.DrawFn, **fixed: Any) -> Shape:
 
 @st.composite
 def lengths(draw: st.DrawFn, config: KIVConfig, most: int = FULL) -> int:
-    """A number of tokens, most often at or beside a boundary: sinks, hot, a full page, a first choice, a sample."""
+    """Return a number of tokens, most often at or beside a boundary: sinks, hot, a full page, a choice, a sample."""
     c = config
     first_page = c.sink_tokens + c.hot_tokens + c.page_tokens
     choice = first_page + c.page_tokens * (c.candidate_tokens // c.page_tokens)
@@ -77,7 +77,7 @@ def lengths(draw: st.DrawFn, config: KIVConfig, most: int = FULL) -> int:
 
 
 def recipes(kinds: tuple[str, ...] = FLOAT_KINDS, **fixed: Any) -> st.SearchStrategy[Recipe]:
-    """A recipe for tokens."""
+    """Return a recipe for tokens."""
     return st.builds(
         Recipe,
         kind=st.sampled_from(kinds),
@@ -130,12 +130,14 @@ def scenarios(
     shape: st.SearchStrategy[Shape] | None = None,
     kinds: tuple[str, ...] | None = None,
     calls: st.SearchStrategy[list[int]] | None = None,
-    masks: tuple[str, ...] | None = None,
-    values: tuple[str, ...] = VALUES[:2],
     most: int = FULL,
     **fixed: Any,
 ) -> Scenario:
-    """A scenario: a long append or none, then a few calls, decode steps most of them."""
+    """Return a scenario: a long append or none, then a few calls, decode steps most of them.
+
+    `fixed` has fields of the scenario, as values or strategies, and kinds of values to draw from in `values`.
+    """
+    values: tuple[str, ...] = fixed.pop("values", VALUES[:2])
     drawn_config = draw(config if config is not None else configs(exact_population))
     drawn_shape = draw(shape if shape is not None else shapes())
     if kinds is None:
@@ -150,13 +152,11 @@ def scenarios(
         gap = drawn_config.hot_tokens + draw(st.integers(0, 2)) * drawn_config.page_tokens
         chunks = [(EVERY - 2, False), (draw(st.integers(1, 3)), True), *([(gap, False)] if gap else [])]
     chunks += [(n, True) for n in draw(calls)]
-    if masks is None:
-        masks = ("none",) if exact_population else ("none", "none", *MASKS)
     fields: dict[str, Any] = {
         "scale": st.sampled_from(SCALES if exact_population else (*SCALES, 0.3, 4.0)),
         "softcap": st.sampled_from([None, None, 2.0, 30.0]),
         "sinks": st.sampled_from(["none", "none", "head", "query"]),
-        "mask_kind": st.sampled_from(masks),
+        "mask_kind": st.sampled_from(("none",) if exact_population else ("none", "none", *MASKS)),
         "mask_seed": st.integers(0, 255),
     }
     fields.update(fixed)
@@ -169,7 +169,7 @@ def scenarios(
 
 
 def decode_only(steps: int = 2) -> st.SearchStrategy[list[int]]:
-    """Calls of one query."""
+    """Return calls of one query."""
     return st.integers(1, steps).map(lambda n: [1] * n)
 
 
@@ -180,7 +180,7 @@ def blocks_only(most: int = 12) -> st.SearchStrategy[list[int]]:
 
 @st.composite
 def sampled(draw: st.DrawFn, exact_population: bool = False, **fixed: Any) -> Scenario:
-    """A scenario of many multiples of 64, with queries at all, some or none of the positions before them.
+    """Return a scenario of many multiples of 64, with queries at all, some or none of the positions before them.
 
     Most pages are padding, the others whole, so that more multiples than count are not more tokens than an oracle in
     Python numbers can look at.

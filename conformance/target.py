@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from kiv_reference import KIVConfig, StorePool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kiv_reference import KIVConfig, StorePool
 
 KNOWN = {
     "reference": "kiv_reference:ReferencePool",
@@ -45,7 +48,7 @@ class Target:
 
 
 def load(name: str, device: str = "cpu") -> Target:
-    """The implementation called `name`: one of `KNOWN`, or "module:factory".
+    """Return the implementation called `name`: one of `KNOWN`, or "module:factory".
 
     A factory with attributes `change_budgets` or `save_and_reopen` has these rules of the state machine switched on.
     """

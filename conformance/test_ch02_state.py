@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ from .driver import Driver, drive
 from .expect import refused, same_retrieval
 from .refill import refill, tokens_of
 from .strategies import Scenario, blocks_only, configs, decode_only, sampled, scenarios
-from .target import Target
+
+if TYPE_CHECKING:
+    from .target import Target
 
 WEIGHTLESS = Scenario(
     KIVConfig(hot_tokens=0, sink_tokens=0, page_tokens=1, candidate_tokens=1, retrieve_tokens=1),
@@ -127,7 +130,7 @@ class Test_2_3_AttendFirstEvictAfterwards:
 
 
 def _asked(scenario: Scenario, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Validity of the queries of each call, bool ``[B, 1, TQ, 1]``."""
+    """Return validity of the queries of each call, bool ``[B, 1, TQ, 1]``."""
     flags, start = [], 0
     for n, attends in scenario.chunks:
         if attends:
@@ -142,7 +145,7 @@ class Test_2_4_Padding:
     @pytest.mark.parametrize("kind", PADDED)
     @given(data=st.data())
     def test_every_kind_of_padding(self, target: Target, kind: str, data: st.DataObject) -> None:
-        drive(target, data.draw(scenarios(masks=(kind,))))
+        drive(target, data.draw(scenarios(mask_kind=kind)))
 
     def test_a_limit_that_holds_by_equality(self, target: Target) -> None:
         """A query at padding that counts as 0 misses tokens of equal mass: a tenth of them, no more and no less."""
@@ -153,7 +156,9 @@ class Test_2_4_Padding:
         recipe, chunks = Recipe("gaussian", 0, "same"), ((17, False), (11, True))
         drive(target, Scenario(config, Shape(value_width=3), recipe, chunks, 0.0625, mask_kind="ragged", mask_seed=211))
 
-    @given(scenario=scenarios(masks=PADDED), filler=st.sampled_from([0.0, 1e4, math.inf, -math.inf]))
+    @given(
+        scenario=scenarios(mask_kind=st.sampled_from(PADDED)), filler=st.sampled_from([0.0, 1e4, math.inf, -math.inf])
+    )
     def test_what_padding_holds_does_not_matter(self, target: Target, scenario: Scenario, filler: float) -> None:
         driver = drive(target, scenario)
         tokens = scenario.tokens
@@ -167,20 +172,20 @@ class Test_2_4_Padding:
                 output = other.attend(chunk.query, scenario.scale, scenario.softcap, scenario.sink_logits(n))
                 outputs.append(output.masked_fill(hole[:, :, start : start + n].to(output.device), 0))
             start += n
-        there = driver.journal.outputs
+        there = driver.operations.outputs
         here = [output.masked_fill(~flags, 0) for output, flags in zip(there, _asked(scenario, there), strict=True)]
         same = all(map(same_bits, here, outputs))
         other.scene.require(same, "2.4", "what padding holds changed another token's output", filler=filler)
 
-    @given(scenario=scenarios(masks=PADDED))
+    @given(scenario=scenarios(mask_kind=st.sampled_from(PADDED)))
     def test_padding_sees_the_valid_tokens_before_it(self, target: Target, scenario: Scenario) -> None:
         """What a plain cache gives: here in exact mode, where full attention is the answer."""
         config = dataclasses.replace(scenario.config, retrieve_tokens=None, prefill="exact", max_missed_mass=None)
         driver = Driver(target, config)
-        for output, flags in zip(driver.run(scenario), _asked(scenario, driver.journal.outputs), strict=True):
+        for output, flags in zip(driver.run(scenario), _asked(scenario, driver.operations.outputs), strict=True):
             event(f"padding has something to see: {bool(output.masked_fill(flags, 0).any())}")
 
-    @given(scenario=scenarios(masks=("left", "ragged"), calls=decode_only()))
+    @given(scenario=scenarios(mask_kind=st.sampled_from(("left", "ragged")), calls=decode_only()))
     def test_no_mask_means_all_valid(self, target: Target, scenario: Scenario) -> None:
         tokens = scenario.tokens
         driver, plain = Driver(target, scenario.config), scenario.recipe.make(scenario.shape, tokens.key.shape[2])
@@ -197,7 +202,7 @@ class Test_2_5_FiniteKeys:
     """
 
     @given(
-        scenario=scenarios(masks=("none",)),
+        scenario=scenarios(mask_kind="none"),
         bad=st.sampled_from([math.nan, math.inf, -math.inf]),
         what=st.sampled_from(["key", "query"]),
         seed=st.integers(0, 999),
@@ -219,5 +224,5 @@ class Test_2_5_FiniteKeys:
     @example(scenario=WEIGHTLESS)
     def test_values(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
-        finite = all(bool(torch.isfinite(output).all()) for output in driver.journal.outputs)
+        finite = all(bool(torch.isfinite(output).all()) for output in driver.operations.outputs)
         event(f"outputs finite: {finite}")

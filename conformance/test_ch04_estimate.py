@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
@@ -16,7 +16,9 @@ from .driver import Driver, drive
 from .expect import same_retrieval
 from .oracle_estimate import whole_weights
 from .strategies import SCALES, Scenario, configs, decode_only, scenarios, shapes
-from .target import Target
+
+if TYPE_CHECKING:
+    from .target import Target
 
 FREE = {"max_missed_mass": None}
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,7 +15,11 @@ from .data import Tokens
 from .driver import Driver, drive
 from .expect import same_report
 from .strategies import Scenario, configs, decode_only, scenarios, shapes
-from .target import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from .target import Target
 
 PAIRS = 140
 BIG = 4096.0
@@ -51,13 +54,13 @@ def config(candidates: int, selected: int, **fields: Any) -> KIVConfig:
 
 
 def late_ones(candidates: int, selected: int, late: int) -> dict[int, int]:
-    """Marks of as many of the C best as are selected, so many of them not among the ⌊3C / 4⌋ best."""
+    """Return marks of as many of the C best as are selected, so many of them not among the ⌊3C / 4⌋ best."""
     early = 3 * candidates // 4
     return dict.fromkeys([*range(selected - late), *range(early, early + late)], 1)
 
 
 def asked(target: Target, given_config: KIVConfig, given_tokens: Tokens, queries: int = 1) -> Driver:
-    """A store with all tokens, whose last call is that of the last `queries`."""
+    """Return a store with all tokens, whose last call is that of the last `queries`."""
     driver, first = Driver(target, given_config, exact=True), given_tokens.key.shape[2] - queries
     driver.append(given_tokens.slice(0, first))
     driver.append(given_tokens.slice(first, first + queries))
@@ -186,7 +189,7 @@ class Test_4_9_Widening:
         one, two = (asked(target, config(64, 32), t) for t in (given_tokens, other))
         is_widened(one, True)
         same_report(one, two, "4.7")
-        same = same_bits(one.journal.outputs[-1], two.journal.outputs[-1])
+        same = same_bits(one.operations.outputs[-1], two.operations.outputs[-1])
         two.scene.require(same, "4.7", "a key that is no candidate's was read")
 
     @given(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import torch
 from hypothesis import event, given
 from hypothesis import strategies as st
-from kiv_reference import KIVConfig
 
 from .driver import Driver, drive
 from .strategies import Scenario, blocks_only, configs, decode_only, scenarios
-from .target import Target
+
+if TYPE_CHECKING:
+    from kiv_reference import KIVConfig
+
+    from .target import Target
 
 
 def _mode(config: KIVConfig, cold_tokens: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +14,9 @@ from .driver import Driver, drive
 from .expect import refused
 from .oracle_index import EVERY
 from .strategies import SCALES, Scenario, configs, scenarios, shapes
-from .target import Target
+
+if TYPE_CHECKING:
+    from .target import Target
 
 
 class Test_8_1_Softcap:
@@ -70,7 +74,7 @@ class Test_8_3_SharedLayers:
             ),
             shape=shapes(batch=1, width=st.sampled_from([4, 5])),
             kinds=("gaussian", "spiky", "integers"),
-            masks=("none",),
+            mask_kind="none",
             sinks="none",
             calls=st.lists(st.integers(1, 3), min_size=1, max_size=1),
         ),

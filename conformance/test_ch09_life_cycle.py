@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -20,7 +20,9 @@ from .refill import refill
 from .strategies import Scenario, configs, decode_only, shapes
 from .strategies import recipes as recipes_of
 from .strategies import scenarios as scenarios_of
-from .target import Target
+
+if TYPE_CHECKING:
+    from .target import Target
 
 B, H, D, DV = 2, 2, 4, 3
 scenarios = partial(scenarios_of, values=VALUES)
@@ -41,7 +43,7 @@ SAMPLED = {
 
 
 def used(target: Target, attended: bool = True) -> Driver:
-    """A store of twelve tokens, the last of which was attended."""
+    """Return a store of twelve tokens, the last of which was attended."""
     driver = Driver(target, TINY)
     tokens = Recipe("gaussian", 5).make(Shape(B, H, 2, D, DV), 12)
     driver.append(tokens.slice(0, 11))
@@ -330,7 +332,7 @@ class Test_9_5_Reset:
         again = Scenario(scenario.config, other.shape, other.recipe, other.chunks, other.scale)
         driver.run(again)
         fresh = drive(target, again)
-        same = same_bits(driver.journal.outputs[-1], fresh.journal.outputs[-1])
+        same = same_bits(driver.operations.outputs[-1], fresh.operations.outputs[-1])
         driver.scene.require(same, "9.5", "a reset store answers otherwise than a new one")
 
     def test_the_report_is_gone(self, target: Target) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from .data import Recipe, Shape
 from .driver import Driver, drive
 from .expect import refused, replays_alike
 from .strategies import Scenario, configs, scenarios, shapes
-from .target import Target
+
+if TYPE_CHECKING:
+    from .target import Target
 
 
 class Test_10_1_Placement:
@@ -33,7 +36,7 @@ class Test_10_1_Placement:
         neighbour = drive(target, dataclasses.replace(other, config=scenario.config, exact_population=False))
         driver = Driver(target, scenario.config, pool=neighbour.pool)
         outputs = driver.run(scenario)
-        for a, b in zip(alone.journal.outputs, outputs, strict=True):
+        for a, b in zip(alone.operations.outputs, outputs, strict=True):
             same = bool(((a == b) | (a.isnan() & b.isnan())).all())
             driver.scene.require(same, "10.1", "a neighbour changed an output")
         neighbour.again()
@@ -130,7 +133,7 @@ class Test_10_4_Errors:
         for kind in kinds:
             assert any(base.__module__ == "builtins" and base is not Exception for base in kind.__mro__[2:-3]), kind
 
-    @given(scenario=scenarios(masks=("none",)), what=st.sampled_from(["key", "queries", "crop", "rows", "shape"]))
+    @given(scenario=scenarios(mask_kind="none"), what=st.sampled_from(["key", "queries", "crop", "rows", "shape"]))
     def test_after_an_error_all_goes_on(self, target: Target, scenario: Scenario, what: str) -> None:
         driver = drive(target, scenario)
         tokens = scenario.recipe.make(scenario.shape, 3)

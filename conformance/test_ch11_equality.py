@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import torch
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
 from kiv_reference.admissible import violation
 
-from .budgets import Precision, group_errors, index_errors, token_errors
+from .allowed_error import Precision, group_errors, index_errors, token_errors
 from .driver import drive
 from .low import LowPrecision
 from .oracle import Head
 from .oracle_numbers import best, group_scores
 from .strategies import Scenario, configs, decode_only, scenarios, shapes
-from .target import Target
+
+if TYPE_CHECKING:
+    from .target import Target
 
 
 def head_of(scenario: Scenario) -> tuple[Head, list[list[float]]]:
@@ -27,7 +30,7 @@ def head_of(scenario: Scenario) -> tuple[Head, list[list[float]]]:
 
 
 def shuffled(a: torch.Tensor, b: torch.Tensor, order: list[int], dtype: torch.dtype) -> float:
-    """A dot product summed one by one in another order, every step rounded to `dtype`."""
+    """Return a dot product summed one by one in another order, every step rounded to `dtype`."""
     sum_ = torch.zeros((), dtype=dtype)
     for d in order:
         sum_ = sum_ + a[d].to(dtype) * b[d].to(dtype)
@@ -37,7 +40,7 @@ def shuffled(a: torch.Tensor, b: torch.Tensor, order: list[int], dtype: torch.dt
 class Test_11_1_ExactPopulation:
     """With small integers and powers of two every score is exact in float32, so retrieval must be identical."""
 
-    @given(scenario=scenarios(exact_population=True, masks=("none",), calls=decode_only(1)))
+    @given(scenario=scenarios(exact_population=True, mask_kind="none", calls=decode_only(1)))
     def test_scores_are_exact(self, scenario: Scenario) -> None:
         head, members = head_of(scenario)
         scale, low = Fraction(scenario.scale), LowPrecision(head, torch.float32)
@@ -120,7 +123,7 @@ class Test_11_3_BudgetsOfError:
     @given(
         scenario=scenarios(
             shape=shapes(dtype=torch.float32, batch=1, heads=1, width=st.sampled_from([4, 16, 64])),
-            masks=("none",),
+            mask_kind="none",
             kinds=("gaussian", "spiky", "pages", "needle"),
             calls=decode_only(1),
             config=configs(hot_tokens=0),
@@ -147,7 +150,7 @@ class Test_11_3_BudgetsOfError:
 
     @given(
         scenario=scenarios(
-            shape=shapes(dtype=torch.float32), masks=("none",), calls=decode_only(1), config=configs(hot_tokens=0)
+            shape=shapes(dtype=torch.float32), mask_kind="none", calls=decode_only(1), config=configs(hot_tokens=0)
         )
     )
     def test_group_scores(self, scenario: Scenario) -> None:

@@ -13,12 +13,12 @@ CLASS = re.compile(r"^Test_(\d+)_(\d+)_\w+$")
 
 
 def clauses() -> set[tuple[int, int]]:
-    """The clauses of SPEC.md."""
+    """Return the clauses of SPEC.md."""
     return {(int(a), int(b)) for a, b in CLAUSE.findall((HERE.parent / "SPEC.md").read_text())}
 
 
 def classes() -> dict[tuple[int, int], type]:
-    """The test classes of the chapters' modules, by clause."""
+    """Return the test classes of the chapters' modules, by clause."""
     found: dict[tuple[int, int], type] = {}
     for path in sorted(HERE.glob("test_ch*.py")):
         module = importlib.import_module(f"{__package__}.{path.stem}")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from .machine import machine_for
-from .target import Target
+
+if TYPE_CHECKING:
+    from .target import Target
 
 
 def test_life_of_a_store(target: Target) -> None:

@@ -16,6 +16,7 @@ from .failure import Mismatch
 from .mutants import attention, estimate, fast, faulty, hf, index, retrieval, run, state, widening
 from .mutants.patching import MUTANTS, Mutant
 from .mutants.run import reference, without
+from .mutants.source import Fault
 from .strategies import KIVConfig, Scenario
 
 ROOT = Path(__file__).parent.parent
@@ -36,12 +37,12 @@ EXACT = replace(
 
 
 def named(name: str) -> Mutant:
-    """The mutant of that name."""
+    """Return the mutant of that name."""
     return next(m for m in MUTANTS if m.name == name)
 
 
 def failure_of(name: str) -> Mismatch:
-    """What the suite says of a mutant."""
+    """Return what the suite says of a mutant."""
     with named(name).applied(), pytest.raises(Mismatch) as raised:
         drive(reference(), LONG)
     return raised.value
@@ -71,7 +72,7 @@ def test_there_are_enough_mutants_and_each_undoes_itself() -> None:
 
 def test_faults_of_fast_and_of_the_binding_can_be_made() -> None:
     """At least 60, each by a name of its own; what they replace is there, and is put back."""
-    pytest.importorskip("kiv_hf.cache")
+    pytest.importorskip("kiv_hf.cache.kiv_cache")
     every = [*fast.FAULTS, *hf.FAULTS]
     assert len({fault.name for fault in every}) == len(every) >= 60
     before = [fault.function().__code__ for fault in every]
@@ -102,8 +103,8 @@ def test_a_fault_whose_text_is_gone_is_an_error(
     where: str, old: str, new: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is no mutant that was killed, in the short form too, where its turn may not come."""
-    good = faulty.Fault("good", "kiv_reference.admissible:violation", "inside = set(chosen)", "inside = set()", ())
-    assert faulty.run_faults([good, faulty.Fault("no longer", where, old, new, ())], short=True) == 1
+    good = Fault("good", "kiv_reference.admissible:violation", "inside = set(chosen)", "inside = set()", ())
+    assert faulty.run_faults([good, Fault("no longer", where, old, new, ())], short=True) == 1
     assert "no longer: " in capsys.readouterr().out
 
 
@@ -170,7 +171,7 @@ def test_a_failure_can_be_read_and_repeated() -> None:
 
 
 def snippet_of(failure: Mismatch) -> str:
-    """What can be pasted."""
+    """Return what can be pasted."""
     return "\n".join(line[2:] for line in str(failure).partition("to reproduce:\n")[2].splitlines())
 
 

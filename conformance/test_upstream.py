@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,18 +15,21 @@ from .upstream.expected import CLASSES, REFUSALS, SHORT
 from .upstream.shadow import Row, run_class
 from .upstream.shapes import SHAPES
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 FEW = {name: SHAPES[name] for name in ("greedy", "continued", "right padding")}
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_a_class_gives_what_it_gives_with_the_stock_cache(name: str):
+def test_a_class_gives_what_it_gives_with_the_stock_cache(name: str) -> None:
     """A class of each family, or a refusal that is listed."""
     row = run_class(name)
     assert not row.wrong
     assert row.equal == row.compared
 
 
-def test_a_fault_in_the_scores_is_seen(monkeypatch: pytest.MonkeyPatch):
+def test_a_fault_in_the_scores_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a hundred-millionth, in one call of `attend`: the tokens stay the same."""
     attend = FastStore.attend
     monkeypatch.setattr(FastStore, "attend", lambda self, query, **kwargs: attend(self, query, **kwargs) * (1 + 1e-8))
@@ -35,21 +38,23 @@ def test_a_fault_in_the_scores_is_seen(monkeypatch: pytest.MonkeyPatch):
     assert "greedy, call 1: scores off by" in row.wrong[0]
 
 
-def test_other_tokens_are_seen(monkeypatch: pytest.MonkeyPatch):
+def test_other_tokens_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """As right padding gave them once."""
     attend = FastStore.attend
     monkeypatch.setattr(FastStore, "attend", lambda self, query, **kwargs: -9 * attend(self, query, **kwargs))
     assert any("sequences" in what for what in run_class("LlamaForCausalLM", FEW).wrong)
 
 
-def test_a_comparison_without_kiv_is_seen(monkeypatch: pytest.MonkeyPatch):
+def test_a_comparison_without_kiv_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache that `generate` makes stays the stock one: all is equal, and shows nothing."""
     monkeypatch.setattr(shadow, "put_kiv", lambda model: [])
     assert run_class("LlamaForCausalLM", FEW).wrong == ["no token was cold: the comparison shows nothing"]
 
 
 @pytest.mark.parametrize(("listed", "wrong"), [({}, "greedy: refused: KIV"), ({"continued": "why"}, "continued: not")])
-def test_refusals_are_those_that_are_listed(monkeypatch: pytest.MonkeyPatch, listed: dict[str, str], wrong: str):
+def test_refusals_are_those_that_are_listed(
+    monkeypatch: pytest.MonkeyPatch, listed: dict[str, str], wrong: str
+) -> None:
     """One that is not listed is wrong, and one that is listed and does not come as well."""
     if listed:
         monkeypatch.setitem(REFUSALS, "LlamaForCausalLM", listed)
@@ -59,7 +64,9 @@ def test_refusals_are_those_that_are_listed(monkeypatch: pytest.MonkeyPatch, lis
     assert row.wrong[0].startswith(wrong)
 
 
-def test_the_command_fails_if_a_class_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_the_command_fails_if_a_class_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """And its table has a line for each class, one that breaks too."""
 
     def run(name: str, shapes: Any = None) -> Row:
@@ -76,14 +83,14 @@ def test_the_command_fails_if_a_class_is_wrong(monkeypatch: pytest.MonkeyPatch, 
     assert "could not be run: RuntimeError: no such class" in printed
 
 
-def test_the_table_adds_up():
+def test_the_table_adds_up() -> None:
     """Sums of the columns, and the reasons of refusals."""
     lines = table([Row("A", 3, 3), Row("B", 4, 4, refused=1, reasons=Counter({"refused: why": 1}))]).splitlines()
     assert lines[3].split() == ["2", "classes", "7", "7", "1", "0", "ok"]
     assert lines[4] == "B: 1 refused: why"
 
 
-def test_there_are_twenty_classes():
+def test_there_are_twenty_classes() -> None:
     """All in transformers, and every refusal is of one of them."""
     assert len(set(CLASSES)) >= 20
     assert {*REFUSALS, *SHORT} <= set(CLASSES)
@@ -91,7 +98,7 @@ def test_there_are_twenty_classes():
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread() -> Iterator[None]:
     """Small models are slower with more."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -10,11 +10,14 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .catalog import causal_types, multimodal_types
-from .outcome import Outcome
 from .sweep import sweep
 from .table import Section, load, render, store
+
+if TYPE_CHECKING:
+    from .outcome import Outcome
 
 DOCS = Path(__file__).parents[2] / "docs"
 _SECTIONS = (

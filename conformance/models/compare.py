@@ -5,14 +5,13 @@ Then the fast implementation against the reference, where KIV has layers.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from kiv_fast import FastPool
 from kiv_hf import KIVCache, KIVConfig, KIVError
-from kiv_hf.compare import KIVDivergenceError
+from kiv_hf.compare.pool import KIVDivergenceError
 from kiv_hf.routing import use_kiv
-from kiv_reference.contract import PoolFactory
 from torch.overrides import TorchFunctionMode
 
 from .catalog import model_class, text_part, tiny_model
@@ -20,6 +19,9 @@ from .fast import compare_fast
 from .feeds import PIECES, TOKENS, cache_argument, feed, padded, stock_cache, text
 from .kinds import Recorder
 from .outcome import Outcome
+
+if TYPE_CHECKING:
+    from kiv_reference.contract import PoolFactory
 
 _PAGES: dict[str, Any] = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4}
 EXACT = KIVConfig(retrieve_tokens=None, **_PAGES)

@@ -6,16 +6,18 @@ on to the next layer. So a near tie that the two break differently, as they may,
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_fast import FastPool
 from kiv_hf import KIVCache, KIVConfig
-from kiv_hf.compare import ComparePool, CompareStore
-from kiv_reference.contract import PoolFactory
-from kiv_reference.report import AttendReport
+from kiv_hf.compare.pool import ComparePool, CompareStore
 
 from .feeds import PIECES, feed
+
+if TYPE_CHECKING:
+    from kiv_reference.contract import PoolFactory
+    from kiv_reference.report import AttendReport
 
 SMALL = KIVConfig(
     hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=4, candidate_tokens=7, retrieve_tokens=5,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .outcome import Outcome
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .outcome import Outcome
 
 _BIAS = "every logit carries a learned bias of the distance, which depends on the query."
 _T5_BIAS = "every logit carries a learned bias of the distance between query and key."

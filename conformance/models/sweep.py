@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
-from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
 
 from .compare import compare
 from .outcome import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.connection import Connection
 
 LIMIT_S = 600
 """Longest time for one model type. A tiny model takes seconds; a busy machine may take a hundred times as long."""

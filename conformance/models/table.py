@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -15,6 +14,10 @@ from .fast import SMALL
 from .feeds import TOKENS
 from .outcome import Outcome
 from .reasons import reason_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
 
 _MEANING = {
     "supported": "full-attention layers are KIV's, every logit equals the stock cache's to rounding, and fast equals "

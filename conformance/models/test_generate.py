@@ -49,13 +49,13 @@ MODES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=MODELS)
 def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
-    """The same model twice: as transformers ships it, and routed through KIV."""
+    """Return the same model twice: as transformers ships it, and routed through KIV."""
     torch.set_grad_enabled(False)
     return tiny_model(request.param, None), use_kiv(tiny_model(request.param, None))
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_generate(models, mode):
+def test_generate(models: tuple[Any, Any], mode: str) -> None:
     """KIV gives the stock cache's tokens; where the stock cache cannot do it, KIV gives an error too."""
     stock, kiv = models
     expected = generate(stock, stock_cache(stock), mode)
@@ -86,7 +86,7 @@ def generate(model: Any, cache: Any, mode: str) -> torch.Tensor | Exception:
     return output.sequences if mode == "a dictionary" else output
 
 
-def test_assisted_decoding():
+def test_assisted_decoding() -> None:
     """The assistant is a smaller model, so that proposals are rejected too, and both caches crop."""
     stock, kiv = tiny_model("llama", None), use_kiv(tiny_model("llama", None))
     assistant = tiny_model("llama", None, seed=6)
@@ -98,7 +98,7 @@ def test_assisted_decoding():
     assert cache.tokens().cold_ram > 0
 
 
-def test_modes_are_exercised(models):
+def test_modes_are_exercised(models: tuple[Any, Any]) -> None:
     """Most modes give tokens on most models: the comparison is not one of errors."""
     stock, _ = models
     worked = [mode for mode in MODES if not isinstance(generate(stock, stock_cache(stock), mode), Exception)]

@@ -50,7 +50,7 @@ REFUSED = {"inkling_text": "position_bias", "doge": "4-D mask", "cpmant": "use_k
 
 
 @pytest.mark.parametrize("model_type", SUPPORTED, ids=lambda name: f"{name}: {SUPPORTED[name]}")
-def test_kinds_of_attention(model_type):
+def test_kinds_of_attention(model_type: str) -> None:
     """Exact KIV equals the stock cache, with most tokens cold; under a small budget fast equals the reference."""
     (outcome,) = sweep([model_type])
     assert outcome.verdict == "supported", outcome
@@ -58,21 +58,21 @@ def test_kinds_of_attention(model_type):
 
 
 @pytest.mark.parametrize("model_type", DELEGATED)
-def test_nothing_to_retrieve(model_type):
+def test_nothing_to_retrieve(model_type: str) -> None:
     """A cache without KIV layers equals the stock cache too."""
     (outcome,) = sweep([model_type])
     assert outcome.verdict == "delegated", outcome
 
 
 @pytest.mark.parametrize("model_type", REFUSED)
-def test_refusals_name_their_cause(model_type):
+def test_refusals_name_their_cause(model_type: str) -> None:
     """What cannot be right is an error that says why."""
     (outcome,) = sweep([model_type])
     assert outcome.verdict == "refused", outcome
     assert REFUSED[model_type] in outcome.reason
 
 
-def test_the_page_has_a_row_for_every_type():
+def test_the_page_has_a_row_for_every_type() -> None:
     """A transformers version with new types needs a new page."""
     page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
     missing = [name for name in causal_types() + multimodal_types() if f"| {name} |" not in page]
@@ -80,7 +80,7 @@ def test_the_page_has_a_row_for_every_type():
     assert "| wrong | 0 | 0 | 0 |" in page
 
 
-def test_every_type(request):
+def test_every_type(request: pytest.FixtureRequest) -> None:
     """The page's verdicts still hold."""
     if request.config.getoption("--profile") != "nightly":
         pytest.skip("the subset above is what a short run has time for")

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from kiv_fast import FastPool
 from kiv_hf import use_kiv
-from kiv_hf.compare import KIVDivergenceError
-from kiv_reference.contract import LayerStore, PoolFactory
+from kiv_hf.compare.pool import KIVDivergenceError
 
 from .catalog import tiny_model
 from .compare import compare
 from .fast import compare_fast
 from .feeds import PIECES, text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from kiv_reference.contract import LayerStore, PoolFactory
 
 MODELS = ("llama", "deepseek_v3", "gpt_oss", "qwen3_next", "bloom", "blip")
 
@@ -70,14 +73,14 @@ FAULTS = {
 
 
 @pytest.fixture(autouse=True)
-def without_gradients():
+def without_gradients() -> Iterator[None]:
     """KIV computes none."""
     with torch.no_grad():
         yield
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_found(fault):
+def test_a_fault_is_found(fault: str) -> None:
     """And the clause that it breaks is named."""
     clause, broken = FAULTS[fault]
     model = use_kiv(tiny_model("llama", None))
@@ -86,7 +89,7 @@ def test_a_fault_is_found(fault):
 
 
 @pytest.mark.parametrize("model_type", MODELS)
-def test_a_fault_is_found_on_every_kind_of_model(model_type):
+def test_a_fault_is_found_on_every_kind_of_model(model_type: str) -> None:
     """However the model reaches its cache: adapters, sinks, patches, a text part."""
     model = use_kiv(tiny_model(model_type, None))
     ids = text(model)
@@ -95,14 +98,14 @@ def test_a_fault_is_found_on_every_kind_of_model(model_type):
         compare_fast(model, ids, ["chunks"], candidate=obeying(retrieve_tokens=4))
 
 
-def test_a_fault_makes_the_row_wrong():
+def test_a_fault_makes_the_row_wrong() -> None:
     """The page would say so."""
     outcome = compare("llama", obeying(retrieve_tokens=4))
     assert outcome.verdict == "wrong"
     assert outcome.reason.startswith("fast against reference: SPEC 4.6")
 
 
-def test_only_choices_are_counted():
+def test_only_choices_are_counted() -> None:
     """Chunks end at 17, 18, 20, 33 and 40; from position 18 on there are more cold tokens than candidates."""
     assert PIECES["chunks"] == [17, 1, 2, 13, 7]
     blocks = 1 + 4 + 2  # of at most 4 queries, in the last three chunks

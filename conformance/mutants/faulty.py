@@ -11,11 +11,14 @@ import io
 import os
 import re
 import time
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pytest
 
-from .source import Fault
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .source import Fault
 
 SHORT_SHARE = 4
 """The short form takes every fourth fault."""
@@ -40,7 +43,7 @@ def first_failed(tests: Sequence[str]) -> tuple[int, str]:
 
 
 def in_child(fault: Fault | None, tests: Sequence[str]) -> tuple[int, str]:
-    """The same in a copy of this process, so that nothing that a fault breaks outlives it."""
+    """Do the same in a copy of this process, so that nothing that a fault breaks outlives it."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -107,7 +110,7 @@ def kill_run(faults: Sequence[Fault], control: bool = True) -> int:
 
 
 def run_faults(every: Sequence[Fault], only: str = "", short: bool = False) -> int:
-    """The kill run over those of the faults that have `only` in their names; refuses if the text of any is gone."""
+    """Do the kill run over the faults that have `only` in their names; refuse if the text of any is gone."""
     if gone := stale(every):
         print("faults whose text no longer applies: change them\n" + "\n".join(gone))
         return 1

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .source import code_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Mutant:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The reference has the fault while this lasts."""
+        """Give the reference the fault while this lasts."""
         with ExitStack() as stack:
             for owner, attribute, change in self.patches:
                 original = owner.__dict__[attribute]

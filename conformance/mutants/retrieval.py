@@ -13,7 +13,7 @@ from .patching import mutant, reworded
 
 
 def more(config: KIVConfig, **changes: int) -> KIVConfig:
-    """The configuration with some numbers moved, and at least one candidate for each selected token."""
+    """Return the configuration with some numbers moved, and at least one candidate for each selected token."""
     moved = {name: getattr(config, name) + by for name, by in changes.items()}
     moved["candidate_tokens"] = max(moved.get("candidate_tokens", config.candidate_tokens), 1)
     moved["retrieve_tokens"] = min(moved.get("retrieve_tokens", config.retrieve_tokens), moved["candidate_tokens"])

@@ -6,16 +6,18 @@ import functools
 import importlib
 import inspect
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from ..failure import Mismatch, Scene
 from ..target import Target, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 HERE = Path(__file__).parent.parent
 FIRST = ("test_ch11_equality", "test_machine", "test_ch02_state", "test_ch10_tiers", "test_ch09_life_cycle")
@@ -48,7 +50,7 @@ def tests() -> list[tuple[str, Callable[[Target], None]]]:
 
 
 def _expand(name: str, test: Callable[..., None]) -> Iterator[tuple[str, Callable[[Target], None]]]:
-    """The test for each of its parameters; nothing if it needs no target."""
+    """Yield the test for each of its parameters; nothing if it needs no target."""
     cases: list[dict[str, Any]] = [{}]
     for mark in getattr(test, "pytestmark", []):
         names = [n.strip() for n in mark.args[0].split(",")] if isinstance(mark.args[0], str) else list(mark.args[0])
@@ -61,7 +63,7 @@ def _expand(name: str, test: Callable[..., None]) -> Iterator[tuple[str, Callabl
 
 
 def first_failure(target: Target, look: str = "") -> Death | None:
-    """The first test that fails, or None; those of the clause `look` run first."""
+    """Return the first test that fails, or None; those of the clause `look` run first."""
     start = time.perf_counter()
     first = f"Test_{look.replace('.', '_')}_"
     for name, test in sorted(tests(), key=lambda pair: not look or first not in pair[0]):
@@ -78,7 +80,7 @@ def first_failure(target: Target, look: str = "") -> Death | None:
 
 @contextmanager
 def without(assertion: str) -> Iterator[None]:
-    """The suite as if the assertion with this text were deleted."""
+    """Run the suite as if the assertion with this text were deleted."""
     require, mismatch = Scene.require, Scene.mismatch
 
     def lenient(self: Scene, condition: bool, clause: str, what: str, claim: str = "", **facts: Any) -> None:
@@ -93,5 +95,5 @@ def without(assertion: str) -> Iterator[None]:
 
 
 def reference() -> Target:
-    """The store that mutants are made of."""
+    """Return the store that mutants are made of."""
     return load("reference")

@@ -10,13 +10,15 @@ import importlib
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Fault:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The function has the fault while this lasts."""
+        """Give the function the fault while this lasts."""
         function = self.function()
         source = textwrap.dedent(inspect.getsource(function))
         if source.count(self.old) != 1:
@@ -64,7 +66,7 @@ class Fault:
 
 
 def clause(number: str, impl: str = "fast") -> tuple[str, ...]:
-    """What the conformance suite says of a clause of SPEC.md, and for which implementation."""
+    """Return what the conformance suite says of a clause of SPEC.md, and for which implementation."""
     chapter, _, rest = number.partition(".")
     for path in Path(__file__).parent.parent.glob(f"test_ch{int(chapter):02d}_*.py"):
         found = re.search(rf"^class (Test_{chapter}_{rest}_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
@@ -74,7 +76,7 @@ def clause(number: str, impl: str = "fast") -> tuple[str, ...]:
 
 
 def code_of(function: FunctionType, source: str) -> CodeType:
-    """What the definition in `source` compiles to, under the rules of the module that `function` comes from."""
+    """Return what the definition in `source` compiles to, under the rules of the module that `function` comes from."""
     flags = __future__.annotations.compiler_flag
     whole = compile(source, function.__code__.co_filename, "exec", flags=flags, dont_inherit=True)
     codes = [one for one in whole.co_consts if isinstance(one, CodeType) and one.co_name == function.__name__]

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from kiv_reference import KIVConfig, block, call, validate
-from kiv_reference.call import BlockCall
+from kiv_reference import KIVConfig, block, call, store
+from kiv_reference.growing import Growing
 from kiv_reference.index import SAMPLE_TOKENS
 from kiv_reference.partition import Partition
 from kiv_reference.pool import ReferencePool
 from kiv_reference.report import BlockReport, TierBytes, TierTokens
-from kiv_reference.rows import Rows
 from kiv_reference.store import ReferenceStore
 from kiv_reference.tokens import Tokens
 
 from .patching import mutant
 from .retrieval import more
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kiv_reference.call import BlockCall
 
 
 @mutant("page off by one position", (Partition, "page"))
@@ -116,10 +119,10 @@ def _(original: Any) -> Any:
 @mutant("attend is allowed after a crop", (ReferenceStore, "crop"), look="9.1")
 def _(original: Any) -> Any:
     def changed(self: ReferenceStore, length: int) -> None:
-        pending = 0 if self._tokens is None else self._tokens.pending
+        pending = 0 if self.contents is None else self.contents.pending
         original(self, length)
-        if self._tokens is not None and length == self.length:
-            self._tokens.pending = pending
+        if self.contents is not None and length == self.length:
+            self.contents.pending = pending
 
     return changed
 
@@ -155,29 +158,29 @@ mutant("reorder forgets values", (Tokens, "select"), look="9.3")(_forgets("value
 @mutant("repeat tiles instead of repeating in place", (ReferenceStore, "repeat_interleave"), look="9.3")
 def _(original: Any) -> Any:
     def changed(self: ReferenceStore, repeats: int) -> None:
-        if repeats < 1 or self._tokens is None:
+        if repeats < 1 or self.contents is None:
             original(self, repeats)
             return
-        self._select(torch.arange(self._tokens.valid.shape[0]).repeat(repeats), False)
+        self._select(torch.arange(self.contents.valid.shape[0]).repeat(repeats), False)
 
     return changed
 
 
-@mutant("a fork shares the hot buffer", (Rows, "clone"), look="9.4")
+@mutant("a fork shares the hot buffer", (Growing, "clone"), look="9.4")
 def _(original: Any) -> Any:
-    def changed(self: Rows) -> Rows:
+    def changed(self: Growing) -> Growing:
         copy = original(self)
-        copy._buffer = self._buffer
+        copy.buffer = self.buffer
         return copy
 
     return changed
 
 
-@mutant("the caller's tensor is kept, not copied", (Rows, "append"), look="9.1")
+@mutant("the caller's tensor is kept, not copied", (Growing, "append"), look="9.1")
 def _(original: Any) -> Any:
-    def changed(self: Rows, rows: torch.Tensor) -> None:
+    def changed(self: Growing, rows: torch.Tensor) -> None:
         if self._length == 0:
-            self._buffer, self._length = rows, rows.shape[2]
+            self.buffer, self._length = rows, rows.shape[2]
         else:
             original(self, rows)
 
@@ -187,9 +190,9 @@ def _(original: Any) -> Any:
 @mutant("reset keeps the report", (ReferenceStore, "reset"), look="9.5")
 def _(original: Any) -> Any:
     def changed(self: ReferenceStore) -> None:
-        report = self._report
+        report = self.last_report
         original(self)
-        self._report = report
+        self.last_report = report
 
     return changed
 
@@ -203,9 +206,9 @@ def _(original: Any) -> Any:
     return changed
 
 
-@mutant("keys that are not finite are accepted", (validate, "check_finite"), look="2.5")
+@mutant("keys that are not finite are accepted", (store, "check_finite"), look="2.5")
 def _(original: Any) -> Any:
-    return lambda what, finite: None
+    return lambda what, tensor, valid: None
 
 
 @mutant("a refused append has half happened", (ReferenceStore, "append"), look="10.4")
@@ -214,21 +217,18 @@ def _(original: Any) -> Any:
         try:
             original(self, *arguments, **named)
         except Exception:
-            if self._tokens is not None:
-                self._tokens.pending = 0
+            if self.contents is not None:
+                self.contents.pending = 0
             raise
 
     return changed
 
 
-@mutant("negative rows count from the end", (validate, "check_rows"), (ReferenceStore, "_select"), look="9.3")
+@mutant("negative rows count from the end", (ReferenceStore, "_select"), look="9.3")
 def _(original: Any) -> Any:
-    if original is validate.check_rows:
-        return original
-
     def changed(self: ReferenceStore, rows: torch.Tensor, same_size: bool) -> None:
-        good = self._tokens is not None and rows.ndim == 1 and rows.numel() and rows.dtype == torch.int64
-        original(self, rows % self._tokens.valid.shape[0] if good else rows, same_size)
+        good = self.contents is not None and rows.ndim == 1 and rows.numel() and rows.dtype == torch.int64
+        original(self, rows % self.contents.valid.shape[0] if good else rows, same_size)
 
     return changed
 
@@ -261,7 +261,7 @@ def _(original: Any) -> Any:
 
 
 def _reports(name: str, change: Callable[[BlockReport, BlockCall], dict[str, Any]], look: str = "") -> None:
-    """A block report that says something else than was done."""
+    """Register a mutant whose block report says something else than was done."""
 
     def lie(original: Any) -> Any:
         def changed(self: BlockCall, results: Any) -> BlockReport:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from kiv_reference import KIVConfig, block, select
 
 from .patching import mutant, reworded
 from .retrieval import more
+
+if TYPE_CHECKING:
+    import torch
 
 LATE, CHOOSE, FEW = (select, "late"), (block, "choose"), (select, "LATE")
 

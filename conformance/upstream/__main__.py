@@ -9,13 +9,16 @@ import argparse
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
 
 from .expected import CLASSES, SHORT
 from .shadow import Row, run_class
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 HEAD = ("class", "compared", "equal", "refused", "neither can", "result")
 

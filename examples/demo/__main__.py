@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from haystack import FACT, QUESTION, bury, found, package_file
 from kiv_hf import KIVCache, KIVConfig
 from kiv_hf.cli.app import one_message
-from kiv_hf.cli.ask import Settings, converse, load
+from kiv_hf.cli.ask import Screen, Settings, converse, load
 from kiv_hf.cli.display import decode_text, outcome_table, waiting
-from kiv_hf.cli.generate import Run
-from kiv_hf.cli.source import find_source, load_tokenizer
+from kiv_hf.cli.models.source import find_source, load_tokenizer
 from kiv_hf.cli.trace import Trace
 from kiv_hf.impls import DEFAULT_IMPL
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from transformers import DynamicCache
+
+if TYPE_CHECKING:
+    from kiv_hf.cli.generate import Run
 
 CONFIG = KIVConfig(hot_tokens=512, candidate_tokens=1024, retrieve_tokens=256)
 """Budgets so small that there is much to leave out: by default a text of 6,000 tokens is attended exactly."""
@@ -54,9 +57,9 @@ def main() -> int:
     out.rule("through KIV")
     trace = Trace(haystack.fact, CONFIG.page_tokens)
     cache = KIVCache(model.config, CONFIG, impl=arguments.impl)
-    kiv = converse(model, tokenizer, haystack.ids, cache, settings, out, out, trace=trace)
+    kiv = converse(model, tokenizer, haystack.ids, cache, settings, Screen(out, out), trace=trace)
     out.rule("through DynamicCache")
-    plain = converse(model, tokenizer, haystack.ids, DynamicCache(config=model.config), settings, out, out)
+    plain = converse(model, tokenizer, haystack.ids, DynamicCache(config=model.config), settings, Screen(out, out))
 
     answers = {"KIV": kiv, "DynamicCache": plain}
     texts = {name: tokenizer.decode(run.answer, skip_special_tokens=True).strip() for name, run in answers.items()}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from kiv_hf.cli.prompt import compose, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
 
 FACT = "The best thing to do in San Francisco is to eat a sandwich and sit in Dolores Park on a sunny day."
 QUESTION = "What is the best thing to do in San Francisco?"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, PreTrainedTokenizerFast, T5Config
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]
 NATIVE_TOKENS = 512

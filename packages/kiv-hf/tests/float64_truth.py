@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 TIMES = 2
 """KIV may be this many times as far from float64 truth as the stock cache is, both as root mean squares.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hf_models import EXACT, FEEDS, FULL_BUDGET, STARVED, TinyModel, feed, pair
-from kiv_hf.adapters import Staged, adapt, halves, interleaved, latent, repeated
+from kiv_hf.cache.adapters import Staged, adapt, halves, interleaved, latent, repeated
 from kiv_reference.errors import KIVUnsupportedError
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, DiffLlamaConfig, DiffLlamaForCausalLM
 

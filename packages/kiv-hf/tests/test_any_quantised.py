@@ -9,7 +9,7 @@ import pytest
 import torch
 from float64_truth import TIMES, error
 from kiv_hf import KIVCache, KIVConfig
-from kiv_hf.cli.gguf import convert
+from kiv_hf.cli.models.gguf import convert
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
 
 pytestmark = pytest.mark.real

@@ -9,9 +9,10 @@ import time
 import pytest
 import torch
 from cli_models import tokenizer
-from kiv_hf.cli import gguf, manifest, text, unfinished
+from kiv_hf.cli import text
 from kiv_hf.cli.app import app
 from kiv_hf.cli.display import AnswerStreamer
+from kiv_hf.cli.models import gguf, manifest, unfinished
 from kiv_hf.cli.terminal import printable
 from kiv_reference.errors import KIVUsageError
 from rich.console import Console

@@ -9,10 +9,9 @@ import pytest
 import torch
 from kiv_fast.memory.pinning import SlabPinning
 from kiv_fast.store import FastStore
-from kiv_hf.cli import doctor_machine, doctor_stores, doctor_times
 from kiv_hf.cli.app import app
-from kiv_hf.cli.doctor import checks
-from kiv_hf.cli.doctor_finding import Finding, examine
+from kiv_hf.cli.doctor import checks, machine, stores, times
+from kiv_hf.cli.doctor.finding import Finding, examine
 from typer.testing import CliRunner
 
 CPU = torch.device("cpu")
@@ -26,9 +25,9 @@ NAMES = [
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setitem(doctor_times.CONTEXTS, "cpu", (1024, 2048, 8192))
-    monkeypatch.setattr(doctor_times, "ROUNDS", 2)
-    monkeypatch.setattr(doctor_stores, "CALLS", (260, 1, 20, 1))
+    monkeypatch.setitem(times.CONTEXTS, "cpu", (1024, 2048, 8192))
+    monkeypatch.setattr(times, "ROUNDS", 2)
+    monkeypatch.setattr(stores, "CALLS", (260, 1, 20, 1))
 
 
 def run(*arguments):
@@ -51,10 +50,10 @@ def test_it_checks_retrieval(quick, monkeypatch):
         return output
 
     monkeypatch.setattr(FastStore, "attend", attend)
-    assert doctor_stores.compare("store", torch.float32, CPU).well
+    assert stores.compare("store", torch.float32, CPU).well
     assert {"exact", "retrieve"} in modes
     assert modes[-1] == {"retrieve"}
-    doctor_times.measure("step", doctor_times.CONTEXTS["cpu"][-1], doctor_times.GEOMETRY["cpu"], CPU)
+    times.measure("step", times.CONTEXTS["cpu"][-1], times.GEOMETRY["cpu"], CPU)
     assert modes[-1] == {"retrieve"}
 
 
@@ -96,7 +95,7 @@ def test_a_check_that_raises_is_a_finding_and_the_others_go_on(quick, monkeypatc
     def broken(*_, **__):
         raise RuntimeError("CUDA error: out of order\nmore")
 
-    monkeypatch.setattr(doctor_times, "FastPool", broken)
+    monkeypatch.setattr(times, "FastPool", broken)
     result = run("--device", "cpu")
     assert result.exit_code == 1
     assert result.stdout.count("not well") == 3
@@ -122,7 +121,7 @@ def test_memory_that_cannot_be_pinned(monkeypatch):
         def unregister(self, address):
             raise AssertionError("nothing was registered")
 
-    monkeypatch.setattr(doctor_machine, "pinning_for", lambda device: SlabPinning(Refusing(), 1 << 30))
+    monkeypatch.setattr(machine, "pinning_for", lambda device: SlabPinning(Refusing(), 1 << 30))
     by_name = {name: (check, remedy) for name, check, remedy in checks(torch.device("cuda"))}
     found = examine("pinned quota", *by_name["pinned quota"])
     assert not found.well
@@ -131,9 +130,9 @@ def test_memory_that_cannot_be_pinned(monkeypatch):
 
 
 def test_a_card_that_torch_does_not_see(monkeypatch):
-    monkeypatch.setattr(doctor_machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(machine.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = doctor_machine.torch_build(CPU)
+    found = machine.torch_build(CPU)
     assert not found.well
     assert "torch sees no CUDA device" in found.reason
     assert "driver" in found.remedy
@@ -142,7 +141,7 @@ def test_a_card_that_torch_does_not_see(monkeypatch):
 def test_another_transformers(monkeypatch):
     monkeypatch.setattr("transformers.__version__", "4.50.0")
     monkeypatch.setattr("kiv_hf._transformers.check_version.__defaults__", ("4.50.0",))
-    found = doctor_machine.transformers_version()
+    found = machine.transformers_version()
     assert not found.well
     assert "pip install 'transformers>=" in found.reason
 
@@ -151,15 +150,15 @@ def test_little_memory(monkeypatch):
     from types import SimpleNamespace
 
     little = SimpleNamespace(available=1 << 29, total=1 << 32)
-    monkeypatch.setattr(doctor_machine.psutil, "virtual_memory", lambda: little)
-    found = doctor_machine.memory(CPU)
+    monkeypatch.setattr(machine.psutil, "virtual_memory", lambda: little)
+    found = machine.memory(CPU)
     assert not found.well
     assert "RAM" in found.reason
 
 
 def test_the_plain_cache_is_full_attention():
     torch.manual_seed(0)
-    plain = doctor_times.PlainCache()
+    plain = times.PlainCache()
     for tokens in (5, 1):
         plain.append(torch.randn(1, 2, tokens, 4), torch.randn(1, 2, tokens, 4))
     query = torch.randn(1, 4, 1, 4)

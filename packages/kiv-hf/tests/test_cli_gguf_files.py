@@ -10,8 +10,8 @@ import numpy
 import pytest
 import torch
 from gguf import GGUFWriter
-from kiv_hf.cli import gguf, unfinished
-from kiv_hf.cli.gguf_file import check_gguf
+from kiv_hf.cli.models import gguf, unfinished
+from kiv_hf.cli.models.gguf_file import check_gguf
 from kiv_reference.errors import KIVUnsupportedError
 from transformers import AutoTokenizer
 

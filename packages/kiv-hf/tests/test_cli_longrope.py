@@ -9,7 +9,7 @@ import torch
 from cli_models import CHARACTERS, tokenizer
 from kiv_hf import rope_for_length
 from kiv_hf.cli.app import app
-from kiv_hf.cli.ask import AGAIN, Settings, converse
+from kiv_hf.cli.ask import AGAIN, Screen, Settings, converse
 from kiv_hf.cli.generate import Part, parts, prefill
 from kiv_hf.cli.prompt import compose
 from kiv_hf.cli.trace import Trace
@@ -48,7 +48,9 @@ def answer(phi, ids, cache=None, tokenizer=None, **more):
     out, err = io.StringIO(), io.StringIO()
     cache = phi.cache() if cache is None else cache
     consoles = [Console(file=file, width=200) for file in (out, err)]
-    run = converse(phi.kiv, Nothing() if tokenizer is None else tokenizer, ids, cache, SETTINGS, *consoles, **more)
+    run = converse(
+        phi.kiv, Nothing() if tokenizer is None else tokenizer, ids, cache, SETTINGS, Screen(*consoles), **more
+    )
     return run, cache, out.getvalue(), err.getvalue()
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from cli_models import tokenizer
 from kiv_hf import KIVCache, KIVConfig
-from kiv_hf.cli import gguf
 from kiv_hf.cli.display import cold_text
 from kiv_hf.cli.estimate import check_memory, estimate
 from kiv_hf.cli.generate import chunk_sizes
+from kiv_hf.cli.models import gguf
 from kiv_hf.cli.trace import ColdTokens, Trace
 from kiv_hf.cli.units import format_bytes, parse_bytes
 from kiv_reference import ReferencePool

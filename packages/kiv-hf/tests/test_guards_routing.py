@@ -61,7 +61,7 @@ class TestAnotherAttention:
         layer = cache.layers[0]
         heads, width = llama.config.num_key_value_heads, llama.config.head_dim
         total = cache.get_mask_sizes(3, 0)[0]
-        cache._handshake.mask_answered(None)
+        cache.handshake.mask_answered(None)
         key, value = layer.update(torch.ones(1, heads, 3, width), torch.ones(1, heads, 3, width))
         assert key.shape == value.shape == (1, heads, total, width)
         assert key.isnan().all()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hf_models import EXACT, FULL_BUDGET, falcon_h1, feed
 from kiv_hf import KIVCache, KIVConfig, __all__
-from kiv_hf.hybrid import KIVHybridLayer
+from kiv_hf.cache.hybrid import KIVHybridLayer
+from kiv_hf.cache.layer import KIVLayer
 from kiv_hf.impls import DEFAULT_IMPL, resolve_impl
-from kiv_hf.layer import KIVLayer
 from kiv_reference import ReferencePool
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError
 from transformers import DynamicCache

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from kiv_hf import KIVConfig
-from kiv_hf.compare import ComparePool
-from kiv_hf.divergence import KIVDivergenceError
+from kiv_hf.compare.divergence import KIVDivergenceError
+from kiv_hf.compare.pool import ComparePool
 from kiv_reference import ReferencePool
 from kiv_reference.report import AttendReport
 
@@ -55,7 +55,7 @@ def attended(config: KIVConfig, part: str = "", fault=None) -> AttendReport:
                     rows = getattr(block, part).clone()
                     known = (row if row.dtype == torch.bool else row[row >= 0] for row in rows[0])
                     rows = torch.stack([fault(row) for row in known])[None]
-                    store._report = AttendReport((replace(block, **{part: rows}),))
+                    store.last_report = AttendReport((replace(block, **{part: rows}),))
                 return output
 
             store.attend = wrong

@@ -8,8 +8,8 @@ import pytest
 import torch
 import transformers.masking_utils as masking_utils
 from hf_models import FEEDS, feed
-from kiv_hf.handshake import Handshake, MaskLength
-from kiv_hf.masks import kiv_mask
+from kiv_hf.attention.masks import kiv_mask
+from kiv_hf.guards.handshake import Handshake, MaskLength
 from kiv_reference.errors import KIVShapeError
 from transformers import AttentionMaskInterface
 from transformers.masking_utils import (
@@ -56,14 +56,14 @@ def test_no_tensor_of_queries_times_tokens_is_made(llama, monkeypatch):
         raise AssertionError("a 4-D mask was made")
 
     monkeypatch.setattr(masking_utils, "sdpa_mask", refuse)
-    monkeypatch.setattr("kiv_hf.stock.sdpa_mask", refuse)
-    monkeypatch.setattr("kiv_hf.stock._causal_mask", refuse)
+    monkeypatch.setattr("kiv_hf.attention.stock.sdpa_mask", refuse)
+    monkeypatch.setattr("kiv_hf.attention.stock._causal_mask", refuse)
     feed(llama.kiv, llama.ids, llama.cache(), FEEDS["chunks"])
 
 
 def handshake_of(tiny) -> tuple[Handshake, object]:
     cache = tiny.cache()
-    return cache._handshake, cache
+    return cache.handshake, cache
 
 
 def test_other_caches_get_what_sdpa_gets(llama):

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hf_models import EXACT, falcon_h1, feed
 from kiv_hf import KIVCache, use_kiv
-from kiv_hf.adapters import Staged, repeated
-from kiv_hf.attention import _sink_logits
-from kiv_hf.compare import ComparePool
-from kiv_hf.divergence import KIVDivergenceError, Place, check_outputs
-from kiv_hf.selection import with_selection
-from kiv_hf.stages import seen_tokens
+from kiv_hf.attention.function import _sink_logits
+from kiv_hf.attention.selection import with_selection
+from kiv_hf.cache.adapters import Staged, repeated
+from kiv_hf.cache.stages import seen_tokens
+from kiv_hf.compare.divergence import KIVDivergenceError, Place, check_outputs
+from kiv_hf.compare.pool import ComparePool
 from kiv_reference import ReferencePool
 from kiv_reference.admissible import Violation, violation
 from transformers import BloomConfig, BloomForCausalLM, DynamicCache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hf_models import FEEDS, feed
-from kiv_hf.stock import eager_only, stock_attention, stock_mask
+from kiv_hf.attention.stock import eager_only, stock_attention, stock_mask
 from kiv_reference.errors import KIVShapeError, KIVUnsupportedError
 from transformers import GptOssConfig, LlamaConfig, StaticCache
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hf_models import EXACT, TINY_MODELS, falcon_h1, feed
 from kiv_hf import KIVCache
-from kiv_hf.adapters import Staged, halves, interleaved, latent, repeated
+from kiv_hf.cache.adapters import Staged, halves, interleaved, latent, repeated
 from transformers.cache_utils import LinearAttentionLayer
 
 

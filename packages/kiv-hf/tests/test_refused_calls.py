@@ -9,7 +9,7 @@ import torch
 from hf_interfaces import registered
 from hf_models import EXACT, FULL_BUDGET, TINY_MODELS, feed, pair
 from kiv_hf import KIVError
-from kiv_hf.attention import kiv_attention
+from kiv_hf.attention.function import kiv_attention
 from kiv_reference.errors import KIVBudgetError, KIVShapeError, KIVUnsupportedError, KIVUsageError
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -152,7 +152,7 @@ def test_a_failure_in_the_attention_of_a_window_takes_all_layers_back(gemma3, pl
         case.cache.reset()
     for _ in range(2):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("kiv_hf.stock.sdpa_attention_forward", raising(error))
+            patch.setattr("kiv_hf.attention.stock.sdpa_attention_forward", raising(error))
             with pytest.raises(type(error)):
                 gemma3.kiv(case.ids[:, past : past + PAST], past_key_values=case.cache)
     assert case.cache.lengths() == ({PAST} if past else set())
@@ -167,7 +167,7 @@ def test_a_failure_over_other_keys_takes_nothing_back(gemma3):
     feed(gemma3.kiv, gemma3.ids[:, :PAST], cache, [PAST])
     states = torch.randn(1, 1, PAST, 8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kiv_hf.stock.sdpa_attention_forward", raising(Stop()))
+        patch.setattr("kiv_hf.attention.stock.sdpa_attention_forward", raising(Stop()))
         with pytest.raises(Stop):
             kiv_attention(gemma3.stock.model.layers[0].self_attn, states, states, states, None)
     assert cache.lengths() == {PAST}

@@ -13,7 +13,8 @@ import threading
 import pytest
 import torch
 from kiv_hf import KIVCache, KIVError, rope_for_length
-from kiv_hf.rope import factors, limits, rotary_embeddings, same_factors_until
+from kiv_hf.rope.embeddings import rotary_embeddings
+from kiv_hf.rope.limits import factors, limits, same_factors_until
 from phi_models import IDS, ROPE, SHORT, TYPES, Phi, build
 from transformers import DynamicCache, Gemma3Config, LlamaConfig, modeling_rope_utils
 

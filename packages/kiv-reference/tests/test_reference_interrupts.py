@@ -93,7 +93,7 @@ def prepared(name):
 def later(store):
     """What the store answers next: whether its state is right."""
     length = store.length
-    batch = 2 if length == 0 else store._tokens.valid.shape[0]
+    batch = 2 if length == 0 else store.contents.valid.shape[0]
     key, value, query = (part[:1, :, length : length + 4].expand(batch, -1, -1, -1) for part in (KEY, VALUE, QUERY))
     store.append(key, value)
     told = store.attend(query, scale=0.5).tolist()

@@ -229,10 +229,10 @@ def test_sampled_queries_decide_what_is_coded():
         store.append(key[:, :, t : t + 1], key[:, :, t : t + 1])
         store.attend(query[:, :, t : t + 1], scale=1.0)
         store.attend(torch.full((1, 2, 1, 2), 100.0), scale=1.0)  # only the first attend after an append counts
-    channels = store._tokens.index[1].tensor
+    channels = store.contents.index[1].tensor
     # The pages' boundaries are 32, 64, 96, 128: the first has no sample, the fourth the query of 127.
     assert channels.flatten().tolist() == [0, 0, 0, 1]
-    assert store._tokens.sampled.tensor.tolist() == [[[[1.0, 1.0], [1.0, 9.0]]]]
+    assert store.contents.sampled.tensor.tolist() == [[[[1.0, 1.0], [1.0, 9.0]]]]
 
 
 def test_the_reported_bound_is_rounded_up_only():

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from kiv_reference.config import KIVConfig
     from kiv_reference.errors import KIVError
 
-    from .cache import KIVCache
-    from .rope import rope_for_length
+    from .cache.kiv_cache import KIVCache
+    from .rope.for_length import rope_for_length
     from .routing import use_kiv
 
     __version__: str
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["KIVCache", "KIVConfig", "KIVError", "rope_for_length", "use_kiv"]
 
 _HOMES = {
-    "KIVCache": "kiv_hf.cache",
+    "KIVCache": "kiv_hf.cache.kiv_cache",
     "KIVConfig": "kiv_reference.config",
     "KIVError": "kiv_reference.errors",
-    "rope_for_length": "kiv_hf.rope",
+    "rope_for_length": "kiv_hf.rope.for_length",
     "use_kiv": "kiv_hf.routing",
 }
 
@@ -35,7 +35,7 @@ _HOMES = {
 def _load() -> None:
     """Check the version of transformers, make "kiv" known to it, and put the public names in place."""
     import_module("kiv_hf._transformers").check_version()
-    import_module("kiv_hf.attention").register_attention()
+    import_module("kiv_hf.routing").register_attention()
     globals().update({name: getattr(import_module(home), name) for name, home in _HOMES.items()})
 
 

@@ -18,7 +18,7 @@ DEFAULT_IMPL = "fast"
 IMPLEMENTATIONS = {
     "reference": ("kiv_reference", "ReferencePool"),
     "fast": ("kiv_fast", "FastPool"),
-    "compare": ("kiv_hf.compare", "ComparePool"),
+    "compare": ("kiv_hf.compare.pool", "ComparePool"),
 }
 """Name of an implementation -> module and class of its pool."""
 
@@ -74,7 +74,7 @@ class SharedPool:
     lock: threading.Lock = field(default_factory=threading.Lock)  # of `users`: forks live in threads of their own
 
     def count(self, more: int) -> int:
-        """Return how many users there are with so many more."""
+        """Add `more` users, and return how many there are then."""
         with self.lock:
             self.users += more
             return self.users

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.utils import logging
 
-from .handshake import NAME
+from .attention.function import kiv_attention
+from .attention.masks import kiv_mask
+from .guards.names import NAME
 from .patches import patch_attention
+from .patches.class_tables import register_tables
+
+
+def register_attention() -> None:
+    """Make the name "kiv" known to transformers; the last registration of a name holds."""
+    AttentionInterface.register(NAME, kiv_attention)
+    AttentionMaskInterface.register(NAME, kiv_mask)
+    register_tables()
 
 
 def use_kiv(model: PreTrainedModel) -> PreTrainedModel:
@@ -36,8 +46,8 @@ def use_kiv(model: PreTrainedModel) -> PreTrainedModel:
     finally:
         logging.set_verbosity(level)
     decoder = model.config.get_text_config(decoder=True)
-    decoder._attn_implementation = NAME
+    decoder._attn_implementation = NAME  # pyright: ignore[reportPrivateUsage]
     if not any(module.config is decoder for module in model.modules() if isinstance(module, PreTrainedModel)):
         # Of encoder and decoder fields side by side transformers made a copy, which no module reads.
-        model.config._attn_implementation = NAME
+        model.config._attn_implementation = NAME  # pyright: ignore[reportPrivateUsage]
     return model

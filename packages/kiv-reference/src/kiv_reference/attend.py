@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .view import HeadView
+if TYPE_CHECKING:
+    from .view import HeadView
 
 TILE_TOKENS = 256
 """Queries of one exact tile: bounds the memory of a long call, changes no result."""
@@ -30,7 +31,7 @@ class Modifiers:
         return self.cap(self.scale * (query @ keys.T))
 
     def narrow(self, start: int, stop: int) -> Modifiers:
-        """The same for the queries ``[start, stop)``."""
+        """Return the same for the queries ``[start, stop)``."""
         sinks = None if self.sink_logits is None else self.sink_logits[:, start:stop]
         return Modifiers(self.scale, self.softcap, sinks)
 

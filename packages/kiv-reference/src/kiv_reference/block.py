@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from .attend import Attended, Modifiers, attend_exactly, attend_tokens
-from .config import KIVConfig
 from .mass import missed_bound
-from .report import Mode
 from .select import Retrieval, choose, rank_cold
 from .tail import tail
-from .view import HeadView
+
+if TYPE_CHECKING:
+    from .config import KIVConfig
+    from .report import Mode
+    from .view import HeadView
 
 WHOLE = (1, 2, 4)
-"""`max_missed_mass` selects so many times `candidate_tokens` tokens, if need be, before it streams (SPEC 6.3)."""
+"""Multiples of `candidate_tokens` that `max_missed_mass` selects, if need be, before it streams (SPEC 6.3)."""
 
 
 class HeadResult(NamedTuple):
@@ -23,9 +25,9 @@ class HeadResult(NamedTuple):
 
     attended: Attended
     retrieval: Retrieval
-    missed_bound: torch.Tensor | None  # [G, TQ]
-    key_rows: int
-    value_rows: int
+    key_tokens: int  # whose keys had to be read
+    value_tokens: int
+    missed_bound: torch.Tensor | None = None  # [G, TQ]
 
 
 def retrieve(
@@ -53,7 +55,6 @@ def attend_block(
     modifiers: Modifiers,
     config: KIVConfig,
     mode: Mode,
-    bound: bool,
     given: Retrieval | None = None,
 ) -> HeadResult:
     """Answer the queries of a block.
@@ -63,8 +64,6 @@ def attend_block(
     query : [G, TQ, D], in the dtype of computation
     query_positions : int64 [TQ], valid positions
     mode : "exact", "retrieve" or "window"
-    bound : bool
-        Report the missed bound (SPEC 6.2).
     given : Retrieval, optional
         Use these candidates and this selection instead of retrieving (SPEC 11.2).
     """
@@ -76,9 +75,8 @@ def attend_block(
 
     if retrieval.streamed:
         attended = attend_exactly(query, query_positions, view, modifiers)
-        rows = view.cold_positions().numel()
-        missed = torch.zeros(query.shape[:2], dtype=torch.float64, device=query.device) if bound else None
-        return HeadResult(attended, retrieval, missed, rows, rows)
+        cold = view.cold_positions().numel()
+        return HeadResult(attended, retrieval, cold, cold)
 
     pseudo = None
     candidates, selected = retrieval.candidates, retrieval.selected
@@ -86,5 +84,16 @@ def attend_block(
         pseudo = tail(query, view, candidates, selected, modifiers)
     positions = torch.cat([view.always_attended(), selected])
     attended = attend_tokens(query, query_positions, view, positions, modifiers, pseudo)
-    missed = missed_bound(query, query_positions, view, candidates, selected, modifiers) if bound else None
-    return HeadResult(attended, retrieval, missed, candidates.numel(), selected.numel())
+    return HeadResult(attended, retrieval, candidates.numel(), selected.numel())
+
+
+def with_missed_bound(
+    result: HeadResult, query: torch.Tensor, query_positions: torch.Tensor, view: HeadView, modifiers: Modifiers
+) -> HeadResult:
+    """Add the missed bound to the result of a block with these queries (SPEC 6.2)."""
+    retrieval = result.retrieval
+    if retrieval.streamed:
+        missed = torch.zeros(query.shape[:2], dtype=torch.float64, device=query.device)
+    else:
+        missed = missed_bound(query, query_positions, view, retrieval.candidates, retrieval.selected, modifiers)
+    return result._replace(missed_bound=missed)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from .config import KIVConfig
+from typing import TYPE_CHECKING
+
 from .errors import KIVBudgetError, refuse
-from .report import TierBytes
+
+if TYPE_CHECKING:
+    from .config import KIVConfig
+    from .report import TierBytes
 
 
 def check_budget(config: KIVConfig, needed: TierBytes) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from .attend import Attended, Modifiers
-from .block import HeadResult, attend_block
-from .config import KIVConfig
+from .block import HeadResult, attend_block, with_missed_bound
 from .index import compute_dtype
 from .partition import QueryBlock, partition
 from .report import BlockReport
 from .select import Retrieval
-from .tokens import Tokens
+
+if TYPE_CHECKING:
+    from .config import KIVConfig
+    from .tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class BlockCall:
     def run(self, query: torch.Tensor, given: BlockReport | None) -> tuple[torch.Tensor, BlockReport]:
         """Answer ``query [B, HQ, TQ, D]``, by `given`'s candidates and selection if there are any (SPEC 11.2)."""
         batch, heads = self.tokens.key.tensor.shape[:2]
-        grouped = query.to(compute_dtype(query.dtype)).unflatten(1, (heads, -1))  # [B, H, G, TQ, D]
+        computed, groups = query.to(compute_dtype(query.dtype)), query.shape[1] // heads
+        grouped = computed.reshape(batch, heads, groups, *query.shape[2:])  # [B, H, G, TQ, D]
         results = [[self._head(grouped[b, h], b, h, given) for h in range(heads)] for b in range(batch)]
         return self._stack([[r.attended.output for r in row] for row in results]), self._report(results)
 
@@ -47,7 +51,7 @@ class BlockCall:
     def _some(
         self, query: torch.Tensor, sequence: int, head: int, mine: torch.Tensor, retrieval: Retrieval | None
     ) -> HeadResult:
-        """The queries `mine`, int64 ``[TQ']``, counted from the block's first."""
+        """Return the queries `mine`, int64 ``[TQ']``, counted from the block's first."""
         block, groups = self.block, query.shape[0]
         view = self.tokens.view(sequence, head, partition(self.config, block.start))
         sinks = self.sink_logits
@@ -57,17 +61,18 @@ class BlockCall:
         if mine.numel() == 0:
             result = self._nothing(groups, view.value.shape[1], mine)
         else:
-            result = attend_block(
-                query[:, mine], block.start + mine, view, modifiers, self.config, block.mode, self.bound, retrieval
-            )
+            asked, positions = query[:, mine], block.start + mine
+            result = attend_block(asked, positions, view, modifiers, self.config, block.mode, retrieval)
+            if self.bound:
+                result = with_missed_bound(result, asked, positions, view, modifiers)
         return self._spread(result, mine, block.stop - block.start)
 
     def _nothing(self, groups: int, width: int, none: torch.Tensor) -> HeadResult:
-        """The result of no query."""
+        """Return the result of no query."""
         mass = torch.zeros(groups, 0, dtype=compute_dtype(self.tokens.key.tensor.dtype), device=none.device)
         attended = Attended(mass[:, :, None].expand(-1, -1, width), mass, mass)
         retrieval = Retrieval(none, none, streamed=self.block.mode == "exact")
-        return HeadResult(attended, retrieval, mass if self.bound else None, 0, 0)
+        return HeadResult(attended, retrieval, 0, 0, mass if self.bound else None)
 
     def _spread(self, result: HeadResult, mine: torch.Tensor, queries: int) -> HeadResult:
         """Put the results of the queries `mine` in their places among all `queries`."""
@@ -101,8 +106,8 @@ class BlockCall:
             exact_mass=self._stack([[r.attended.exact for r in row] for row in results]).float(),
             estimated_mass=self._stack([[r.attended.estimated for r in row] for row in results]).float(),
             missed_bound=self._stack(missed) if self.bound else None,
-            key_bytes=sum(r.key_rows for r in flat) * key.shape[3] * key.element_size(),
-            value_bytes=sum(r.value_rows for r in flat) * value.shape[3] * value.element_size(),
+            key_bytes=sum(r.key_tokens for r in flat) * key.shape[3] * key.element_size(),
+            value_bytes=sum(r.value_tokens for r in flat) * value.shape[3] * value.element_size(),
         )
 
 
@@ -115,11 +120,11 @@ def _round_up(bound: torch.Tensor) -> torch.Tensor:
 def _padded(rows: list[list[torch.Tensor]]) -> torch.Tensor:
     """``[B][H]`` of int64 ``[k]`` to ``[B, H, largest k]``, filled up with -1."""
     flat = torch.nn.utils.rnn.pad_sequence([r for row in rows for r in row], batch_first=True, padding_value=-1)
-    return flat.unflatten(0, (len(rows), -1))
+    return flat.reshape(len(rows), len(rows[0]), flat.shape[1])
 
 
 def _given(report: BlockReport, sequence: int, head: int) -> Retrieval:
-    """The retrieval that a report tells of."""
+    """Return the retrieval that a report tells of."""
     candidates, selected = report.candidate_positions[sequence, head], report.selected_positions[sequence, head]
     streamed, widened = bool(report.streamed[sequence, head]), bool(report.widened[sequence, head])
     return Retrieval(candidates[candidates >= 0], selected[selected >= 0], streamed, widened)

@@ -19,12 +19,13 @@ function makes a pool: an implementation is a ``PoolFactory``, called with a `KI
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from .config import KIVConfig
 from .report import AttendReport, BlockReport, TierBytes, TierTokens
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "AttendReport",
@@ -138,7 +139,7 @@ class LayerStore(Protocol):
         ...
 
     def fork(self) -> LayerStore:
-        """An independent store with equal state, in the same pool (SPEC 9.4)."""
+        """Return an independent store with equal state, in the same pool (SPEC 9.4)."""
         ...
 
     def reset(self) -> None:
@@ -163,7 +164,7 @@ class StorePool(Protocol):
         ...
 
     def layer_store(self) -> LayerStore:
-        """A new, empty store for one attention layer."""
+        """Return a new, empty store for one attention layer."""
         ...
 
     def memory(self) -> TierBytes:

@@ -14,14 +14,14 @@ LEVELS = 16
 """Codes of four bits (SPEC 3.3)."""
 
 SAMPLE_TOKENS = 64
-"""The query of one position in so many is sampled (SPEC 3.2)."""
+"""Positions of which one has its query sampled (SPEC 3.2)."""
 
 SAMPLES = 16
 """Sampled positions before the boundary of a page that weigh its channels (SPEC 3.2)."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of scores, the index and sums for a dtype of keys (SPEC 1.2)."""
+    """Return the dtype of scores, the index and sums for a dtype of keys (SPEC 1.2)."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
-from .attend import Modifiers
-from .view import HeadView
+if TYPE_CHECKING:
+    from .attend import Modifiers
+    from .view import HeadView
 
 ROUNDING = 2.0**-22
 """Relative error that a float32 error radius may carry, with room: the bound is computed in float64 from it."""
@@ -15,7 +18,7 @@ FLOAT64 = 2.0**-52
 
 
 def rounding(query: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.Tensor:
-    """What float64 may lose in scale * q . k: ``[G, TQ, K]`` of ``query [G, TQ, D]`` for ``keys [K, D]``."""
+    """Return what float64 may lose in scale * q . k: ``[G, TQ, K]`` of ``query [G, TQ, D]`` for ``keys [K, D]``."""
     return FLOAT64 * (query.shape[2] + 8) * scale * (query.abs() @ keys.abs().T)
 
 
@@ -35,7 +38,7 @@ def missed_bound(
     selected: torch.Tensor,
     modifiers: Modifiers,
 ) -> torch.Tensor:
-    """The missed bound of SPEC 6.2 of each query: float64 ``[G, TQ]``; what is missed rounds up, what is held down.
+    """Return the missed bound (SPEC 6.2) of each query, float64 ``[G, TQ]``: missed rounds up, held down.
 
     Parameters
     ----------

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from .config import KIVConfig
-from .report import Mode
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .config import KIVConfig
+    from .report import Mode
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Partition:
 
 
 def partition(config: KIVConfig, boundary: int) -> Partition:
-    """The partition for a boundary in tokens (SPEC 2.2).
+    """Return the partition for a boundary in tokens (SPEC 2.2).
 
     Before the sinks are full there is no cold page, so `hot_start` may lie beyond the last token.
     """

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
-from typing import NoReturn, SupportsIndex
+from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 
 from .budget import check_budget
-from .config import KIVConfig
 from .errors import KIVUsageError, refuse
 from .report import TierBytes
 from .store import ReferenceStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from .config import KIVConfig
 
 
 class ReferencePool:
@@ -37,7 +40,7 @@ class ReferencePool:
         return self._config
 
     def layer_store(self) -> ReferenceStore:
-        """A new, empty store for one attention layer."""
+        """Return a new, empty store for one attention layer."""
         self.check_open()
         store = ReferenceStore(self)
         self._references.append(weakref.ref(store, self._references.remove))

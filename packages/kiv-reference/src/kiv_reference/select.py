@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .config import Group, KIVConfig
-from .view import HeadView
+if TYPE_CHECKING:
+    from .config import Group, KIVConfig
+    from .view import HeadView
 
 LATE = 16
-"""One selected token in so many may be late before the candidates are doubled (SPEC 4.9)."""
+"""Selected tokens of which one may be late before the candidates are doubled (SPEC 4.9)."""
 
 
 class Retrieval(NamedTuple):
@@ -23,7 +24,7 @@ class Retrieval(NamedTuple):
 
 
 def best(scores: torch.Tensor, n: int) -> torch.Tensor:
-    """Indices of the `n` best of ``[I]``: higher score first, then lower index (SPEC 1.3); int64, best first."""
+    """Return indices of the `n` best of ``[I]``: higher score first, then lower index (SPEC 1.3); int64, best first."""
     return torch.sort(scores, descending=True, stable=True).indices[:n]
 
 
@@ -56,7 +57,7 @@ def rank_cold(view: HeadView, members: torch.Tensor, scale: float, config: KIVCo
 def select_tokens(
     view: HeadView, members: torch.Tensor, candidates: torch.Tensor, scale: float, config: KIVConfig
 ) -> torch.Tensor:
-    """The selected positions among `candidates`, both ascending; int64 (SPEC 4.5, 4.6)."""
+    """Return the selected positions among `candidates`, both ascending; int64 (SPEC 4.5, 4.6)."""
     assert config.retrieve_tokens is not None, "exact mode selects nothing"
     if candidates.numel() == 0:
         return candidates

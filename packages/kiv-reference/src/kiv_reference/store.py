@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import wraps
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, SupportsIndex, TypeVar
@@ -10,13 +9,15 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec, SupportsIndex, TypeVar
 import torch
 
 from .call import BlockCall
+from .checks import check_append, check_finite, check_modifiers, check_query, check_rows, check_tensor, integer
 from .errors import KIVUsageError, refuse
 from .partition import partition, query_blocks
 from .report import AttendReport, BlockReport, TierBytes, TierTokens
 from .tokens import Tokens, tier_bytes
-from .validate import check_append, check_modifiers, check_query, check_rows, check_tensor, integer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .pool import ReferencePool
 
 P = ParamSpec("P")
@@ -47,9 +48,9 @@ class ReferenceStore:
 
     def __init__(self, pool: ReferencePool) -> None:
         self._pool = pool
-        self._config = pool.config
-        self._tokens: Tokens | None = None
-        self._report: AttendReport | None = None
+        self.config = pool.config
+        self.contents: Tokens | None = None
+        self.last_report: AttendReport | None = None
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
         """Refuse to be copied or pickled: a copy would give back what it does not own (SPEC 9.4)."""
@@ -63,35 +64,42 @@ class ReferenceStore:
     @property
     def length(self) -> int:
         """T (`LayerStore.length`)."""
-        return 0 if self._tokens is None else self._tokens.length
+        return 0 if self.contents is None else self.contents.length
 
     @property
     def valid(self) -> torch.Tensor | None:
         """Validity, bool [B, T], or None (`LayerStore.valid`)."""
-        if self._tokens is None or bool(self._tokens.valid.all()):
+        if self.contents is None or bool(self.contents.valid.all()):
             return None
-        return self._tokens.valid.clone()
+        return self.contents.valid.clone()
 
     @property
     def report(self) -> AttendReport:
-        """The last attend (`LayerStore.report`)."""
-        if self._report is None:
+        """The last attend (`LayerStore.report`).
+
+        Raises
+        ------
+        KIVUsageError
+            Nothing was attended yet.
+        """
+        if self.last_report is None:
             raise refuse(KIVUsageError, "a report needs an attend before it (SPEC 9.6)", "none", "Call attend first.")
-        return self._report
+        return self.last_report
 
     @plain_tensors
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
         """Add tokens (`LayerStore.append`)."""
         self._pool.check_open()
-        tokens = self._tokens
-        check_append(key, value, valid, None if tokens is None else (tokens.key.tensor, tokens.value.tensor))
+        tokens = self.contents
+        check_append(key, value, valid, None if tokens is None else tokens.shape)
+        check_finite("key", key, valid)
         length = self.length + key.shape[2]
         # While the call runs, its queries still see as hot what leaves the hot window after it (SPEC 2.3).
         for boundary in (self.length, length):
-            self._pool.check_room(self, tier_bytes(self._config, key, value, length, boundary))
-        tokens = Tokens.like(key, value, self._config) if tokens is None else tokens.begin()
+            self._pool.check_room(self, tier_bytes(self.config, key, value, length, boundary))
+        tokens = Tokens.like(key, value, self.config) if tokens is None else tokens.begin()
         tokens.append(key, value, valid)
-        self._tokens = tokens
+        self.contents = tokens
 
     @plain_tensors
     def attend(
@@ -106,45 +114,50 @@ class ReferenceStore:
     ) -> torch.Tensor:
         """Answer queries (`LayerStore.attend`); `given` replays another's candidates and selections (SPEC 11.2)."""
         self._pool.check_open()
-        tokens = self._tokens
-        if tokens is None or tokens.pending == 0:
-            rule = "attend must follow an append (SPEC 9.1)"
-            raise refuse(KIVUsageError, rule, "none since the last crop", "Append the queries' own tokens first.")
+        tokens = self.contents
+        check_query(query, None if tokens is None else tokens.shape, 0 if tokens is None else tokens.pending)
+        assert tokens is not None
         valid = tokens.valid[:, -tokens.pending :]
-        check_query(query, tokens.key.tensor, tokens.pending, valid)
+        check_finite("query", query, valid)
         query = torch.where(valid[:, None, :, None], query, query.nan_to_num(0.0, 0.0, 0.0))  # SPEC 2.4
         sinks = check_modifiers(query, scale, softcap, sink_logits, bound)
 
         outputs: list[torch.Tensor] = []
         reports: list[BlockReport] = []
         tokens, first = tokens.begin(), self.length - tokens.pending
-        if not self._config.exact:
+        if not self.config.exact:
             tokens.sample(query)
-        for i, block in enumerate(query_blocks(self._config, self.length, tokens.pending)):
+        for i, block in enumerate(query_blocks(self.config, self.length, tokens.pending)):
             if block.mode != "exact":
-                tokens.index_pages(self._config, partition(self._config, block.start))
+                tokens.index_pages(self.config, partition(self.config, block.start))
             mine = slice(block.start - first, block.stop - first)
             call = BlockCall(
-                tokens, self._config, block, scale, softcap, None if sinks is None else sinks[:, :, mine], bound
+                tokens, self.config, block, scale, softcap, None if sinks is None else sinks[:, :, mine], bound
             )
             output, report = call.run(query[:, :, mine], None if given is None else given.blocks[i])
             outputs.append(output)
             reports.append(report)
-        self._tokens, self._report = tokens, AttendReport(tuple(reports))
+        self.contents, self.last_report = tokens, AttendReport(tuple(reports))
         return torch.cat(outputs, dim=2).to(query.dtype)
 
     @plain_tensors
     def crop(self, length: int) -> None:
-        """Keep the first tokens (`LayerStore.crop`)."""
+        """Keep the first tokens (`LayerStore.crop`).
+
+        Raises
+        ------
+        KIVUsageError
+            `length` is outside 0 <= length <= T.
+        """
         self._pool.check_open()
         length = integer("length", length)
         if not 0 <= length <= self.length:
             rule = f"crop needs a length in 0..{self.length} (SPEC 9.2)"
             raise refuse(KIVUsageError, rule, length, "A store cannot be made longer; append instead.")
-        if self._tokens is not None:
-            tokens = self._tokens.begin()
-            tokens.crop(length, partition(self._config, length))
-            self._tokens = tokens
+        if self.contents is not None:
+            tokens = self.contents.begin()
+            tokens.crop(length, partition(self.config, length))
+            self.contents = tokens
 
     def reorder(self, rows: torch.Tensor) -> None:
         """Permute or copy sequences (`LayerStore.reorder`)."""
@@ -155,55 +168,61 @@ class ReferenceStore:
         self._select(rows, same_size=False)
 
     def repeat_interleave(self, repeats: int) -> None:
-        """Repeat sequences (`LayerStore.repeat_interleave`)."""
+        """Repeat sequences (`LayerStore.repeat_interleave`).
+
+        Raises
+        ------
+        KIVUsageError
+            `repeats` is no integer, or below 1.
+        """
         repeats = integer("repeats", repeats)
         if repeats < 1:
             rule = "repeats must be 1 or more (SPEC 9.3)"
             raise refuse(KIVUsageError, rule, repeats, "Use reset() to empty a store.")
-        if self._tokens is not None:
-            batch = self._tokens.valid.shape[0]
-            self._select(torch.arange(batch, device=self._tokens.valid.device).repeat_interleave(repeats), False)
+        if self.contents is not None:
+            batch = self.contents.valid.shape[0]
+            self._select(torch.arange(batch, device=self.contents.valid.device).repeat_interleave(repeats), False)
 
     @plain_tensors
     def _select(self, rows: torch.Tensor, same_size: bool) -> None:
         self._pool.check_open()
         check_tensor("rows", rows)
-        tokens = self._tokens
+        tokens = self.contents
         if tokens is None:
             return
         check_rows(rows, tokens.valid.shape[0], same_size)
         batch, key, value = rows.numel(), tokens.key.tensor[:1], tokens.value.tensor[:1]
         like = key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)
-        self._pool.check_room(self, tier_bytes(self._config, *like, self.length, self.length))
+        self._pool.check_room(self, tier_bytes(self.config, *like, self.length, self.length))
         tokens = tokens.begin()
         tokens.select(rows.to(tokens.valid.device))
-        self._tokens = tokens
+        self.contents = tokens
 
     @plain_tensors
     def fork(self) -> ReferenceStore:
-        """An independent copy (`LayerStore.fork`)."""
+        """Return an independent copy (`LayerStore.fork`)."""
         self._pool.check_open()
         copy = self._pool.layer_store()
-        if self._tokens is not None:
+        if self.contents is not None:
             self._pool.check_room(copy, self.memory())
-            copy._tokens = self._tokens.clone()
-        copy._report = self._report
+            copy.contents = self.contents.clone()
+        copy.last_report = self.last_report
         return copy
 
     def reset(self) -> None:
         """Forget everything (`LayerStore.reset`)."""
         self._pool.check_open()
-        self._tokens, self._report = None, None
+        self.contents, self.last_report = None, None
 
     def memory(self) -> TierBytes:
         """Bytes by tier (`LayerStore.memory`)."""
-        if self._tokens is None:
+        if self.contents is None:
             return TierBytes(0, 0, 0)
-        return tier_bytes(self._config, self._tokens.key.tensor, self._tokens.value.tensor, self.length, self.length)
+        return tier_bytes(self.config, self.contents.key.tensor, self.contents.value.tensor, self.length, self.length)
 
     def tokens(self) -> TierTokens:
         """Positions by part (`LayerStore.tokens`)."""
-        part = partition(self._config, self.length)
+        part = partition(self.config, self.length)
         cold = part.pages * part.page_tokens
         sinks = min(part.cold_start, self.length)
         return TierTokens(sinks, self.length - sinks - cold, cold, 0)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import torch
 
 from .attend import Modifiers, Pseudo
-from .view import HeadView
+
+if TYPE_CHECKING:
+    from .view import HeadView
 
 SHIFT_WEIGHT, SHIFT_POWER = 0.5, 4.0
 """How far, and how steeply, the selection moves the mean values (SPEC 5.4)."""
 
 
 def value_shift(query: torch.Tensor, view: HeadView, selected: torch.Tensor, modifiers: Modifiers) -> torch.Tensor:
-    """What each query ``[G, TQ, D]`` of the block adds to mean values: ``[G, TQ, DV]`` (SPEC 5.4)."""
+    """Return what each query ``[G, TQ, D]`` of the block adds to mean values: ``[G, TQ, DV]`` (SPEC 5.4)."""
     if selected.numel() == 0:
         return query.new_zeros(*query.shape[:2], view.index.value.shape[1])
     keys = view.keys(selected)
@@ -39,7 +43,7 @@ def tail(
     near = modifiers.cap(view.estimates(query, left, modifiers.scale))
     logits = torch.where(read, modifiers.logits(query, view.keys(left)), near)  # [G, TQ, K]
     pages = view.pages(left)
-    named = torch.unique(pages)
+    named = cast("torch.Tensor", torch.unique(pages))
     masses = [torch.logsumexp(logits[:, :, pages == page], dim=2) for page in named]
     shift = value_shift(query, view, selected, modifiers)
     return Pseudo(torch.stack(masses, dim=2) if masses else logits, view.index.value[named][:, None, None] + shift)

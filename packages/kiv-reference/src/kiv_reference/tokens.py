@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from .config import KIVConfig
+from .checks import StoreShape
+from .growing import Growing
 from .index import SAMPLE_TOKENS, SAMPLES, PageIndex, compute_dtype, index_page, query_weights
 from .partition import Partition, partition
 from .report import TierBytes
-from .rows import Rows
 from .view import HeadView
+
+if TYPE_CHECKING:
+    from .config import KIVConfig
 
 
 @dataclass
@@ -25,11 +29,11 @@ class Tokens:
     partition has until `index_pages` is called. `pending` counts the tokens of the last append, if no crop came after.
     """
 
-    key: Rows
-    value: Rows
+    key: Growing
+    value: Growing
     valid: torch.Tensor
-    sampled: Rows
-    index: list[Rows]
+    sampled: Growing
+    index: list[Growing]
     pending: int = 0
 
     @classmethod
@@ -39,19 +43,26 @@ class Tokens:
         coded = min(config.index_channels, width)
         dtype, device = compute_dtype(key.dtype), key.device
 
-        def rows(width: int, dtype: torch.dtype = dtype) -> Rows:
-            return Rows((batch, heads, width), dtype, device)
+        def growing(width: int, dtype: torch.dtype = dtype) -> Growing:
+            return Growing((batch, heads, width), dtype, device)
 
         return cls(
-            key=rows(width, key.dtype),
-            value=rows(value.shape[3], key.dtype),
+            key=growing(width, key.dtype),
+            value=growing(value.shape[3], key.dtype),
             valid=torch.ones(batch, 0, dtype=torch.bool, device=device),
-            sampled=rows(width),
+            sampled=growing(width),
             index=[
-                *(rows(coded, torch.uint8), rows(coded, torch.int64), rows(coded), rows(coded)),
-                *(rows(width), rows(width), rows(value.shape[3])),
+                *(growing(coded, torch.uint8), growing(coded, torch.int64), growing(coded), growing(coded)),
+                *(growing(width), growing(width), growing(value.shape[3])),
             ],
         )
+
+    @property
+    def shape(self) -> StoreShape:
+        """What every further token must be like (SPEC 9.1)."""
+        key = self.key.tensor
+        batch, heads, _, width = key.shape
+        return StoreShape(batch, heads, width, self.value.tensor.shape[3], key.dtype, key.device)
 
     @property
     def length(self) -> int:
@@ -59,19 +70,19 @@ class Tokens:
         return self.valid.shape[1]
 
     @property
-    def _rows(self) -> list[Rows]:
+    def _parts(self) -> list[Growing]:
         return [self.key, self.value, self.sampled, *self.index]
 
-    def _with(self, rows: list[Rows], valid: torch.Tensor) -> Tokens:
-        key, value, sampled, *index = rows
+    def _with(self, parts: list[Growing], valid: torch.Tensor) -> Tokens:
+        key, value, sampled, *index = parts
         return Tokens(key, value, valid, sampled, index, self.pending)
 
     def begin(self) -> Tokens:
-        """A copy of the same buffers, to be changed and then put in place of this one, which serves until then.
+        """Return a copy of the same buffers, to be changed and then put in place of this one, which serves until then.
 
         So a change is one assignment, and an interrupt comes before it or after it (SPEC 10.4).
         """
-        return self._with([copy(rows) for rows in self._rows], self.valid)
+        return self._with([copy(part) for part in self._parts], self.valid)
 
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None) -> None:
         """Add n tokens (SPEC 9.1)."""
@@ -90,7 +101,9 @@ class Tokens:
         positions = SAMPLE_TOKENS * torch.arange(have + 1, want + 1, device=query.device) - 1
         reached = positions[positions >= first]
         heads = self.key.tensor.shape[1]
-        largest = query[:, :, reached - first].unflatten(1, (heads, -1)).abs().amax(dim=2).to(self.sampled.tensor.dtype)
+        batch, _, _, width = query.shape
+        grouped = query[:, :, reached - first].reshape(batch, heads, query.shape[1] // heads, len(reached), width)
+        largest = grouped.abs().amax(dim=2).to(self.sampled.tensor.dtype)
         largest = largest.masked_fill(~self.valid[:, None, reached, None], torch.nan)
         missing = largest.new_full(
             (*largest.shape[:2], positions.numel() - reached.numel(), largest.shape[3]), torch.nan
@@ -114,15 +127,15 @@ class Tokens:
                     strict=True,
                 )
             ]
-            for rows, parts in zip(self.index, zip(*pages, strict=True), strict=True):
-                stacked = torch.stack(parts)
-                rows.append(stacked if stacked.dim() == 4 else stacked[:, :, None])
+            for field, new in zip(self.index, zip(*pages, strict=True), strict=True):
+                stacked = torch.stack(new)
+                field.append(stacked if stacked.dim() == 4 else stacked[:, :, None])
 
     def view(self, sequence: int, head: int, part: Partition) -> HeadView:
         """One sequence and KV head under a partition; its pages are indexed if they are ranked."""
-        codes, *fields = (rows.tensor[sequence, head] for rows in self.index)
+        codes, *fields = (field.tensor[sequence, head] for field in self.index)
         pages = min(part.pages, fields[0].shape[0])
-        by_page = codes[: pages * part.page_tokens].unflatten(0, (pages, part.page_tokens))
+        by_page = codes[: pages * part.page_tokens].reshape(pages, part.page_tokens, codes.shape[1])
         return HeadView(
             key=self.key.tensor[sequence, head],
             value=self.value.tensor[sequence, head],
@@ -140,18 +153,18 @@ class Tokens:
         self.sampled.crop(length // SAMPLE_TOKENS)
         codes, *fields = self.index
         codes.crop(part.pages * part.page_tokens)
-        for rows in fields:
-            rows.crop(part.pages)
+        for field in fields:
+            field.crop(part.pages)
 
     def select(self, rows: torch.Tensor) -> None:
         """Make sequence i the former ``rows[i]`` (SPEC 9.3)."""
-        for tensor in self._rows:
-            tensor.select(rows)
+        for part in self._parts:
+            part.select(rows)
         self.valid = self.valid[rows]
 
     def clone(self) -> Tokens:
-        """An independent copy."""
-        return self._with([rows.clone() for rows in self._rows], self.valid.clone())
+        """Return an independent copy."""
+        return self._with([part.clone() for part in self._parts], self.valid.clone())
 
 
 def tier_bytes(config: KIVConfig, key: torch.Tensor, value: torch.Tensor, length: int, boundary: int) -> TierBytes:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
 from .estimate import estimates
 from .index import PageIndex, approximate_keys, compute_dtype
-from .partition import Partition
+
+if TYPE_CHECKING:
+    from .partition import Partition
 
 
 @dataclass(frozen=True)
@@ -54,20 +57,20 @@ class HeadView:
         return self.value[positions].to(compute_dtype(self.key.dtype))
 
     def positions(self, start: int, stop: int) -> torch.Tensor:
-        """Valid positions in ``[start, stop)``, ascending, int64."""
+        """Return valid positions in ``[start, stop)``, ascending, int64."""
         stop = min(stop, self.valid.shape[0])
         start = min(start, stop)
         return start + self.valid[start:stop].nonzero()[:, 0]
 
     def cold_positions(self) -> torch.Tensor:
-        """Valid positions of all cold pages, ascending, int64."""
+        """Return valid positions of all cold pages, ascending, int64."""
         return self.positions(self.partition.cold_start, self.partition.hot_start)
 
     def always_attended(self) -> torch.Tensor:
-        """Valid positions of sinks and hot, ascending, int64."""
+        """Return valid positions of sinks and hot, ascending, int64."""
         sinks = self.positions(0, self.partition.cold_start)
         return torch.cat([sinks, self.positions(self.partition.hot_start, self.valid.shape[0])])
 
     def pages(self, positions: torch.Tensor) -> torch.Tensor:
-        """The cold page of each of cold `positions`, int64."""
+        """Return the cold page of each of cold `positions`, int64."""
         return (positions - self.partition.cold_start) // self.partition.page_tokens

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Generator
 from contextlib import contextmanager, redirect_stdout
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from kiv_reference.config import KIVConfig
@@ -19,6 +18,9 @@ from ..impls import DEFAULT_IMPL
 from .terminal import printable
 from .text import check_question, read_text
 from .units import DTYPES, parse_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 # Nothing above imports torch or transformers, which take seconds: help and mistakes in options are answered at once.
 
@@ -84,8 +86,24 @@ def _one_of(*choices: str) -> Any:
     return check
 
 
+DtypeName = Annotated[
+    str,
+    typer.Option(
+        help="Of weights, keys and values: auto, float32, bfloat16 or float16.",
+        callback=_one_of("auto", *DTYPES),
+        rich_help_panel=RUN,
+    ),
+]
+ControlTokens = Annotated[
+    bool,
+    typer.Option(
+        "--control-tokens", help="Let the text speak with control tokens, as <|im_end|>.", rich_help_panel=RUN
+    ),
+]
+
+
 @app.command("ask")
-def ask_command(
+def ask_command(  # noqa: PLR0913 - typer makes an option of each
     question: Annotated[str, typer.Argument(help="What you want to know about the text.")],
     model: Annotated[str, typer.Option("--model", "-m", help="A hub id, a local folder, or a .gguf file.")],
     file: Annotated[str, typer.Option("--file", "-f", help="A text file in UTF-8, or - for standard input.")],
@@ -115,25 +133,14 @@ def ask_command(
     impl: Annotated[
         str, typer.Option(help="Which KIV: reference, fast or compare.", rich_help_panel=RUN)
     ] = DEFAULT_IMPL,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="Of weights, keys and values: auto, float32, bfloat16 or float16.",
-            callback=_one_of("auto", *DTYPES), rich_help_panel=RUN,
-        ),
-    ] = "auto",
+    dtype: DtypeName = "auto",
     device: Annotated[
         str, typer.Option(help="As torch names it; auto is cuda where there is one.", rich_help_panel=RUN)
     ] = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.", rich_help_panel=RUN)] = 256,
     chunk_tokens: Annotated[int, typer.Option(min=1, help="Tokens read at once.", rich_help_panel=RUN)] = 512,
-    control_tokens: Annotated[
-        bool,
-        typer.Option(
-            "--control-tokens", help="Let the text speak with control tokens, as <|im_end|>.", rich_help_panel=RUN
-        ),
-    ] = False,
-) -> None:  # fmt: skip
+    control_tokens: ControlTokens = False,
+) -> None:
     """Ask MODEL a QUESTION about the text in FILE."""
     knobs = {
         "hot_tokens": hot_tokens, "sink_tokens": sink_tokens, "page_tokens": page_tokens,
@@ -147,11 +154,11 @@ def ask_command(
         text = read_text(file)
         answer = Console(file=sys.stdout)
         with redirect_stdout(sys.stderr):  # whatever a library prints is no part of the answer
-            from .ask import Settings, ask
+            from .ask import Screen, Settings, ask
             from .devices import find_device
 
             settings = Settings(impl, dtype, find_device(device), chunk_tokens, max_new_tokens, control_tokens)
-            ask(model, text, wanted, config, settings, answer, Console(stderr=True))
+            ask(model, text, wanted, config, settings, Screen(answer, Console(stderr=True)))
 
 
 @app.command("doctor")
@@ -173,7 +180,15 @@ def doctor_command(
 
 
 def build_config(knobs: dict[str, Any], exact: bool) -> KIVConfig:
-    """Build the configuration from the options that were given."""
+    """Build the configuration from the options that were given.
+
+    Raises
+    ------
+    typer.BadParameter
+        Options contradict each other.
+    KIVConfigError
+        A number is out of its range.
+    """
     given = {name: value for name, value in knobs.items() if value is not None}
     if exact:
         if "retrieve_tokens" in given:
@@ -184,7 +199,13 @@ def build_config(knobs: dict[str, Any], exact: bool) -> KIVConfig:
 
 @contextmanager
 def one_message() -> Generator[None]:
-    """Silence the libraries; turn a refusal into one message on standard error and exit code 2."""
+    """Silence the libraries; turn a refusal into one message on standard error and exit code 2.
+
+    Raises
+    ------
+    typer.Exit
+        In place of a `KIVError`.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:

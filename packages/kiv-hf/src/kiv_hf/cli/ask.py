@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from kiv_reference.config import KIVConfig
-from rich.console import Console
-from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from .. import KIVCache
 from ..impls import resolve_impl
-from ..rope import rope_for_length
+from ..rope.for_length import rope_for_length
 from .budgets import check_budgets
 from .display import AnswerStreamer, outcome_table, prompt_progress, waiting
 from .estimate import check_memory, estimate
 from .generate import Run, decode, parts, prefill, stop_tokens
-from .gguf import converted
+from .models.gguf import converted
+from .models.source import Source, explained, find_source, load_config, load_model, load_tokenizer
 from .prompt import encode_prompt
-from .source import Source, explained, find_source, load_config, load_model, load_tokenizer
 from .terminal import printable
 from .trace import Trace
+
+if TYPE_CHECKING:
+    from kiv_reference.config import KIVConfig
+    from rich.console import Console
+    from transformers import PreTrainedConfig
 
 SPILLING = ("fast",)
 """Implementations that have a disk tier."""
@@ -46,10 +48,15 @@ class Settings:
     control_tokens: bool = False
 
 
-def ask(
-    model_name: str, text: str, question: str, config: KIVConfig, settings: Settings, out: Console, err: Console
-) -> None:
-    """Answer `question` about `text`: the answer goes to `out`, everything else to `err`.
+class Screen(NamedTuple):
+    """Where the answer goes, and where everything else does."""
+
+    out: Console
+    err: Console
+
+
+def ask(model_name: str, text: str, question: str, config: KIVConfig, settings: Settings, screen: Screen) -> None:
+    """Answer `question` about `text`.
 
     Raises
     ------
@@ -58,6 +65,7 @@ def ask(
     """
     resolve_impl(settings.impl)
     quieten()
+    err = screen.err
     source = find_source(model_name)
     with waiting(err, "Looking at the model and the text"), explained(source):
         model_config = load_config(source)
@@ -74,7 +82,7 @@ def ask(
     cache = KIVCache(model.config, config, impl=settings.impl)
     try:
         trace = Trace(page_tokens=config.page_tokens)
-        run = converse(model, tokenizer, ids, cache, settings, out, err, trace=trace)
+        run = converse(model, tokenizer, ids, cache, settings, screen, trace=trace)
         err.print(outcome_table(run, cache.tokens(), cache.memory(), trace))
     finally:
         cache.close()
@@ -103,10 +111,8 @@ def converse(
     ids: torch.Tensor,
     cache: Any,
     settings: Settings,
-    out: Console,
-    err: Console,
+    screen: Screen,
     *,
-    label: str = "Reading",
     trace: Trace | None = None,
 ) -> Run:
     """Read the prompt ``ids [1, T]`` under a progress bar and stream the answer.
@@ -117,7 +123,7 @@ def converse(
     trace : Trace, optional
         Gets the reports of every decode step.
     """
-    begin = time.perf_counter()
+    begin, (out, err) = time.perf_counter(), screen
     ids, answer, step_s, prefill_s = ids.to(model.device), list[int](), list[float](), 0.0
     streamer, stop = AnswerStreamer(tokenizer, out), stop_tokens(model, tokenizer)
     for part in parts(model, ids.shape[1], settings.max_new_tokens):
@@ -126,7 +132,7 @@ def converse(
             err.print(f"\n{AGAIN}", style="yellow", highlight=False)
             cache.reset()
         with rope_for_length(model, part.rope_tokens):
-            with prompt_progress(err, text.shape[1], "Reading again" if answer else label) as advance:
+            with prompt_progress(err, text.shape[1], "Reading again" if answer else "Reading") as advance:
                 logits = prefill(model, text, cache, settings.chunk_tokens, advance)
             prefill_s = prefill_s or time.perf_counter() - begin
             for token, seconds in decode(model, logits, cache, part.new_tokens, stop):

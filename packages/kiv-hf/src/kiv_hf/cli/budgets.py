@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from typing import TYPE_CHECKING
 
 from kiv_fast.tiers.folder import folder_for
-from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVBudgetError, refuse
 
-from .estimate import Estimate
 from .units import format_bytes
+
+if TYPE_CHECKING:
+    from kiv_reference.config import KIVConfig
+
+    from .estimate import Estimate
 
 
 def check_budgets(need: Estimate, config: KIVConfig, spills: bool) -> None:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kiv_reference.report import TierBytes, TierTokens
-from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from transformers import TextStreamer
 
-from .generate import Run
 from .terminal import printable
-from .trace import Trace
 from .units import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from kiv_reference.report import TierBytes, TierTokens
+    from rich.console import Console
+
+    from .generate import Run
+    from .trace import Trace
 
 
 class _Speed(ProgressColumn):

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 import torch
-from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVBudgetError, refuse
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from .. import KIVCache
 from .units import format_bytes
+
+if TYPE_CHECKING:
+    from kiv_reference.config import KIVConfig
 
 COMPUTE_BYTES = 4
 """Scores are computed in float32 (SPEC 1.2)."""
@@ -25,7 +27,7 @@ CODE_BYTES = 0.5
 """A code has four bits (SPEC 3.3)."""
 
 SAMPLE_TOKENS = 64
-"""The query of one position in so many is kept (SPEC 3.2)."""
+"""Positions among which one has its query kept (SPEC 3.2)."""
 
 TILE_TOKENS = 256
 """Queries whose scores over the whole text exist at once while a prompt is read."""
@@ -165,5 +167,5 @@ def _weight_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     if getattr(config, "quantization_config", None) is not None:
         return 0
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = cast("torch.nn.Module", AutoModelForCausalLM.from_config(config))
     return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from ..rope import limits, same_factors_until
+from ..rope.limits import limits, same_factors_until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def prefill(
     Tensor [1, V], the logits of the last token.
     """
     logits = torch.empty(0, device=ids.device)
-    for part in ids.split(chunk_sizes(ids.shape[1], chunk_tokens), dim=1):
+    sizes = chunk_sizes(ids.shape[1], chunk_tokens)
+    for part in cast("tuple[torch.Tensor, ...]", ids.split(sizes, dim=1)):
         logits = _step(model, part, cache)
         on_chunk(part.shape[1])
     return logits
@@ -126,7 +129,7 @@ def parts(model: Any, prompt_tokens: int, max_new_tokens: int) -> Iterator[Part]
 def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Return the ids that end an answer, as the model's generation settings and the tokenizer name them."""
     configured = model.generation_config.eos_token_id
-    named = configured if isinstance(configured, list) else [configured]
+    named: list[int | None] = cast("list[int | None]", configured) if isinstance(configured, list) else [configured]
     return frozenset(token for token in [*named, tokenizer.eos_token_id] if token is not None)
 
 

@@ -89,7 +89,7 @@ def encode_as_text(tokenizer: Any, text: str, controls: dict[int, str]) -> list[
     # Added tokens that are not marked special, and vocabularies in which a control token is a word like any other.
     spellings = sorted(filter(None, controls.values()), key=len, reverse=True)
     pieces = re.split(f"({'|'.join(map(re.escape, spellings))})", text, flags=re.IGNORECASE)
-    ids = []
+    ids = list[int]()
     for number, piece in enumerate(pieces):
         for part in piece if number % 2 else [piece]:
             ids += _ids(tokenizer, part, split_special_tokens=True)

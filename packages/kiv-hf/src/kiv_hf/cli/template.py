@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from kiv_reference.errors import KIVError, KIVUnsupportedError, refuse
 
@@ -66,7 +66,7 @@ def _run(job: str) -> dict[str, str]:
 
 
 def _main() -> None:
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils.chat_template_utils import render_jinja_template  # pyright: ignore[reportUnknownVariableType]
 
     job = json.load(sys.stdin.buffer)
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -98,7 +98,7 @@ def _limit() -> None:
 
 
 def _plain(token: Any) -> Any:
-    return [str(one) for one in token] if isinstance(token, (list, tuple)) else str(token)
+    return [str(one) for one in cast("list[object]", token)] if isinstance(token, (list, tuple)) else str(token)
 
 
 def _refusal(tokenizer: Any, reason: str) -> KIVError:

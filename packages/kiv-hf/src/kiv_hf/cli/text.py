@@ -41,7 +41,13 @@ def read_text(file: str) -> str:
 
 
 def check_question(question: str) -> str:
-    """Return the question without surrounding spaces; refuse an empty one."""
+    """Return the question without surrounding spaces; refuse an empty one.
+
+    Raises
+    ------
+    KIVUsageError
+        It is empty.
+    """
     if not question.strip():
         raise refuse(KIVUsageError, "The question must not be empty", repr(question), "Write what you want to know.")
     return question.strip()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from kiv_reference.config import KIVConfig
-from kiv_reference.report import AttendReport, BlockReport
+
+if TYPE_CHECKING:
+    from kiv_reference.report import AttendReport, BlockReport
 
 
 class ColdTokens(NamedTuple):

@@ -1,36 +1,22 @@
 """Attention classes for models whose own code does not call transformers' attention interface.
 
-Each module of this package names, in `CLASSES`, the attention classes of one modeling file and their KIV versions. A
-version changes how attention is computed and nothing else: it has the weights, names and submodules of its base class.
+A KIV version changes how attention is computed and nothing else: it has the weights, names and submodules of its base
+class. Most are made by a recipe (`made`); a module of a model's name has, in `CLASSES`, those that are written out.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from types import MethodType
+from typing import TYPE_CHECKING
 
-import torch
+from .made import made
 
-MODULES = {
-    "transformers.models.big_bird.modeling_big_bird": "big_bird",
-    "transformers.models.blip.modeling_blip_text": "blip_text",
-    "transformers.models.bloom.modeling_bloom": "bloom",
-    "transformers.models.codegen.modeling_codegen": "codegen",
-    "transformers.models.falcon.modeling_falcon": "falcon",
-    "transformers.models.git.modeling_git": "git",
-    "transformers.models.gpt_neo.modeling_gpt_neo": "gpt_neo",
-    "transformers.models.gpt_neox_japanese.modeling_gpt_neox_japanese": "gpt_neox_japanese",
-    "transformers.models.gptj.modeling_gptj": "gptj",
-    "transformers.models.megatron_bert.modeling_megatron_bert": "megatron_bert",
-    "transformers.models.mpt.modeling_mpt": "mpt",
-    "transformers.models.mvp.modeling_mvp": "mvp",
-    "transformers.models.rembert.modeling_rembert": "rembert",
-    "transformers.models.roformer.modeling_roformer": "roformer",
-    "transformers.models.speecht5.modeling_speecht5": "speecht5",
-    "transformers.models.trocr.modeling_trocr": "trocr",
-    "transformers.models.xglm.modeling_xglm": "xglm",
-}
-"""Modeling file of transformers -> module of this package, imported only for a model that needs it."""
+if TYPE_CHECKING:
+    import torch
+
+WRITTEN = ("bloom", "falcon", "gpt_neo", "mpt")
+"""Models whose versions are written out, each in a module of its name, which is imported only for one that needs it."""
 
 
 def patch_attention(model: torch.nn.Module) -> int:
@@ -56,9 +42,10 @@ def patch_attention(model: torch.nn.Module) -> int:
 
 def kiv_version(kind: type[torch.nn.Module]) -> type[torch.nn.Module] | None:
     """Return the KIV version of an attention class, or None if it has none."""
-    if kind.__module__ not in MODULES:
-        return None
-    return import_module(f".{MODULES[kind.__module__]}", __name__).CLASSES.get(kind)
+    model, _, file = kind.__module__.removeprefix("transformers.models.").partition(".")
+    if model in WRITTEN and file == f"modeling_{model}":
+        return import_module(f".{model}", __name__).CLASSES.get(kind)
+    return made(kind)
 
 
 def _change_class(module: torch.nn.Module, kind: type[torch.nn.Module]) -> None:

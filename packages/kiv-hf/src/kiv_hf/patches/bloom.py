@@ -4,13 +4,15 @@
 # pyright: reportIncompatibleMethodOverride=false
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers.models.bloom.modeling_bloom import BloomAttention, dropout_add
 
 from .common import attend
 from .position_bias import with_position_bias
+
+if TYPE_CHECKING:
+    import torch
 
 
 class KIVBloomAttention(BloomAttention):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import EncoderDecoderCache
 
-from ..attention import kiv_attention
+from ..attention.function import kiv_attention
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def attend(
@@ -35,7 +37,7 @@ def attend(
     -------
     Tensor [B, TQ, HQ, DV]
     """
-    function = cast(Callable[..., tuple[torch.Tensor, None]], kiv_attention)  # a decorator hides the signature
+    function = cast("Callable[..., tuple[torch.Tensor, None]]", kiv_attention)  # a decorator hides the signature
     return function(module, query, key, value, mask, scaling=scale, is_causal=is_causal)[0]
 
 

@@ -4,13 +4,15 @@
 # pyright: reportIncompatibleMethodOverride=false
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from transformers.models.falcon.modeling_falcon import FalconAttention, apply_rotary_pos_emb
+from transformers.models.falcon.modeling_falcon import FalconAttention, apply_rotary_pos_emb  # pyright: ignore[reportUnknownVariableType]
 
 from .common import attend
 from .position_bias import with_position_bias
+
+if TYPE_CHECKING:
+    import torch
 
 
 class KIVFalconAttention(FalconAttention):
@@ -26,10 +28,7 @@ class KIVFalconAttention(FalconAttention):
         hidden_states: torch.Tensor,
         alibi: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None = None,
         layer_past: Any = None,
-        use_cache: bool = False,
-        output_attentions: bool = False,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -43,7 +42,7 @@ class KIVFalconAttention(FalconAttention):
             key, value = (states[:, :: self.num_key_value_groups] for states in (key, value))
         if alibi is None:
             assert position_embeddings is not None
-            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+            query, key = cast("Any", apply_rotary_pos_emb)(query, key, *position_embeddings)
         elif attention_mask is None or attention_mask.ndim == 2:
             key, value = (states.repeat_interleave(self.num_heads // states.shape[1], 1) for states in (key, value))
             bias = alibi.view(batch, self.num_heads, -1)[..., -tokens:].double() * scale

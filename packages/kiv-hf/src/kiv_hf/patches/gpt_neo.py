@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
 from .common import additive, attend
+
+if TYPE_CHECKING:
+    import torch
 
 
 class KIVGPTNeoSelfAttention(GPTNeoSelfAttention):

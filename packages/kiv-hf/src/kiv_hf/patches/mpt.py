@@ -4,7 +4,7 @@
 # pyright: reportIncompatibleMethodOverride=false
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.models.mpt.modeling_mpt import MptAttention
@@ -36,8 +36,7 @@ class KIVMptAttention(MptAttention):
         query, key, value = (
             states.view(batch, tokens, self.n_heads, self.head_dim).transpose(1, 2) for states in mixed.chunk(3, dim=2)
         )
-        scale = self.softmax_scale
-        assert scale is not None  # the constructor fills it in
+        scale = float(cast("Any", self).softmax_scale)
         past = 0 if past_key_values is None else past_key_values.get_seq_length(self.layer_idx)
         slopes = position_bias[:, 0, -1] - position_bias[:, 0, -2]  # [H]
         positions = torch.arange(past, past + tokens, device=slopes.device)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from kiv_reference.errors import KIVUnsupportedError, refuse
 
 from .common import attend, self_attention_cache, split_heads
 
+if TYPE_CHECKING:
+    import torch
+
 
 def bart_self_attention(
-    module: Any, hidden_states: torch.Tensor, past_key_values: Any, attention_mask: torch.Tensor | None
+    module: Any,
+    hidden_states: torch.Tensor,
+    past_key_values: Any = None,
+    attention_mask: torch.Tensor | None = None,
+    **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend with ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj`` of a decoder layer's own attention."""
     query = split_heads(module.q_proj(hidden_states), module.head_dim)
@@ -24,12 +31,33 @@ def bart_self_attention(
     return module.out_proj(output.reshape(*hidden_states.shape[:-1], -1)), None
 
 
+def mvp_self_attention(
+    module: Any, hidden_states: torch.Tensor, attn_prompt: torch.Tensor | None = None, **more: Any
+) -> tuple[torch.Tensor, None]:
+    """Attend as `bart_self_attention` does.
+
+    Raises
+    ------
+    KIVUnsupportedError
+        The model puts learned keys before those of its text.
+    """
+    if attn_prompt is not None:
+        raise refuse(
+            KIVUnsupportedError,
+            "A KIV layer attends to what its cache returned",
+            "learned prompt keys put before them (MvpConfig.use_prompt)",
+            "Use DynamicCache with this model.",
+        )
+    return bart_self_attention(module, hidden_states, **more)
+
+
 def bert_self_attention(
     module: Any,
     hidden_states: torch.Tensor,
-    past_key_values: Any,
-    attention_mask: torch.Tensor | None,
+    past_key_values: Any = None,
+    attention_mask: torch.Tensor | None = None,
     sinusoidal_pos: torch.Tensor | None = None,
+    **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend with ``query``, ``key`` and ``value`` of a layer that works as a decoder.
 

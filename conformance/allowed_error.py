@@ -1,0 +1,214 @@
+"""How far two correct implementations may differ (SPEC 11.3): a low-precision run against the oracle, plus rounding.
+
+The low-precision run is `low`. The rounding term is the textbook worst case of a sum of products in any order;
+nothing here was tuned.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .low import LowPrecision
+    from .oracle import Answer, Modifiers, Term
+    from .oracle_index import Page
+    from .oracle_numbers import Vector
+    from .oracle_shift import Shift
+
+LEAST = {torch.float64: 2.0**-1022, torch.float32: 2.0**-126, torch.bfloat16: 2.0**-126, torch.float16: 2.0**-24}
+"""Results below this may be flushed to zero."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtype of tensors at the border, and with it that of computation."""
+
+    border: torch.dtype
+
+    @property
+    def compute(self) -> torch.dtype:
+        """Dtype of computation (SPEC 1.2)."""
+        return torch.float64 if self.border == torch.float64 else torch.float32
+
+    @property
+    def unit(self) -> float:
+        """Unit roundoff of computation."""
+        return torch.finfo(self.compute).eps / 2
+
+    @property
+    def out_unit(self) -> float:
+        """Unit roundoff of the output."""
+        return torch.finfo(self.border).eps / 2
+
+
+def index_rounding(low_run: LowPrecision, page: Page, query: Vector, precision: Precision) -> float:
+    """Return the rounding of an estimate over scale for a token of a page: of q·base, a mean in it, and the codes' sum.
+
+    These have up to four times the size of the keys, in whatever order they are multiplied and added; the weights are
+    the same everywhere.
+    """
+    steps = len(query) + page.count + 12
+    return 4 * steps * precision.unit * low_run.reach(query)[1][page.index]
+
+
+def index_errors(
+    low_run: LowPrecision, members: Sequence[Vector], scale: float, precision: Precision
+) -> list[list[float]]:
+    """Error of the estimate of each member and valid cold position."""
+    truth = low_run.head.index_scores(members, scale)[1]
+    low = low_run.index_scores(members, scale)
+    pages = low_run.head.page_at.values()
+    result: list[list[float]] = []
+    for m, query in enumerate(members):
+        known: dict[int, float] = {}
+        for page in low_run.head.pages.values():
+            known[page.index] = scale * index_rounding(low_run, page, query, precision) + LEAST[precision.compute]
+        rows = zip(low[m], truth[m], pages, strict=True)
+        result.append([abs(a - b) + known[page.index] for a, b, page in rows])
+    return result
+
+
+def token_errors(
+    low_run: LowPrecision, members: Sequence[Vector], positions: Sequence[int], scale: float, precision: Precision
+) -> list[list[float]]:
+    """Error of the token score of each member and position."""
+    head = low_run.head
+    low = low_run.token_scores(members, positions, scale)
+    steps = (len(members[0]) + 4) * precision.unit
+    result: list[list[float]] = []
+    for m, query in enumerate(members):
+        reach, truth = low_run.reach(query)[0], head.products(query)
+        row = [abs(low[m][n] - scale * truth[i]) + steps * scale * reach[i] for n, i in enumerate(positions)]
+        result.append([error + LEAST[precision.compute] for error in row])
+    return result
+
+
+def group_errors(
+    scores: Sequence[Sequence[float]], errors: Sequence[Sequence[float]], group: str, precision: Precision
+) -> list[float]:
+    """Error of the group score of each item (SPEC 4.3)."""
+    items = range(len(scores[0]))
+    if group == "max":
+        return [max(e[i] for e in errors) for i in items]
+    result = [LEAST[precision.compute]] * len(scores[0])
+    for row, error in zip(scores, errors, strict=True):
+        top = max(row)
+        # The maximum of the other implementation may sit elsewhere, but its value moves by at most this.
+        top_error = max(e for s, e in zip(row, error, strict=True) if s + e >= max(row) - max(error))
+        for i in items:
+            exponent = row[i] - top
+            moved = error[i] + top_error + precision.unit * abs(exponent)
+            grown = math.expm1(moved) if moved < 700 else math.inf
+            relative = grown + (len(scores) + 8) * precision.unit
+            result[i] += min(1.0, math.exp(exponent) * relative) if relative < math.inf else 1.0
+    return result
+
+
+@dataclass(frozen=True)
+class AllowedError:
+    """Allowed differences of one query's answer."""
+
+    output: list[float]
+    mass: float
+
+
+def allowed_error(
+    low_run: LowPrecision,
+    query: Vector,
+    terms: Sequence[Term],
+    answer: Answer,
+    m: Modifiers,
+    precision: Precision,
+) -> AllowedError:
+    """Return the allowed difference of one query's output and mass shares, the selection being the same."""
+    output, weights, norm = answer
+    if not terms:
+        return AllowedError([0.0] * len(output), 0.0)
+    unit, (by_token, by_page) = precision.unit, low_run.reach(query)
+    deltas: list[float] = []
+    for term in terms:
+        steps = len(query) + 8 + (0 if term.page is None else len(term.positions) + 8)
+        reach = by_token[term.positions[0]] if term.page is None else by_page[term.page.index]
+        moves = unit * steps * reach + (index_rounding(low_run, term.page, query, precision) if term.estimated else 0.0)
+        logs = abs(term.logit) + abs(norm) + 8
+        deltas.append(m.scale * moves + unit * (16 * logs + 2 * len(terms)))
+    moved = math.fsum(w * math.expm1(min(d, 80.0)) for w, d in zip(weights, deltas, strict=True))
+    low_output, low_weights = low_run.answer(query, terms, math.fsum(weights), m)
+    drift = math.fsum(abs(a - b) for a, b in zip(low_weights, weights, strict=True))
+    mass = min(1.0, 3 * moved + drift + 8 * unit)
+
+    # Numbers only, no tensor of the target's: [K] terms, [DV] channels.
+    values = torch.tensor([t.value for t in terms], dtype=torch.float64).abs()
+    weight = torch.tensor(weights, dtype=torch.float64)
+    relative = torch.expm1(torch.tensor(deltas, dtype=torch.float64).clamp(max=80.0))
+    summed = unit * torch.tensor([len(t.positions) + len(terms) + 8 for t in terms], dtype=torch.float64)
+    size_out = torch.tensor(output, dtype=torch.float64).abs()
+    hull = values.amax(dim=0) + size_out
+    computed = hull
+    if moved < 0.25:
+        spread = (weight * (relative + summed)) @ values + (weight @ relative) * size_out
+        computed = torch.minimum(hull, 1.5 * spread)
+    measured = (torch.tensor(low_output, dtype=torch.float64) - torch.tensor(output, dtype=torch.float64)).abs()
+    rounding = precision.out_unit * (size_out + computed) + LEAST[precision.border]
+    return AllowedError((torch.minimum(measured, hull) + computed + rounding).tolist(), mass)
+
+
+def shift_error(
+    shift: Shift, query: Vector, member: int, errors: Sequence[Sequence[float]], precision: Precision
+) -> list[float]:
+    """Error of the shift of one query's mean values, for each channel (SPEC 5.4).
+
+    Parameters
+    ----------
+    member : which of the block's members the query is
+    errors : error of the token score of each member and selected position
+    """
+    if not shift.selected:
+        return [0.0] * len(shift.head.values[0])
+    unit = precision.unit
+    worst = [max(row) for row in errors]
+    # log S_i moves by the error of a score and of the maximum below it; their mean moves by the mean of that.
+    logs = [2 * max(worst) + unit * (16 + 4 * abs(x) + len(shift.members)) for x in shift.groups]
+    middle = math.fsum(logs) / len(logs) + unit * len(logs) * max(map(abs, shift.groups))
+    weights, logits = shift.weights(query), shift.head.logits(query, shift.selected, shift.modifiers)
+    relative: list[float] = []
+    for n in range(len(shift.selected)):
+        logit = abs(logits[n])
+        grows = errors[member][n] + 4 * (logs[n] + middle) + unit * (16 + 16 * logit + len(weights))
+        relative.append(math.expm1(min(grows, 80.0)))
+    together = math.fsum(w * r for w, r in zip(weights, relative, strict=True))
+    result: list[float] = []
+    for c in range(len(shift.head.values[0])):
+        sizes = [abs(row[c]) for row in shift.deviations]
+        reach = max(abs(shift.head.values[i][c]) for j in shift.pages for i in j.positions)
+        moved = 2 * max(sizes)
+        if together < 0.25:
+            spread = math.fsum(w * (r + together) * x for w, r, x in zip(weights, relative, sizes, strict=True))
+            moved = min(moved, 1.5 * spread)
+        result.append(0.5 * moved + unit * (shift.head.config.page_tokens + len(weights) + 16) * reach)
+    return result
+
+
+def with_shift(
+    allowed: AllowedError,
+    terms: Sequence[Term],
+    answer: Answer,
+    shift: Shift,
+    member: tuple[Vector, int, Sequence[Sequence[float]], Precision],
+) -> list[float]:
+    """Return the allowed difference of one query's output, the error of the shift included.
+
+    `member` as for `shift_error`.
+    """
+    near = [w for w, term in zip(answer.weights, terms, strict=True) if term.page is not None]
+    if not near:  # nothing is shifted, and a value that is not a number may lie in the selection's pages
+        return allowed.output
+    reach = min(1.0, math.fsum(near) + allowed.mass)
+    moved = shift_error(shift, *member)
+    return [a + reach * b for a, b in zip(allowed.output, moved, strict=True)]

@@ -1,0 +1,1 @@
+"""The attention and mask functions named "kiv", and what they ask of a call."""

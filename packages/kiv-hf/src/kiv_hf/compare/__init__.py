@@ -1,0 +1,1 @@
+"""``impl="compare"``: an implementation beside the specification."""

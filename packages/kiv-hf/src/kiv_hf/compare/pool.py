@@ -1,0 +1,215 @@
+"""``impl="compare"``: two implementations side by side; the first divergence from the specification stops the run.
+
+Beside the implementation under comparison, two references hold every token: one in float64, which is the truth, and one
+in the dtype of the model, whose distance from the truth says how far rounding may take any implementation (SPEC 11.3).
+So it needs several times the memory and time, and no tolerance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+from kiv_reference import ReferencePool
+from kiv_reference.index import PageIndex
+
+from .divergence import Call, KIVDivergenceError, Place, check_outputs
+
+if TYPE_CHECKING:
+    from kiv_reference.config import KIVConfig
+    from kiv_reference.contract import LayerStore, PoolFactory, StorePool
+    from kiv_reference.report import AttendReport, TierBytes, TierTokens
+    from kiv_reference.store import ReferenceStore
+
+__all__ = ["ComparePool", "KIVDivergenceError"]
+
+
+class ComparePool:
+    """A pool whose stores are checked at every call.
+
+    Parameters
+    ----------
+    config : KIVConfig
+        Budgets apply to the implementation under comparison alone.
+    candidate : PoolFactory, optional
+        The implementation under comparison. Default: ``kiv_fast.FastPool``.
+    """
+
+    def __init__(self, config: KIVConfig, candidate: PoolFactory | None = None) -> None:
+        if candidate is None:
+            from ..impls import resolve_impl
+
+            candidate = resolve_impl("fast")
+        free = dataclasses.replace(config, device_bytes=None, ram_bytes=None, disk_bytes=None)
+        self._config = config
+        self._pool: StorePool = candidate(config)
+        self._truth = ReferencePool(free)
+        self._low = ReferencePool(free)
+        self._layers = 0
+
+    @property
+    def config(self) -> KIVConfig:
+        """The configuration that every store obeys."""
+        return self._config
+
+    def layer_store(self) -> CompareStore:
+        """Return a new, empty store for one attention layer."""
+        store = CompareStore(self._layers, self._pool.layer_store(), self._truth.layer_store(), self._low.layer_store())
+        self._layers += 1
+        return store
+
+    def memory(self) -> TierBytes:
+        """Bytes that the implementation under comparison holds."""
+        return self._pool.memory()
+
+    def close(self) -> None:
+        """Free everything."""
+        for pool in (self._pool, self._truth, self._low):
+            pool.close()
+
+
+class CompareStore:
+    """One layer of a `ComparePool`."""
+
+    def __init__(self, layer: int, store: LayerStore, truth: ReferenceStore, low: ReferenceStore) -> None:
+        self._layer, self._step = layer, 0
+        self._store, self._truth, self._low = store, truth, low
+
+    @property
+    def _stores(self) -> tuple[LayerStore, LayerStore, LayerStore]:
+        return self._store, self._truth, self._low
+
+    @property
+    def length(self) -> int:
+        """T (`LayerStore.length`)."""
+        return self._store.length
+
+    @property
+    def valid(self) -> torch.Tensor | None:
+        """Validity (`LayerStore.valid`)."""
+        return self._store.valid
+
+    @property
+    def report(self) -> AttendReport:
+        """The last attend of the implementation under comparison (`LayerStore.report`)."""
+        return self._store.report
+
+    def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
+        """Add tokens to all (`LayerStore.append`)."""
+        self._store.append(key, value, valid)
+        self._truth.append(key.double(), value.double(), valid)
+        self._low.append(key, value, valid)
+        self._check_state()
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        *,
+        scale: float,
+        softcap: float | None = None,
+        sink_logits: torch.Tensor | None = None,
+        bound: bool = False,
+    ) -> torch.Tensor:
+        """Answer queries (`LayerStore.attend`), after comparing the answer.
+
+        Raises
+        ------
+        KIVDivergenceError
+            The implementation under comparison retrieved or computed something else than the specification says.
+        """
+        output = self._store.attend(query, scale=scale, softcap=softcap, sink_logits=sink_logits, bound=bound)
+        report = self._store.report
+        fine = None if sink_logits is None else sink_logits.double()
+        place = Place(self._layer, self._step)
+        self._step += 1
+        self._truth.attend(query.double(), scale=scale, softcap=softcap, sink_logits=fine)
+        self._low.attend(query, scale=scale, softcap=softcap, sink_logits=sink_logits)
+        self._share_codes()
+        Call(self._truth, query.double(), scale, query.dtype, place).check_retrieval(report)
+
+        truth = self._truth.attend(query.double(), scale=scale, softcap=softcap, sink_logits=fine, given=report)
+        low = self._low.attend(query, scale=scale, softcap=softcap, sink_logits=sink_logits, given=report)
+        apart = self._apart(report)
+        got, truth, low = (tensor.masked_fill(apart, 0) for tensor in (output, truth, low))
+        check_outputs(place, got, truth, low, self._rounding(query, scale))
+        return output
+
+    def _share_codes(self) -> None:
+        """Give the truth the codes of the model's dtype: the operations of that dtype define them (SPEC 3.3)."""
+        truth, low = self._truth.contents, self._low.contents
+        assert truth is not None
+        assert low is not None
+        for field in ("codes", "channels", "centre", "step"):
+            which = PageIndex._fields.index(field)
+            truth.index[which].tensor.copy_(low.index[which].tensor)
+
+    def _apart(self, report: AttendReport) -> torch.Tensor:
+        """Bool [B, 1, TQ, 1]: padding that retrieves for itself, of which no report tells what (SPEC 2.4)."""
+        tokens = self._truth.contents
+        assert tokens is not None, "a report without tokens"
+        first, apart = report.blocks[0].first_query, ~tokens.valid
+        for block in report.blocks:
+            if block.mode != "retrieve":
+                apart[:, block.first_query : block.first_query + block.query_tokens] = False
+        return apart[:, None, first:, None]
+
+    def _rounding(self, query: torch.Tensor, scale: float) -> float:
+        """Worst case of what the order of sums does to an output, in the dtype of computation."""
+        tokens = self._truth.contents
+        assert tokens is not None
+        unit = torch.finfo(torch.float64 if query.dtype == torch.float64 else torch.float32).eps / 2
+        seen = tokens.valid[:, None, :, None]
+        asked = tokens.valid[:, -query.shape[2] :][:, None, :, None]
+        widest = tokens.key.tensor.masked_fill(~seen, 0).abs().amax(dim=(0, 1, 2))  # [D]
+        reach = float((query.double().masked_fill(~asked, 0).abs() @ widest).amax())
+        values = tokens.value.tensor.masked_fill(~seen, 0)
+        largest = float(values.masked_fill(~torch.isfinite(values), 0).abs().amax())
+        return 2 * unit * ((query.shape[3] + 8) * scale * reach + self.length + 8) * largest
+
+    def _check_state(self) -> None:
+        mine, expected = self._store.tokens(), self._truth.tokens()
+        same = mine.sinks == expected.sinks and mine.hot == expected.hot and self._store.length == self._truth.length
+        if not same:
+            raise Place(self._layer, self._step).error("2.2", "another partition", got=mine, expected=expected)
+
+    def crop(self, length: int) -> None:
+        """Keep the first tokens (`LayerStore.crop`)."""
+        for store in self._stores:
+            store.crop(length)
+        self._check_state()
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Permute or copy sequences (`LayerStore.reorder`)."""
+        for store in self._stores:
+            store.reorder(rows)
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Choose sequences (`LayerStore.select`)."""
+        for store in self._stores:
+            store.select(rows)
+
+    def repeat_interleave(self, repeats: int) -> None:
+        """Repeat sequences (`LayerStore.repeat_interleave`)."""
+        for store in self._stores:
+            store.repeat_interleave(repeats)
+
+    def fork(self) -> CompareStore:
+        """Fork all (`LayerStore.fork`)."""
+        copy = CompareStore(self._layer, self._store.fork(), self._truth.fork(), self._low.fork())
+        copy._step = self._step
+        return copy
+
+    def reset(self) -> None:
+        """Forget everything (`LayerStore.reset`)."""
+        for store in self._stores:
+            store.reset()
+        self._step = 0
+
+    def memory(self) -> TierBytes:
+        """Bytes of the implementation under comparison (`LayerStore.memory`)."""
+        return self._store.memory()
+
+    def tokens(self) -> TierTokens:
+        """Positions by part (`LayerStore.tokens`)."""
+        return self._store.tokens()

@@ -1,0 +1,1 @@
+"""Rotary factors that depend on the length of the text."""
