@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .attention.exact import attend_exactly
-from .ops.arguments import Attended, Queries, Tile
+from .ops.arguments import Masses, Queries, Tile
 from .partition import Block
 from .retrieval.block import attend_block
 from .retrieval.bound import missed_bound
@@ -76,48 +76,42 @@ def _answer_some(
         query, sinks = query[:, :, mine], None if sinks is None else sinks[:, :, mine]
         out = output.new_empty(output.shape[0], query.shape[2], output.shape[2])
     queries = Queries(query, block.start, mine, call.scale, call.softcap, sinks)
-    noted = RowTrace(mine, query.shape[1])
     if block.mode == "exact":
-        attended = _exact(state, row, queries, block, out)
+        masses = _exact(state, row, queries, block, out)
         rows = state.shape.heads * state.rows[row].tokens(block.pages)
         trace.key_rows += rows
         trace.value_rows += rows
-        noted.missed = torch.zeros_like(attended.exact) if call.bound else None
+        missed = torch.zeros_like(masses.exact) if call.bound else None
+        noted = RowTrace(mine, query.shape[1], masses, missed)
     else:
-        attended = _retrieve(state, call, trace, row, queries, noted, out)
+        noted = _retrieve(state, call, trace, row, queries, out)
     if mine is not None:
         output[:, mine] = out
-    noted.exact, noted.estimated = attended.exact, attended.estimated
     trace.rows.append(noted)
 
 
-def _retrieve(
-    state: State, call: Call, trace: BlockTrace, row: int, queries: Queries, noted: RowTrace, out: torch.Tensor
-) -> Attended:
+def _retrieve(state: State, call: Call, trace: BlockTrace, row: int, queries: Queries, out: torch.Tensor) -> RowTrace:
     """Answer by retrieval, or by sinks and hot tokens alone."""
-    block = trace.block
+    block, among, groups = trace.block, queries.among, queries.query.shape[1]
     view = _view(state, row, block.pages, block.stop)
     if block.mode == "window":
-        noted.missed = missed_bound(view, queries, None) if call.bound else None
-        return state.cold.ops.attend(queries, view.always, state.finite, None, False, out)
+        masses = state.cold.ops.attend(queries, view.always, state.finite, None, False, out)
+        return RowTrace(among, groups, masses, missed_bound(view, queries, None) if call.bound else None)
     result = attend_block(view, queries, call.bound, out)
-    attended, noted.missed, noted.streamed, noted.found = result.attended, result.missed, result.streamed, result.found
     trace.key_rows += result.key_rows
     trace.value_rows += result.value_rows
-    if result.streamed is not None and bool(result.streamed.any()):
-        whole_out = torch.empty_like(out)
-        whole = _exact(state, row, queries, block, whole_out)
-        groups = out.shape[0] // result.streamed.numel()
-        out.copy_(torch.where(result.streamed.repeat_interleave(groups)[:, None, None], whole_out, out))
-        pick = result.streamed[:, None]
-        attended = Attended(
-            torch.where(pick, whole.exact, attended.exact), torch.where(pick, whole.estimated, attended.estimated)
-        )
-        noted.missed = None if noted.missed is None else noted.missed.masked_fill(pick, 0)
-    return attended
+    masses, missed, streamed = result.masses, result.missed, result.streamed
+    if streamed is not None and bool(streamed.any()):
+        whole = torch.empty_like(out)
+        exact = _exact(state, row, queries, block, whole)
+        pick = streamed[:, None]
+        out.copy_(torch.where(streamed.repeat_interleave(groups)[:, None, None], whole, out))
+        masses = Masses(torch.where(pick, exact.both, masses.both))
+        missed = None if missed is None else missed.masked_fill(pick, 0)
+    return RowTrace(among, groups, masses, missed, result.found, streamed)
 
 
-def _exact(state: State, row: int, queries: Queries, block: Block, out: torch.Tensor) -> Attended:
+def _exact(state: State, row: int, queries: Queries, block: Block, out: torch.Tensor) -> Masses:
     """Full attention, its output in `out`."""
     stop = block.stop if queries.among is None else int(queries.positions[-1]) + 1
     few = queries.query.shape[2] <= FEW_QUERIES and block.pages <= state.tile_pages
@@ -128,8 +122,9 @@ def _exact(state: State, row: int, queries: Queries, block: Block, out: torch.Te
     tiles, chunk = _all_tiles(state, row, block.pages, stop), state.cold.tuning.query_chunk
     output = attend_exactly(queries, tiles, state.shape.value_width, state.finite, chunk)
     out.copy_(output.view(out.shape))
-    zeros = output.new_zeros(output.shape[:2])
-    return Attended(zeros + 1, zeros)
+    masses = output.new_zeros(2, *output.shape[:2])
+    masses[0] = 1
+    return Masses(masses)
 
 
 def _all_tiles(state: State, row: int, pages: int, stop: int) -> Iterator[Tile]:
@@ -145,4 +140,4 @@ def _view(state: State, row: int, pages: int, stop: int) -> View:
         valid = state.validity.row(row, start, start + pages * state.config.page_tokens)
         unseen = None if valid is None else ~valid
     index = state.cold.page_index(table, pages, unseen)
-    return View(state.cold, table, index, table.tokens(pages), list(state.tiles(row, pages, stop)), state.finite)
+    return View(state.cold, table, index, table.tokens(pages), state.tiles(row, pages, stop), state.finite)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from .state import State
 
 
+P = ParamSpec("P")
+Out = TypeVar("Out")
+
+
 class Guard:
     """The lock of a pool, and what dead stores have left to be released under it.
 
@@ -33,14 +37,14 @@ class Guard:
         self._inside = False  # whether the thread that has the lock is in a call
         self._dead: deque[State] = deque()
 
-    def call(self, do: Callable[[], Out]) -> Out:
+    def call(self, do: Callable[P, Out], *args: P.args, **kwargs: P.kwargs) -> Out:
         """Run a public call. Public calls do not call each other."""
         with self._lock:
             self._inside = True
             try:
                 if between_calls := self._between_calls():
                     between_calls(self._dead)
-                return do()
+                return do(*args, **kwargs)
             finally:
                 self._inside = False
 
@@ -56,8 +60,6 @@ class Guard:
 
 
 Self = TypeVar("Self")
-P = ParamSpec("P")
-Out = TypeVar("Out")
 
 
 def locked(method: Callable[Concatenate[Self, P], Out]) -> Callable[Concatenate[Self, P], Out]:
@@ -65,6 +67,6 @@ def locked(method: Callable[Concatenate[Self, P], Out]) -> Callable[Concatenate[
 
     @wraps(method)
     def call(self: Any, *args: P.args, **kwargs: P.kwargs) -> Out:
-        return self.guard.call(lambda: method(self, *args, **kwargs))
+        return self.guard.call(method, self, *args, **kwargs)
 
     return call

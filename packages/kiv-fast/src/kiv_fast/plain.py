@@ -14,11 +14,6 @@ P = ParamSpec("P")
 Out = TypeVar("Out")
 
 
-def _autocast() -> list[str]:
-    """Where autocast is on: it would round what SPEC 1.2 computes in float32."""
-    return [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
-
-
 def plain_tensors(method: Callable[P, Out]) -> Callable[P, Out]:
     """Run `method` outside inference mode and autocast, without gradients: a store may go on outside."""
     plain = torch.inference_mode(False)(torch.no_grad()(method))
@@ -26,11 +21,13 @@ def plain_tensors(method: Callable[P, Out]) -> Callable[P, Out]:
     @wraps(method)
     def exact(*args: P.args, **kwargs: P.kwargs) -> Out:
         try:
-            if not (torch.is_grad_enabled() or torch.is_inference_mode_enabled() or _autocast()):
+            odd = torch.is_grad_enabled() or torch.is_inference_mode_enabled()
+            if not (odd or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
                 return method(*args, **kwargs)  # as `generate` calls it: there is nothing to switch
             with ExitStack() as stack:
-                for kind in _autocast():
-                    stack.enter_context(torch.autocast(kind, enabled=False))
+                for kind in ("cpu", "cuda"):  # autocast would round what SPEC 1.2 computes in float32
+                    if torch.is_autocast_enabled(kind):
+                        stack.enter_context(torch.autocast(kind, enabled=False))
                 return plain(*args, **kwargs)
         except RuntimeError as error:
             if "DefaultCPUAllocator" not in str(error):

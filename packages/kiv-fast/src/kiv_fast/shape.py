@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
+from kiv_reference.checks import StoreShape
 
 
-class Shape(NamedTuple):
+class Shape(StoreShape):
     """What the first append fixes (SPEC 9.1)."""
 
-    batch: int
-    heads: int
-    key_width: int
-    value_width: int
-    dtype: torch.dtype
-    device: torch.device
+    __slots__ = ()
 
     @property
     def compute(self) -> torch.dtype:

@@ -6,7 +6,7 @@ import torch
 from kiv_reference.config import KIVConfig
 
 from .cold import Cold
-from .index.samples import Samples
+from .index.samples import EVERY, Samples
 from .interrupts import REFUSALS
 from .memory.scratch import step_bytes
 from .shape import Shape
@@ -18,6 +18,7 @@ class State(Tokens):
 
     def __init__(self, shape: Shape, config: KIVConfig, cold: Cold) -> None:
         super().__init__(shape, config, cold)
+        self._easy_length = 0  # up to here n tokens more need no room that is not held, and make no page cold
         self._step_bytes = step_bytes(shape, config, cold.tuning)
         self._begun: tuple[int, int] | None = None  # pages and samples before the call that is being answered
 
@@ -30,6 +31,9 @@ class State(Tokens):
             If they do not fit. Nothing is taken then.
         """
         length = self.length + tokens
+        if length <= self._easy_length:
+            return
+        self._easy_length = 0
         pages, scratch = self.config.cold_pages(length), self.cold.scratch
         self._planned = scratch.nbytes  # in case the append does not come about
         try:
@@ -53,8 +57,26 @@ class State(Tokens):
         self.length += n
         self.finite = self.finite and finite
 
+    def can_put(self, key: torch.Tensor, value: torch.Tensor) -> bool:
+        """Tell whether the operations can write these tokens, all valid, where they stay."""
+        whole = key.stride(3) == 1 and value.stride(3) == 1
+        return whole and self.validity.whole and self.cold.ops.in_place and key.shape[2] <= self.recent.room
+
+    def put(self, key: torch.Tensor, value: torch.Tensor) -> bool:
+        """Add tokens by the operations' own copy; with a key that is not finite, none, and False."""
+        good_keys, finite = self.recent.put(self.cold.ops, key, value)
+        if not good_keys:
+            self._refused()
+            return False
+        self.recent.hot_count += key.shape[2]
+        self.length += key.shape[2]
+        self.finite = self.finite and finite
+        return True
+
     def _refused(self) -> None:
         """Give back what an append has taken that does not come about."""
+        if self._easy_length:  # nothing was
+            return
         self.cold.scratch.plan(self._planned)
         self._release_rest()
 
@@ -63,18 +85,33 @@ class State(Tokens):
         self.cold.release(self.reservation)
         self._hold(self._device_bytes, self.length)
 
+    @property
+    def samples_due(self) -> bool:
+        """Whether a sampled position was appended whose queries were not seen yet."""
+        return self.length // EVERY != self.samples.count and not self.config.exact
+
     def begin(self, query: torch.Tensor, valid: torch.Tensor | None) -> None:
         """Begin to answer the queries ``[B, H, G, TQ, D]`` of the last append, and note the sampled ones (SPEC 3.2)."""
         self._begun = self.pages, self.samples.count
-        if not self.config.exact:
+        if self.samples_due:
             self.samples.take(query, self.length, valid, self.cold.transfer)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether something is left to be done when a call ends."""
+        return self.length > self._easy_length
 
     def finish(self) -> None:
         """End a call: what it made cold leaves (SPEC 2.3), and what it needed is given back."""
-        self.evict(self.config.cold_pages(self.length))
         self._begun = None
+        if not self.unfinished:
+            return
+        self.evict(self.config.cold_pages(self.length))
         self.recent.compact()
         self._release_rest()
+        config, sampled = self.config, self.length // EVERY
+        page = config.sink_tokens + config.hot_tokens + (self.pages + 1) * config.page_tokens
+        self._easy_length = min(page - 1, (sampled + 1) * EVERY - 1, self.length + self.recent.room)
 
     def take_back(self) -> None:
         """Undo a call that failed: what it made cold is hot again, since codes depend on its queries."""
@@ -134,6 +171,7 @@ class State(Tokens):
         samples = self.samples.cropped(length)
         self._hold(max(self.held.bytes.device, recent.nbytes + validity.nbytes), self.length)
         # From here on nothing asks for memory.
+        self._easy_length = 0
         self.recent, self.validity, self.samples, self.length = recent, validity, samples, length
         if pages < self.pages:
             for row in self.rows:

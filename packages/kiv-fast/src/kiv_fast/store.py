@@ -3,18 +3,7 @@
 from __future__ import annotations
 
 import torch
-from kiv_reference.errors import KIVUsageError, refuse
-
-from .call import Call, answer
-from .guard import locked
-from .interrupts import REFUSALS
-from .partition import blocks
-from .plain import plain_tensors
-from .shape import aligned
-from .state import State
-from .store_view import StoreView
-from .trace import BlockTrace
-from .validate import (
+from kiv_reference.checks import (
     check_append,
     check_finite,
     check_modifiers,
@@ -23,6 +12,17 @@ from .validate import (
     check_tensor,
     integer,
 )
+from kiv_reference.errors import KIVUsageError, refuse
+
+from .call import Call, answer
+from .guard import locked
+from .interrupts import REFUSALS
+from .partition import blocks
+from .plain import plain_tensors
+from .shape import Shape, aligned
+from .state import State
+from .store_view import StoreView
+from .trace import BlockTrace
 
 
 class FastStore(StoreView):
@@ -34,10 +34,12 @@ class FastStore(StoreView):
         """Add tokens (`LayerStore.append`)."""
         self._check()
         state = self._state
-        shape = check_append(key, value, valid, None if state is None else state.shape)
-        n = key.shape[2]
+        shape = Shape(*check_append(key, value, valid, None if state is None else state.shape))
         if valid is not None and bool(valid.all()):
             valid = None
+        if state is not None and valid is None and state.can_put(key, value):
+            self._put(state, key, value)
+            return
         good_keys, finite = self._pool.ops_of(shape).finite(key, value)
         if not good_keys:
             check_finite("key", key, valid)
@@ -51,14 +53,25 @@ class FastStore(StoreView):
         with state.cold.account.changing():
             try:
                 state.finish()
-                state.prepare(n, valid is not None)
+                state.prepare(key.shape[2], valid is not None)
                 state.append(key, value, valid, finite)
             except REFUSALS:
                 if fresh:
                     state.release()
                     self._pool.tidy()
                 raise
-            self._state, self._pending = state, n
+            self._state, self._pending = state, key.shape[2]
+
+    def _put(self, state: State, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Add tokens that are written where they stay, and looked at there."""
+        with state.cold.account.changing():
+            state.finish()
+            state.prepare(key.shape[2], False)
+            good_keys = state.put(key, value)
+            if good_keys:
+                self._pending = key.shape[2]
+        if not good_keys:
+            check_finite("key", key, None)
 
     @locked
     @plain_tensors
@@ -74,24 +87,32 @@ class FastStore(StoreView):
         """Answer queries (`LayerStore.attend`)."""
         self._check()
         state = self._state
-        shape = check_query(query, None if state is None else state.shape, self._pending)
-        assert state is not None, "a shape without a state"
+        check_query(query, None if state is None else state.shape, self._pending)
+        assert state is not None, "a query that was checked without a state"
+        shape = state.shape
         sinks = check_modifiers(query, scale, softcap, sink_logits, bound)
         valid = state.validity.part(state.length - self._pending, state.length)
         if not all(state.cold.ops.finite(query)):
             check_finite("query", query, valid)
         if valid is not None:
             query = torch.where(valid[:, None, :, None], query, query.nan_to_num(0.0, 0.0, 0.0))  # SPEC 2.4
-        grouped = aligned(query.to(shape.compute)).unflatten(1, (shape.heads, -1))
-        sinks = None if sinks is None else sinks.to(shape.compute).unflatten(1, (shape.heads, -1))
-        call = Call(grouped, sinks, scale, softcap, bound)
+        batch, heads, count, width = query.shape
+        groups = heads // shape.heads
+        wide = aligned(query.to(shape.compute))
+        if sinks is not None:
+            sinks = sinks.to(shape.compute).view(batch, shape.heads, groups, count)
+        call = Call(wide.view(batch, shape.heads, groups, count, width), sinks, scale, softcap, bound)
         account = state.cold.account
         try:
-            with account.changing():
-                state.begin(grouped, valid)
+            if state.samples_due:
+                with account.changing():
+                    state.begin(call.query, valid)
+            else:
+                state.begin(call.query, valid)
             output, traces = self._answer(state, call, query.dtype)
-            with account.changing():
-                state.finish()
+            if state.unfinished:
+                with account.changing():
+                    state.finish()
         except BaseException:
             if not account.marked:  # else it is refused until `reset`
                 with account.changing():
@@ -107,8 +128,9 @@ class FastStore(StoreView):
         output = torch.empty(size, dtype=dtype, device=state.shape.device)
         traces: list[BlockTrace] = []
         for block in blocks(self._config, state.length, count):
-            with state.cold.account.changing():
-                state.evict(block.pages)
+            if block.pages > state.pages:
+                with state.cold.account.changing():
+                    state.evict(block.pages)
             trace = BlockTrace(block)
             for row in range(batch):
                 answer(state, call, trace, row, state.length - count, output[row])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from kiv_reference.config import KIVConfig
 from kiv_reference.report import TierBytes, TierTokens
@@ -53,17 +51,18 @@ class Tokens:
         """Return the first hot position when `pages` pages are cold."""
         return self.config.sink_tokens + pages * self.config.page_tokens
 
-    def tiles(self, row: int, pages: int, stop: int) -> Iterator[Tile]:
-        """Yield the sinks and, from the page `pages` on, everything before position `stop`.
+    def tiles(self, row: int, pages: int, stop: int) -> list[Tile]:
+        """View or read the sinks and, from the page `pages` on, everything before position `stop`.
 
         The tiles depend on positions alone, not on where the tokens are by now: repeated calls give the same bits.
         """
-        sinks = min(self.recent.sink_count, stop)
-        if sinks:
-            yield self.recent.sinks(row, sinks, self.validity.row(row, 0, sinks))
+        sinks, start = min(self.recent.sink_count, stop), self.hot_start(pages)
+        tiles = [self.recent.sinks(row, sinks, self.validity.row(row, 0, sinks))] if sinks else []
         step = self.tile_pages * self.config.page_tokens
-        for start in range(self.hot_start(pages), stop, step):
-            yield self._tile(row, start, min(start + step, stop))
+        while start < stop:
+            tiles.append(self._tile(row, start, min(start + step, stop)))
+            start += step
+        return tiles
 
     def _tile(self, row: int, start: int, stop: int) -> Tile:
         """Read tokens ``[start, stop)`` from the beginning of a page on, wherever they are."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from kiv_reference.report import AttendReport, BlockReport
 
-from .ops.arguments import Found
+from .ops.arguments import Found, Masses
 from .partition import Block
 from .shape import Shape
 
@@ -22,16 +22,19 @@ class RowTrace:
         Which queries are told of; None if all are.
     groups : int
         G.
-    exact, estimated, missed : [H, M]
+    masses : Masses
         Of these queries.
-    found : candidates and selection, if there are any
-    streamed : bool [H], heads that were attended exactly; None if none was
+    missed : [H, M], or None
+        Bounds on what they missed.
+    found : Found, or None
+        Candidates and selection.
+    streamed : bool [H], or None
+        Heads that were attended exactly; None if none was.
     """
 
     among: torch.Tensor | None
     groups: int
-    exact: torch.Tensor | None = None
-    estimated: torch.Tensor | None = None
+    masses: Masses
     missed: torch.Tensor | None = None
     found: Found | None = None
     streamed: torch.Tensor | None = None
@@ -39,9 +42,9 @@ class RowTrace:
     @classmethod
     def empty(cls, shape: Shape, groups: int, count: int, bound: bool) -> RowTrace:
         """Return what there is to tell of `count` queries none of which is valid."""
-        none = torch.zeros(shape.heads, 0, device=shape.device)
+        none = torch.zeros(2, shape.heads, 0, device=shape.device)
         nobody = torch.zeros(count, dtype=torch.bool, device=shape.device)
-        return cls(nobody, groups, none, none, none if bound else None)
+        return cls(nobody, groups, Masses(none), none[0] if bound else None)
 
     def shares(self, part: torch.Tensor) -> torch.Tensor:
         """Put ``[H, M]`` in its places among all queries of the block, float32 ``[HQ, TQ]``."""
@@ -51,12 +54,6 @@ class RowTrace:
         whole = part.new_zeros(part.shape[0], self.among.numel())
         whole[:, self.among] = part
         return whole
-
-    def masses(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the shares of mass, exact and estimated, float32 ``[HQ, TQ]``."""
-        assert self.exact is not None, "the block was not answered"
-        assert self.estimated is not None, "the block was not answered"
-        return self.shares(self.exact), self.shares(self.estimated)
 
 
 @dataclass
@@ -75,7 +72,6 @@ class BlockTrace:
         nowhere = torch.zeros(shape.heads, dtype=torch.bool, device=device)
         found, exact = [row.found for row in self.rows], self.block.mode == "exact"
         widened = [None if one is None else one.widened for one in found]
-        masses = [row.masses() for row in self.rows]
         missed = [row.shares(row.missed) for row in self.rows if row.missed is not None]
         return BlockReport(
             mode=self.block.mode,
@@ -86,8 +82,8 @@ class BlockTrace:
             selected_positions=_stack([none if one is None else one.positions.long() for one in found], sink_tokens),
             widened=torch.stack([nowhere if one is None else one for one in widened]),
             streamed=torch.stack([nowhere | exact if row.streamed is None else row.streamed for row in self.rows]),
-            exact_mass=torch.stack([exact for exact, _ in masses]),
-            estimated_mass=torch.stack([estimated for _, estimated in masses]),
+            exact_mass=torch.stack([row.shares(row.masses.exact) for row in self.rows]),
+            estimated_mass=torch.stack([row.shares(row.masses.estimated) for row in self.rows]),
             missed_bound=torch.stack(missed) if missed else None,
             key_bytes=self.key_rows * shape.key_width * shape.dtype.itemsize,
             value_bytes=self.value_rows * shape.value_width * shape.dtype.itemsize,

@@ -115,11 +115,20 @@ class PagedTile(NamedTuple):
     valid: torch.Tensor | None
 
 
-class Attended(NamedTuple):
-    """Shares of mass ``[H, M]`` (SPEC 6.1)."""
+class Masses(NamedTuple):
+    """Shares of mass of the queries of a block (SPEC 6.1)."""
 
-    exact: torch.Tensor
-    estimated: torch.Tensor
+    both: torch.Tensor  # [2, H, M], exact and estimated
+
+    @property
+    def exact(self) -> torch.Tensor:
+        """Exact shares ``[H, M]``."""
+        return self.both[0]
+
+    @property
+    def estimated(self) -> torch.Tensor:
+        """Estimated shares ``[H, M]``."""
+        return self.both[1]
 
 
 @dataclass(frozen=True)
@@ -154,12 +163,12 @@ class PageIndex:
     group: Group
     transfer: Transfer
 
-    @property
+    @cached_property
     def pages(self) -> int:
         """N."""
         return len(self.ids)
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Positions in the pages."""
         return len(self.ids) * self.page_tokens

@@ -6,7 +6,7 @@ address and no tensor: what it points to is kept in `held` for as long.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from ctypes import addressof, byref
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from . import structures as c
-from .arguments import Attended, Found, PagedTile, PageIndex, Queries, Rows, Tile
+from .arguments import Found, Masses, PagedTile, PageIndex, Queries, Rows, Tile
 from .library import Library
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -25,6 +25,8 @@ MOST_CHANNELS = 1 << 15
 
 WORTH_THREADS = 1 << 14
 """Products of members and tokens: fewer are over before a second thread is awake."""
+
+REFUSED = "the machine refused memory for a step"
 
 BLOCK_TOKENS = 32
 """Of a block of a page, as in kiv.h."""
@@ -81,21 +83,37 @@ class CpuOps:
             found.append(bool(self._library.finite(*numbers, torch.get_num_threads())))
         return found
 
+    def append(self, pairs: tuple[tuple[torch.Tensor, torch.Tensor, int], ...]) -> list[bool]:
+        """Write tokens into windows, and tell of each tensor whether its numbers are finite.
+
+        Parameters
+        ----------
+        pairs : of tokens [B, H, n, W] and window [B, H, capacity, W], and the place of the first token there
+        """
+        copies = (c.Copy * len(pairs))()
+        for number, pair in enumerate(pairs):
+            copies[number] = _copy(*pair)
+        odd = self._library.append(addressof(copies), len(pairs))
+        return [not odd & bit for bit in (1, 2)[: len(pairs)]]
+
     def estimate(self, index: PageIndex, queries: Queries, most: int) -> Scanned:
         """Estimate every cold token (`Ops.estimate`)."""
         ids, unseen = np.ascontiguousarray(index.ids), index.unseen
-        tables = index.codes, index.channels, index.step, index.base, index.mean
-        addresses = (table.tensor.data_ptr() for table in tables)
-        heads, members = queries.query.shape[0], math.prod(queries.query.shape[1:3])
+        heads, groups, count, width = queries.query.shape
+        members = groups * count
         page = c.Index(
-            *addresses,
+            index.codes.tensor.data_ptr(),
+            index.channels.tensor.data_ptr(),
+            index.step.tensor.data_ptr(),
+            index.base.tensor.data_ptr(),
+            index.mean.tensor.data_ptr(),
             ids.ctypes.data,
             None if unseen is None else unseen.data_ptr(),
             index.pages,
             heads,
             index.page_tokens,
             index.channels.tensor.shape[2] // 2,
-            queries.query.shape[3],
+            width,
             index.mean.tensor.shape[2],
         )
         query, numbers = _query(queries, index.tokens, index.group == "max")
@@ -105,7 +123,8 @@ class CpuOps:
             kept = self._buffer("estimates", heads, members, index.tokens)
         place = sums.data_ptr()
         found = c.Estimates(place, place + 2 * sums.numel(), None if kept is None else kept.data_ptr(), most)
-        _done(self._library.estimate(byref(page), byref(query), byref(found)))
+        if self._library.estimate(byref(page), byref(query), byref(found)):
+            raise MemoryError(REFUSED)
         return Scanned(page, query, found, (numbers, ids, sums, kept, unseen))
 
     def select(self, estimates: Scanned, keys: Rows, candidates: int, selected: int) -> Found:
@@ -118,10 +137,11 @@ class CpuOps:
         late = (c.Int * heads)()
         found = c.Found(at.data_ptr(), raw.data_ptr(), chosen.data_ptr(), addressof(late), room, candidates, selected)
         query, scores = byref(estimates.query), byref(estimates.estimates)
-        if keys.table is None:
-            _done(self._library.best(query, scores, byref(found)))
+        if keys.table is None and self._library.best(query, scores, byref(found)):
+            raise MemoryError(REFUSED)
         rows, _held = _rows(keys, estimates, at[:, :candidates] if keys.table is None else None)
-        _done(self._library.select(query, byref(rows), scores, None, byref(found)))
+        if self._library.select(query, byref(rows), scores, None, byref(found)):
+            raise MemoryError(REFUSED)
         return Found(at, raw, chosen, candidates, heads * candidates, [head for head in range(heads) if late[head]])
 
     def widen(self, estimates: Scanned, keys: Rows, found: Found, candidates: int) -> Found:
@@ -138,10 +158,12 @@ class CpuOps:
             new = c.Found(at.data_ptr(), raw.data_ptr(), chosen.data_ptr(), None, room, candidates, selected)
             more = None
             if keys.table is None:
-                _done(self._library.best(byref(query), byref(scores), byref(new)))
+                if self._library.best(byref(query), byref(scores), byref(new)):
+                    raise MemoryError(REFUSED)
                 more = at[:candidates][torch.isin(at[:candidates], known_at[:had], invert=True)][None]
             rows, _held = _rows(keys, estimates, more, head)
-            _done(self._library.select(byref(query), byref(rows), byref(scores), byref(known), byref(new)))
+            if self._library.select(byref(query), byref(rows), byref(scores), byref(known), byref(new)):
+                raise MemoryError(REFUSED)
             widened[head] = True
         count = found.keys + len(found.late) * (candidates - had)
         return Found(found.at, found.raw, found.chosen, candidates, count, [], widened)
@@ -149,21 +171,21 @@ class CpuOps:
     def attend(
         self,
         queries: Queries,
-        always: list[Tile | PagedTile],
+        always: Sequence[Tile | PagedTile],
         finite: bool,
         retrieved: tuple[Scanned, Found, Rows] | None,
         tail: bool,
         out: torch.Tensor,
-    ) -> Attended:
+    ) -> Masses:
         """One softmax over everything (`Ops.attend`)."""
         held: list[object] = []
-        runs = (c.Run * max(1, len(always)))(*(_run(tile, held) for tile in always))
+        runs = (c.Run * max(1, len(always)))(*[_run(tile, held) for tile in always])
         count = queries.query.shape[2]
         places = queries.positions if count > 1 or queries.among is not None else (c.Long * 1)(queries.start)
         position = places.data_ptr() if isinstance(places, torch.Tensor) else addressof(places)
         asked = c.Attend(addressof(runs), len(always), position, count, out.shape[2], finite=finite)
         if retrieved is None:
-            query, numbers = _query(queries, sum(run.count for run in runs), False)
+            query, numbers = _query(queries, sum([run.count for run in runs]), False)
             held.append(numbers)
         else:
             query = self._retrieved(asked, retrieved, tail, held)
@@ -171,47 +193,48 @@ class CpuOps:
         asked.out, asked.out_head, asked.out_kind = out.data_ptr(), out.stride(0), KINDS[out.dtype]
         asked.exact = masses.data_ptr()
         asked.estimated = asked.exact + 2 * masses.nbytes // 4
-        _done(self._library.attend(byref(query), byref(asked)))
-        return Attended(*masses.unbind())
+        if self._library.attend(byref(query), byref(asked)):
+            raise MemoryError(REFUSED)
+        return Masses(masses)
 
     def _retrieved(
         self, asked: c.Attend, retrieved: tuple[Scanned, Found, Rows], tail: bool, held: list[object]
     ) -> c.Query:
         """Add selection and tail to what is attended."""
         estimates, found, values = retrieved
-        parts = [part if part.dtype == torch.int32 else part.int() for part in (found.at, found.chosen)]
-        at, chosen = (part.contiguous() for part in parts)
-        raw = found.raw.contiguous()
+        at, chosen, raw = found.at, found.chosen, found.raw
+        if at.dtype != torch.int32:
+            at, chosen = at.int(), chosen.int()
         one = c.Found(at.data_ptr(), raw.data_ptr(), chosen.data_ptr(), None, at.shape[1], found.width, chosen.shape[1])
         asked.value, rows = _rows(values, estimates, found.positions.clamp(min=0) if values.table is None else None)
         asked.found, asked.index = addressof(one), addressof(estimates.index)
         held += [at, chosen, raw, one, rows]
         if tail:
             pages = self._buffer("tail", estimates.query.heads, estimates.query.members, estimates.index.pages)
-            asked.tail = pages.data_ptr()
-            parts = (byref(part) for part in (estimates.index, estimates.query, estimates.estimates, one))
-            _done(self._library.tail(*parts, asked.tail))
+            asked.estimates, asked.tail = addressof(estimates.estimates), pages.data_ptr()
         return estimates.query
 
 
 def _query(queries: Queries, tokens: int, group_max: bool) -> tuple[c.Query, object]:
     """Members and modifiers, and what holds their numbers; `tokens` are to be looked at for each."""
-    members, sinks = queries.members.contiguous(), queries.sink_logits
+    numbers, sinks = queries.query, queries.sink_logits
+    heads, groups, count, width = numbers.shape
+    if not numbers.is_contiguous():  # else the queries of a KV head lie together as they are
+        numbers = numbers.contiguous()
     if sinks is not None:
-        sinks = sinks.flatten(1, 2).contiguous()
-    heads, count, width = members.shape
+        sinks = sinks.contiguous()
     query = c.Query(
-        members.data_ptr(),
+        numbers.data_ptr(),
         None if sinks is None else sinks.data_ptr(),
         heads,
-        count,
+        groups * count,
         width,
         queries.scale,
         queries.softcap or 0.0,
         group_max,
-        torch.get_num_threads() if heads * count * tokens >= WORTH_THREADS else 1,
+        torch.get_num_threads() if heads * groups * count * tokens >= WORTH_THREADS else 1,
     )
-    return query, (members, sinks)
+    return query, (numbers, sinks)
 
 
 def _rows(
@@ -252,7 +275,12 @@ def _run(tile: Tile | PagedTile, held: list[object]) -> c.Run:
     return c.Run(*parts, tile.first, tile.count, mask)
 
 
-def _done(status: int) -> None:
-    """Raise MemoryError if an operation says that the machine refused memory."""
-    if status:
-        raise MemoryError("the machine refused memory for a step")
+def _copy(tokens: torch.Tensor, window: torch.Tensor, at: int) -> c.Copy:
+    """Tokens and where they go; rows of numbers lie together on both sides."""
+    batch, heads, count, width = tokens.shape
+    size = tokens.element_size()
+    there, here = window.stride(), tokens.stride()
+    assert here[3] == 1, "numbers apart"
+    place = window.data_ptr() + at * width * size
+    distances = here[0] * size, here[1] * size, here[2] * size, there[0] * size, there[1] * size
+    return c.Copy(tokens.data_ptr(), place, batch, heads, count, width * size, KINDS[tokens.dtype], *distances)

@@ -18,9 +18,9 @@ _CALLS = {
     "estimate": (Pointer, Pointer, Pointer),
     "best": (Pointer, Pointer, Pointer),
     "select": (Pointer, Pointer, Pointer, Pointer, Pointer),
-    "tail": (Pointer, Pointer, Pointer, Pointer, Pointer),
     "attend": (Pointer, Pointer),
     "finite": (Pointer, Long, Long, Int),
+    "append": (Pointer, Long),
 }
 
 
@@ -50,7 +50,7 @@ class Library:
             for place, (name, arguments) in enumerate(_CALLS.items())
         }
         self.estimate, self.best, self.select = calls["estimate"], calls["best"], calls["select"]
-        self.tail, self.attend, self.finite = calls["tail"], calls["attend"], calls["finite"]
+        self.attend, self.finite, self.append = calls["attend"], calls["finite"], calls["append"]
         parallel = _torch_threads()
         if parallel is not None:
             self._library.kiv_threads(parallel)

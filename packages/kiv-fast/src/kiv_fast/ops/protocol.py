@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 
-from .arguments import Attended, Found, PagedTile, PageIndex, Queries, Rows, Tile
+from .arguments import Found, Masses, PagedTile, PageIndex, Queries, Rows, Tile
 
 
 class Ops(Protocol):
@@ -26,6 +27,15 @@ class Ops(Protocol):
         """Tell of each whether all numbers are finite; it may say no of large ones that are."""
         ...
 
+    def append(self, pairs: tuple[tuple[torch.Tensor, torch.Tensor, int], ...]) -> list[bool]:
+        """Write tokens into windows, and tell of each tensor whether its numbers are finite.
+
+        Parameters
+        ----------
+        pairs : of tokens [B, H, n, W], a window [B, H, capacity, W], and the place of the first token there
+        """
+        ...
+
     def estimate(self, index: PageIndex, queries: Queries, most: int) -> Any:
         """Estimate every cold token and rank them (SPEC 4.2, 4.3); no more than the `most` best will be asked for."""
         ...
@@ -41,12 +51,12 @@ class Ops(Protocol):
     def attend(
         self,
         queries: Queries,
-        always: list[Tile | PagedTile],
+        always: Sequence[Tile | PagedTile],
         finite: bool,
         retrieved: tuple[Any, Found, Rows] | None,
         tail: bool,
         out: torch.Tensor,
-    ) -> Attended:
+    ) -> Masses:
         """Attend sinks, hot tokens and selection, and by their pages the rest (SPEC 5, 6.1).
 
         Parameters

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from .arguments import Attended, Queries, Tile
+from .arguments import Masses, Queries, Tile
 
 LEAST = torch.finfo(torch.float32).min
 """Stands in for the logarithm of no mass, so that a difference with it is a number."""
@@ -60,7 +60,7 @@ def attend_parts(
     sink_logits: torch.Tensor | None,
     finite: bool,
     shift: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, Attended]:
+) -> tuple[torch.Tensor, Masses]:
     """One softmax over all parts, the learned sinks ``[H, M]`` in its denominator (SPEC 5.1, 8.2).
 
     Returns the output ``[H, M, DV]`` and the masses.
@@ -88,4 +88,4 @@ def attend_parts(
         output.addcmul_(estimated[:, :, None], shift)
     # Their sum is 1 but for rounding, or 0 where nothing is attended; a share is never above 1.
     total = (held_mass + estimated).clamp_(min=torch.finfo(weights.dtype).tiny)
-    return output, Attended(held_mass.div_(total), estimated.div_(total))
+    return output, Masses(torch.stack([held_mass, estimated]).div_(total))

@@ -72,9 +72,18 @@ class Attend(ctypes.Structure):
         ("value_width", Long),
         ("found", Pointer),
         ("value", Rows),
-        ("index", Pointer),
-        *((name, Pointer) for name in ("tail", "out")),
+        *((name, Pointer) for name in ("index", "estimates", "tail", "out")),
         *((name, Long) for name in ("out_head", "out_kind")),
         *((name, Pointer) for name in ("exact", "estimated")),
         ("finite", Long),
+    )
+
+
+class Copy(ctypes.Structure):
+    """`Copy` of kiv.h."""
+
+    _fields_ = (
+        *((name, Pointer) for name in ("from_", "to")),
+        *((name, Long) for name in ("batch", "heads", "count", "nbytes", "kind")),
+        *((name, Long) for name in ("from_batch", "from_head", "from_token", "to_batch", "to_head")),
     )

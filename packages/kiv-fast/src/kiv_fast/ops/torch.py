@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
-from .arguments import LATE, Attended, Found, PagedTile, PageIndex, Queries, Rows, Tile, marked
+from .arguments import LATE, Found, Masses, PagedTile, PageIndex, Queries, Rows, Tile, marked
 from .estimates import Estimates
 from .ranking import group_scores, top_set
 from .softmax import Part, attend_parts, tile_part
@@ -26,6 +27,12 @@ class TorchOps:
         """Tell whether all numbers are finite, by their sums: one wait for all (`Ops.finite`)."""
         sums: list[float] = torch.stack([tensor.sum() for tensor in tensors]).tolist()
         return [math.isfinite(total) for total in sums]
+
+    def append(self, pairs: tuple[tuple[torch.Tensor, torch.Tensor, int], ...]) -> list[bool]:
+        """Write tokens into windows (`Ops.append`)."""
+        for tokens, window, at in pairs:
+            window[:, :, at : at + tokens.shape[2]] = tokens
+        return self.finite(*[tokens for tokens, _, _ in pairs])
 
     def estimate(self, index: PageIndex, queries: Queries, most: int) -> Estimates:
         """Estimate every cold token (`Ops.estimate`)."""
@@ -81,12 +88,12 @@ class TorchOps:
     def attend(
         self,
         queries: Queries,
-        always: list[Tile | PagedTile],
+        always: Sequence[Tile | PagedTile],
         finite: bool,
         retrieved: tuple[Estimates, Found, Rows] | None,
         tail: bool,
         out: torch.Tensor,
-    ) -> Attended:
+    ) -> Masses:
         """One softmax over everything (`Ops.attend`)."""
         exact = [tile_part(queries, tile) for tile in always if isinstance(tile, Tile)]
         sinks = None if queries.sink_logits is None else queries.sink_logits.flatten(1, 2)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..ops.arguments import Attended, Found, Queries
+from ..ops.arguments import Found, Masses, Queries
 from .bound import bounded, missed_bound
 from .candidates import View, find
 
@@ -14,7 +14,7 @@ from .candidates import View, find
 class Result(NamedTuple):
     """Output and account of one block and sequence."""
 
-    attended: Attended
+    masses: Masses
     found: Found | None  # None without a cold token
     streamed: torch.Tensor | None  # bool [H], heads to attend exactly
     missed: torch.Tensor | None  # [H, M]
@@ -26,9 +26,9 @@ def attend_block(view: View, queries: Queries, bound: bool, out: torch.Tensor) -
     """Answer the queries of a block by retrieval (SPEC 4, 5, 6.3); `out` as for `Ops.attend`."""
     cold, config = view.cold, view.cold.config
     if view.tokens == 0:
-        attended = cold.ops.attend(queries, view.always, view.finite, None, False, out)
-        missed = torch.zeros_like(attended.exact) if bound else None
-        return Result(attended, None, None, missed, 0, 0)
+        masses = cold.ops.attend(queries, view.always, view.finite, None, False, out)
+        missed = torch.zeros_like(masses.exact) if bound else None
+        return Result(masses, None, None, missed, 0, 0)
     estimates, streamed = cold.ops.estimate(view.index, queries, view.most), None
     if config.max_missed_mass is None:
         found = find(view, estimates)
@@ -38,9 +38,9 @@ def attend_block(view: View, queries: Queries, bound: bool, out: torch.Tensor) -
     cold.counters.value_bytes_gathered += selected * cold.shape.value_width * cold.shape.dtype.itemsize
     finite = view.finite and view.row.finite >= view.index.pages
     retrieved = estimates, found, view.values
-    attended = cold.ops.attend(queries, view.always, finite, retrieved, config.tail == "mean", out)
+    masses = cold.ops.attend(queries, view.always, finite, retrieved, config.tail == "mean", out)
     missed = missed_bound(view, queries, found) if bound else None
-    return Result(attended, found, streamed, missed, *_rows_read(view, found, streamed))
+    return Result(masses, found, streamed, missed, *_rows_read(view, found, streamed))
 
 
 def _rows_read(view: View, found: Found, streamed: torch.Tensor | None) -> tuple[int, int]:

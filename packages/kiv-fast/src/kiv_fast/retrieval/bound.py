@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..ops.arguments import Found, Queries, Tile, marked
+from ..ops.arguments import Found, Queries, marked
 from ..ops.estimates import Chunk, Estimates
 from ..ops.softmax import raw_scores, tile_part
 from .candidates import FACTORS, View, find
@@ -32,9 +32,8 @@ def _bound(view: View, queries: Queries, found: Found | None) -> torch.Tensor:
     sinks = None if queries.sink_logits is None else queries.sink_logits.to(WIDE)
     queries = replace(queries, query=queries.query.to(WIDE), sink_logits=sinks)
     heads, size = queries.query.shape[0], view.index.page_tokens
-    always = [tile for tile in view.always if isinstance(tile, Tile)]
     at = torch.empty(heads, 0, dtype=torch.int64, device=view.cold.shape.device)
-    held, missed = [tile_part(queries, tile).logits for tile in always], list[torch.Tensor]()
+    held, missed = [tile_part(queries, tile).logits for tile in view.always], list[torch.Tensor]()
     if sinks is not None:
         held.append(sinks.flatten(1, 2)[:, :, None])
     if found is not None:
@@ -45,7 +44,7 @@ def _bound(view: View, queries: Queries, found: Found | None) -> torch.Tensor:
         missed.append(logits.masked_fill(found.selected[:, None], -torch.inf))
     known, tuning = marked(at, view.index.tokens), view.cold.tuning
     estimates = Estimates(view.index, queries, tuning.chunk_bytes, 0, whole=False)
-    farthest = [tile.key.abs().amax(dim=1).to(WIDE) for tile in always]
+    farthest = [tile.key.abs().amax(dim=1).to(WIDE) for tile in view.always]
     for chunk in estimates.chunks:
         radius = _radius(view, chunk)
         farthest.append(estimates.farthest(chunk, radius))
@@ -58,7 +57,7 @@ def _bound(view: View, queries: Queries, found: Found | None) -> torch.Tensor:
     out = torch.logsumexp(torch.cat(missed, dim=2), dim=2) + lost
     total = torch.logaddexp(torch.logsumexp(torch.cat(held, dim=2), dim=2) - lost, out)
     # And what soft caps, logarithms and sums lose.
-    tokens = view.index.tokens + sum(tile.count for tile in always)
+    tokens = view.index.tokens + sum(tile.count for tile in view.always)
     more = 4 * EPS * (out.abs() + total.abs() + (queries.softcap or 0.0) + tokens)
     return torch.where(out == -torch.inf, 0.0, torch.exp(out - total + more).clamp_(max=1.0))
 

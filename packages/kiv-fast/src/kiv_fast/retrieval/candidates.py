@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from ..cold import Cold
-from ..ops.arguments import Found, PagedTile, PageIndex, Rows, Tile
+from ..ops.arguments import Found, PageIndex, Rows, Tile
 from ..pages.block_table import BlockTable
 
 FACTORS = (0, 1, 2, 4)
@@ -34,7 +34,7 @@ class View:
     row: BlockTable
     index: PageIndex
     tokens: int
-    always: list[Tile | PagedTile]
+    always: list[Tile]
     finite: bool
 
     @cached_property

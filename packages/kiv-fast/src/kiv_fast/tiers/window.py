@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from kiv_reference.config import KIVConfig
 
+from ..ops import Ops
 from ..ops.arguments import Tile
 from ..shape import Shape
 
@@ -71,6 +72,17 @@ class Recent:
         """View hot tokens ``[start, stop)`` of one sequence, counted from the first; `first` is their position."""
         return Tile(*self._hot, row, self._start + start, stop - start, first, valid)
 
+    @property
+    def room(self) -> int:
+        """Tokens that fit behind the others; 0 while sinks are still to come."""
+        full = self.sink_count == self._config.sink_tokens
+        return self._hot[0].shape[2] - self._start - self.hot_count if full else 0
+
+    def put(self, ops: Ops, key: torch.Tensor, value: torch.Tensor) -> list[bool]:
+        """Write tokens behind the others, where they do not count yet; whether keys, and values, are finite."""
+        end = self._start + self.hot_count
+        return ops.append(((key, self._hot[0], end), (value, self._hot[1], end)))
+
     def append(self, key: torch.Tensor, value: torch.Tensor) -> None:
         """Add tokens ``[B, H, n, D]``, filling up the sinks first."""
         n, sinks = key.shape[2], self.sink_count
@@ -117,9 +129,14 @@ class Recent:
         self.drop_pages(-n)
         assert self._start >= 0, "the pages are gone"
 
+    @property
+    def is_compact(self) -> bool:
+        """Whether no memory is left that the tokens of a long call took."""
+        return self._hot[0].shape[2] <= capacity(self._config, self.hot_count)
+
     def compact(self) -> None:
         """Return the memory that the tokens of a long call took."""
-        if self._hot[0].shape[2] > capacity(self._config, self.hot_count):
+        if not self.is_compact:
             self._make_room(self.hot_count)
 
     def cropped(self, sinks: int, hot: int, back: tuple[torch.Tensor, torch.Tensor] | None) -> Recent:

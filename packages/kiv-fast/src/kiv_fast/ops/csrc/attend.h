@@ -3,7 +3,7 @@
 #ifndef KIV_ATTEND_H
 #define KIV_ATTEND_H
 
-#include "vectors.h"
+#include "retrieve.h"
 
 #define PART_TOKENS 256
 #define MOST_PARTS 64 /* of a run: parts of long ones are larger */
@@ -273,6 +273,7 @@ static int64_t parts_of_head(const Attend *attend, Part *part, int64_t head) {
 }
 
 static int attend(const Query *query, const Attend *asked) {
+    if (asked->tail && tail(asked->index, query, asked->estimates, asked->found, asked->tail)) return 1;
     int64_t wide = ROUND_UP(asked->value_width, LANES), each = parts_of_head(asked, 0, 0), parts = each * query->heads;
     int64_t members = query->members, selected = asked->tail ? asked->found->selected : 0;
     int64_t rows = query->heads * members, pages = asked->tail ? asked->index->pages : 0;

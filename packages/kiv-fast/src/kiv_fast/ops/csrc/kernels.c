@@ -1,6 +1,5 @@
 /* The operations, compiled once for each set of instructions: KIV_SUFFIX tells which. */
 #include "attend.h"
-#include "retrieve.h"
 
 #define NUMBERS_AT_ONCE (1 << 16)
 
@@ -30,8 +29,22 @@ static int finite_numbers(const void *numbers, int64_t count, int64_t kind, int3
     return !look.odd;
 }
 
+static int append(const Copy *copy, int64_t copies) {
+    int odd = 0;
+    for (int64_t c = 0; c < copies; c++, copy++)
+        for (int64_t b = 0; b < copy->batch; b++)
+            for (int64_t h = 0; h < copy->heads; h++) {
+                uint8_t *to = (uint8_t *)copy->to + b * copy->to_batch + h * copy->to_head;
+                const uint8_t *from = (const uint8_t *)copy->from + b * copy->from_batch + h * copy->from_head;
+                for (int64_t i = 0; i < copy->count; i++)
+                    memcpy(to + i * copy->nbytes, from + i * copy->from_token, copy->nbytes);
+                int64_t numbers = copy->count * copy->nbytes / (copy->kind == F32 ? 4 : 2);
+                odd |= !finite_numbers(to, numbers, copy->kind, 1) << c;
+            }
+    return odd;
+}
+
 #define JOIN(a, b) a##b
 #define NAME(a, b) JOIN(a, b)
 
-const Operations NAME(kiv_operations_, KIV_SUFFIX) = {estimate,      best,   select_tokens, tail,
-                                                         attend, finite_numbers};
+const Operations NAME(kiv_operations_, KIV_SUFFIX) = {estimate, best, select_tokens, attend, finite_numbers, append};

@@ -73,7 +73,8 @@ typedef struct {
     const Found *found; /* null where nothing is retrieved */
     Rows value;         /* of the selected tokens: by cold token or, without pages, by place in `chosen` */
     const Index *index;
-    const float *tail; /* [H][M][pages], or null */
+    const Estimates *estimates;
+    float *tail; /* [H][M][pages], room for the logits of pages, or null: what is not selected does not count */
     void *out;         /* member (g, t) of head h: at (h * G + g) * out_head + t * value_width */
     int64_t out_head, out_kind;
     float *exact, *estimated; /* [H][M] */
@@ -85,14 +86,22 @@ int kiv_run(Body body, void *context, int64_t tasks, int32_t threads); /* whethe
 void *kiv_workspace(int slot, int64_t nbytes); /* of this thread, until it uses the slot again; null if refused */
 void kiv_no_memory(void);                      /* tells the run of the task that it failed */
 
+/* Tokens [B][H][n] of `nbytes` each, which lie together where they go; distances in bytes. */
+typedef struct {
+    const void *from;
+    void *to;
+    int64_t batch, heads, count, nbytes, kind;
+    int64_t from_batch, from_head, from_token, to_batch, to_head;
+} Copy;
+
 /* The operations for one set of instructions; they return 0, or 1 if memory was refused. */
 typedef struct {
     int (*estimate)(const Index *, const Query *, Estimates *);
     int (*best)(const Query *, const Estimates *, const Found *);
     int (*select)(const Query *, const Rows *, const Estimates *, const Found *known, Found *);
-    int (*tail)(const Index *, const Query *, const Estimates *, const Found *, float *tail);
     int (*attend)(const Query *, const Attend *);
     int (*finite)(const void *numbers, int64_t count, int64_t kind, int32_t threads); /* whether all are */
+    int (*append)(const Copy *, int64_t copies); /* a bit for each that has numbers that are not finite */
 } Operations;
 
 #endif
