@@ -73,14 +73,15 @@ def fill(subject: Subject, spreads: list[LayerSpread], prompt: torch.Tensor, tok
             _fill_window(layer, spread, tokens, layer_seed)
         elif hasattr(layer, "store"):
             for key, value in random_chunks(spread, missing, layer_seed):
-                layer.store.append(key, value)
+                layer.store.append(key.to(subject.model.dtype), value.to(subject.model.dtype))
         else:
             _fill_plain(layer, spread, tokens, layer_seed)
 
 
 def _fill_window(layer: DynamicSlidingWindowLayer, spread: LayerSpread, tokens: int, seed: int) -> None:
     kept = min(tokens, layer.sliding_window - 1)
-    layer.keys, layer.values = next(random_chunks(spread, kept, seed, chunk=kept))
+    dtype = layer.keys.dtype
+    layer.keys, layer.values = (part.to(dtype) for part in next(random_chunks(spread, kept, seed, chunk=kept)))
     layer.cumulative_length = tokens
 
 

@@ -52,10 +52,10 @@ class Subject:
 class Factory:
     """Makes subjects of one model; those under "kiv" share a second model with the same weights."""
 
-    def __init__(self, model_name: str, impl: str) -> None:
+    def __init__(self, model_name: str, impl: str, dtype: torch.dtype = torch.bfloat16) -> None:
         self.model_name = model_name
         self.impl = impl
-        self.model = load_model(model_name)
+        self.model = load_model(model_name).to(dtype)
         self._kiv_model = twin(self.model, "kiv")
 
     def kiv(self, name: str, config: KIVConfig | None = None) -> Subject:

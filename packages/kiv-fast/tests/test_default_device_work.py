@@ -52,7 +52,7 @@ def work(pool, rows, masks):
 
 
 def store_batch(store):
-    memory = getattr(store, "_state", None) or getattr(store, "_tokens", None)
+    memory = getattr(store, "_state", None) or getattr(store, "contents", None)
     if memory is None:
         return 2
     return memory.shape.batch if hasattr(memory, "shape") else memory.valid.shape[0]

@@ -106,14 +106,14 @@ def test_garbage_inside_a_call_is_released_after_it(config, monkeypatch):
 def test_a_dead_store_is_released_while_another_thread_is_in_a_call(config, monkeypatch):
     pool, store, others = forks(config)
     inside, go_on = threading.Event(), threading.Event()
-    evict = store.state.evict
+    finish = store.state.finish
 
-    def wait(pages):
+    def wait():
         inside.set()
         assert go_on.wait(20)
-        evict(pages)
+        finish()
 
-    monkeypatch.setattr(store.state, "evict", wait)
+    monkeypatch.setattr(store.state, "finish", wait)
     data = draw(3, 1)
     with ThreadPoolExecutor(1) as threads:
         call = threads.submit(store.append, *data[:2])

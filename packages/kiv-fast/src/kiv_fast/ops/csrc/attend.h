@@ -53,12 +53,13 @@ static void weigh(const Softmax *softmax, const Part *part, const float *weights
                   int64_t stride, float *value) {
     const Attend *attend = softmax->attend;
     int64_t members = softmax->query->members, wide = softmax->wide, have = 0, first = 0;
-    int64_t count = part->stop - part->first;
+    int64_t count = part->stop - part->first, run_stop = part->kind >= 0 ? attend->run[part->kind].count : 0;
     for (int64_t i = 0; i < count; i++) {
         const void *row;
         int64_t kind = F32;
         if (part->kind >= 0) {
             const Rows *rows = &attend->run[part->kind].value;
+            ask_ahead(rows, part->head, part->first + i, run_stop);
             row = row_of(rows, part->head, part->first + i), kind = rows->kind;
         } else if (part->kind == TAIL) {
             const Index *index = attend->index;
@@ -107,6 +108,7 @@ static void run_logits(const Softmax *softmax, const Part *part, float *logits, 
         widen(query->query + (part->head * members + m) * query->width, query->width, F32, asked + m * wide);
     for (int64_t i = 0; i < count; i += 4) {
         int64_t have = count - i < 4 ? count - i : 4;
+        for (int64_t j = 0; j < have; j++) ask_ahead(&run->key, part->head, part->first + i + j, run->count);
         for (int64_t j = 0; j < have; j++)
             widen(row_of(&run->key, part->head, part->first + i + j), query->width, run->key.kind, key + j * wide);
         for (int64_t m = 0; m < members; m++) {

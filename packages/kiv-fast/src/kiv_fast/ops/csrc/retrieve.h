@@ -238,6 +238,8 @@ static void score_rows(void *context, int64_t task) {
             for (int64_t m = 0; m < members; m++) raw[m * found->stride + k] = known[m * select->known->stride];
         } else {
             int64_t row = select->rows->page ? at[k] : source ? source[k] : k;
+            if (select->rows->page && k + ROWS_AHEAD < found->candidates)
+                ask_ahead(select->rows, head, at[k + ROWS_AHEAD] - ROWS_AHEAD, INT64_MAX);
             widen(row_of(select->rows, head, row), query->width, select->rows->kind, key + have * wide);
             number[have++] = k;
         }

@@ -212,6 +212,18 @@ static inline void narrow(float number, int64_t kind, void *to, int64_t i) {
     }
 }
 
+/* Ask for a row some rows before it is needed: what lies in pages of memory is not foreseen by the processor. */
+#define ROWS_AHEAD 16
+
+static inline const void *row_of(const Rows *rows, int64_t head, int64_t i);
+
+static inline void ask_ahead(const Rows *rows, int64_t head, int64_t i, int64_t stop) {
+    if (i + ROWS_AHEAD >= stop) return;
+    const char *row = row_of(rows, head, i + ROWS_AHEAD);
+    int64_t nbytes = rows->width * (rows->kind == F32 ? 4 : 2);
+    for (int64_t byte = 0; byte < nbytes; byte += 64) __builtin_prefetch(row + byte);
+}
+
 static inline const void *row_of(const Rows *rows, int64_t head, int64_t i) {
     int64_t at = rows->page ? ((rows->page[i / rows->tokens] * rows->heads + head) * rows->tokens + i % rows->tokens) *
                                   rows->width
