@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -24,6 +24,8 @@ class Guard:
     ----------
     between_calls : bound method of the pool
         Releases what dead stores held, at the latest when the next call begins.
+    odd : containers, any of which has something in it where a change was broken off
+        Only then, or with a dead store, is there something to do between calls.
 
     Notes
     -----
@@ -31,8 +33,8 @@ class Guard:
     thread may take twice is no protection: so what dies is queued, and released where no call is half-way.
     """
 
-    def __init__(self, between_calls: Callable[[deque[State]], None]) -> None:
-        self._between_calls = weakref.WeakMethod(between_calls)
+    def __init__(self, between_calls: Callable[[deque[State]], None], odd: tuple[Sized, Sized]) -> None:
+        self._between_calls, (self._marked, self._broken) = weakref.WeakMethod(between_calls), odd
         self._lock = threading.RLock()
         self._inside = False  # whether the thread that has the lock is in a call
         self._dead: deque[State] = deque()
@@ -42,7 +44,7 @@ class Guard:
         with self._lock:
             self._inside = True
             try:
-                if between_calls := self._between_calls():
+                if (self._dead or self._marked or self._broken) and (between_calls := self._between_calls()):
                     between_calls(self._dead)
                 return do(*args, **kwargs)
             finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from kiv_reference.config import KIVConfig
@@ -18,17 +17,15 @@ class Block(NamedTuple):
     pages: int
 
 
-def blocks(config: KIVConfig, length: int, queries: int) -> Iterator[Block]:
-    """The blocks of a call of `queries` tokens, the last of `length`, in order of position."""
+def blocks(config: KIVConfig, length: int, queries: int) -> list[Block]:
+    """Cut a call of `queries` tokens, the last of `length`, into blocks in order of position."""
     first = length - queries
     if queries == 1 and not config.exact:
-        yield _block(config, "retrieve", first, length)
-        return
+        return [_block(config, "retrieve", first, length)]
     suffix = first if config.prefill == "exact" else max(first, length - config.exact_suffix_tokens)
-    for start in range(first, suffix, config.query_block_tokens):
-        yield _block(config, config.prefill, start, min(start + config.query_block_tokens, suffix))
-    if suffix < length:
-        yield _block(config, "exact", suffix, length)
+    step = config.query_block_tokens
+    cut = [_block(config, config.prefill, start, min(start + step, suffix)) for start in range(first, suffix, step)]
+    return [*cut, _block(config, "exact", suffix, length)] if suffix < length else cut
 
 
 def _block(config: KIVConfig, mode: Mode, start: int, stop: int) -> Block:

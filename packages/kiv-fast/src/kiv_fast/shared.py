@@ -51,11 +51,11 @@ class Shared:
         self._ops = OpsChoice(ops, self.tuning)
         self._io = io or FileIO()
         self._folder = "" if config.ram_bytes is None else folder_for(config.spill_dir)
-        self.guard = Guard(self.between_calls)
         # Not a WeakSet: garbage collection in another thread would change it while it is gone through.
         self._references: list[weakref.ref[Owner]] = []
         self._closed = False
         self.ledger = Ledger(config)
+        self.guard = Guard(self.between_calls, (self.ledger.marked, self.ledger.broken))
         self.ledger.make_room = weakref.WeakMethod(self._make_room)
         self.counters = Counters()
         self.scratch = Scratch(Account(self.ledger))
@@ -89,6 +89,11 @@ class Shared:
                 with state.cold.account.changing():
                     state.cold.arena.make_room(ram)
 
+    @property
+    def sound(self) -> bool:
+        """Whether the pool is open, and no change of a store was broken off."""
+        return not (self._closed or self.ledger.broken)
+
     def check_open(self) -> None:
         """Refuse to go on after `close`."""
         if self._closed:
@@ -103,8 +108,6 @@ class Shared:
     def between_calls(self, dead: deque[State]) -> None:
         """Note which change was interrupted, and release what dead stores held."""
         ledger = self.ledger
-        if not (ledger.marked or ledger.broken or dead):
-            return
         # Of a change that is still marked, nothing is known but that it did not end.
         ledger.broken |= ledger.marked
         ledger.marked.clear()

@@ -91,8 +91,9 @@ class StoreView(Owner):
 
     def _check(self) -> None:
         """Refuse to go on after `close`, and after an interrupt in the middle of a change."""
-        self._pool.check_open()
-        self._check_whole()
+        if not self._pool.sound:
+            self._pool.check_open()
+            self._check_whole()
 
     def _check_whole(self) -> None:
         if self._state is not None and self._pool.is_broken(self._state):

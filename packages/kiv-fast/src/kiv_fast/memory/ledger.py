@@ -34,7 +34,7 @@ class Ledger:
 
     def recount(self, held: set[Account]) -> None:
         """Set what is taken to what these accounts hold, as nobody else does."""
-        self.broken &= held
+        self.broken.intersection_update(held)
         self._used = [sum(account.used[tier] for account in held) for tier in range(3)]
 
     @property

@@ -69,25 +69,16 @@ class Queries:
         return torch.tanh(logits / self.softcap).mul_(self.softcap).masked_fill_(logits == -torch.inf, -torch.inf)
 
 
-@dataclass(frozen=True)
-class Tile:
-    """Consecutive tokens of one sequence, of positions from `first` on: ``[start, start + count)`` of row `row`.
+class Tile(NamedTuple):
+    """Consecutive tokens of one sequence, of positions from `first` on: ``[start, start + count)`` of row `row`."""
 
-    Attributes
-    ----------
-    keys : [B, H, n, D]
-    values : [B, H, n, DV]
-    row, start, count, first : int
-    valid : bool [count], or None if all are
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
+    keys: torch.Tensor  # [B, H, n, D]
+    values: torch.Tensor  # [B, H, n, DV]
     row: int
     start: int
-    count: int
+    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
     first: int
-    valid: torch.Tensor | None
+    valid: torch.Tensor | None  # bool [count]; None if all are
 
     @property
     def key(self) -> torch.Tensor:
@@ -102,7 +93,7 @@ class Tile:
     def part(self, begin: int, end: int) -> Tile:
         """Return the tokens ``[begin, end)`` of these."""
         valid = None if self.valid is None else self.valid[begin:end]
-        return replace(self, start=self.start + begin, count=end - begin, first=self.first + begin, valid=valid)
+        return self._replace(start=self.start + begin, count=end - begin, first=self.first + begin, valid=valid)
 
 
 class PagedTile(NamedTuple):
@@ -143,8 +134,8 @@ class PageIndex:
         Of the pages, in order of position.
     whole : bool
         Whether the ids are consecutive.
-    page_tokens : int
-        P.
+    pages, page_tokens, tokens : int
+        N, P, and their product.
     unseen : bool [N * P], or None
         Cold tokens that are not valid; None if all are.
     group : "exp_sum" or "max"
@@ -158,20 +149,12 @@ class PageIndex:
     mean: Table
     ids: NDArray[np.int32]
     whole: bool
+    pages: int
     page_tokens: int
+    tokens: int
     unseen: torch.Tensor | None
     group: Group
     transfer: Transfer
-
-    @cached_property
-    def pages(self) -> int:
-        """N."""
-        return len(self.ids)
-
-    @cached_property
-    def tokens(self) -> int:
-        """Positions in the pages."""
-        return len(self.ids) * self.page_tokens
 
     def records(self, table: Table, first: int = 0, stop: int | None = None) -> torch.Tensor:
         """Return what a table has about pages ``[first, stop)``, where it is; a view if their ids are consecutive."""
@@ -182,21 +165,14 @@ class PageIndex:
         return table.tensor.index_select(0, at if table.tensor.device.type == "cpu" else self.transfer.send(at))
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Keys or values of the cold tokens of one sequence.
-
-    Attributes
-    ----------
-    gather : callable
-        From cold tokens int64 ``[n, K]``, counted from the first, of all heads or of some int64 ``[n]``, to
-        ``[n, K, W]``.
-    table : [pages, H, P, W], or None
-        Where all of them lie and can be read, by page id.
-    """
+class Rows(NamedTuple):
+    """Keys or values of the cold tokens of one sequence."""
 
     gather: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+    """From cold tokens int64 ``[n, K]``, of all heads or of some int64 ``[n]``, to ``[n, K, W]``."""
+
     table: torch.Tensor | None
+    """Where all of them lie and can be read, ``[pages, H, P, W]`` by page id; None if they cannot."""
 
 
 class Found(NamedTuple):

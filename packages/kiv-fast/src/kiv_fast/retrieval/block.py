@@ -37,7 +37,7 @@ def attend_block(view: View, queries: Queries, bound: bool, out: torch.Tensor) -
     selected = found.chosen.numel() if streamed is None else int((found.chosen >= 0).sum())
     cold.counters.value_bytes_gathered += selected * cold.shape.value_width * cold.shape.dtype.itemsize
     finite = view.finite and view.row.finite >= view.index.pages
-    retrieved = estimates, found, view.values
+    retrieved = estimates, found, cold.rows(view.row, values=True)
     masses = cold.ops.attend(queries, view.always, finite, retrieved, config.tail == "mean", out)
     missed = missed_bound(view, queries, found) if bound else None
     return Result(masses, found, streamed, missed, *_rows_read(view, found, streamed))

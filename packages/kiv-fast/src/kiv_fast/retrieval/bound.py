@@ -38,7 +38,7 @@ def _bound(view: View, queries: Queries, found: Found | None) -> torch.Tensor:
         held.append(sinks.flatten(1, 2)[:, :, None])
     if found is not None:
         at = found.candidates
-        key = view.keys.gather(at.long().clamp(min=0), None).to(WIDE)
+        key = view.cold.rows(view.row, values=False).gather(at.long().clamp(min=0), None).to(WIDE)
         logits = queries.cap(raw_scores(queries, key).masked_fill_((at < 0)[:, None], -torch.inf))
         held.append(logits.masked_fill(~found.selected[:, None], -torch.inf))
         missed.append(logits.masked_fill(found.selected[:, None], -torch.inf))
@@ -86,7 +86,7 @@ def bounded(view: View, queries: Queries, estimates: Any) -> tuple[Found, torch.
             found = find(view, estimates)
         else:
             most = min(factor * config.candidate_tokens, view.tokens)
-            found = cold.ops.select(estimates, view.keys, most, most)
+            found = cold.ops.select(estimates, cold.rows(view.row, values=False), most, most)
             cold.counters.key_bytes_gathered += found.keys * cold.shape.key_width * cold.shape.dtype.itemsize
         found = found._replace(at=found.candidates.long(), raw=found.scores.clone(), chosen=found.chosen.long())
         tried.append(found)

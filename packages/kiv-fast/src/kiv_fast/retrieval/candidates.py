@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from ..cold import Cold
-from ..ops.arguments import Found, PageIndex, Rows, Tile
+from ..ops.arguments import Found, PageIndex, Tile
 from ..pages.block_table import BlockTable
 
 FACTORS = (0, 1, 2, 4)
@@ -37,16 +36,6 @@ class View:
     always: list[Tile]
     finite: bool
 
-    @cached_property
-    def keys(self) -> Rows:
-        """Keys of cold tokens."""
-        return self.cold.rows(self.row, values=False)
-
-    @cached_property
-    def values(self) -> Rows:
-        """Values of cold tokens."""
-        return self.cold.rows(self.row, values=True)
-
     @property
     def most(self) -> int:
         """Tokens that a block may ask for at most, the best ones."""
@@ -59,9 +48,9 @@ def find(view: View, estimates: Any) -> Found:
     """Candidates and selection (SPEC 4.4, 4.6, 4.9)."""
     cold, config = view.cold, view.cold.config
     assert config.retrieve_tokens is not None, "exact mode selects nothing"
-    candidates = min(config.candidate_tokens, view.tokens)
-    found = cold.ops.select(estimates, view.keys, candidates, config.retrieve_tokens)
+    candidates, keys = min(config.candidate_tokens, view.tokens), cold.rows(view.row, values=False)
+    found = cold.ops.select(estimates, keys, candidates, config.retrieve_tokens)
     if found.late and view.tokens > candidates:
-        found = cold.ops.widen(estimates, view.keys, found, min(2 * candidates, view.tokens))
+        found = cold.ops.widen(estimates, keys, found, min(2 * candidates, view.tokens))
     cold.counters.key_bytes_gathered += found.keys * cold.shape.key_width * cold.shape.dtype.itemsize
     return found

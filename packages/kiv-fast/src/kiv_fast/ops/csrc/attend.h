@@ -8,6 +8,7 @@
 #define PART_TOKENS 256
 #define MOST_PARTS 64 /* of a run: parts of long ones are larger */
 #define POWER 4       /* SPEC 5.4 */
+#define TOGETHER_VALUES 8
 
 /* A part of the softmax of one head: what it weighs, and for each member the largest logit, sum and weighed values. */
 typedef struct {
@@ -33,13 +34,17 @@ static int64_t part_tokens(int64_t count) {
     return even > PART_TOKENS ? even : PART_TOKENS;
 }
 
-/* Add four values to sums, weighed: a value whose weight is exactly 0 only where all numbers are finite. */
-static void add_values(float *sum, const float *value, const float *weight, int64_t wide) {
-    V w[4] = {splat(weight[0]), splat(weight[1]), splat(weight[2]), splat(weight[3])};
+/* Add values to sums, weighed; a value whose weight is exactly 0 only where all numbers are finite. */
+static void add_values(float *sum, const float *const *value, const float *weight, int64_t wide) {
+    V w[TOGETHER_VALUES];
+    for (int i = 0; i < TOGETHER_VALUES; i++) w[i] = splat(weight[i]);
     for (int64_t d = 0; d < wide; d += LANES) {
-        V all = load(sum + d);
-        for (int i = 0; i < 4; i++) all += w[i] * load(value + i * wide + d);
-        store(sum + d, all);
+        V all = load(sum + d), more = splat(0.0f);
+        for (int i = 0; i < TOGETHER_VALUES; i += 2) {
+            all += w[i] * load(value[i] + d);
+            more += w[i + 1] * load(value[i + 1] + d);
+        }
+        store(sum + d, all + more);
     }
 }
 
@@ -53,6 +58,7 @@ static void weigh(const Softmax *softmax, const Part *part, const float *weights
                   int64_t stride, float *value) {
     const Attend *attend = softmax->attend;
     int64_t members = softmax->query->members, wide = softmax->wide, have = 0, first = 0;
+    const float *rows_at[TOGETHER_VALUES];
     int64_t count = part->stop - part->first, run_stop = part->kind >= 0 ? attend->run[part->kind].count : 0;
     for (int64_t i = 0; i < count; i++) {
         const void *row;
@@ -72,25 +78,26 @@ static void weigh(const Softmax *softmax, const Part *part, const float *weights
             row = row_of(&attend->value, part->head, at < 0 ? 0 : at), kind = attend->value.kind;
         }
         if (have == 0) first = i;
+        rows_at[have] = value + have * wide;
         widen(row, attend->value_width, kind, value + have++ * wide);
         if (!attend->finite) { /* one by one: what is not attended must not turn infinities into NaN */
             for (int64_t m = 0; m < members; m++) {
                 float w = weights[m * stride + i], s = more ? more[m * more_stride + i] : -1.0f;
-                if (w >= 0.0f || w != w) add_value(part->sum + m * wide, value, w, wide);
-                if (s > 0.0f || s != s) add_value(part->shift + m * wide, value, s, wide);
+                if (w >= 0.0f || w != w) add_value(part->sum + m * wide, rows_at[0], w, wide);
+                if (s > 0.0f || s != s) add_value(part->shift + m * wide, rows_at[0], s, wide);
             }
             have = 0;
-        } else if (have == 4 || i + 1 == count) {
-            memset(value + have * wide, 0, (4 - have) * wide * sizeof(float));
+        } else if (have == TOGETHER_VALUES || i + 1 == count) {
+            for (int64_t j = have; j < TOGETHER_VALUES; j++) rows_at[j] = rows_at[0]; /* with a weight of 0 */
             for (int64_t m = 0; m < members; m++) {
-                float w[4] = {0}, s[4] = {0};
+                float w[TOGETHER_VALUES] = {0}, s[TOGETHER_VALUES] = {0};
                 for (int64_t j = 0; j < have; j++) {
                     float one = weights[m * stride + first + j];
                     w[j] = one < 0.0f ? 0.0f : one;
                     if (more) s[j] = more[m * more_stride + first + j];
                 }
-                add_values(part->sum + m * wide, value, w, wide);
-                if (more) add_values(part->shift + m * wide, value, s, wide);
+                add_values(part->sum + m * wide, rows_at, w, wide);
+                if (more) add_values(part->shift + m * wide, rows_at, s, wide);
             }
             have = 0;
         }
@@ -109,15 +116,14 @@ static void run_logits(const Softmax *softmax, const Part *part, float *logits, 
     for (int64_t i = 0; i < count; i += 4) {
         int64_t have = count - i < 4 ? count - i : 4;
         for (int64_t j = 0; j < have; j++) ask_ahead(&run->key, part->head, part->first + i + j, run->count);
+        const float *row[4];
+        for (int64_t j = 0; j < 4; j++) row[j] = key + (j < have ? j : 0) * wide;
         for (int64_t j = 0; j < have; j++)
             widen(row_of(&run->key, part->head, part->first + i + j), query->width, run->key.kind, key + j * wide);
         for (int64_t m = 0; m < members; m++) {
-            V sum[4] = {{0}};
-            for (int64_t d = 0; d < wide; d += LANES) {
-                V one = load(asked + m * wide + d);
-                for (int j = 0; j < 4; j++) sum[j] += one * load(key + j * wide + d);
-            }
-            for (int64_t j = 0; j < have; j++) logits[m * stride + i + j] = sum_of(sum[j]) * query->scale;
+            float products[4];
+            four_products(asked + m * wide, row, wide, products);
+            for (int64_t j = 0; j < have; j++) logits[m * stride + i + j] = products[j] * query->scale;
         }
     }
     for (int64_t m = 0; m < members; m++) {
@@ -138,7 +144,7 @@ static void attend_part(void *context, int64_t task) {
     Part *part = softmax->part + task;
     int64_t members = query->members, count = part->stop - part->first, stride = ROUND_UP(count, LANES);
     int64_t wide = ROUND_UP(query->width, LANES);
-    float *logits = kiv_workspace(2, (members * (stride + wide) + 4 * (wide + softmax->wide)) * sizeof(float));
+    float *logits = kiv_workspace(2, (members * (stride + wide) + 4 * wide + TOGETHER_VALUES * softmax->wide) * sizeof(float));
     OR_FAIL(logits)
     float *room = logits + members * stride, *value = room + (members + 4) * wide, *more = 0;
     int64_t more_stride = 0;

@@ -230,6 +230,7 @@ static void score_rows(void *context, int64_t task) {
     for (int64_t m = 0; m < members; m++)
         widen(query->query + (head * members + m) * query->width, query->width, F32, asked + m * wide);
     float *raw = found->raw + head * members * found->stride;
+    const float *row_at[4];
     int64_t number[4];
     int have = 0;
     for (int64_t k = first; k < stop; k++) {
@@ -241,17 +242,15 @@ static void score_rows(void *context, int64_t task) {
             if (select->rows->page && k + ROWS_AHEAD < found->candidates)
                 ask_ahead(select->rows, head, at[k + ROWS_AHEAD] - ROWS_AHEAD, INT64_MAX);
             widen(row_of(select->rows, head, row), query->width, select->rows->kind, key + have * wide);
+            row_at[have] = key + have * wide;
             number[have++] = k;
         }
         if (have == 4 || (k + 1 == stop && have)) {
+            for (int i = have; i < 4; i++) row_at[i] = row_at[0];
             for (int64_t m = 0; m < members; m++) {
-                const float *q = asked + m * wide;
-                V sum[4] = {{0}};
-                for (int64_t d = 0; d < wide; d += LANES) {
-                    V part = load(q + d);
-                    for (int i = 0; i < 4; i++) sum[i] += part * load(key + i * wide + d);
-                }
-                for (int i = 0; i < have; i++) raw[m * found->stride + number[i]] = sum_of(sum[i]) * query->scale;
+                float products[4];
+                four_products(asked + m * wide, row_at, wide, products);
+                for (int i = 0; i < have; i++) raw[m * found->stride + number[i]] = products[i] * query->scale;
             }
             have = 0;
         }

@@ -189,6 +189,16 @@ static inline void widen(const void *from, int64_t n, int64_t kind, float *to) {
     }
 }
 
+/* Products of a row of n numbers, a multiple of 16, by four others. */
+static inline void four_products(const float *asked, const float *const row[4], int64_t n, float products[4]) {
+    V sum[4] = {{0}};
+    for (int64_t d = 0; d < n; d += LANES) {
+        V part = load(asked + d);
+        for (int i = 0; i < 4; i++) sum[i] += part * load(row[i] + d);
+    }
+    for (int i = 0; i < 4; i++) products[i] = sum_of(sum[i]);
+}
+
 /* A float as it is stored, rounded to nearest. */
 static inline void narrow(float number, int64_t kind, void *to, int64_t i) {
     if (kind == F32) {
