@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
+from dataclasses import replace
 
 import torch
 from kiv_reference.config import KIVConfig
@@ -48,7 +49,9 @@ class Shared:
     ) -> None:
         self._config = config
         self.tuning = tuning or Tuning()
-        self._ops = OpsChoice(ops, self.tuning)
+        # What may be kept from one use to the next is no one's bytes: under a budget nothing is (SPEC 10.2).
+        keeps = self.tuning if config.device_bytes is None else replace(self.tuning, kept_bytes=0)
+        self._ops = OpsChoice(ops, keeps)
         self._io = io or FileIO()
         self._folder = "" if config.ram_bytes is None else folder_for(config.spill_dir)
         # Not a WeakSet: garbage collection in another thread would change it while it is gone through.
