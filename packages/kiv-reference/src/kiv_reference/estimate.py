@@ -29,9 +29,14 @@ def code_weights(query: torch.Tensor, index: PageIndex, scale: float) -> tuple[t
     return (products / unit).round().clamp(-MOST_WEIGHT, MOST_WEIGHT), unit  # halves go to the even one
 
 
-def estimates(query: torch.Tensor, index: PageIndex, scale: float) -> torch.Tensor:
-    """Estimate scores ``[..., I * P]`` of the tokens of I pages for ``query [..., D]``, in the dtype of computation."""
-    weights, unit = code_weights(query, index, scale)
+def estimates(
+    query: torch.Tensor, index: PageIndex, scale: float, given: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Estimate scores ``[..., I * P]`` of the tokens of I pages for ``query [..., D]``, in the dtype of computation.
+
+    `given` are weights and unit that the operations of another dtype gave, for a comparison.
+    """
+    weights, unit = code_weights(query, index, scale) if given is None else given
     sums = torch.einsum("...im,ipm->...ip", weights.double(), index.codes.double())  # of whole numbers: exact
     first = torch.zeros_like(index.codes[:, :1])
     base = approximate_keys(first, index.channels, index.centre, index.step, index.mean)[:, 0]  # keys of code 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .estimate import estimates
+from .estimate import code_weights, estimates
 from .index import PageIndex, approximate_keys, compute_dtype
 
 if TYPE_CHECKING:
@@ -48,9 +48,18 @@ class HeadView:
         """Approximate keys at cold `positions` int64 [K], ``[K, D]``."""
         return self._approximate[positions - self.partition.cold_start]
 
-    def estimates(self, query: torch.Tensor, positions: torch.Tensor, scale: float) -> torch.Tensor:
-        """Estimate scores ``[..., K]`` for ``query [..., D]`` at cold `positions` int64 [K] (SPEC 4.2)."""
-        return estimates(query, self.index, scale)[..., positions - self.partition.cold_start]
+    def estimates(
+        self, query: torch.Tensor, positions: torch.Tensor, scale: float, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """Estimate scores ``[..., K]`` for ``query [..., D]`` at cold `positions` int64 [K] (SPEC 4.2).
+
+        The operations of `dtype` give the weights; default: those of the query's.
+        """
+        given = None
+        if dtype is not None:
+            weights, unit = code_weights(query.to(dtype), self.index._replace(step=self.index.step.to(dtype)), scale)
+            given = weights.to(query.dtype), unit.to(query.dtype)
+        return estimates(query, self.index, scale, given)[..., positions - self.partition.cold_start]
 
     def values(self, positions: torch.Tensor) -> torch.Tensor:
         """Values at `positions` int64 [K], in the dtype of computation, ``[K, DV]``."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from kiv_reference.admissible import violation
 from kiv_reference.errors import KIVError
+from kiv_reference.index import compute_dtype
 from kiv_reference.partition import partition
 from kiv_reference.select import group_scores
 
@@ -128,7 +129,8 @@ class Call:
         largest, width = view.keys(cold).abs().amax(dim=0), members.shape[1]
         # An approximate key is a sum, or a mean over a page, so that its products are those of a longer sum.
         slack = (2 * width + 2 * config.page_tokens + 12) * largest
-        self._admit(choice, members, view.approximate_keys(cold), slack)
+        scores = view.estimates(members, cold, self.scale, compute_dtype(self.dtype))
+        self._admit(choice, scores, self._rounding(members, view.approximate_keys(cold), slack))
 
         # All candidates are selected, and there are more of them, to hold max_missed_mass (SPEC 6.3); else there are
         # more where a head was widened (SPEC 4.9). Whether it had to be is a matter of near ties: not judged here.
@@ -137,19 +139,19 @@ class Call:
         wanted = {few} if widened or not limited else {candidates.numel()} if more else {few, candidates.numel()}
         choice = Choice(place, "4.6", "selected positions", selected, candidates)
         choice.require(wanted)
-        self._admit(choice, members, view.keys(candidates), (width + 12) * largest)
+        keys = view.keys(candidates)
+        self._admit(choice, self.scale * (members @ keys.T), self._rounding(members, keys, (width + 12) * largest))
 
-    def _admit(self, choice: Choice, members: torch.Tensor, keys: torch.Tensor, slack: torch.Tensor) -> None:
+    def _admit(self, choice: Choice, scores: torch.Tensor, error: torch.Tensor) -> None:
         """Raise unless what was chosen is admissible as the best by the group score (SPEC 11.2).
 
         Parameters
         ----------
         choice : Choice
-        members : float64 [M, D]
-        keys : float64 [I, D]
-            Of the positions it was chosen from.
-        slack : float64 [D]
-            The largest key by channel, times the terms of the sums that a score is made of.
+        scores : float64 [M, I]
+            Of the positions it was chosen from, for each member.
+        error : float64 [M, 1]
+            Bound on their rounding.
 
         Raises
         ------
@@ -157,8 +159,6 @@ class Call:
             Something chosen scores less than something rejected, by more than rounding.
         """
         group = self.truth.config.group
-        scores = self.scale * (members @ keys.T)  # [M, I]
-        error = self._rounding(members, keys, slack)  # [M, 1]
         exact = group_scores(scores, group)
         if group == "max":
             errors = error.amax().expand_as(exact)
