@@ -65,6 +65,7 @@ def installed(revision: str, scratch: Path) -> tuple[str, Path]:
 def measure(label: str, site: Path, options: list[str]) -> Run:
     """Measure the packages in a folder once, in a process of its own, and keep it in the history."""
     env = os.environ | {PACKAGES: str(site), "PYTHONPATH": os.pathsep.join([str(site), str(ROOT), *sys.path[1:]])}
+    env.pop("PYTEST_XDIST_WORKER", None)  # in a worker of a test run pytest-benchmark would measure nothing
     command = [sys.executable, "-m", "pytest", "benchmarks/layer_steps.py", "-q", "-o", "addopts=", "-p", "no:xdist"]
     command += ["-p", "no:cacheprovider", f"--benchmark-storage={HISTORY.as_uri()}", f"--benchmark-save={label}"]
     ended = subprocess.run([*command, *options], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
