@@ -35,6 +35,7 @@ def main() -> int:
     """Run the demo; 0 if KIV found the fact, else 1."""
     parser = argparse.ArgumentParser(prog="nox -s demo --", description="Find one fact in a long text through KIV.")
     parser.add_argument("--impl", default=DEFAULT_IMPL, help="which implementation of KIV (default: %(default)s)")
+    parser.add_argument("--ops", default="auto", help="by what it computes a step (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=6000, help="length of the text (default: %(default)s)")
     arguments = parser.parse_args()
     out = Console()
@@ -56,7 +57,7 @@ def main() -> int:
     )
     out.rule("through KIV")
     trace = Trace(haystack.fact, CONFIG.page_tokens)
-    cache = KIVCache(model.config, CONFIG, impl=arguments.impl)
+    cache = KIVCache(model.config, CONFIG, impl=arguments.impl, ops=arguments.ops)
     kiv = converse(model, tokenizer, haystack.ids, cache, settings, Screen(out, out), trace=trace)
     out.rule("through DynamicCache")
     plain = converse(model, tokenizer, haystack.ids, DynamicCache(config=model.config), settings, Screen(out, out))
@@ -64,7 +65,7 @@ def main() -> int:
     answers = {"KIV": kiv, "DynamicCache": plain}
     texts = {name: tokenizer.decode(run.answer, skip_special_tokens=True).strip() for name, run in answers.items()}
     out.rule("result")
-    out.print(side_by_side(answers, texts), outcome_table(kiv, cache.tokens(), cache.memory(), trace))
+    out.print(side_by_side(answers, texts), outcome_table(kiv, cache, trace))
     out.print(retrieval_text(trace))
     cache.close()
     success = found(texts["KIV"]) and trace.selected_hits > 0

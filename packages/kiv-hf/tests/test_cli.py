@@ -60,6 +60,32 @@ def test_answers_and_accounts(model, text):
     assert re.search(r"[\d.]+ ms a token", result.stderr)
 
 
+@pytest.mark.parametrize("impl", ["fast", "compare"])
+def test_what_computes_a_step_is_chosen_and_told(model, text, impl):
+    result = run("-m", model, "-f", text, *SMALL, "--impl", impl, "--ops", "torch", "What was void?")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"operations +│ +torch +│", result.stderr)
+
+
+def test_the_reference_is_told_by_its_name(model, text):
+    result = run("-m", model, "-f", text, *SMALL, "--impl", "reference", "What was void?")
+    assert re.search(r"operations +│ +ReferencePool +│", result.stderr)
+
+
+def test_operations_that_cannot_serve_are_refused_before_the_model_is_loaded(model, text, monkeypatch):
+    monkeypatch.setattr("kiv_hf.cli.ask.load", None)
+    monkeypatch.setattr("kiv_fast.ops.load", lambda: None)
+    missing = run("-m", model, "-f", text, "--ops", "cpu", "What was void?")
+    assert missing.exit_code == 2
+    assert 'ops="cpu" needs the operations that are compiled' in missing.stderr
+    other = run("-m", model, "-f", text, "--impl", "reference", "--ops", "torch", "What was void?")
+    assert other.exit_code == 2
+    assert "ops chooses operations of impl='fast' alone" in other.stderr
+    unknown = run("-m", model, "-f", text, "--ops", "fortran", "What was void?")
+    assert unknown.exit_code == 2
+    assert "'fortran' is not one of auto, torch, cpu" in unknown.stderr
+
+
 def test_exact_mode_answers_as_a_plain_cache(model, text):
     question = "What was void?"
     result = run("-m", model, "-f", text, *SMALL[:4], *SMALL[-4:], "--exact", question)

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from kiv_fast.memory.pinning import SlabPinning
+from kiv_fast.ops import library
 from kiv_fast.store import FastStore
 from kiv_hf.cli.app import app
 from kiv_hf.cli.doctor import checks, machine, stores, times
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 CPU = torch.device("cpu")
 
 NAMES = [
-    "torch", "transformers", "device", "memory", "pinned quota", "direct reads", "fused attention",
+    "torch", "transformers", "device", "operations", "memory", "pinned quota", "direct reads", "fused attention",
     "store in float32", "store in bfloat16", "store in float16", "store in float64",
     "step at 4K", "step at 16K", "step at 64K",
 ]  # fmt: skip
@@ -136,6 +137,29 @@ def test_a_card_that_torch_does_not_see(monkeypatch):
     assert not found.well
     assert "torch sees no CUDA device" in found.reason
     assert "driver" in found.remedy
+
+
+def test_without_compiled_operations_it_is_well_and_slower(monkeypatch, tmp_path):
+    monkeypatch.setattr(library, "_path", lambda: tmp_path / "libkiv.so")
+    monkeypatch.setattr(library, "load", library.load.__wrapped__)
+    found = machine.operations(CPU)
+    assert found.well
+    assert found.value.startswith("torch, slower")
+    assert "without a C compiler" in found.value
+
+
+def test_operations_that_do_not_load(monkeypatch, tmp_path):
+    (tmp_path / "libkiv.so").write_text("no library")
+    monkeypatch.setattr(library, "_path", lambda: tmp_path / "libkiv.so")
+    monkeypatch.setattr(library, "load", library.load.__wrapped__)
+    found = machine.operations(CPU)
+    assert not found.well
+    assert "does not load" in found.reason
+    assert "a wheel for this system" in found.remedy
+
+
+def test_compiled_operations_serve_the_cpu_alone():
+    assert machine.operations(torch.device("cuda")).value.startswith("torch;")
 
 
 def test_another_transformers(monkeypatch):

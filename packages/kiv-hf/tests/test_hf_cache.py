@@ -236,6 +236,16 @@ class TestChoices:
         with pytest.raises(KIVUsageError, match="'reference', 'fast', 'compare'"):
             llama.cache(impl=impl)
 
+    def test_operations(self, llama):
+        for impl in ("fast", "compare"):
+            assert llama.cache(EXACT, impl=impl, ops="torch").pool.operations == "torch"
+        for impl in ("reference", ReferencePool):
+            assert llama.cache(EXACT, impl=impl, ops="auto").pool.config == EXACT
+            with pytest.raises(KIVUsageError, match="impl='fast' alone"):
+                llama.cache(EXACT, impl=impl, ops="torch")
+        with pytest.raises(KIVUsageError, match="'fortran'"):
+            llama.cache(EXACT, ops="fortran")
+
     def test_an_implementation_that_is_not_there(self, llama, monkeypatch):
         monkeypatch.setitem(resolve_impl.__globals__["IMPLEMENTATIONS"], "fast", ("kiv_reference", "FastPool"))
         with pytest.raises(KIVUnsupportedError, match=r"kiv_reference\.FastPool"):

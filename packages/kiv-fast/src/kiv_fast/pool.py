@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import NoReturn, SupportsIndex
 
+import torch
 from kiv_reference.errors import KIVUsageError, refuse
 from kiv_reference.report import TierBytes
 
 from .guard import locked
+from .shape import Shape
 from .shared import Shared
 from .store import FastStore
 
@@ -27,7 +29,8 @@ class FastPool(Shared):
     tuning : Tuning, optional
         How much is done at once.
     ops : "auto", "torch" or "cpu"
-        By what a step is computed: "cpu" is compiled, "auto" takes it where it can serve.
+        By what a step is computed: "torch" on any device and in any dtype; "cpu" is compiled, for float32, bfloat16 and
+        float16 on a CPU; "auto" takes the compiled ones where they are installed and can serve.
 
     Attributes
     ----------
@@ -37,6 +40,13 @@ class FastPool(Shared):
         The budgets.
     guard : Guard
         The lock.
+
+    Raises
+    ------
+    KIVUsageError
+        `ops` is none of the three.
+    KIVUnsupportedError
+        `ops` is "cpu", and this installation has no compiled operations; or, at the first append, they cannot serve.
     """
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
@@ -53,6 +63,16 @@ class FastPool(Shared):
         """Make a new, empty store for one attention layer."""
         self.check_open()
         return FastStore(self)
+
+    @property
+    @locked
+    def operations(self) -> str:
+        """By what a step is computed: "torch", or "cpu" and its instructions, as in "cpu (AVX-512 VNNI)".
+
+        All that its stores use; while none holds tokens, what float32 on the CPU would get.
+        """
+        shapes = {state.shape for state in self.states} or {Shape(1, 1, 1, 1, torch.float32, torch.device("cpu"))}
+        return ", ".join(sorted({self._ops.told(shape) for shape in shapes}))
 
     @locked
     def memory(self) -> TierBytes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError, refuse
 
@@ -23,16 +24,24 @@ IMPLEMENTATIONS = {
 """Name of an implementation -> module and class of its pool."""
 
 
-def resolve_impl(impl: str | PoolFactory) -> PoolFactory:
+def resolve_impl(impl: str | PoolFactory, ops: str = "auto") -> PoolFactory:
     """Return the pool factory that `impl` names, or `impl` itself if it is one. There is no fallback.
+
+    Parameters
+    ----------
+    impl : str or PoolFactory
+    ops : "auto", "torch" or "cpu"
+        Operations of `kiv_fast`, for "fast" and for "compare", which compares it.
 
     Raises
     ------
     KIVUsageError
-        `impl` is neither a known name nor callable.
+        `impl` is neither a known name nor callable, or has no choice of operations.
     KIVUnsupportedError
         The implementation is not part of the installed packages.
     """
+    if ops != "auto":
+        return _with_ops(impl, ops)
     if not isinstance(impl, str):
         if not callable(impl):
             raise refuse(KIVUsageError, "impl must be a name or a PoolFactory", repr(impl), _choices())
@@ -58,6 +67,14 @@ def resolve_impl(impl: str | PoolFactory) -> PoolFactory:
             "Install a version that has it, or choose impl='reference'.",
         )
     return factory
+
+
+def _with_ops(impl: str | PoolFactory, ops: str) -> PoolFactory:
+    factory: Any = resolve_impl(impl)
+    if impl not in ("fast", "compare"):
+        remedy = "Leave ops out, or choose impl='fast' or 'compare'."
+        raise refuse(KIVUsageError, "ops chooses operations of impl='fast' alone", f"{ops=} with {impl=}", remedy)
+    return partial(factory, ops=ops) if impl == "fast" else partial(factory, candidate=_with_ops("fast", ops))
 
 
 def _choices() -> str:

@@ -35,12 +35,14 @@ class OpsChoice:
     def __init__(self, name: OpsName, tuning: Tuning) -> None:
         if name not in ("auto", "torch", "cpu"):
             raise refuse(KIVUsageError, 'ops must be "auto", "torch" or "cpu"', repr(name), "Choose one of them.")
-        self._name, library = name, load()
-        if name == "cpu" and library is None:
+        self._name, self._library = name, load()
+        if name == "cpu" and self._library is None:
             rule = 'ops="cpu" needs the operations that are compiled for this machine'
             raise refuse(KIVUnsupportedError, rule, why_not(), 'Choose ops="torch", or install a wheel that has them.')
         self._torch = TorchOps(tuning.chunk_bytes, tuning.kept_bytes)
-        self._cpu = None if library is None or name == "torch" else CpuOps(library, tuning.kept_bytes)
+        self._cpu = None
+        if self._library is not None and name != "torch":
+            self._cpu = CpuOps(self._library, tuning.kept_bytes)
 
     def of(self, shape: Shape) -> Ops:
         """Return the operations for stores of a shape.
@@ -58,6 +60,11 @@ class OpsChoice:
             got = f"{shape.dtype} on {shape.device}, {shape.key_width} channels"
             raise refuse(KIVUnsupportedError, rule, got, 'Choose ops="auto" or "torch".')
         return self._torch
+
+    def told(self, shape: Shape) -> str:
+        """Say by what stores of a shape compute: "torch", or "cpu" and its instructions."""
+        ops = self.of(shape)
+        return ops.name if self._library is None or ops is self._torch else f"{ops.name} ({self._library.instructions})"
 
 
 __all__ = ["CpuOps", "Ops", "OpsChoice", "OpsName", "TorchOps", "load"]

@@ -37,6 +37,8 @@ class Library:
     ----------
     level : int
         Into `LEVELS`.
+    instructions : str
+        One of `LEVELS`, and "one thread" where torch's threads were not found.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,15 +54,15 @@ class Library:
         self.estimate, self.best, self.select = calls["estimate"], calls["best"], calls["select"]
         self.attend, self.finite, self.append = calls["attend"], calls["finite"], calls["append"]
         parallel = _torch_threads()
+        self.instructions = LEVELS[self.level] + ("" if parallel is not None else ", one thread")
         if parallel is not None:
             self._library.kiv_threads(parallel)
 
 
 def _torch_threads() -> ctypes.c_void_p | None:
-    """The function by which torch's own OpenMP runtime begins a parallel region; None if it is not found."""
-    names = [path.name for path in (Path(torch.__file__).parent / "lib").glob("libgomp*")] or ["libgomp.so.1"]
-    folder = Path(torch.__file__).parent / "lib"
-    for place in (*(str(folder / name) for name in names), "libgomp.so.1"):
+    """Find the function by which torch's own OpenMP runtime begins a parallel region; None if there is none."""
+    bundled = (Path(torch.__file__).parent / "lib").glob("libgomp*")
+    for place in (*map(str, bundled), "libgomp.so.1"):
         try:
             return ctypes.cast(ctypes.CDLL(place).GOMP_parallel, Pointer)
         except (OSError, AttributeError):
@@ -77,14 +79,19 @@ def _path() -> Path:
 def load() -> Library | None:
     """Return the compiled operations; None where there are none, of which `why_not` tells more."""
     try:
-        return Library(_path()) if _path().exists() else None
+        return Library(_path()) if built() else None
     except OSError:
         return None
 
 
+def built() -> bool:
+    """Tell whether this installation has compiled operations, whether or not they load."""
+    return _path().exists()
+
+
 def why_not() -> str:
     """Say why `load` returned None."""
-    if not _path().exists():
+    if not built():
         return "this installation has none: it was built without a C compiler, or for another system"
     try:
         Library(_path())

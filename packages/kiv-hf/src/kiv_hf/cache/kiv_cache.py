@@ -45,6 +45,9 @@ class KIVCache(MendingCache):
         What to keep and retrieve. Default: ``KIVConfig()``.
     impl : "reference", "fast", "compare", or a PoolFactory
         Which implementation of KIV keeps the tokens.
+    ops : "auto", "torch" or "cpu"
+        By what "fast" computes a step, and the one that "compare" compares (`kiv_fast.FastPool`). A named one never
+        stands for another; ``cache.pool.operations`` says what is used.
 
     Attributes
     ----------
@@ -58,13 +61,19 @@ class KIVCache(MendingCache):
     Raises
     ------
     KIVUsageError
-        `config` is no model configuration, `kiv_config` no KIVConfig, or `impl` is unknown.
+        `config` is no model configuration, `kiv_config` no KIVConfig, `impl` or `ops` is unknown, or `impl` has no
+        choice of operations.
     KIVUnsupportedError
-        The implementation is not installed.
+        The implementation is not installed, or its compiled operations are not.
     """
 
     def __init__(
-        self, config: PreTrainedConfig, kiv_config: KIVConfig | None = None, *, impl: str | PoolFactory = DEFAULT_IMPL
+        self,
+        config: PreTrainedConfig,
+        kiv_config: KIVConfig | None = None,
+        *,
+        impl: str | PoolFactory = DEFAULT_IMPL,
+        ops: str = "auto",
     ) -> None:
         if not isinstance(config, PreTrainedConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise refuse(KIVUsageError, "KIVCache needs the model's configuration", type(config), "Pass model.config.")
@@ -72,7 +81,7 @@ class KIVCache(MendingCache):
             remedy = "Pass KIVConfig(hot_tokens=512) and the like."
             raise refuse(KIVUsageError, "kiv_config must be a KIVConfig", repr(kiv_config), remedy)
         super().__init__(config=config)
-        self._shared = SharedPool(resolve_impl(impl)(KIVConfig() if kiv_config is None else kiv_config))
+        self._shared = SharedPool(resolve_impl(impl, ops)(KIVConfig() if kiv_config is None else kiv_config))
         self.handshake = Handshake(config, self)
         self.pipeline = is_pipeline(config)
         self._find_linear()

@@ -94,6 +94,14 @@ DtypeName = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+OpsName = Annotated[
+    str,
+    typer.Option(
+        help="By what fast computes a step: auto, torch, or cpu, which is compiled.",
+        callback=_one_of("auto", "torch", "cpu"),
+        rich_help_panel=RUN,
+    ),
+]
 ControlTokens = Annotated[
     bool,
     typer.Option(
@@ -133,6 +141,7 @@ def ask_command(  # noqa: PLR0913 - typer makes an option of each
     impl: Annotated[
         str, typer.Option(help="Which KIV: reference, fast or compare.", rich_help_panel=RUN)
     ] = DEFAULT_IMPL,
+    ops: OpsName = "auto",
     dtype: DtypeName = "auto",
     device: Annotated[
         str, typer.Option(help="As torch names it; auto is cuda where there is one.", rich_help_panel=RUN)
@@ -157,7 +166,7 @@ def ask_command(  # noqa: PLR0913 - typer makes an option of each
             from .ask import Screen, Settings, ask
             from .devices import find_device
 
-            settings = Settings(impl, dtype, find_device(device), chunk_tokens, max_new_tokens, control_tokens)
+            settings = Settings(impl, dtype, find_device(device), chunk_tokens, max_new_tokens, control_tokens, ops)
             ask(model, text, wanted, config, settings, Screen(answer, Console(stderr=True)))
 
 

@@ -24,6 +24,7 @@ from .trace import Trace
 
 if TYPE_CHECKING:
     from kiv_reference.config import KIVConfig
+    from kiv_reference.contract import StorePool
     from rich.console import Console
     from transformers import PreTrainedConfig
 
@@ -46,6 +47,7 @@ class Settings:
     chunk_tokens: int
     max_new_tokens: int
     control_tokens: bool = False
+    ops: str = "auto"
 
 
 class Screen(NamedTuple):
@@ -63,7 +65,7 @@ def ask(model_name: str, text: str, question: str, config: KIVConfig, settings: 
     KIVError
         The model cannot be served, or the context does not fit. Both are found out before the model is loaded.
     """
-    resolve_impl(settings.impl)
+    factory = resolve_impl(settings.impl, settings.ops)
     quieten()
     err = screen.err
     source = find_source(model_name)
@@ -76,16 +78,27 @@ def ask(model_name: str, text: str, question: str, config: KIVConfig, settings: 
         need = estimate(model_config, config, dtype, tokens, settings.chunk_tokens)
     check_memory(need, config, settings.device, spills=settings.impl in SPILLING)
     check_budgets(need, config, spills=settings.impl in SPILLING)
+    if settings.ops != "auto":
+        try_operations(factory(config), dtype, settings.device)
     warn_beyond_native(model_config, tokens, err)
 
     model = load(source, settings, err)
-    cache = KIVCache(model.config, config, impl=settings.impl)
+    cache = KIVCache(model.config, config, impl=settings.impl, ops=settings.ops)
     try:
         trace = Trace(page_tokens=config.page_tokens)
         run = converse(model, tokenizer, ids, cache, settings, screen, trace=trace)
-        err.print(outcome_table(run, cache.tokens(), cache.memory(), trace))
+        err.print(outcome_table(run, cache, trace))
     finally:
         cache.close()
+
+
+def try_operations(pool: StorePool, dtype: torch.dtype, device: str) -> None:
+    """Append one token, so that operations which cannot serve are refused before the model is loaded."""
+    token = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device)
+    try:
+        pool.layer_store().append(token, token)
+    finally:
+        pool.close()
 
 
 def quieten() -> None:

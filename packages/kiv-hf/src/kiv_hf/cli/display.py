@@ -16,9 +16,9 @@ from .units import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from kiv_reference.report import TierBytes, TierTokens
     from rich.console import Console
 
+    from ..cache.kiv_cache import KIVCache
     from .generate import Run
     from .trace import Trace
 
@@ -66,18 +66,19 @@ def waiting(console: Console, label: str) -> Generator[None]:
         yield
 
 
-def outcome_table(run: Run, tokens: TierTokens, memory: TierBytes, trace: Trace) -> Table:
+def outcome_table(run: Run, cache: KIVCache, trace: Trace) -> Table:
     """Return the table that ends a run.
 
     Parameters
     ----------
     run : Run
         The run through the KIV cache.
-    tokens, memory : TierTokens, TierBytes
-        Of the cache at its end: positions of a layer, bytes of all layers.
+    cache : KIVCache
+        At its end: positions of a layer and bytes of all layers are told.
     trace : Trace
         Of its decode steps.
     """
+    tokens, memory = cache.tokens(), cache.memory()
     table = Table(show_header=False, title="What KIV held")
     table.add_column(style="bold")
     table.add_column()
@@ -92,6 +93,7 @@ def outcome_table(run: Run, tokens: TierTokens, memory: TierBytes, trace: Trace)
     )
     table.add_row("reading", f"{run.prompt_tokens / run.prefill_s:,.0f} tokens/s")
     table.add_row("decoding", decode_text(run))
+    table.add_row("operations", getattr(cache.pool, "operations", type(cache.pool).__name__))
     table.add_row("cold tokens", cold_text(trace))
     table.add_row("attention mass", mass_text(trace))
     return table

@@ -53,6 +53,11 @@ class ComparePool:
         """The configuration that every store obeys."""
         return self._config
 
+    @property
+    def operations(self) -> str:
+        """By what the implementation under comparison computes, if it has a choice."""
+        return getattr(self._pool, "operations", type(self._pool).__name__)
+
     def layer_store(self) -> CompareStore:
         """Return a new, empty store for one attention layer."""
         store = CompareStore(self._layers, self._pool.layer_store(), self._truth.layer_store(), self._low.layer_store())

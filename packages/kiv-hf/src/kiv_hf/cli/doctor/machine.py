@@ -1,4 +1,4 @@
-"""What ``kiv doctor`` asks of the machine: torch, the device, memory, pinning, direct reads, fused attention."""
+"""What ``kiv doctor`` asks of the machine: torch, the device, operations, memory, pinning, direct reads, attention."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from kiv_fast.device.gather import reads_host_memory
 from kiv_fast.memory.growable_table import Table
 from kiv_fast.memory.pinning import MOST_BYTES, SlabPinning, pinning_for
+from kiv_fast.ops import library
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..units import format_bytes
@@ -25,6 +26,8 @@ FUSED = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION")
 
 DRIVER = "Update the driver, or install the build of torch that fits it: https://pytorch.org/get-started/locally."
 
+BUILD = "Install kiv-fast again: a wheel for this system, or its source with a C compiler."
+
 Checks = Iterator[tuple[str, Callable[[], Finding], str]]
 
 
@@ -33,6 +36,7 @@ def machine_checks(device: torch.device) -> Checks:
     yield "torch", lambda: torch_build(device), DRIVER
     yield "transformers", transformers_version, "Install it: pip install kiv-hf."
     yield "device", lambda: device_name(device), DRIVER
+    yield "operations", lambda: operations(device), BUILD
     yield "memory", lambda: memory(device), DRIVER
     unlimited = "Raise the limit on locked memory (ulimit -l unlimited; docker run --ulimit memlock=-1)."
     yield "pinned quota", lambda: pinned_quota(device), unlimited
@@ -75,6 +79,18 @@ def device_name(device: torch.device) -> Finding:
         return Finding("device", f"{device.type} ({name})", False, reason, "Use --device cpu if a check below fails.")
     found = cast("Any", torch.cuda.get_device_properties(device))
     return Finding("device", f"{found.name}, compute capability {found.major}.{found.minor}")
+
+
+def operations(device: torch.device) -> Finding:
+    """Say by what a step is computed; without compiled operations it is right, and slower."""
+    if device.type != "cpu":
+        return Finding("operations", "torch; the compiled ones serve the CPU")
+    found = library.load()
+    if found is not None:
+        return Finding("operations", f"cpu ({found.instructions})")
+    if library.built():
+        return Finding("operations", "torch", False, f"{library.why_not()}.", BUILD)
+    return Finding("operations", f"torch, slower than compiled ones: {library.why_not()}")
 
 
 def memory(device: torch.device) -> Finding:
