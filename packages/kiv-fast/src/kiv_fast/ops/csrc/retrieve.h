@@ -58,11 +58,16 @@ static void scan_pages(void *context, int64_t task) {
             int64_t at = ((head * members + m) * index->pages + page) * work->blocks;
             for (int64_t b = 0; b < work->blocks; b++) {
                 int64_t from = b * BLOCK_TOKENS, some = block_end(index, b) - from;
-                V one = load_some(out + m * stride + from, some, -INFINITY), two = splat(-INFINITY);
-                if (some > LANES) two = load_some(out + m * stride + from + LANES, some - LANES, -INFINITY);
-                float most = most_of(LARGER(one, two)), base = most < NONE ? NONE : most;
+                V part[BLOCK_TOKENS / LANES], largest = splat(-INFINITY), sum = splat(0.0f);
+                for (int i = 0; i < BLOCK_TOKENS / LANES; i++) {
+                    int64_t left = some - i * LANES;
+                    part[i] = left > 0 ? load_some(out + m * stride + from + i * LANES, left, -INFINITY) : splat(-INFINITY);
+                    largest = LARGER(largest, part[i]);
+                }
+                float most = most_of(largest), base = most < NONE ? NONE : most;
+                for (int i = 0; i < BLOCK_TOKENS / LANES; i++) sum += exponential(part[i] - splat(base));
                 work->estimates->most[at + b] = most;
-                work->estimates->sum[at + b] = sum_of(exponential(one - splat(base)) + exponential(two - splat(base)));
+                work->estimates->sum[at + b] = sum_of(sum);
             }
         }
     }

@@ -11,6 +11,7 @@
 #endif
 
 #define AHEAD 4096 /* bytes that are asked for before they are needed */
+#define TOKENS 16 /* whose codes lie together */
 #define TOGETHER 4 /* members whose sums are in registers at once */
 
 /* What a page asks of each member: the estimate is `start` plus `unit` times the sum of weight times code. */
@@ -127,8 +128,7 @@ __attribute__((always_inline)) static inline void some_members(const uint8_t *co
     const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     const int32_t *high = asked->high + m * 2 * words, *low = asked->low + m * 2 * words;
     for (int64_t t = from; t < tokens; t += 8) {
-        int64_t some = tokens - t < 8 ? tokens - t : 8;
-        const uint8_t *block = codes + t / LANES * LANES * index->half + t % LANES * 4;
+        const uint8_t *block = codes + t / TOKENS * TOKENS * index->half + t % TOKENS * 4;
         __m256i up[TOGETHER], down[TOGETHER];
         for (int i = 0; i < members; i++) up[i] = down[i] = _mm256_setzero_si256();
         for (int64_t j = 0; j < words; j++) {
@@ -147,10 +147,8 @@ __attribute__((always_inline)) static inline void some_members(const uint8_t *co
             }
         }
         for (int i = 0; i < members; i++) {
-            VI sum = {0};
-            __m256i part = _mm256_add_epi32(_mm256_slli_epi32(up[i], 7), down[i]);
-            memcpy(&sum, &part, sizeof part);
-            put(sum, asked, m + i, some, out + i * stride + t - from);
+            VI sum = (VI)_mm256_add_epi32(_mm256_slli_epi32(up[i], 7), down[i]);
+            put(sum, asked, m + i, tokens - t, out + i * stride + t - from);
         }
     }
 }
@@ -164,7 +162,7 @@ static inline void some_members(const uint8_t *codes, const Index *index, const 
         VI sum[TOGETHER] = {{0}};
         for (int64_t j = 0; j < words; j++) {
             VI both;
-            memcpy(&both, codes + t * index->half + j * 64, sizeof both);
+            memcpy(&both, codes + t / TOKENS * TOKENS * index->half + t % TOKENS * 4 + j * 64, sizeof both);
             for (int byte = 0; byte < 4; byte++) {
                 VI first = both >> 8 * byte & 15, second = both >> (8 * byte + 4) & 15;
                 for (int i = 0; i < members; i++) {
@@ -184,7 +182,7 @@ static inline void some_members(const uint8_t *codes, const Index *index, const 
 static void scan(const Index *index, int64_t members, int64_t head, int64_t page, const Asked *asked, float *out,
                  int64_t stride, int64_t from, int64_t to) {
     const uint8_t *codes = index->codes +
-                           (index->page[page] * index->heads + head) * ROUND_UP(index->tokens, LANES) * index->half;
+                           (index->page[page] * index->heads + head) * ROUND_UP(index->tokens, TOKENS) * index->half;
     for (int64_t m = 0; m < members; m += TOGETHER) {
         float *row = out + m * stride;
         switch (members - m < TOGETHER ? members - m : TOGETHER) {

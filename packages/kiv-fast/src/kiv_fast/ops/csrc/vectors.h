@@ -1,4 +1,4 @@
-/* Sixteen floats at a time, in the vectors of GCC and Clang: one order of summation on every processor. */
+/* As many floats at a time as the processor's registers hold, in the vectors of GCC and Clang. */
 #ifndef KIV_VECTORS_H
 #define KIV_VECTORS_H
 
@@ -7,16 +7,21 @@
 
 #include "kiv.h"
 
+#if defined(__AVX512F__)
 #define LANES 16
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
 #define OR_FAIL(room) if (!(room)) { kiv_no_memory(); return; }
 #define NONE (-3.4028235e38f) /* for the logarithm of nothing, so that a difference with it is a number */
 #define ROUND_UP(n, to) (((n) + (to) - 1) / (to) * (to))
 
-typedef float V __attribute__((vector_size(64)));
-typedef int32_t VI __attribute__((vector_size(64)));
-typedef uint32_t VU __attribute__((vector_size(64)));
-typedef uint16_t VH __attribute__((vector_size(32)));
-typedef float V8 __attribute__((vector_size(32)));
+typedef float V __attribute__((vector_size(4 * LANES)));
+typedef int32_t VI __attribute__((vector_size(4 * LANES)));
+typedef uint32_t VU __attribute__((vector_size(4 * LANES)));
+typedef uint16_t VH __attribute__((vector_size(2 * LANES)));
 typedef float V4 __attribute__((vector_size(16)));
 
 static inline V load(const float *from) {
@@ -27,7 +32,7 @@ static inline V load(const float *from) {
 
 static inline void store(float *to, V v) { memcpy(to, &v, sizeof v); }
 
-/* The first `some` of sixteen numbers, `rest` for the others. */
+/* The first `some` of a vector's numbers, `rest` for the others. */
 static inline V load_some(const float *from, int64_t some, float rest) {
     V v = (V){0} + rest;
     if (some >= LANES) return load(from);
@@ -46,24 +51,10 @@ static inline V splat(float x) { return (V){0} + x; }
 static inline V pick(VI mask, V yes, V no) { return (V)(((VI)yes & mask) | ((VI)no & ~mask)); }
 
 static inline int any(VI mask) {
-    int64_t part[8];
+    int64_t part[LANES / 2], all = 0;
     memcpy(part, &mask, sizeof part);
-    return ((part[0] | part[1]) | (part[2] | part[3])) != 0 || ((part[4] | part[5]) | (part[6] | part[7])) != 0;
-}
-
-#define LOW(v) __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7)
-#define HIGH(v) __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)
-#define LOW8(v) __builtin_shufflevector(v, v, 0, 1, 2, 3)
-#define HIGH8(v) __builtin_shufflevector(v, v, 4, 5, 6, 7)
-#define SWAP2(v) __builtin_shufflevector(v, v, 2, 3, 0, 1)
-#define SWAP1(v) __builtin_shufflevector(v, v, 1, 0, 3, 2)
-
-static inline float sum_of(V v) {
-    V8 half = LOW(v) + HIGH(v);
-    V4 quarter = LOW8(half) + HIGH8(half);
-    quarter += SWAP2(quarter);
-    quarter += SWAP1(quarter);
-    return quarter[0];
+    for (int i = 0; i < LANES / 2; i++) all |= part[i];
+    return all != 0;
 }
 
 #define LARGER(a, b) \
@@ -73,12 +64,34 @@ static inline float sum_of(V v) {
         (__typeof__(a_))(((__typeof__(mask_))a_ & mask_) | ((__typeof__(mask_))b_ & ~mask_)); \
     })
 
+#define QUARTER(v, i) __builtin_shufflevector(v, v, 4 * (i), 4 * (i) + 1, 4 * (i) + 2, 4 * (i) + 3)
+#define SWAP2(v) __builtin_shufflevector(v, v, 2, 3, 0, 1)
+#define SWAP1(v) __builtin_shufflevector(v, v, 1, 0, 3, 2)
+
+static inline float sum_of(V v) {
+#if LANES == 16
+    V4 four = (QUARTER(v, 0) + QUARTER(v, 2)) + (QUARTER(v, 1) + QUARTER(v, 3));
+#elif LANES == 8
+    V4 four = QUARTER(v, 0) + QUARTER(v, 1);
+#else
+    V4 four = v;
+#endif
+    four += SWAP2(four);
+    four += SWAP1(four);
+    return four[0];
+}
+
 static inline float most_of(V v) {
-    V8 half = LARGER(LOW(v), HIGH(v));
-    V4 quarter = LARGER(LOW8(half), HIGH8(half));
-    quarter = LARGER(quarter, SWAP2(quarter));
-    quarter = LARGER(quarter, SWAP1(quarter));
-    return quarter[0];
+#if LANES == 16
+    V4 four = LARGER(LARGER(QUARTER(v, 0), QUARTER(v, 1)), LARGER(QUARTER(v, 2), QUARTER(v, 3)));
+#elif LANES == 8
+    V4 four = LARGER(QUARTER(v, 0), QUARTER(v, 1));
+#else
+    V4 four = v;
+#endif
+    four = LARGER(four, SWAP2(four));
+    four = LARGER(four, SWAP1(four));
+    return four[0];
 }
 
 /* e^x, within 2 units of the last place; 0 below the normal numbers, of minus infinity too. */
@@ -155,41 +168,40 @@ static inline float half_to_float(uint16_t half) {
     return number;
 }
 
-static inline V sixteen(const void *from, int64_t i, int64_t kind) {
+/* A vector of stored numbers from the i-th on, as floats. */
+static inline V several(const void *from, int64_t i, int64_t kind) {
     VH narrow;
+    V all;
     if (kind == F32) return load((const float *)from + i);
     memcpy(&narrow, (const uint16_t *)from + i, sizeof narrow);
     if (kind == BF16) return (V)(__builtin_convertvector(narrow, VU) << 16);
 #ifdef __F16C__
     typedef short S8 __attribute__((vector_size(16)));
-    S8 part[2];
-    V8 wide[2];
-    V all;
+    typedef float V8 __attribute__((vector_size(32)));
+    S8 part[LANES / 8];
+    V8 wide[LANES / 8];
     memcpy(part, &narrow, sizeof narrow);
-    wide[0] = (V8)__builtin_ia32_vcvtph2ps256(part[0]);
-    wide[1] = (V8)__builtin_ia32_vcvtph2ps256(part[1]);
+    for (int h = 0; h < LANES / 8; h++) wide[h] = (V8)__builtin_ia32_vcvtph2ps256(part[h]);
     memcpy(&all, wide, sizeof all);
-    return all;
 #else
-    V all;
     for (int lane = 0; lane < LANES; lane++) all[lane] = half_to_float(narrow[lane]);
-    return all;
 #endif
+    return all;
 }
 
-/* A row of n numbers as floats, filled up with zeros to a multiple of 16. */
+/* A row of n numbers as floats, filled up with zeros to whole vectors. */
 static inline void widen(const void *from, int64_t n, int64_t kind, float *to) {
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) store(to + i, sixteen(from, i, kind));
+    for (; i + LANES <= n; i += LANES) store(to + i, several(from, i, kind));
     if (i < n) {
         uint8_t rest[64] = {0};
         int size = kind == F32 ? 4 : 2;
         memcpy(rest, (const uint8_t *)from + i * size, (n - i) * size);
-        store(to + i, sixteen(rest, 0, kind));
+        store(to + i, several(rest, 0, kind));
     }
 }
 
-/* Products of a row of n numbers, a multiple of 16, by four others. */
+/* Products of a row of n numbers, whole vectors of them, by four others. */
 static inline void four_products(const float *asked, const float *const row[4], int64_t n, float products[4]) {
     V sum[4] = {{0}};
     for (int64_t d = 0; d < n; d += LANES) {
