@@ -61,11 +61,9 @@ FAULTS = [
     ),
     Fault(
         "every cold key read",
-        "kiv_fast.retrieval.candidates:read",
-        "ids, offsets = cold.places(view.row, at.clamp(min=0), heads)",
-        "ids, offsets = cold.places(view.row, at.clamp(min=0), heads)\n"
-        "    every = torch.arange(view.pages * cold.config.page_tokens).repeat(len(at), 1)\n"
-        "    cold.arena.keys(*cold.places(view.row, every, heads))",
+        "kiv_fast.ops.torch:TorchOps.scores",
+        "key = keys.gather(",
+        "keys.gather(torch.arange(int(at.max()) + 1).repeat(len(at), 1), heads)\n        key = keys.gather(",
         (f"{COST}a_step_gathers_candidates_and_selected_rows",),
     ),
     *fast_retrieval.FAULTS,
