@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import fast_places, fast_retrieval, fast_rules
+from . import fast_compiled, fast_places, fast_retrieval, fast_rules
 from .source import Fault, clause
 
 REAL = "packages/kiv-fast/tests/test_real_faults.py"
@@ -69,4 +69,5 @@ FAULTS = [
     *fast_retrieval.FAULTS,
     *fast_rules.FAULTS,
     *fast_places.FAULTS,
+    *fast_compiled.FAULTS,
 ]

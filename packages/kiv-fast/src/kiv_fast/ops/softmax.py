@@ -85,6 +85,8 @@ def attend_parts(
         output += weigh(piece, part.values, part.logits, finite)
     held_mass, estimated = weights[:, :, :held].sum(dim=2), weights[:, :, held:].sum(dim=2)
     if shift is not None:
+        # Without a pseudo-token nothing is moved, by whatever number (SPEC 2.5).
+        shift = shift if finite else shift.masked_fill(estimated[:, :, None] == 0, 0)
         output.addcmul_(estimated[:, :, None], shift)
     # Their sum is 1 but for rounding, or 0 where nothing is attended; a share is never above 1.
     total = (held_mass + estimated).clamp_(min=torch.finfo(weights.dtype).tiny)
