@@ -57,8 +57,8 @@ EVERY = [
     CompiledFault(
         "the unit of another member",
         "scan.h",
-        "asked->unit[m]",
-        "asked->unit[0]",
+        "splat(asked->unit[m])",
+        "splat(asked->unit[0])",
         clause("4.2"),
     ),
     CompiledFault(

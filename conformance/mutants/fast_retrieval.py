@@ -77,7 +77,7 @@ FAULTS = [
         "kiv_fast.retrieval.candidates:find",
         "min(config.candidate_tokens, view.tokens)",
         "config.candidate_tokens",
-        clause("2.4"),
+        clause("2.4", PARTS),
     ),
     Fault(
         "the missed bound leaves out how far codes are from keys",

@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,9 @@ def quietly(arguments: Sequence[str]) -> tuple[int, str]:
     """Exit status of pytest, and what it printed."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        status = pytest.main([*arguments, "-q", "-W", "ignore", "-p", "no:cacheprovider", f"--timeout={HANG_S}"])
+        status = pytest.main(
+            [*arguments, "-q", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:faulthandler", f"--timeout={HANG_S}"]
+        )
     return int(status), printed.getvalue().strip()
 
 
@@ -60,7 +63,9 @@ def in_child(fault: Fault | CompiledFault | None, tests: Sequence[str]) -> tuple
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         status, _, text = pipe.read().decode(errors="replace").partition("\n")
-    os.waitpid(child, 0)
+    _, end = os.waitpid(child, 0)
+    if os.WIFSIGNALED(end):  # compiled code that crashes fails its test
+        return int(pytest.ExitCode.TESTS_FAILED), signal.Signals(os.WTERMSIG(end)).name
     return (int(status) if status else 99), text
 
 

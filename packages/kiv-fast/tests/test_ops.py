@@ -14,7 +14,7 @@ from kiv_fast.ops import CpuOps, TorchOps, library
 from kiv_fast.ops.arguments import Queries, Rows, Tile
 from kiv_fast.ops.ranking import group_scores
 from kiv_reference import KIVConfig
-from kiv_reference.errors import KIVUnsupportedError, KIVUsageError
+from random_blocks import blocks
 
 compiled = pytest.mark.skipif(library.load() is None, reason="kiv-fast was built without a C compiler")
 LEVELS = range(1 + (library.load() or SimpleNamespace(level=0)).level)
@@ -34,53 +34,6 @@ class Wide:
 
     def all(self):
         return iter(self._parts)
-
-
-@st.composite
-def blocks(draw, whole=False):
-    """A store, what a block sees of its cold pages, the queries of a block, and how many candidates and selected tokens.
-
-    With `whole` scores are exact in float32 (SPEC 11.1), and there are many ties.
-    """
-    size = draw(st.sampled_from([16, 32, 64, 128] if whole else [3, 15, 16, 17, 31, 33, 48, 70]))
-    heads, groups, width, wide = (draw(st.integers(1, most)) for most in (3, 9, 40, 37))
-    dtype = draw(st.sampled_from(list(ROUNDING)))
-    pages, hot, seed = draw(st.integers(1, 11)), draw(st.integers(0, 300)), draw(st.integers(0, 1 << 20))
-    sinks, queries = draw(st.integers(0, 3)), draw(st.sampled_from([1, 1, 2, 5]))
-    group = "max" if whole else draw(st.sampled_from(["exp_sum", "max"]))
-    sizes = {"sink_tokens": sinks, "page_tokens": size, "index_channels": draw(st.integers(1, 64)), "group": group}
-    store = FastPool(
-        KIVConfig(hot_tokens=hot, prefill="window", candidate_tokens=1, retrieve_tokens=1, **sizes), ops="torch"
-    ).layer_store()
-    generator, length = torch.Generator().manual_seed(seed), sinks + pages * size + hot + queries
-    key, value, query = (
-        torch.randn(1, n, length, d, generator=generator)
-        for n, d in ((heads, width), (heads, wide), (heads * groups, width))
-    )
-    if whole:
-        key, query = (2 * key).round().clamp(-4, 4), query.round()
-    if draw(st.booleans()):
-        at = torch.randint(0, value.numel(), (3,), generator=generator)
-        value.view(-1)[at] = torch.tensor([torch.inf, -torch.inf, torch.nan])[: len(at)]
-    valid = None
-    if not whole and draw(st.booleans()):
-        valid = torch.rand(1, length, generator=generator) < 0.7
-        valid[:, sinks], valid[:, -queries:] = True, True
-    key, value, query = key.to(dtype), value.to(dtype), query.to(dtype)
-    store.append(key, value, valid)
-    store.attend(query, scale=1.0)
-    view = _view(store.state, 0, pages, length)
-    scale = 0.25 if whole else draw(st.sampled_from([0.05, 0.3, 1.0]))
-    softcap, learned = draw(st.sampled_from([None, None, 2.0])), None
-    if draw(st.booleans()):
-        learned = torch.randn(heads, groups, queries, generator=generator)
-    asked = query[0, :, -queries:].float().unflatten(0, (heads, groups))
-    among = None
-    if queries > 1 and draw(st.booleans()):
-        among = torch.arange(queries) % 2 == 0
-        asked, learned = asked[:, :, among], None if learned is None else learned[:, :, among]
-    asked = Queries(asked, length - queries, among, scale, softcap, learned)
-    return store, view, asked, min(draw(st.integers(1, 200)), view.tokens), draw(st.integers(1, 220))
 
 
 def rows(view, in_place):
@@ -210,32 +163,3 @@ def test_outputs_are_rounded_to_nearest(level, dtype):
     ops, out = CpuOps(library.Library(library.library_path(), level), 0), torch.empty(1, 1, 4000, dtype=dtype)
     ops.attend(Queries(torch.zeros(1, 1, 1, 3), 1, None, 1.0, None, None), [tile], True, None, False, out)
     assert torch.equal(out[0, 0], value.float().mean(dim=0).to(dtype))
-
-
-@compiled
-def test_their_name_stands_for_them_alone():
-    store = FastPool(KIVConfig(), ops="cpu").layer_store()
-    numbers = torch.zeros(1, 1, 1, 4, dtype=torch.float64)
-    with pytest.raises(KIVUnsupportedError, match="float64 on cpu, 4 channels"):
-        store.append(numbers, numbers)
-
-
-def test_unknown_operations_are_refused():
-    with pytest.raises(KIVUsageError, match="'gpu'"):
-        FastPool(KIVConfig(), ops="gpu")
-
-
-@pytest.mark.parametrize(("content", "why"), [(None, "built without a C compiler"), (b"text", "does not load")])
-def test_without_a_library_the_reason_is_told(monkeypatch, tmp_path, content, why):
-    path = tmp_path / "libkiv.so"
-    if content is not None:
-        path.write_bytes(content)
-    monkeypatch.setenv("KIV_LIBRARY", str(path))
-    library.load.cache_clear()
-    try:
-        with pytest.raises(KIVUnsupportedError, match=why):
-            FastPool(KIVConfig(), ops="cpu")
-        assert FastPool(KIVConfig()).layer_store() is not None
-    finally:
-        monkeypatch.undo()
-        library.load.cache_clear()
