@@ -54,7 +54,7 @@ FAULTS = [
     Fault(
         "every chunk of pages has a maximum of its own",
         "kiv_fast.ops.estimates:Estimates.scores",
-        "torch.cat(parts, dim=2).amax(dim=2, keepdim=True)",
+        "joined(parts, 2).amax(dim=2, keepdim=True)",
         "parts[0]",
         clause("4.3", PARTS),
     ),
