@@ -39,8 +39,8 @@ FAULTS = [
     Fault(
         "a head that streams reports the masses of what it retrieved",
         "kiv_fast.call:_retrieve",
-        "torch.where(pick, whole.exact, attended.exact)",
-        "attended.exact",
+        "torch.where(pick, exact.both, masses.both)",
+        "masses.both",
         clause("6.3"),
     ),
     Fault(
@@ -220,14 +220,14 @@ FAULTS = [
     ),
     Fault(
         "NaN at padding is refused",
-        "kiv_fast.validate:check_finite",
+        "kiv_reference.checks:check_finite",
         "finite = finite | ~valid",
         "pass",
         clause("2.4"),
     ),
     Fault(
         "a row one too high is taken",
-        "kiv_fast.validate:check_rows",
+        "kiv_reference.checks:check_rows",
         "max(at) >= batch",
         "max(at) > batch",
         clause("9.3"),
