@@ -210,8 +210,8 @@ EVERY = [
     CompiledFault(
         "no last partial group of values",
         "attend.h",
-        "have == 4 || i + 1 == count",
-        "have == 4",
+        "have == TOGETHER_VALUES || i + 1 == count",
+        "have == TOGETHER_VALUES",
         clause("5.1"),
     ),
     CompiledFault(
