@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import fast_places, fast_retrieval, fast_rules
+from . import fast_compiled, fast_places, fast_retrieval, fast_rules
 from .source import Fault, clause
 
 REAL = "packages/kiv-fast/tests/test_real_faults.py"
@@ -61,14 +61,13 @@ FAULTS = [
     ),
     Fault(
         "every cold key read",
-        "kiv_fast.retrieval.candidates:read",
-        "ids, offsets = cold.places(view.row, at.clamp(min=0), heads)",
-        "ids, offsets = cold.places(view.row, at.clamp(min=0), heads)\n"
-        "    every = torch.arange(view.pages * cold.config.page_tokens).repeat(len(at), 1)\n"
-        "    cold.arena.keys(*cold.places(view.row, every, heads))",
+        "kiv_fast.ops.torch:TorchOps.scores",
+        "key = keys.gather(",
+        "keys.gather(torch.arange(int(at.max()) + 1).repeat(len(at), 1), heads)\n        key = keys.gather(",
         (f"{COST}a_step_gathers_candidates_and_selected_rows",),
     ),
     *fast_retrieval.FAULTS,
     *fast_rules.FAULTS,
     *fast_places.FAULTS,
+    *fast_compiled.FAULTS,
 ]

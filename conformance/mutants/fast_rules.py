@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .fast_retrieval import PARTS
 from .source import Fault, clause
 
 TESTS = "packages/kiv-fast/tests/test_"
@@ -9,37 +10,37 @@ TESTS = "packages/kiv-fast/tests/test_"
 FAULTS = [
     Fault(
         "a query does not see its own token",
-        "kiv_fast.attention.softmax:Queries.hide",
-        "at[None, :] > self.positions",
-        "at[None, :] >= self.positions",
-        clause("5.1"),
+        "kiv_fast.ops.softmax:tile_part",
+        "at[None, :] > queries.positions",
+        "at[None, :] >= queries.positions",
+        clause("5.1", PARTS),
     ),
     Fault(
         "sink logits count as estimated mass",
-        "kiv_fast.attention.softmax:attend_parts",
+        "kiv_fast.ops.softmax:attend_parts",
         "held = sum(sizes[: len(exact) + (sink_logits is not None)])",
         "held = sum(sizes[: len(exact)])",
-        clause("8.2"),
+        clause("8.2", PARTS),
     ),
     Fault(
         "an infinite value is multiplied by 0 where it is not seen",
-        "kiv_fast.attention.softmax:weigh",
+        "kiv_fast.ops.softmax:weigh",
         "if finite:",
         "if True:",
-        (f"{TESTS}exact.py::test_infinite_values_show_only_where_they_are_attended",),
+        clause("2.5", PARTS),
     ),
     Fault(
         "queries at padding are not answered",
         "kiv_fast.call:answer",
-        "if not bool(valid.all()):",
-        "if False:",
+        "_answer_some(state, replace(call, bound=False), BlockTrace(block), row, first, output, ~valid)",
+        "output[:, block.start - first : block.stop - first].masked_fill_(~valid[:, None], 0)",
         clause("2.4"),
     ),
     Fault(
         "a head that streams reports the masses of what it retrieved",
-        "kiv_fast.call:_answer_some",
-        "torch.where(pick, whole.exact, attended.exact)",
-        "attended.exact",
+        "kiv_fast.call:_retrieve",
+        "torch.where(pick, exact.both, masses.both)",
+        "masses.both",
         clause("6.3"),
     ),
     Fault(
@@ -177,31 +178,31 @@ FAULTS = [
     ),
     Fault(
         "candidates count in the tail by their estimates too",
-        "kiv_fast.retrieval.tail:page_tail",
+        "kiv_fast.ops.tail:page_tail",
         ".masked_fill(read[:, None, chunk.start : chunk.stop], -torch.inf)",
         "",
-        clause("5.2"),
+        clause("5.2", PARTS),
     ),
     Fault(
         "selected tokens count in the tail of their page too",
-        "kiv_fast.retrieval.tail:page_tail",
+        "kiv_fast.ops.tail:page_tail",
         ".masked_fill(found.selected[:, None], -torch.inf)",
         "",
-        clause("5.2"),
+        clause("5.2", PARTS),
     ),
     Fault(
         "the tail of the first chunk of pages alone",
-        "kiv_fast.retrieval.tail:page_tail",
-        "for chunk in estimates.chunks:",
-        "for chunk in estimates.chunks[:1] * len(estimates.chunks):",
-        clause("5.2", "fast-small-parts"),
+        "kiv_fast.ops.tail:page_tail",
+        "in estimates.all():",
+        "in [next(estimates.all())] * len(estimates.chunks):",
+        clause("5.2", PARTS),
     ),
     Fault(
         "the shift prefers what was selected by far",
-        "kiv_fast.retrieval.tail:value_shift",
+        "kiv_fast.ops.tail:value_shift",
         "mul_(-POWER)",
         "mul_(POWER)",
-        clause("5.4"),
+        clause("5.4", PARTS),
     ),
     Fault(
         "rows of a report are filled up with page 0",
@@ -219,14 +220,14 @@ FAULTS = [
     ),
     Fault(
         "NaN at padding is refused",
-        "kiv_fast.validate:check_finite",
+        "kiv_reference.checks:check_finite",
         "finite = finite | ~valid",
         "pass",
         clause("2.4"),
     ),
     Fault(
         "a row one too high is taken",
-        "kiv_fast.validate:check_rows",
+        "kiv_reference.checks:check_rows",
         "max(at) >= batch",
         "max(at) > batch",
         clause("9.3"),

@@ -10,6 +10,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .compiled import CompiledFault
     from .source import Fault
 
 SHORT_SHARE = 4
@@ -31,7 +33,9 @@ def quietly(arguments: Sequence[str]) -> tuple[int, str]:
     """Exit status of pytest, and what it printed."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        status = pytest.main([*arguments, "-q", "-W", "ignore", "-p", "no:cacheprovider", f"--timeout={HANG_S}"])
+        status = pytest.main(
+            [*arguments, "-q", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:faulthandler", f"--timeout={HANG_S}"]
+        )
     return int(status), printed.getvalue().strip()
 
 
@@ -42,7 +46,7 @@ def first_failed(tests: Sequence[str]) -> tuple[int, str]:
     return status, found[1].rpartition("tests/")[2] if found else printed[-300:]
 
 
-def in_child(fault: Fault | None, tests: Sequence[str]) -> tuple[int, str]:
+def in_child(fault: Fault | CompiledFault | None, tests: Sequence[str]) -> tuple[int, str]:
     """Do the same in a copy of this process, so that nothing that a fault breaks outlives it."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -59,23 +63,24 @@ def in_child(fault: Fault | None, tests: Sequence[str]) -> tuple[int, str]:
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         status, _, text = pipe.read().decode(errors="replace").partition("\n")
-    os.waitpid(child, 0)
+    _, end = os.waitpid(child, 0)
+    if os.WIFSIGNALED(end):  # compiled code that crashes fails its test
+        return int(pytest.ExitCode.TESTS_FAILED), signal.Signals(os.WTERMSIG(end)).name
     return (int(status) if status else 99), text
 
 
-def stale(faults: Sequence[Fault]) -> list[str]:
+def stale(faults: Sequence[Fault | CompiledFault]) -> list[str]:
     """Why some of the faults can no longer be made: what they replace is gone, or was written twice."""
     found: list[str] = []
     for fault in faults:
         try:
-            with fault.applied():
-                pass
+            fault.check()
         except (LookupError, AttributeError, ImportError, SyntaxError, AssertionError) as error:
             found.append(f"{fault.name}: {type(error).__name__}: {error}")
     return found
 
 
-def grouped(faults: Sequence[Fault]) -> list[list[str]]:
+def grouped(faults: Sequence[Fault | CompiledFault]) -> list[list[str]]:
     """All tests of the faults, those that want the same options together, as arguments for pytest."""
     nodes: dict[tuple[str, ...], set[str]] = {}
     for fault in faults:
@@ -84,7 +89,7 @@ def grouped(faults: Sequence[Fault]) -> list[list[str]]:
     return [[*sorted(tests), *options] for options, tests in nodes.items()]
 
 
-def kill_run(faults: Sequence[Fault], control: bool = True) -> int:
+def kill_run(faults: Sequence[Fault | CompiledFault], control: bool = True) -> int:
     """Exit status 0 if every fault's tests pass without it and one of them fails with it."""
     start, alive = time.perf_counter(), []
     groups = grouped(faults)
@@ -109,7 +114,7 @@ def kill_run(faults: Sequence[Fault], control: bool = True) -> int:
     return 0 if not alive else 1
 
 
-def run_faults(every: Sequence[Fault], only: str = "", short: bool = False) -> int:
+def run_faults(every: Sequence[Fault | CompiledFault], only: str = "", short: bool = False) -> int:
     """Do the kill run over the faults that have `only` in their names; refuse if the text of any is gone."""
     if gone := stale(every):
         print("faults whose text no longer applies: change them\n" + "\n".join(gone))

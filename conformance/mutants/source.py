@@ -39,15 +39,20 @@ class Fault:
     new: str
     tests: tuple[str, ...]
 
+    def check(self) -> None:
+        """Raise if the fault can no longer be made."""
+        self._faulty()
+
+    def _faulty(self) -> CodeType:
+        function = self.function()
+        source = textwrap.dedent(inspect.getsource(function))
+        return code_of(function, replaced(source, self.old, self.new, self.where))
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Give the function the fault while this lasts."""
-        function = self.function()
-        source = textwrap.dedent(inspect.getsource(function))
-        if source.count(self.old) != 1:
-            raise LookupError(f"{self.where} has {self.old!r} {source.count(self.old)} times: change the mutant")
-        faulty, right = code_of(function, source.replace(self.old, self.new)), function.__code__
-        function.__code__ = faulty
+        function, faulty = self.function(), self._faulty()
+        right, function.__code__ = function.__code__, faulty
         try:
             yield
         finally:
@@ -63,6 +68,19 @@ class Fault:
         found = inspect.unwrap(thing.fget if isinstance(thing, property) else thing)
         assert isinstance(found, FunctionType), self.where
         return found
+
+
+def replaced(source: str, old: str, new: str, where: str) -> str:
+    """Put a fault into a source, which has what it replaces once.
+
+    Raises
+    ------
+    LookupError
+        It has it not, or several times.
+    """
+    if source.count(old) != 1:
+        raise LookupError(f"{where} has {old!r} {source.count(old)} times: change the mutant")
+    return source.replace(old, new)
 
 
 def clause(number: str, impl: str = "fast") -> tuple[str, ...]:

@@ -11,19 +11,20 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-COMMON = ("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math")
+COMMON = ("-std=gnu11", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mprefer-vector-width=512")
 LEVELS = {"plain": (), "avx2": AVX2, "avx512": (*AVX2, *AVX512)}
 SUFFIX = {"Darwin": "dylib", "Windows": "dll"}.get(platform.system(), "so")
 
 
-def compile_library(source: Path, target: Path) -> None:
+def compile_library(source: Path, target: Path, levels: Mapping[str, tuple[str, ...]] = LEVELS) -> None:
     """Compile the kernels for each set of instructions, and link them with what chooses among them.
 
     Raises
@@ -36,7 +37,7 @@ def compile_library(source: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         objects = [str(Path(folder) / "library.o")]
         subprocess.run([*compiler, *COMMON, "-c", str(source / "library.c"), "-o", objects[0]], check=True)
-        for level, flags in LEVELS.items():
+        for level, flags in levels.items():
             if level == "plain" or intel:
                 objects.append(str(Path(folder) / f"{level}.o"))
                 named = ("-c", str(source / "kernels.c"), f"-DKIV_SUFFIX={level}", "-o", objects[-1])

@@ -29,7 +29,7 @@ class Tuning:
     tile_tokens: int = 8192
     query_chunk: int = 256
     index_tokens: int = 2048
-    chunk_bytes: int = 1 << 20
+    chunk_bytes: int = 32 << 20
     kept_bytes: int = 8 << 20
     first_segment_bytes: int = 1 << 20
     most_segment_bytes: int = 128 << 20

@@ -203,7 +203,7 @@ class Found(NamedTuple):
     @property
     def selected(self) -> torch.Tensor:
         """Which of the candidates are selected, bool ``[H, K]``."""
-        return marked(self.chosen, self.width)
+        return marked(self.chosen, self.width, self.ragged)
 
     @property
     def positions(self) -> torch.Tensor:
@@ -212,8 +212,10 @@ class Found(NamedTuple):
         return at.masked_fill(self.chosen < 0, -1) if self.ragged else at
 
 
-def marked(at: torch.Tensor, count: int) -> torch.Tensor:
-    """Return which of `count` are among integers ``[H, K]``, where -1 is none: bool ``[H, count]``."""
+def marked(at: torch.Tensor, count: int, ragged: bool = True) -> torch.Tensor:
+    """Return which of `count` are among integers ``[H, K]``, where -1 is none if `ragged`: bool ``[H, count]``."""
+    if not ragged:
+        return torch.zeros(at.shape[0], count, dtype=torch.bool, device=at.device).scatter_(1, at.long(), True)
     # A column more takes what stands for none.
     mask = torch.zeros(at.shape[0], count + 1, dtype=torch.bool, device=at.device)
     return mask.scatter_(1, at.long() % (count + 1), True)[:, :-1]

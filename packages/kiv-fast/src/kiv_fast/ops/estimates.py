@@ -29,6 +29,11 @@ class Chunk:
     stop: int
 
 
+def joined(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
+    """Concatenate what chunks have, which often are one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+
+
 class Estimates:
     """Estimates of the tokens of some pages, for the members of a block.
 
@@ -75,8 +80,8 @@ class Estimates:
             unit = most.div_(torch.frexp(most).mantissa).mul_(2.0**-BITS).nan_to_num_(0.0).clamp_(2.0**-126, 2.0**115)
             asked = asked.div_(unit).round_().clamp_(-(2.0**BITS), 2.0**BITS)
         wide = self._codes(chunk, members.dtype)
-        out = (asked @ wide.transpose(2, 3)).mul_(unit)  # [n, H, M, P]
-        out += (members @ base.permute(1, 2, 0)).permute(2, 0, 1)[..., None]
+        out = torch.bmm(asked.flatten(0, 1), wide.flatten(0, 1).transpose(1, 2)).view(pages, heads, count, size)
+        out = out.mul_(unit).add_(torch.bmm(members, base.permute(1, 2, 0)).permute(2, 0, 1)[..., None])
         out = out.permute(1, 2, 0, 3).reshape(heads, count, pages * size)
         if index.unseen is not None:
             out.masked_fill_(index.unseen[chunk.start : chunk.stop], -torch.inf)
@@ -127,8 +132,8 @@ class Estimates:
         group, most = self.index.group, None
         if group == "exp_sum":
             parts = [part.amax(dim=2, keepdim=True) for _, part in self.all()]
-            most = torch.cat(parts, dim=2).amax(dim=2, keepdim=True)
-        scores = torch.cat([group_scores(part, group, most) for _, part in self.all()], dim=1)
+            most = joined(parts, 2).amax(dim=2, keepdim=True)
+        scores = joined([group_scores(part, group, most) for _, part in self.all()], 1)
         if self.index.unseen is not None:
             scores.masked_fill_(self.index.unseen, -torch.inf)
         return scores

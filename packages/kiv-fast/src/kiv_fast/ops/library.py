@@ -27,11 +27,11 @@ _CALLS = {
 class Library:
     """The compiled operations for the best instructions that are allowed.
 
-    ``ATEN_CPU_CAPABILITY``, by which torch chooses its own, limits them too.
-
     Parameters
     ----------
     path : of the shared library
+    most : int, optional
+        The best level that is allowed; as ``ATEN_CPU_CAPABILITY`` says, by which torch chooses its own, unless given.
 
     Attributes
     ----------
@@ -41,10 +41,10 @@ class Library:
         One of `LEVELS`, and "one thread" where torch's threads were not found.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most: int | None = None) -> None:
         self._library = ctypes.CDLL(str(path))
         allowed = {"default": 0, "avx2": 1}.get(os.environ.get("ATEN_CPU_CAPABILITY", ""), 2)
-        self.level = min(self._library.kiv_level(), allowed)
+        self.level = min(self._library.kiv_level(), allowed if most is None else most)
         self._library.kiv_operations.restype = ctypes.POINTER(Pointer * len(_CALLS))
         table = self._library.kiv_operations(self.level).contents
         calls = {
@@ -70,23 +70,24 @@ def _torch_threads() -> ctypes.c_void_p | None:
     return None
 
 
-def _path() -> Path:
+def library_path() -> Path:
+    """Where the library is: beside this module, unless ``KIV_LIBRARY`` names another file, one built for a trial."""
     suffix = {"Windows": "dll", "Darwin": "dylib"}.get(platform.system(), "so")
-    return Path(__file__).parent / f"libkiv.{suffix}"
+    return Path(os.environ.get("KIV_LIBRARY") or Path(__file__).parent / f"libkiv.{suffix}")
 
 
 @cache
 def load() -> Library | None:
     """Return the compiled operations; None where there are none, of which `why_not` tells more."""
     try:
-        return Library(_path()) if built() else None
+        return Library(library_path()) if built() else None
     except OSError:
         return None
 
 
 def built() -> bool:
     """Tell whether this installation has compiled operations, whether or not they load."""
-    return _path().exists()
+    return library_path().exists()
 
 
 def why_not() -> str:
@@ -94,7 +95,7 @@ def why_not() -> str:
     if not built():
         return "this installation has none: it was built without a C compiler, or for another system"
     try:
-        Library(_path())
+        Library(library_path())
     except OSError as error:
         return f"the library does not load: {error}"
     return "it loads now"

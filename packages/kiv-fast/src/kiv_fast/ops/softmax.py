@@ -21,7 +21,7 @@ class Part(NamedTuple):
 
 def raw_scores(queries: Queries, key: torch.Tensor) -> torch.Tensor:
     """Scores ``[H, M, K]`` for ``key [H, K, D]``, without a cap."""
-    return (queries.members @ key.transpose(1, 2)).mul_(queries.scale)
+    return torch.bmm(queries.members, key.transpose(1, 2)).mul_(queries.scale)
 
 
 def tile_part(queries: Queries, tile: Tile) -> Part:
@@ -44,9 +44,9 @@ def weigh(weights: torch.Tensor, values: torch.Tensor, logits: torch.Tensor, fin
     the finite numbers go through the same product as ever, so that the others change no bit of what does not see them.
     """
     if finite:
-        return weights @ values
+        return torch.bmm(weights, values)
     good = torch.isfinite(values)
-    output = weights @ values.masked_fill(~good, 0)
+    output = torch.bmm(weights, values.masked_fill(~good, 0))
     for token in (~good).any(dim=2).any(dim=0).nonzero()[:, 0].tolist():
         odd = values[:, token].masked_fill(good[:, token], 0)[:, None]  # [H, 1, DV]
         seen = logits[:, :, token, None] > -torch.inf
@@ -85,6 +85,8 @@ def attend_parts(
         output += weigh(piece, part.values, part.logits, finite)
     held_mass, estimated = weights[:, :, :held].sum(dim=2), weights[:, :, held:].sum(dim=2)
     if shift is not None:
+        # Without a pseudo-token nothing is moved, by whatever number (SPEC 2.5).
+        shift = shift if finite else shift.masked_fill(estimated[:, :, None] == 0, 0)
         output.addcmul_(estimated[:, :, None], shift)
     # Their sum is 1 but for rounding, or 0 where nothing is attended; a share is never above 1.
     total = (held_mass + estimated).clamp_(min=torch.finfo(weights.dtype).tiny)

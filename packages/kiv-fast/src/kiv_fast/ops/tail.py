@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from .arguments import Found, Queries, marked
-from .estimates import Estimates
+from .estimates import Estimates, joined
 from .softmax import LEAST, Part
 
 WEIGHT, POWER = 0.5, 4.0
@@ -21,7 +21,7 @@ def page_tail(queries: Queries, estimates: Estimates, found: Found, means: torch
     for chunk, part in estimates.all():
         logits = queries.cap(part).masked_fill(read[:, None, chunk.start : chunk.stop], -torch.inf)
         others.append(_log_sums(logits.unflatten(2, (-1, size))))
-    rest = torch.cat(others, dim=2)  # [H, M, N]
+    rest = joined(others, 2)  # [H, M, N]
     left = queries.cap(found.scores).masked_fill(found.selected[:, None], -torch.inf)
     page = (found.candidates.clamp(min=0) // size)[:, None].expand_as(left)
     most = torch.full_like(rest, LEAST).scatter_reduce_(2, page, left, "amax")
@@ -63,4 +63,4 @@ def value_shift(
     weights = torch.softmax(logits + fade[:, None], dim=2)
     if missing is not None:
         weights = weights.masked_fill_(missing[:, None], 0)  # a row of nothing else is not a number before
-    return (weights @ deviation).mul_(WEIGHT)
+    return torch.bmm(weights, deviation).mul_(WEIGHT)

@@ -44,7 +44,7 @@ class TorchOps:
         raw = self.scores(estimates.queries, keys, at)
         chosen = top_set(group_scores(raw, estimates.index.group), min(selected, candidates))
         first = 3 * candidates // 4
-        early = marked(top_set(estimates.scores.gather(1, at), first), candidates)
+        early = marked(top_set(estimates.scores.gather(1, at), first), candidates, ragged=False)
         count = (~early.gather(1, chosen)).sum(dim=1) - max(0, chosen.shape[1] - first)
         late = estimates.index.transfer.fetch(LATE * count > chosen.shape[1]).tolist()
         return Found(at, raw, chosen, candidates, at.numel(), [head for head, one in enumerate(late) if one])
@@ -57,7 +57,7 @@ class TorchOps:
         for first in range(0, at.shape[1], step):
             part = slice(first, first + step)
             key = keys.gather(at[:, part].clamp(min=0), heads).to(members.dtype)
-            torch.mul(members @ key.transpose(1, 2), queries.scale, out=raw[:, :, part])
+            torch.mul(torch.bmm(members, key.transpose(1, 2)), queries.scale, out=raw[:, :, part])
         return raw
 
     def widen(self, estimates: Estimates, keys: Rows, found: Found, candidates: int) -> Found:
@@ -100,27 +100,28 @@ class TorchOps:
         pages, shift = list[Part](), None
         if retrieved is not None:
             estimates, found, rows = retrieved
-            selection, at, missing = self._selection(queries, found, rows)
+            selection, raw, at, missing = self._selection(queries, found, rows)
             exact.append(selection)
             if tail:
                 means = estimates.index.records(estimates.index.mean).transpose(0, 1)
                 pages = [page_tail(queries, estimates, found, means)]
                 if at.shape[1]:  # else every head streams
                     page = (at // estimates.index.page_tokens)[:, :, None].expand(-1, -1, means.shape[2])
-                    raw = found.raw.gather(2, found.chosen.clamp(min=0)[:, None].expand_as(selection.logits))
                     shift = value_shift(raw, selection.logits, selection.values - means.gather(1, page), missing)
         output, masses = attend_parts(exact, pages, sinks, finite, shift)
         out.copy_(output.view(out.shape))
         return masses
 
-    def _selection(self, queries: Queries, found: Found, rows: Rows) -> tuple[Part, torch.Tensor, torch.Tensor | None]:
-        """Read the selected values; their cold tokens ``[H, R]``, and which of them only fill up a row."""
-        chosen = found.chosen.clamp(min=0)
-        at = found.at.gather(1, chosen).clamp(min=0)
+    def _selection(
+        self, queries: Queries, found: Found, rows: Rows
+    ) -> tuple[Part, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Read the selected values; scores ``[H, M, R]``, cold tokens ``[H, R]``, and which only fill up a row."""
+        chosen = found.chosen.clamp(min=0) if found.ragged else found.chosen
+        at = found.at.gather(1, chosen)
         raw = found.raw.gather(2, chosen[:, None].expand(-1, found.raw.shape[1], -1))
-        values = rows.gather(at, None).to(raw.dtype)
         if not found.ragged:
-            return Part(queries.cap(raw), values), at, None
-        missing = found.chosen < 0
-        raw, values = raw.masked_fill(missing[:, None], -torch.inf), values.masked_fill(missing[:, :, None], 0)
-        return Part(queries.cap(raw), values), at, missing
+            return Part(queries.cap(raw), rows.gather(at, None).to(raw.dtype)), raw, at, None
+        missing, at = found.chosen < 0, at.clamp_(min=0)
+        values = rows.gather(at, None).to(raw.dtype).masked_fill(missing[:, :, None], 0)
+        raw = raw.masked_fill(missing[:, None], -torch.inf)
+        return Part(queries.cap(raw), values), raw, at, missing

@@ -1,0 +1,242 @@
+"""Faults in the compiled operations, one for each rule that csrc has."""
+
+from __future__ import annotations
+
+from .compiled import CompiledFault, best_level, build
+from .source import clause
+
+OPS = "packages/kiv-fast/tests/test_ops.py::test_"
+
+
+def ops(test: str) -> tuple[str, ...]:
+    """One of the tests that compare the compiled operations with those in PyTorch."""
+    return (f"{OPS}{test}",)
+
+
+EVERY = [
+    CompiledFault(
+        "both codes of a byte are its lower half, on any processor",
+        "scan.h",
+        "both >> (8 * byte + 4) & 15",
+        "both >> 8 * byte & 15",
+        clause("4.2"),
+        "plain",
+    ),
+    CompiledFault(
+        "both codes of a byte are its lower half, by AVX2",
+        "scan.h",
+        "_mm256_srli_epi16(both, 4)",
+        "both",
+        clause("4.2"),
+        "avx2",
+    ),
+    CompiledFault(
+        "both codes of a byte are its lower half, by AVX-512",
+        "scan.h",
+        "_mm512_srli_epi16(both, 4)",
+        "both",
+        clause("4.2"),
+        "avx512",
+    ),
+    CompiledFault(
+        "the second block of sixteen tokens has the codes of the first",
+        "scan.h",
+        "block + LANES * index->half : block",
+        "block : block",
+        ops("operations"),
+        "avx512",
+    ),
+    CompiledFault(
+        "the lower half of weights is dropped",
+        "scan.h",
+        "(int8_t)(weight[c] & 127)",
+        "0",
+        clause("4.2"),
+        "avx2",
+    ),
+    CompiledFault(
+        "the unit of another member",
+        "scan.h",
+        "splat(asked->unit[m])",
+        "splat(asked->unit[0])",
+        clause("4.2"),
+    ),
+    CompiledFault(
+        "what the query makes of the base is left out",
+        "scan.h",
+        " + splat(asked->start[m])",
+        "",
+        clause("4.4"),
+    ),
+    CompiledFault(
+        "invalid cold tokens are ranked",
+        "scan.h",
+        "if (index->unseen)",
+        "if (0)",
+        clause("2.4"),
+    ),
+    CompiledFault(
+        "the largest estimate of a block is that of its first half",
+        "retrieve.h",
+        "most_of(LARGER(one, two))",
+        "most_of(one)",
+        ops("operations"),
+    ),
+    CompiledFault(
+        "blocks are left out that have a candidate",
+        "retrieve.h",
+        "nth(lower, blocks, work->estimates->least, &ties)",
+        "nth(lower, blocks, 1, &ties)",
+        clause("4.4"),
+    ),
+    CompiledFault(
+        "of equal scores the last ones are taken",
+        "ranking.h",
+        "for (int64_t i = 0; i < count && taken < n; i++) {\n"
+        "        uint32_t key = order(scores[i]);\n"
+        "        int equal = key == least && ties > 0;\n"
+        "        best[taken] =",
+        "for (int64_t i = count - 1; i >= 0 && taken < n; i--) {\n"
+        "        uint32_t key = order(scores[i]);\n"
+        "        int equal = key == least && ties > 0;\n"
+        "        best[n - 1 - taken] =",
+        clause("1.3"),
+    ),
+    CompiledFault(
+        "the sum of exponentials for the largest score",
+        "retrieve.h",
+        "one[k] > score[k] ? one[k] : score[k];",
+        "score[k] + one[k];",
+        clause("4.3"),
+    ),
+    CompiledFault(
+        "late is what no candidate is",
+        "retrieve.h",
+        "first = 3 * candidates / 4",
+        "first = candidates",
+        clause("4.9"),
+    ),
+    CompiledFault(
+        "candidates are doubled for what is late in any order",
+        "retrieve.h",
+        "SHARE_LATE * (late - spare)",
+        "SHARE_LATE * late",
+        clause("4.9"),
+    ),
+    CompiledFault(
+        "a doubled head has the scores of its neighbours",
+        "retrieve.h",
+        "select->known->stride - 1 - source[k]",
+        "select->known->stride - source[k]",
+        clause("4.9"),
+    ),
+    CompiledFault(
+        "candidates count in the tail by their estimates",
+        "retrieve.h",
+        "row[at[j] - begin] = raw[j]",
+        "(void)raw",
+        clause("5.2"),
+    ),
+    CompiledFault(
+        "selected tokens count in the tail of their page too",
+        "retrieve.h",
+        "row[at[chosen[j]] - begin] = -INFINITY",
+        "(void)at",
+        clause("5.2"),
+    ),
+    CompiledFault(
+        "a soft cap loses the sign of what it caps",
+        "vectors.h",
+        "(VI)far | ((VI)x & INT32_MIN)",
+        "(VI)far",
+        clause("8.1"),
+    ),
+    CompiledFault(
+        "numbers of bfloat16 are cut off",
+        "vectors.h",
+        "(bits + 0x7fff + (bits >> 16 & 1)) >> 16",
+        "bits >> 16",
+        ops("outputs_are_rounded_to_nearest"),
+    ),
+    CompiledFault(
+        "numbers of float16 are cut off",
+        "vectors.h",
+        "0x38000000 + 0xfff + (size >> 13 & 1)",
+        "0x38000000",
+        ops("outputs_are_rounded_to_nearest"),
+    ),
+    CompiledFault(
+        "what was selected by far weighs in the shift",
+        "attend.h",
+        "one[i] += fade[i]",
+        "(void)fade",
+        clause("5.4"),
+    ),
+    CompiledFault(
+        "the mean values are added to the shift",
+        "attend.h",
+        "part[p].kind == TAIL ? -0.5f : 0.5f",
+        "0.5f",
+        clause("5.4"),
+    ),
+    CompiledFault(
+        "sink logits are left out",
+        "attend.h",
+        "exact = query->sink ? expf(query->sink[row] - most) : 0.0f",
+        "exact = 0.0f",
+        clause("8.2"),
+    ),
+    CompiledFault(
+        "a query does not see its own token",
+        "attend.h",
+        "- run->first + 1 - part->first",
+        "- run->first - part->first",
+        clause("5.1"),
+    ),
+    CompiledFault(
+        "invalid tokens are attended",
+        "attend.h",
+        "if (run->valid)",
+        "if (0)",
+        clause("2.4"),
+    ),
+    CompiledFault(
+        "an infinite value is multiplied by 0 where it is not seen",
+        "attend.h",
+        "if (!attend->finite) {",
+        "if (0) {",
+        clause("2.5"),
+    ),
+    CompiledFault(
+        "no last partial group of values",
+        "attend.h",
+        "have == TOGETHER_VALUES || i + 1 == count",
+        "have == TOGETHER_VALUES",
+        clause("5.1"),
+    ),
+    CompiledFault(
+        "parts are merged without regard to their largest logits",
+        "attend.h",
+        "expf(part[p].most[m] - most)",
+        "1.0f",
+        clause("5.1"),
+    ),
+    CompiledFault(
+        "the tail counts as exact mass",
+        "attend.h",
+        "estimated += mass",
+        "exact += mass",
+        clause("6.1"),
+    ),
+    CompiledFault(
+        "NaN is a number",
+        "kernels.c",
+        "(wide[i] & mask) == mask",
+        "wide[i] << 1 == mask << 1",
+        clause("2.5"),
+    ),
+]
+"""Those in the code of one set of instructions are for machines that have them."""
+
+LEVELS = list(build().LEVELS)
+FAULTS = [fault for fault in EVERY if LEVELS.index(fault.level or "plain") <= LEVELS.index(best_level())]

@@ -1,0 +1,165 @@
+"""The compiled operations against those in PyTorch, on blocks of every shape, with the instructions of this machine."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kiv_fast import FastPool
+from kiv_fast.call import _view
+from kiv_fast.ops import CpuOps, TorchOps, library
+from kiv_fast.ops.arguments import Queries, Rows, Tile
+from kiv_fast.ops.ranking import group_scores
+from kiv_reference import KIVConfig
+from random_blocks import blocks
+
+compiled = pytest.mark.skipif(library.load() is None, reason="kiv-fast was built without a C compiler")
+LEVELS = range(1 + (library.load() or SimpleNamespace(level=0)).level)
+PLAIN = TorchOps(1 << 20, 1 << 24)
+ROUNDING = {torch.float32: 2e-5, torch.bfloat16: 2**-8, torch.float16: 2**-10}
+"""Of outputs, in units of the largest value."""
+
+
+class Wide:
+    """Estimates and mean values of float32 in float64: what is computed from them has no rounding to speak of."""
+
+    def __init__(self, estimates):
+        index = estimates.index
+        mean, ids = SimpleNamespace(tensor=index.records(index.mean).double()), np.arange(index.pages, dtype=np.int32)
+        self.index = replace(index, mean=mean, ids=ids, whole=True)
+        self._parts = [(chunk, part.double()) for chunk, part in estimates.all()]
+
+    def all(self):
+        return iter(self._parts)
+
+
+def rows(view, in_place):
+    """Keys and values of the cold tokens, as they are handed to the compiled operations."""
+    arena = view.cold.arena
+    return tuple(
+        Rows(part.gather, arena.table(values) if in_place else None)
+        for part, values in ((view.keys, False), (view.values, True))
+    )
+
+
+def best(scores, chosen, exact):
+    """Check that `chosen` int [H, n] are the best of [H, I], ascending; up to rounding unless `exact`."""
+    chosen = chosen.long()
+    assert bool((chosen[:, 1:] > chosen[:, :-1]).all())
+    if exact:
+        right = scores.sort(dim=1, descending=True, stable=True).indices[:, : chosen.shape[1]].sort(dim=1).values
+        assert torch.equal(chosen, right)
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, chosen, True)
+    least = scores.masked_fill(~kept, torch.inf).amin(dim=1)
+    most = scores.masked_fill(kept, -torch.inf).amax(dim=1)
+    assert bool((least > -torch.inf).all()), "an invalid token"
+    assert bool((most - least <= 1e-4 * (1 + least.abs())).all())
+
+
+def ranked(scores, group):
+    """Group scores, whose differences are those of the scores, if they are not too small for float32."""
+    return scores if group == "max" else scores.log().clamp_(min=-80.0)
+
+
+def check(level, kept, in_place, block, exact=False):
+    """Each operation's result against PyTorch's, given the same."""
+    _store, view, queries, candidates, selected = block
+    ops, group = CpuOps(library.Library(library.library_path(), level), kept), view.index.group
+    keys, values = rows(view, in_place)
+    plain = PLAIN.estimate(view.index, queries, view.tokens)
+    scores = ranked(plain.scores, group)
+    scores = scores if view.index.unseen is None else scores.masked_fill(view.index.unseen, -torch.inf)
+    learned = None if queries.sink_logits is None else queries.sink_logits.double()
+    double = replace(queries, query=queries.query.double(), sink_logits=learned)
+    scanned = ops.estimate(view.index, queries, min(2 * candidates, view.tokens))
+    found = ops.select(scanned, keys, candidates, selected)
+    late, wide = list(range(found.at.shape[0]))[::2], min(2 * candidates, view.tokens)
+    for widened in (False, True):
+        if widened:
+            found = ops.widen(scanned, keys, found._replace(late=late), wide)
+        taken = list(range(found.at.shape[0])) if not widened else late
+        for head in taken:
+            best(scores[head : head + 1], found.candidates[head : head + 1], exact)
+        at, none = found.candidates.long(), found.candidates < 0
+        raw = PLAIN.scores(double, view.keys, at).masked_fill(none[:, None], -torch.inf)
+        torch.testing.assert_close(found.scores.double(), raw, rtol=1e-5, atol=1e-5)
+        best(ranked(group_scores(raw, group), group), found.chosen, exact)
+        if not widened:
+            mine = PLAIN.select(plain, view.keys, candidates, selected)
+            assert found.keys == mine.keys
+            assert not exact or found.late == mine.late
+        attended(ops, (scanned, found, values), (Wide(plain), double, raw), view, queries)
+    assert found.keys == candidates * found.at.shape[0] + len(late) * (wide - candidates)
+
+
+def attended(ops, retrieved, exactly, view, queries):
+    """Check outputs and masses with a tail and without against those in float64."""
+    (scanned, found, values), (estimates, double, raw) = retrieved, exactly
+    exact = found._replace(at=found.candidates.long(), raw=raw, chosen=found.chosen.long())
+    finite = view.finite and view.row.finite >= view.index.pages
+    heads, groups, count, _ = queries.query.shape
+    for tail in (False, True):
+        out = torch.empty(heads * groups, count, view.cold.shape.value_width, dtype=view.cold.shape.dtype)
+        right = out.double()
+        mine = ops.attend(queries, view.always, finite, (scanned, found, values), tail, out)
+        other = PLAIN.attend(double, view.always, finite, (estimates, exact, view.values), tail, right)
+        close = ROUNDING[out.dtype] * (1 + float(right.nan_to_num(0.0, 0.0, 0.0).abs().max()))
+        torch.testing.assert_close(out.double(), right, rtol=0, atol=close, equal_nan=True)
+        for share, its in zip(mine, other, strict=True):
+            torch.testing.assert_close(share.double(), its, rtol=0, atol=2e-5)
+
+
+@compiled
+@pytest.mark.parametrize("level", LEVELS)
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(block=blocks(), kept=st.sampled_from([0, 1 << 24]), in_place=st.booleans())
+def test_operations(level, block, kept, in_place):
+    check(level, kept, in_place, block)
+
+
+@compiled
+@pytest.mark.parametrize("level", LEVELS)
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(block=blocks(whole=True), kept=st.sampled_from([0, 1 << 24]), in_place=st.booleans())
+def test_of_equal_scores_the_first_are_taken(level, block, kept, in_place):
+    check(level, kept, in_place, block, exact=True)
+
+
+@compiled
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("group", ["exp_sum", "max"])
+def test_scores_that_are_no_numbers_are_taken_once(level, group):
+    """Scores beyond float32 are infinite, and their differences NaN: what is chosen are tokens all the same."""
+    sizes = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": 20, "candidate_tokens": 1, "retrieve_tokens": 1}
+    store = FastPool(KIVConfig(prefill="window", group=group, **sizes), ops="torch").layer_store()
+    sign = torch.randn(1, 2, 201, 8, generator=torch.Generator().manual_seed(1)).sign()
+    store.append(3e38 * sign, sign)
+    store.attend(3e38 * sign, scale=1.0)
+    view = _view(store.state, 0, 10, 201)
+    queries = Queries(3e38 * sign[0, :, None, -1:], 200, None, 1.0, None, None)
+    for kept, (keys, _) in ((0, rows(view, True)), (1 << 24, rows(view, False))):
+        ops = CpuOps(library.Library(library.library_path(), level), kept)
+        found = ops.select(ops.estimate(view.index, queries, 100), keys, 50, 30)
+        for taken, most in ((found.candidates, 200), (found.chosen, 50)):
+            assert bool((taken[:, 1:] > taken[:, :-1]).all())
+            assert bool(((taken >= 0) & (taken < most)).all())
+
+
+@compiled
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("dtype", list(ROUNDING))
+def test_outputs_are_rounded_to_nearest(level, dtype):
+    """The mean of two values that weigh the same, from the smallest to the largest numbers."""
+    generator = torch.Generator().manual_seed(1)
+    most = 15 if dtype == torch.float16 else 100
+    value = torch.randn(2, 4000, generator=generator) * 2.0 ** torch.randint(
+        -most - 9, most, (4000,), generator=generator
+    )
+    value = value.to(dtype)
+    tile = Tile(torch.ones(1, 1, 2, 3, dtype=dtype), value[None, None], 0, 0, 2, 0, None)
+    ops, out = CpuOps(library.Library(library.library_path(), level), 0), torch.empty(1, 1, 4000, dtype=dtype)
+    ops.attend(Queries(torch.zeros(1, 1, 1, 3), 1, None, 1.0, None, None), [tile], True, None, False, out)
+    assert torch.equal(out[0, 0], value.float().mean(dim=0).to(dtype))

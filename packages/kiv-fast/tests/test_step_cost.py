@@ -1,0 +1,113 @@
+"""What a decode step of one store costs, counted: operations of torch, calls into the library, calls of Python."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import kiv_fast
+import pytest
+import torch
+from kiv_fast import FastPool
+from kiv_fast.ops import library
+from kiv_reference import KIVConfig
+from torch.utils._python_dispatch import TorchDispatchMode
+
+MOST_OPERATIONS = {"cpu": 12, "torch": 60}
+"""Of torch and of the library, of a retrieving step."""
+
+MOST_CALLS = 85
+"""Of functions of kiv_fast; `kiv_hf` has its own, at most 45 in a test beside its code."""
+
+HEADS, GROUPS, WIDTH, SCALE = 3, 3, 64, 0.125
+
+
+class Operations(TorchDispatchMode):
+    """Counts what torch is asked to do."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def filled(ops, length, dtype):
+    """A store of so many tokens that has answered a step, and what a step asks."""
+    store = FastPool(KIVConfig(), ops=ops).layer_store()
+    generator = torch.Generator().manual_seed(length)
+    key, query = (
+        torch.randn(1, heads, length, WIDTH, generator=generator).to(dtype) for heads in (HEADS, HEADS * GROUPS)
+    )
+    step = key[:, :, -1:], query[:, :, -1:]
+    for start in range(0, length, 4096):
+        store.append(*(2 * (key[:, :, start : start + 4096],)))
+        if start == 0:
+            store.attend(query[:, :, :4096], scale=SCALE)
+    decode(store, step)
+    decode(store, step)
+    return store, step
+
+
+@torch.no_grad()
+def decode(store, step):
+    key, query = step
+    store.append(key, key)
+    store.attend(query, scale=SCALE)
+
+
+@pytest.fixture
+def asked_of_library(monkeypatch):
+    """Calls into the library, by name."""
+    counts, found = Counter(), library.load()
+
+    def counting(name, call):
+        def counted(*arguments):
+            counts[f"library.{name}"] += 1
+            return call(*arguments)
+
+        return counted
+
+    for name in library._CALLS if found is not None else ():
+        monkeypatch.setattr(found, name, counting(name, getattr(found, name)))
+    return counts
+
+
+EVERY = [
+    (ops, dtype, length)
+    for ops in MOST_OPERATIONS
+    for dtype in (torch.float32, torch.bfloat16)
+    for length in (8192, 32768)
+    if ops == "torch" or library.load() is not None
+]
+
+
+@pytest.mark.parametrize(("ops", "dtype", "length"), EVERY)
+def test_operations_of_a_step(ops, dtype, length, asked_of_library):
+    store, step = filled(ops, length, dtype)
+    asked_of_library.clear()
+    with Operations() as operations:
+        decode(store, step)
+    counts = operations.counts + asked_of_library
+    assert store.report.blocks[0].mode == "retrieve"
+    assert (ops == "cpu") == bool(asked_of_library)
+    assert counts.total() <= MOST_OPERATIONS[ops], counts.most_common()
+
+
+@pytest.mark.parametrize(("ops", "dtype", "length"), EVERY)
+def test_calls_of_a_step(ops, dtype, length):
+    store, step = filled(ops, length, dtype)
+    calls, folder = Counter(), str(Path(kiv_fast.__file__).parent)
+
+    def count(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(folder):
+            calls[frame.f_code.co_name] += 1
+
+    sys.setprofile(count)
+    try:
+        decode(store, step)
+    finally:
+        sys.setprofile(None)
+    assert calls["attend"] > 0
+    assert calls.total() <= MOST_CALLS, calls.most_common(20)
