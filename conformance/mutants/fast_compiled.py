@@ -78,8 +78,8 @@ EVERY = [
     CompiledFault(
         "the largest estimate of a block is that of its first half",
         "retrieve.h",
-        "most_of(LARGER(one, two))",
-        "most_of(one)",
+        "most_of(largest), base",
+        "most_of(part[0]), base",
         ops("operations"),
     ),
     CompiledFault(

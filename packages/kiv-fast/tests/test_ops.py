@@ -40,8 +40,8 @@ def rows(view, in_place):
     """Keys and values of the cold tokens, as they are handed to the compiled operations."""
     arena = view.cold.arena
     return tuple(
-        Rows(part.gather, arena.table(values) if in_place else None)
-        for part, values in ((view.keys, False), (view.values, True))
+        Rows(view.cold.rows(view.row, values).gather, arena.table(values) if in_place else None)
+        for values in (False, True)
     )
 
 
@@ -84,11 +84,11 @@ def check(level, kept, in_place, block, exact=False):
         for head in taken:
             best(scores[head : head + 1], found.candidates[head : head + 1], exact)
         at, none = found.candidates.long(), found.candidates < 0
-        raw = PLAIN.scores(double, view.keys, at).masked_fill(none[:, None], -torch.inf)
+        raw = PLAIN.scores(double, view.cold.rows(view.row, False), at).masked_fill(none[:, None], -torch.inf)
         torch.testing.assert_close(found.scores.double(), raw, rtol=1e-5, atol=1e-5)
         best(ranked(group_scores(raw, group), group), found.chosen, exact)
         if not widened:
-            mine = PLAIN.select(plain, view.keys, candidates, selected)
+            mine = PLAIN.select(plain, view.cold.rows(view.row, False), candidates, selected)
             assert found.keys == mine.keys
             assert not exact or found.late == mine.late
         attended(ops, (scanned, found, values), (Wide(plain), double, raw), view, queries)
@@ -105,10 +105,12 @@ def attended(ops, retrieved, exactly, view, queries):
         out = torch.empty(heads * groups, count, view.cold.shape.value_width, dtype=view.cold.shape.dtype)
         right = out.double()
         mine = ops.attend(queries, view.always, finite, (scanned, found, values), tail, out)
-        other = PLAIN.attend(double, view.always, finite, (estimates, exact, view.values), tail, right)
+        other = PLAIN.attend(
+            double, view.always, finite, (estimates, exact, view.cold.rows(view.row, True)), tail, right
+        )
         close = ROUNDING[out.dtype] * (1 + float(right.nan_to_num(0.0, 0.0, 0.0).abs().max()))
         torch.testing.assert_close(out.double(), right, rtol=0, atol=close, equal_nan=True)
-        for share, its in zip(mine, other, strict=True):
+        for share, its in zip(mine.both, other.both, strict=True):
             torch.testing.assert_close(share.double(), its, rtol=0, atol=2e-5)
 
 
