@@ -203,15 +203,15 @@ EVERY = [
     CompiledFault(
         "an infinite value is multiplied by 0 where it is not seen",
         "attend.h",
-        "if (!attend->finite) {",
-        "if (0) {",
+        "if (kept[i] == -INFINITY) row[i] = -1.0f;",
+        "if (0) row[i] = -1.0f;",
         clause("2.5"),
     ),
     CompiledFault(
         "no last partial group of values",
         "attend.h",
-        "have == TOGETHER_VALUES || i + 1 == count",
-        "have == TOGETHER_VALUES",
+        "if (have < TOGETHER_VALUES && i + 1 < count) continue;",
+        "if (have < TOGETHER_VALUES) continue;",
         clause("5.1"),
     ),
     CompiledFault(

@@ -12,10 +12,10 @@ from kiv_fast.ops import library
 from kiv_reference import KIVConfig
 from torch.utils._python_dispatch import TorchDispatchMode
 
-MOST_OPERATIONS = {"cpu": 12, "torch": 60}
+MOST_OPERATIONS = {"cpu": 12, "torch": 230}
 """Of torch and of the library, of a retrieving step."""
 
-MOST_CALLS = 85
+MOST_CALLS = {"cpu": 85, "torch": 180}
 """Of functions of kiv_fast; `kiv_hf` has its own, at most 45 in a test beside its code."""
 
 HEADS, GROUPS, WIDTH, SCALE = 3, 3, 64, 0.125
@@ -110,4 +110,4 @@ def test_calls_of_a_step(ops, dtype, length):
     finally:
         sys.setprofile(None)
     assert calls["attend"] > 0
-    assert calls.total() <= MOST_CALLS, calls.most_common(20)
+    assert calls.total() <= MOST_CALLS[ops], calls.most_common(20)

@@ -26,12 +26,12 @@ class Call:
 
     Attributes
     ----------
-    query : [B, H, G, TQ, D], in the dtype of computation
+    query : [H, G, TQ, D] of each sequence, in the dtype of computation
     sinks : [B, H, G, TQ], optional
     scale, softcap, bound : as for `LayerStore.attend`
     """
 
-    query: torch.Tensor
+    query: tuple[torch.Tensor, ...]
     sinks: torch.Tensor | None
     scale: float
     softcap: float | None
@@ -57,7 +57,7 @@ def answer(state: State, call: Call, trace: BlockTrace, row: int, first: int, ou
         _answer_some(state, call, trace, row, first, output, valid)
     else:
         count = block.stop - block.start
-        trace.rows.append(RowTrace.empty(state.shape, call.query.shape[2], count, call.bound))
+        trace.rows.append(RowTrace.empty(state.shape, call.query[row].shape[1], count, call.bound))
     # The others apart: neither counted nor reported (SPEC 2.4).
     _answer_some(state, replace(call, bound=False), BlockTrace(block), row, first, output, ~valid)
 

@@ -90,10 +90,17 @@ class State(Tokens):
         """Whether a sampled position was appended whose queries were not seen yet."""
         return self.length // EVERY != self.samples.count and not self.config.exact
 
-    def begin(self, query: torch.Tensor, valid: torch.Tensor | None) -> None:
-        """Begin to answer the queries ``[B, H, G, TQ, D]`` of the last append, and note the sampled ones (SPEC 3.2)."""
+    def begin(self, query: torch.Tensor | None = None, valid: torch.Tensor | None = None) -> None:
+        """Begin to answer the queries of the last append; note the sampled ones if they are due (SPEC 3.2).
+
+        Parameters
+        ----------
+        query : [B, H, G, TQ, D], optional
+            Where samples are due.
+        valid : bool [B, TQ], optional
+        """
         self._begun = self.pages, self.samples.count
-        if self.samples_due:
+        if query is not None:
             self.samples.take(query, self.length, valid, self.cold.transfer)
 
     @property

@@ -92,23 +92,26 @@ class FastStore(StoreView):
         shape = state.shape
         sinks = check_modifiers(query, scale, softcap, sink_logits, bound)
         valid = state.validity.part(state.length - self._pending, state.length)
-        if not all(state.cold.ops.finite(query)):
+        wide = query.to(shape.compute).contiguous()
+        if not all(state.cold.ops.finite(wide)):
             check_finite("query", query, valid)
         if valid is not None:
-            query = torch.where(valid[:, None, :, None], query, query.nan_to_num(0.0, 0.0, 0.0))  # SPEC 2.4
+            wide = torch.where(valid[:, None, :, None], wide, wide.nan_to_num(0.0, 0.0, 0.0))  # SPEC 2.4
+        if not state.cold.ops.in_place:  # torch's products may round otherwise where memory begins elsewhere
+            wide = aligned(wide)
         batch, heads, count, width = query.shape
-        groups = heads // shape.heads
-        wide = aligned(query.to(shape.compute))
+        grouped = shape.heads, heads // shape.heads, count
         if sinks is not None:
-            sinks = sinks.to(shape.compute).view(batch, shape.heads, groups, count)
-        call = Call(wide.view(batch, shape.heads, groups, count, width), sinks, scale, softcap, bound)
+            sinks = sinks.to(shape.compute).view(batch, *grouped)
+        rows = (wide.view(*grouped, width),) if batch == 1 else wide.view(batch, *grouped, width).unbind()
+        call = Call(rows, sinks, scale, softcap, bound)
         account = state.cold.account
         try:
             if state.samples_due:
                 with account.changing():
-                    state.begin(call.query, valid)
+                    state.begin(wide.view(batch, *grouped, width), valid)
             else:
-                state.begin(call.query, valid)
+                state.begin()
             output, traces = self._answer(state, call, query.dtype)
             if state.unfinished:
                 with account.changing():
@@ -123,7 +126,8 @@ class FastStore(StoreView):
 
     def _answer(self, state: State, call: Call, dtype: torch.dtype) -> tuple[torch.Tensor, list[BlockTrace]]:
         """Compute the output of a call, and note what it did."""
-        batch, heads, groups, count, _ = call.query.shape
+        heads, groups, count, _ = call.query[0].shape
+        batch = len(call.query)
         size = batch, heads * groups, count, state.shape.value_width
         output = torch.empty(size, dtype=dtype, device=state.shape.device)
         traces: list[BlockTrace] = []

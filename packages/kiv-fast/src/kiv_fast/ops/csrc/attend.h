@@ -58,7 +58,8 @@ static void weigh(const Softmax *softmax, const Part *part, const float *weights
                   int64_t stride, float *value) {
     const Attend *attend = softmax->attend;
     int64_t members = softmax->query->members, wide = softmax->wide, have = 0, first = 0;
-    const float *rows_at[TOGETHER_VALUES];
+    const float *rows_at[TOGETHER_VALUES], *zeros = value + TOGETHER_VALUES * wide;
+    memset(value + TOGETHER_VALUES * wide, 0, wide * sizeof(float));
     int64_t count = part->stop - part->first, run_stop = part->kind >= 0 ? attend->run[part->kind].count : 0;
     for (int64_t i = 0; i < count; i++) {
         const void *row;
@@ -80,27 +81,24 @@ static void weigh(const Softmax *softmax, const Part *part, const float *weights
         if (have == 0) first = i;
         rows_at[have] = value + have * wide;
         widen(row, attend->value_width, kind, value + have++ * wide);
-        if (!attend->finite) { /* one by one: what is not attended must not turn infinities into NaN */
-            for (int64_t m = 0; m < members; m++) {
-                float w = weights[m * stride + i], s = more ? more[m * more_stride + i] : -1.0f;
-                if (w >= 0.0f || w != w) add_value(part->sum + m * wide, rows_at[0], w, wide);
-                if (s > 0.0f || s != s) add_value(part->shift + m * wide, rows_at[0], s, wide);
+        if (have < TOGETHER_VALUES && i + 1 < count) continue;
+        for (int64_t j = have; j < TOGETHER_VALUES; j++) rows_at[j] = rows_at[0]; /* with a weight of 0 */
+        for (int64_t m = 0; m < members; m++) {
+            float w[TOGETHER_VALUES] = {0}, s[TOGETHER_VALUES] = {0};
+            const float *seen[TOGETHER_VALUES], *moved[TOGETHER_VALUES];
+            for (int64_t j = 0; j < TOGETHER_VALUES; j++) {
+                float one = j < have ? weights[m * stride + first + j] : -1.0f;
+                float other = j < have && more ? more[m * more_stride + first + j] : 0.0f;
+                /* What is not attended is zeros, not something times 0: an infinity would turn into NaN. */
+                seen[j] = one < 0.0f ? zeros : rows_at[j];
+                moved[j] = other == 0.0f ? zeros : rows_at[j];
+                w[j] = one < 0.0f ? 0.0f : one;
+                s[j] = other;
             }
-            have = 0;
-        } else if (have == TOGETHER_VALUES || i + 1 == count) {
-            for (int64_t j = have; j < TOGETHER_VALUES; j++) rows_at[j] = rows_at[0]; /* with a weight of 0 */
-            for (int64_t m = 0; m < members; m++) {
-                float w[TOGETHER_VALUES] = {0}, s[TOGETHER_VALUES] = {0};
-                for (int64_t j = 0; j < have; j++) {
-                    float one = weights[m * stride + first + j];
-                    w[j] = one < 0.0f ? 0.0f : one;
-                    if (more) s[j] = more[m * more_stride + first + j];
-                }
-                add_values(part->sum + m * wide, rows_at, w, wide);
-                if (more) add_values(part->shift + m * wide, rows_at, s, wide);
-            }
-            have = 0;
+            add_values(part->sum + m * wide, seen, w, wide);
+            if (more) add_values(part->shift + m * wide, moved, s, wide);
         }
+        have = 0;
     }
 }
 
@@ -144,9 +142,9 @@ static void attend_part(void *context, int64_t task) {
     Part *part = softmax->part + task;
     int64_t members = query->members, count = part->stop - part->first, stride = ROUND_UP(count, LANES);
     int64_t wide = ROUND_UP(query->width, LANES);
-    float *logits = kiv_workspace(2, (members * (stride + wide) + 4 * wide + TOGETHER_VALUES * softmax->wide) * sizeof(float));
+    float *logits = kiv_workspace(2, ((members + 1) * stride + (members + 4) * wide + (TOGETHER_VALUES + 1) * softmax->wide) * 4);
     OR_FAIL(logits)
-    float *room = logits + members * stride, *value = room + (members + 4) * wide, *more = 0;
+    float *room = logits + members * stride, *kept = room + (members + 4) * wide, *value = kept + stride, *more = 0;
     int64_t more_stride = 0;
     if (part->kind >= 0) {
         run_logits(softmax, part, logits, stride, room);
@@ -171,19 +169,11 @@ static void attend_part(void *context, int64_t task) {
     for (int64_t m = 0; m < members; m++) {
         float *row = logits + m * stride, most = largest(row, count);
         part->most[m] = most;
-        if (attend->finite) {
-            part->total[m] = exponentials(row, count, most < NONE ? NONE : most);
-        } else {
-            float *kept = value; /* where a logit is minus infinity, the weight shall tell */
-            part->total[m] = 0.0f;
-            for (int64_t i = 0; i < count; i += LANES) {
-                int64_t some = count - i < LANES ? count - i : LANES;
-                store(kept, load_some(row + i, some, 0.0f));
-                part->total[m] += exponentials(row + i, some, most < NONE ? NONE : most);
-                for (int64_t j = 0; j < some; j++)
-                    if (kept[j] == -INFINITY) row[i + j] = -1.0f;
-            }
-        }
+        if (!attend->finite) memcpy(kept, row, count * sizeof(float));
+        part->total[m] = exponentials(row, count, most < NONE ? NONE : most);
+        if (!attend->finite) /* a weight below 0 tells what is not attended from what weighs nothing */
+            for (int64_t i = 0; i < count; i++)
+                if (kept[i] == -INFINITY) row[i] = -1.0f;
     }
     weigh(softmax, part, logits, more, more_stride, stride, value);
 }
