@@ -21,7 +21,7 @@ FAULTS = [
         "kiv_fast.retrieval.bound:_bound",
         "* EPS * queries.scale",
         "* 0.0",
-        clause("6.2"),
+        ("packages/kiv-fast/tests/test_missed_bound.py",),
     ),
     Fault(
         "a limit on missed mass is rounded to float32",

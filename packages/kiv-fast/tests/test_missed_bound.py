@@ -1,0 +1,31 @@
+"""The bound on missed mass where float64 itself loses what decides (SPEC 6.2)."""
+
+import math
+
+import torch
+from kiv_fast import FastPool
+from kiv_reference import KIVConfig
+
+LARGE = 2.0**53
+"""From here on float64 has no halves."""
+
+
+def test_the_bound_holds_where_products_cancel():
+    """The selected token's score of 1.5 is computed as 2, and that of the one left out, 1, as 0."""
+    config = KIVConfig(
+        hot_tokens=0, sink_tokens=0, page_tokens=2, candidate_tokens=2, retrieve_tokens=1, exact_suffix_tokens=0
+    )
+    store = FastPool(config).layer_store()
+    far = [0.0, -1000.0, 0.0]
+    key = torch.tensor([[1.0, 1.5, 1.0], [1.0, 1.0, 1.0], far, far, far], dtype=torch.float64)[None, None]
+    query = torch.tensor([LARGE, 1.0, -LARGE], dtype=torch.float64).expand(1, 1, 5, 3)
+    store.append(key[:, :, :4], key[:, :, :4])
+    store.attend(query[:, :, :4], scale=1.0)
+    store.append(key[:, :, 4:], key[:, :, 4:])
+    store.attend(query[:, :, 4:], scale=1.0, bound=True)
+    (block,) = store.report.blocks
+    assert block.candidate_positions.tolist() == [[[0, 1]]]
+    selected = block.selected_positions.item()
+    scores = [1.5, 1.0]
+    missed = math.exp(scores[1 - selected]) / (math.exp(scores[0]) + math.exp(scores[1]))
+    assert block.missed_bound.item() >= missed
