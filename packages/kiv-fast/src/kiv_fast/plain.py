@@ -16,19 +16,21 @@ Out = TypeVar("Out")
 
 def plain_tensors(method: Callable[P, Out]) -> Callable[P, Out]:
     """Run `method` outside inference mode and autocast, without gradients: a store may go on outside."""
-    plain = torch.inference_mode(False)(torch.no_grad()(method))
 
     @wraps(method)
     def exact(*args: P.args, **kwargs: P.kwargs) -> Out:
         try:
-            odd = torch.is_grad_enabled() or torch.is_inference_mode_enabled()
-            if not (odd or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
+            autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+            if not (autocast or torch.is_grad_enabled() or torch.is_inference_mode_enabled()):
                 return method(*args, **kwargs)  # as `generate` calls it: there is nothing to switch
-            with ExitStack() as stack:
-                for kind in ("cpu", "cuda"):  # autocast would round what SPEC 1.2 computes in float32
-                    if torch.is_autocast_enabled(kind):
-                        stack.enter_context(torch.autocast(kind, enabled=False))
-                return plain(*args, **kwargs)
+            with torch.inference_mode(False), torch.no_grad():
+                if not autocast:
+                    return method(*args, **kwargs)
+                with ExitStack() as stack:
+                    for kind in ("cpu", "cuda"):  # autocast would round what SPEC 1.2 computes in float32
+                        if torch.is_autocast_enabled(kind):
+                            stack.enter_context(torch.autocast(kind, enabled=False))
+                    return method(*args, **kwargs)
         except RuntimeError as error:
             if "DefaultCPUAllocator" not in str(error):
                 raise

@@ -84,11 +84,16 @@ static void weigh(const Softmax *softmax, const Part *part, const float *weights
         if (have < TOGETHER_VALUES && i + 1 < count) continue;
         for (int64_t j = have; j < TOGETHER_VALUES; j++) rows_at[j] = rows_at[0]; /* with a weight of 0 */
         for (int64_t m = 0; m < members; m++) {
+            const float *whole = weights + m * stride + first, *others = more ? more + m * more_stride + first : 0;
+            if (attend->finite && have == TOGETHER_VALUES) {
+                add_values(part->sum + m * wide, rows_at, whole, wide);
+                if (more) add_values(part->shift + m * wide, rows_at, others, wide);
+                continue;
+            }
             float w[TOGETHER_VALUES] = {0}, s[TOGETHER_VALUES] = {0};
             const float *seen[TOGETHER_VALUES], *moved[TOGETHER_VALUES];
             for (int64_t j = 0; j < TOGETHER_VALUES; j++) {
-                float one = j < have ? weights[m * stride + first + j] : -1.0f;
-                float other = j < have && more ? more[m * more_stride + first + j] : 0.0f;
+                float one = j < have ? whole[j] : -1.0f, other = j < have && more ? others[j] : 0.0f;
                 /* What is not attended is zeros, not something times 0: an infinity would turn into NaN. */
                 seen[j] = one < 0.0f ? zeros : rows_at[j];
                 moved[j] = other == 0.0f ? zeros : rows_at[j];
