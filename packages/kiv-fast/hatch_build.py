@@ -42,7 +42,7 @@ def compile_library(source: Path, target: Path, levels: Mapping[str, tuple[str, 
                 objects.append(str(Path(folder) / f"{level}.o"))
                 named = ("-c", str(source / "kernels.c"), f"-DKIV_SUFFIX={level}", "-o", objects[-1])
                 subprocess.run([*compiler, *COMMON, *flags, *named], check=True)
-        subprocess.run([*compiler, "-shared", "-o", str(target), *objects, "-lm"], check=True)
+        subprocess.run([*compiler, "-shared", "-pthread", "-o", str(target), *objects, "-lm"], check=True)
 
 
 class Operations(BuildHookInterface):

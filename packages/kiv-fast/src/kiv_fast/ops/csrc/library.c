@@ -1,4 +1,5 @@
 /* What the library shows: the operations for the best instructions that are allowed, workspaces, and threads. */
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -82,8 +83,21 @@ static __thread struct {
     int64_t nbytes;
 } workspace[SLOTS];
 
+/* What a thread had goes with it. */
+static pthread_key_t ending;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void give_back(void *rooms) {
+    (void)rooms;
+    for (int slot = 0; slot < SLOTS; slot++) free(workspace[slot].memory);
+}
+
+static void watch_threads(void) { pthread_key_create(&ending, give_back); }
+
 void *kiv_workspace(int slot, int64_t nbytes) {
     if (!workspace[slot].memory || workspace[slot].nbytes < nbytes) {
+        pthread_once(&once, watch_threads);
+        pthread_setspecific(ending, workspace);
         free(workspace[slot].memory);
         workspace[slot].memory = 0;
         workspace[slot].nbytes = 0;
