@@ -140,7 +140,7 @@ def test_a_card_that_torch_does_not_see(monkeypatch):
 
 
 def test_without_compiled_operations_it_is_well_and_slower(monkeypatch, tmp_path):
-    monkeypatch.setattr(library, "_path", lambda: tmp_path / "libkiv.so")
+    monkeypatch.setenv("KIV_LIBRARY", str(tmp_path / "libkiv.so"))
     monkeypatch.setattr(library, "load", library.load.__wrapped__)
     found = machine.operations(CPU)
     assert found.well
@@ -150,7 +150,7 @@ def test_without_compiled_operations_it_is_well_and_slower(monkeypatch, tmp_path
 
 def test_operations_that_do_not_load(monkeypatch, tmp_path):
     (tmp_path / "libkiv.so").write_text("no library")
-    monkeypatch.setattr(library, "_path", lambda: tmp_path / "libkiv.so")
+    monkeypatch.setenv("KIV_LIBRARY", str(tmp_path / "libkiv.so"))
     monkeypatch.setattr(library, "load", library.load.__wrapped__)
     found = machine.operations(CPU)
     assert not found.well

@@ -164,7 +164,7 @@ def test_a_budget_and_a_change_that_drops_a_sequence():
             except KIVBudgetError:
                 continue
             try:
-                cache.batch_select_indices(torch.tensor([0] * 5))
+                cache.batch_select_indices(torch.tensor([0] * 12))
             except KIVBudgetError as error:
                 told.add("Call cache.reset()" in str(error))
     assert True in told

@@ -92,13 +92,11 @@ class FastStore(StoreView):
         shape = state.shape
         sinks = check_modifiers(query, scale, softcap, sink_logits, bound)
         valid = state.validity.part(state.length - self._pending, state.length)
-        wide = query.to(shape.compute).contiguous()
+        wide = aligned(query.to(shape.compute))  # torch may round otherwise where memory begins elsewhere
         if not all(state.cold.ops.finite(wide)):
             check_finite("query", query, valid)
         if valid is not None:
             wide = torch.where(valid[:, None, :, None], wide, wide.nan_to_num(0.0, 0.0, 0.0))  # SPEC 2.4
-        if not state.cold.ops.in_place:  # torch's products may round otherwise where memory begins elsewhere
-            wide = aligned(wide)
         batch, heads, count, width = query.shape
         grouped = shape.heads, heads // shape.heads, count
         if sinks is not None:
