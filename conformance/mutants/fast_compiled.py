@@ -90,7 +90,7 @@ EVERY = [
         clause("4.4"),
     ),
     CompiledFault(
-        "of equal scores the last ones are taken",
+        "compiled: of equal scores the last ones are taken",
         "ranking.h",
         "for (int64_t i = 0; i < count && taken < n; i++) {\n"
         "        uint32_t key = order(scores[i]);\n"
@@ -117,7 +117,7 @@ EVERY = [
         clause("4.9"),
     ),
     CompiledFault(
-        "candidates are doubled for what is late in any order",
+        "compiled: candidates are doubled for what is late in any order",
         "retrieve.h",
         "SHARE_LATE * (late - spare)",
         "SHARE_LATE * late",
@@ -138,7 +138,7 @@ EVERY = [
         clause("5.2"),
     ),
     CompiledFault(
-        "selected tokens count in the tail of their page too",
+        "compiled: selected tokens count in the tail of their page too",
         "retrieve.h",
         "row[at[chosen[j]] - begin] = -INFINITY",
         "(void)at",
@@ -187,7 +187,7 @@ EVERY = [
         clause("8.2"),
     ),
     CompiledFault(
-        "a query does not see its own token",
+        "compiled: a query does not see its own token",
         "attend.h",
         "- run->first + 1 - part->first",
         "- run->first - part->first",
@@ -201,7 +201,7 @@ EVERY = [
         clause("2.4"),
     ),
     CompiledFault(
-        "an infinite value is multiplied by 0 where it is not seen",
+        "compiled: an infinite value is multiplied by 0 where it is not seen",
         "attend.h",
         "if (kept[i] == -INFINITY) row[i] = -1.0f;",
         "if (0) row[i] = -1.0f;",
