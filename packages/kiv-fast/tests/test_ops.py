@@ -130,6 +130,42 @@ def test_of_equal_scores_the_first_are_taken(level, block, kept, in_place):
     check(level, kept, in_place, block, exact=True)
 
 
+def block_of(key, query, size, scale, candidates):
+    """A block whose last query asks about cold pages of `size` tokens with these keys [1, H, T, 8]."""
+    heads, tokens = key.shape[1:3]
+    sizes = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": size, "index_channels": 8}
+    config = KIVConfig(**sizes, candidate_tokens=1, retrieve_tokens=1, prefill="window")
+    store = FastPool(config, ops="torch").layer_store()
+    store.append(key, key)
+    store.attend(query, scale=1.0)
+    asked = Queries(query[0, :, -1:].unflatten(0, (heads, -1)), tokens - 1, None, scale, None, None)
+    return store, _view(store.state, 0, tokens // size, tokens), asked, candidates, 5
+
+
+@compiled
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kept", [0, 1 << 24])
+def test_a_sample_that_misleads(level, kept):
+    """The tokens that are looked at first are all better than the others, and fewer than are wanted."""
+    generator = torch.Generator().manual_seed(1)
+    key, query = torch.randn(1, 2, 64 * 40, 8, generator=generator), torch.rand(1, 4, 64 * 40, 8, generator=generator)
+    key.view(1, 2, 40, 64, 8)[:, :, :, :16] += 3
+    for candidates in (100, 500, 1200):
+        check(level, kept, True, block_of(key, query, 64, 0.3, candidates))
+
+
+@compiled
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_page_far_below_a_wrong_estimate(level):
+    """One token's estimate is 90 more than its score; beside that score another page's logit is not small."""
+    key = torch.zeros(2, 16, 8)
+    key[:, 1:9] = 16 * torch.eye(8)  # so that a step is 1, an estimate the middle of one, and of 0 in the second channel -1/2
+    key[:, 1:, 1] = -16.0
+    key[0, 0] = torch.tensor([8.0, 0.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0])
+    key[1, 0] = torch.tensor([8.5, 0.0, 8.5, 8.5, 8.5, 7.5, 7.5, 7.5])
+    check(level, 0, True, block_of(key.view(1, 1, 32, 8), torch.ones(1, 1, 32, 8), 16, 30.0, 1))
+
+
 @compiled
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("group", ["exp_sum", "max"])

@@ -28,9 +28,6 @@ WORTH_THREADS = 1 << 14
 
 REFUSED = "the machine refused memory for a step"
 
-BLOCK_TOKENS = 32
-"""Of a block of a page, as in kiv.h."""
-
 
 @dataclass(frozen=True)
 class Scanned:
@@ -46,8 +43,8 @@ class Scanned:
         query, found = self.query, self.estimates
         place = query.query + 4 * head * query.members * query.width
         one = c.Query(place, None, 1, query.members, query.width, query.scale, 0.0, query.group_max, query.threads)
-        lists = found.name, found.score, found.start + 8 * head, found.count + 8 * head
-        return one, c.Estimates(None, None, None, found.least, *lists)
+        lists = found.name, found.score, None, found.start + 8 * head, found.count + 8 * head
+        return one, c.Estimates(None, found.least, None, None, *lists)
 
 
 class CpuOps:
@@ -117,15 +114,13 @@ class CpuOps:
             index.mean.tensor.shape[2],
         )
         query, numbers = _query(queries, index.tokens, index.group == "max")
-        sums = self._buffer("sums", 2, heads, members, index.pages, -(-index.page_tokens // BLOCK_TOKENS))
         kept = None
-        if 4 * heads * members * index.tokens <= self._kept_bytes:
+        if index.page_tokens % 16 == 0 and 4 * heads * members * index.tokens <= self._kept_bytes:
             kept = self._buffer("estimates", heads, members, index.tokens)
-        place = sums.data_ptr()
-        found = c.Estimates(place, place + 2 * sums.numel(), None if kept is None else kept.data_ptr(), most)
+        found = c.Estimates(None if kept is None else kept.data_ptr(), most)
         if self._library.estimate(byref(page), byref(query), byref(found)):
             raise MemoryError(REFUSED)
-        return Scanned(page, query, found, (numbers, ids, sums, kept, unseen))
+        return Scanned(page, query, found, (numbers, ids, kept, unseen))
 
     def select(self, estimates: Scanned, keys: Rows, candidates: int, selected: int) -> Found:
         """Choose candidates and select among them (`Ops.select`)."""

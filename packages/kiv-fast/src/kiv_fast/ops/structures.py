@@ -46,9 +46,9 @@ class Estimates(ctypes.Structure):
     """`Estimates` of kiv.h."""
 
     _fields_ = (
-        *((name, Pointer) for name in ("most", "sum", "kept")),
+        ("kept", Pointer),
         ("least", Long),
-        *((name, Pointer) for name in ("name", "score", "start", "count")),
+        *((name, Pointer) for name in ("base", "sum", "name", "score", "listed", "start", "count")),
     )
 
 

@@ -3,12 +3,11 @@
 #ifndef KIV_ATTEND_H
 #define KIV_ATTEND_H
 
-#include "retrieve.h"
+#include "tail.h"
 
 #define PART_TOKENS 256
 #define MOST_PARTS 64 /* of a run: parts of long ones are larger */
 #define POWER 4       /* SPEC 5.4 */
-#define TOGETHER_VALUES 8
 
 /* A part of the softmax of one head: what it weighs, and for each member the largest logit, sum and weighed values. */
 typedef struct {
@@ -34,22 +33,33 @@ static int64_t part_tokens(int64_t count) {
     return even > PART_TOKENS ? even : PART_TOKENS;
 }
 
-/* Add values to sums, weighed; a value whose weight is exactly 0 only where all numbers are finite. */
-static void add_values(float *sum, const float *const *value, const float *weight, int64_t wide) {
-    V w[TOGETHER_VALUES];
-    for (int i = 0; i < TOGETHER_VALUES; i++) w[i] = splat(weight[i]);
-    for (int64_t d = 0; d < wide; d += LANES) {
-        V all = load(sum + d), more = splat(0.0f);
-        for (int i = 0; i < TOGETHER_VALUES; i += 2) {
-            all += w[i] * load(value[i] + d);
-            more += w[i + 1] * load(value[i + 1] + d);
-        }
-        store(sum + d, all + more);
-    }
-}
-
 static void add_value(float *sum, const float *value, float weight, int64_t wide) {
     for (int64_t d = 0; d < wide; d += LANES) store(sum + d, load(sum + d) + splat(weight) * load(value + d));
+}
+
+/* The i-th value of a part, and its dtype. */
+static const void *value_of(const Softmax *softmax, const Part *part, int64_t i, int64_t *kind) {
+    const Attend *attend = softmax->attend;
+    if (part->kind >= 0) {
+        const Run *run = attend->run + part->kind;
+        ask_ahead(&run->value, part->head, part->first + i, run->count);
+        *kind = run->value.kind;
+        return row_of(&run->value, part->head, part->first + i);
+    }
+    if (part->kind == TAIL) {
+        const Index *index = attend->index;
+        *kind = F32;
+        return index->mean + (index->page[part->first + i] * index->heads + part->head) * attend->value_width;
+    }
+    const Found *found = attend->found;
+    const int32_t *chosen = found->chosen + part->head * found->selected + part->first + i;
+    const int32_t *at = found->at + part->head * found->stride;
+    *kind = attend->value.kind;
+    if (!attend->value.page) return row_of(&attend->value, part->head, part->first + i);
+    if (i + ROWS_AHEAD < part->stop - part->first && chosen[ROWS_AHEAD] >= 0)
+        ask_ahead(&attend->value, part->head, at[chosen[ROWS_AHEAD]] - ROWS_AHEAD, INT64_MAX);
+    int64_t token = *chosen < 0 ? -1 : at[*chosen];
+    return row_of(&attend->value, part->head, token < 0 ? 0 : token); /* else its weight is 0 or below */
 }
 
 /* Weigh the values of a part: weights [M] in rows of `stride`, and in `more` those of the shift. What is hidden, with a
@@ -57,53 +67,33 @@ static void add_value(float *sum, const float *value, float weight, int64_t wide
 static void weigh(const Softmax *softmax, const Part *part, const float *weights, const float *more, int64_t more_stride,
                   int64_t stride, float *value) {
     const Attend *attend = softmax->attend;
-    int64_t members = softmax->query->members, wide = softmax->wide, have = 0, first = 0;
-    const float *rows_at[TOGETHER_VALUES], *zeros = value + TOGETHER_VALUES * wide;
-    memset(value + TOGETHER_VALUES * wide, 0, wide * sizeof(float));
-    int64_t count = part->stop - part->first, run_stop = part->kind >= 0 ? attend->run[part->kind].count : 0;
-    for (int64_t i = 0; i < count; i++) {
-        const void *row;
-        int64_t kind = F32;
-        if (part->kind >= 0) {
-            const Rows *rows = &attend->run[part->kind].value;
-            ask_ahead(rows, part->head, part->first + i, run_stop);
-            row = row_of(rows, part->head, part->first + i), kind = rows->kind;
-        } else if (part->kind == TAIL) {
-            const Index *index = attend->index;
-            row = index->mean + (index->page[part->first + i] * index->heads + part->head) * attend->value_width;
-        } else {
-            const Found *found = attend->found;
-            int64_t number = found->chosen[part->head * found->selected + part->first + i];
-            if (number < 0) number = 0; /* its weight is 0 or below */
-            int64_t at = attend->value.page ? found->at[part->head * found->stride + number] : part->first + i;
-            row = row_of(&attend->value, part->head, at < 0 ? 0 : at), kind = attend->value.kind;
+    int64_t members = softmax->query->members, wide = softmax->wide, count = part->stop - part->first, kind;
+    float *zeros = value + VALUES * wide;
+    memset(zeros, 0, wide * sizeof(float));
+    for (int64_t first = 0; first < count; first += VALUES) {
+        int64_t have = count - first < VALUES ? count - first : VALUES;
+        const void *stored[VALUES], *seen[VALUES], *moved[VALUES];
+        for (int64_t j = 0; j < have; j++) stored[j] = value_of(softmax, part, first + j, &kind);
+        if (attend->finite && have == VALUES && attend->value_width == wide) {
+            add_values(part->sum, members, wide, stored, kind, weights + first, stride);
+            if (more) add_values(part->shift, members, wide, stored, kind, more + first, more_stride);
+            continue;
         }
-        if (have == 0) first = i;
-        rows_at[have] = value + have * wide;
-        widen(row, attend->value_width, kind, value + have++ * wide);
-        if (have < TOGETHER_VALUES && i + 1 < count) continue;
-        for (int64_t j = have; j < TOGETHER_VALUES; j++) rows_at[j] = rows_at[0]; /* with a weight of 0 */
+        for (int64_t j = 0; j < have; j++) widen(stored[j], attend->value_width, kind, value + j * wide);
         for (int64_t m = 0; m < members; m++) {
             const float *whole = weights + m * stride + first, *others = more ? more + m * more_stride + first : 0;
-            if (attend->finite && have == TOGETHER_VALUES) {
-                add_values(part->sum + m * wide, rows_at, whole, wide);
-                if (more) add_values(part->shift + m * wide, rows_at, others, wide);
-                continue;
-            }
-            float w[TOGETHER_VALUES] = {0}, s[TOGETHER_VALUES] = {0};
-            const float *seen[TOGETHER_VALUES], *moved[TOGETHER_VALUES];
-            for (int64_t j = 0; j < TOGETHER_VALUES; j++) {
+            float w[VALUES] = {0}, s[VALUES] = {0};
+            for (int64_t j = 0; j < VALUES; j++) {
                 float one = j < have ? whole[j] : -1.0f, other = j < have && more ? others[j] : 0.0f;
                 /* What is not attended is zeros, not something times 0: an infinity would turn into NaN. */
-                seen[j] = one < 0.0f ? zeros : rows_at[j];
-                moved[j] = other == 0.0f ? zeros : rows_at[j];
+                seen[j] = one < 0.0f ? zeros : value + j * wide;
+                moved[j] = other == 0.0f ? zeros : value + j * wide;
                 w[j] = one < 0.0f ? 0.0f : one;
                 s[j] = other;
             }
-            add_values(part->sum + m * wide, seen, w, wide);
-            if (more) add_values(part->shift + m * wide, moved, s, wide);
+            add_values(part->sum + m * wide, 1, wide, seen, F32, w, 0);
+            if (more) add_values(part->shift + m * wide, 1, wide, moved, F32, s, 0);
         }
-        have = 0;
     }
 }
 
@@ -116,19 +106,19 @@ static void run_logits(const Softmax *softmax, const Part *part, float *logits, 
     float *asked = room, *key = room + members * wide;
     for (int64_t m = 0; m < members; m++)
         widen(query->query + (part->head * members + m) * query->width, query->width, F32, asked + m * wide);
-    for (int64_t i = 0; i < count; i += 4) {
-        int64_t have = count - i < 4 ? count - i : 4;
-        for (int64_t j = 0; j < have; j++) ask_ahead(&run->key, part->head, part->first + i + j, run->count);
-        const float *row[4];
-        for (int64_t j = 0; j < 4; j++) row[j] = key + (j < have ? j : 0) * wide;
-        for (int64_t j = 0; j < have; j++)
-            widen(row_of(&run->key, part->head, part->first + i + j), query->width, run->key.kind, key + j * wide);
-        for (int64_t m = 0; m < members; m++) {
-            float products[4];
-            four_products(asked + m * wide, row, wide, products);
-            for (int64_t j = 0; j < have; j++) logits[m * stride + i + j] = products[j] * query->scale;
+    for (int64_t i = 0; i < count; i += ROWS) {
+        int64_t have = count - i < ROWS ? count - i : ROWS;
+        const void *row[ROWS];
+        for (int64_t j = 0; j < ROWS; j++) {
+            int64_t at = part->first + i + (j < have ? j : 0);
+            if (j < have) ask_ahead(&run->key, part->head, at, run->count);
+            row[j] = row_of(&run->key, part->head, at);
         }
+        products(asked, members, wide, row, query->width, run->key.kind, key, logits + i, stride);
     }
+    for (int64_t m = 0; m < members; m++)
+        for (int64_t i = 0; i < count; i += LANES)
+            store(logits + m * stride + i, load(logits + m * stride + i) * splat(query->scale));
     for (int64_t m = 0; m < members; m++) {
         cap(logits + m * stride, count, query->softcap);
         int64_t seen = attend->position[m % attend->queries] - run->first + 1 - part->first;
@@ -145,9 +135,9 @@ static void attend_part(void *context, int64_t task) {
     const Attend *attend = softmax->attend;
     const Query *query = softmax->query;
     Part *part = softmax->part + task;
-    int64_t members = query->members, count = part->stop - part->first, stride = ROUND_UP(count, LANES);
+    int64_t members = query->members, count = part->stop - part->first, stride = ROUND_UP(count, 16);
     int64_t wide = ROUND_UP(query->width, LANES);
-    float *logits = kiv_workspace(2, ((members + 1) * stride + (members + 4) * wide + (TOGETHER_VALUES + 1) * softmax->wide) * 4);
+    float *logits = kiv_workspace(2, ((members + 1) * stride + (members + 4) * wide + (VALUES + 1) * softmax->wide) * 4);
     OR_FAIL(logits)
     float *room = logits + members * stride, *kept = room + (members + 4) * wide, *value = kept + stride, *more = 0;
     int64_t more_stride = 0;

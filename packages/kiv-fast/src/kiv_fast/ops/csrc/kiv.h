@@ -44,15 +44,16 @@ typedef struct {
     const uint8_t *valid; /* [count], or null */
 } Run;
 
-/* Estimates of cold tokens, summed up by blocks of BLOCK_TOKENS of a page; and the tokens that may be candidates. */
-#define BLOCK_TOKENS 32
+/* Estimates of cold tokens: those that may be candidates one by one, and of the others the sums by page. */
 typedef struct {
-    float *most, *sum;     /* [H][M][pages][blocks of a page], the largest of a block, and the sum of e^(x - it) */
-    float *kept;           /* [H][M][pages * P], all estimates, or null: what is asked for again is computed again */
-    int64_t least;         /* no more tokens than this are asked for */
-    int32_t *name;         /* tokens that may be among the `least` best, ascending: those of head h from start[h] on */
-    float *score;          /* their group scores */
-    int64_t *start, *count; /* [H]; these four are set by `estimate`, and hold until this thread estimates again */
+    float *kept;    /* [H][M][pages * P], all estimates, or null: `estimate` asks twice, and computes what is not kept again */
+    int64_t least;  /* no more tokens than this are asked for */
+    float *base;    /* [H][M][pages], about the largest logit of a page's estimates; minus infinity without a token */
+    float *sum;     /* [H][M][pages], of a page's tokens that are not listed, e^(logit of the estimate - base) */
+    int32_t *name;  /* tokens that may be among the `least` best, ascending: those of head h from start[h] on */
+    float *score;   /* their group scores */
+    float *listed;  /* [M] for each of them, e^(logit of the estimate - base of the page) */
+    int64_t *start, *count; /* [H]; these seven are set by `estimate`, and hold until this thread estimates again */
 } Estimates;
 
 /* Candidates and selection: rows of `stride` numbers, of which `candidates` count; -1 fills up what is not used. */

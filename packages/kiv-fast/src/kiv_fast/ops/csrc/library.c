@@ -76,7 +76,7 @@ int kiv_run(Body body, void *context, int64_t tasks, int32_t threads) {
     return job.failed;
 }
 
-#define SLOTS 5
+#define SLOTS 6
 
 static __thread struct {
     void *memory;

@@ -5,6 +5,10 @@
 #include <math.h>
 #include <string.h>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include "kiv.h"
 
 #if defined(__AVX512F__)
@@ -22,6 +26,7 @@ typedef float V __attribute__((vector_size(4 * LANES)));
 typedef int32_t VI __attribute__((vector_size(4 * LANES)));
 typedef uint32_t VU __attribute__((vector_size(4 * LANES)));
 typedef uint16_t VH __attribute__((vector_size(2 * LANES)));
+typedef int8_t VB __attribute__((vector_size(LANES)));
 typedef float V4 __attribute__((vector_size(16)));
 
 static inline V load(const float *from) {
@@ -50,11 +55,38 @@ static inline V splat(float x) { return (V){0} + x; }
 
 static inline V pick(VI mask, V yes, V no) { return (V)(((VI)yes & mask) | ((VI)no & ~mask)); }
 
-static inline int any(VI mask) {
-    int64_t part[LANES / 2], all = 0;
-    memcpy(part, &mask, sizeof part);
-    for (int i = 0; i < LANES / 2; i++) all |= part[i];
-    return all != 0;
+/* A bit for each number of a mask. */
+static inline uint32_t bits_of(VI mask) {
+#if LANES == 16
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);
+#elif LANES == 8
+    return (uint32_t)_mm256_movemask_ps((__m256)mask);
+#else
+    uint32_t bits = 0;
+    for (int lane = 0; lane < LANES; lane++) bits |= (uint32_t)(mask[lane] & 1) << lane;
+    return bits;
+#endif
+}
+
+/* The larger or smaller of two; the second one if one of them is not a number. */
+static inline V larger(V a, V b) {
+#if LANES == 16
+    return (V)_mm512_max_ps((__m512)a, (__m512)b);
+#elif LANES == 8
+    return (V)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return pick(a > b, a, b);
+#endif
+}
+
+static inline V smaller(V a, V b) {
+#if LANES == 16
+    return (V)_mm512_min_ps((__m512)a, (__m512)b);
+#elif LANES == 8
+    return (V)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return pick(a < b, a, b);
+#endif
 }
 
 #define LARGER(a, b) \
@@ -81,6 +113,24 @@ static inline float sum_of(V v) {
     return four[0];
 }
 
+/* The sums of four vectors, each in the order of `sum_of`. */
+static inline V4 sums_of(V a, V b, V c, V d) {
+    V4 four[4];
+    V all[4] = {a, b, c, d};
+    for (int i = 0; i < 4; i++) {
+#if LANES == 16
+        four[i] = (QUARTER(all[i], 0) + QUARTER(all[i], 2)) + (QUARTER(all[i], 1) + QUARTER(all[i], 3));
+#elif LANES == 8
+        four[i] = QUARTER(all[i], 0) + QUARTER(all[i], 1);
+#else
+        four[i] = all[i];
+#endif
+    }
+    V4 first = __builtin_shufflevector(four[0], four[1], 0, 4, 1, 5) + __builtin_shufflevector(four[0], four[1], 2, 6, 3, 7);
+    V4 second = __builtin_shufflevector(four[2], four[3], 0, 4, 1, 5) + __builtin_shufflevector(four[2], four[3], 2, 6, 3, 7);
+    return __builtin_shufflevector(first, second, 0, 1, 4, 5) + __builtin_shufflevector(first, second, 2, 3, 6, 7);
+}
+
 static inline float most_of(V v) {
 #if LANES == 16
     V4 four = LARGER(LARGER(QUARTER(v, 0), QUARTER(v, 1)), LARGER(QUARTER(v, 2), QUARTER(v, 3)));
@@ -96,9 +146,14 @@ static inline float most_of(V v) {
 
 /* e^x, within 2 units of the last place; 0 below the normal numbers, of minus infinity too. */
 static inline V exponential(V x) {
+    V clamped = larger(smaller(splat(88.722f), x), splat(-87.33f)), n;
+#if LANES == 16
+    n = (V)_mm512_roundscale_ps((__m512)(clamped * splat(1.44269504f)), 0);
+#else
     const V magic = splat(12582912.0f); /* adding 1.5 * 2^23 rounds to an integer, which is in the low bits */
-    V clamped = LARGER(pick(x > splat(88.722f), splat(88.722f), x), splat(-87.33f));
-    V shifted = clamped * splat(1.44269504f) + magic, n = shifted - magic;
+    V shifted = clamped * splat(1.44269504f) + magic;
+    n = shifted - magic;
+#endif
     V r = clamped - n * splat(0.693359375f) - n * splat(-2.12194440e-4f);
     V p = splat(1.9875691500e-4f);
     p = p * r + splat(1.3981999507e-3f);
@@ -107,8 +162,13 @@ static inline V exponential(V x) {
     p = p * r + splat(1.6666665459e-1f);
     p = p * r + splat(5.0000001201e-1f);
     p = p * r * r + r + splat(1.0f);
+#if LANES == 16
+    __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, (__m512)splat(-87.33f), _CMP_NLT_UQ);
+    return (V)_mm512_maskz_scalef_ps(normal, (__m512)p, (__m512)n);
+#else
     VI power = (((VI)shifted - (VI)magic) + 127) << 23;
     return pick(x < splat(-87.33f), splat(0.0f), p * (V)power);
+#endif
 }
 
 /* tanh, within 2 units of the last place. */
@@ -139,7 +199,7 @@ static inline void cap(float *logits, int64_t n, float softcap) {
 static inline float largest(const float *from, int64_t n) {
     V most = splat(-INFINITY);
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) most = LARGER(load(from + i), most);
+    for (; i + LANES <= n; i += LANES) most = larger(load(from + i), most);
     float one = most_of(most);
     for (; i < n; i++) one = from[i] > one ? from[i] : one;
     return one;
@@ -148,7 +208,13 @@ static inline float largest(const float *from, int64_t n) {
 /* Put e^(x - most) in the place of n numbers; returns their sum. */
 static inline float exponentials(float *at, int64_t n, float most) {
     V total = splat(0.0f);
-    for (int64_t i = 0; i < n; i += LANES) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        V part = exponential(load(at + i) - splat(most));
+        store(at + i, part);
+        total += part;
+    }
+    if (i < n) {
         V part = exponential(load_some(at + i, n - i, -INFINITY) - splat(most));
         store_some(at + i, part, n - i);
         total += part;
@@ -199,16 +265,6 @@ static inline void widen(const void *from, int64_t n, int64_t kind, float *to) {
         memcpy(rest, (const uint8_t *)from + i * size, (n - i) * size);
         store(to + i, several(rest, 0, kind));
     }
-}
-
-/* Products of a row of n numbers, whole vectors of them, by four others. */
-static inline void four_products(const float *asked, const float *const row[4], int64_t n, float products[4]) {
-    V sum[4] = {{0}};
-    for (int64_t d = 0; d < n; d += LANES) {
-        V part = load(asked + d);
-        for (int i = 0; i < 4; i++) sum[i] += part * load(row[i] + d);
-    }
-    for (int i = 0; i < 4; i++) products[i] = sum_of(sum[i]);
 }
 
 /* A float as it is stored, rounded to nearest. */
