@@ -145,17 +145,17 @@ EVERY = [
         clause("4.9"),
     ),
     CompiledFault(
-        "candidates count in the tail by their estimates",
+        "candidates count in the tail by their estimates too",
         "tail.h",
-        "read += weight[k];",
-        "rest += listed[j * members];",
+        "others[i] = same - 1;",
+        "others[i] = UINT32_MAX;",
         clause("5.2"),
     ),
     CompiledFault(
         "compiled: selected tokens count in the tail of their page too",
         "tail.h",
-        "if (i < found->selected && chosen[i] == k) i++;\n            else read",
-        "if (i < found->selected && chosen[i] == k) i++;\n            read",
+        "row[chosen[i]] = 0.0f;",
+        "(void)row;",
         clause("5.2"),
     ),
     CompiledFault(

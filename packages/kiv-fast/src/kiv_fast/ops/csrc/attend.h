@@ -180,27 +180,26 @@ static void shift_weights(void *context, int64_t head) {
     const Found *found = attend->found;
     int64_t members = softmax->query->members, selected = found->selected, pages = attend->index->pages, real = 0;
     const int32_t *chosen = found->chosen + head * selected, *at = found->at + head * found->stride;
-    float *fade = kiv_workspace(2, 2 * ROUND_UP(selected, LANES) * sizeof(float)), *one = fade + ROUND_UP(selected, LANES);
+    int64_t room = ROUND_UP(selected, LANES);
+    float *fade = kiv_workspace(2, 2 * room * sizeof(float)), *one = fade + room;
     double middle = 0.0;
     OR_FAIL(fade)
-    for (int64_t i = 0; i < selected; i++) fade[i] = 0.0f, real += chosen[i] >= 0;
+    memset(fade, 0, 2 * room * sizeof(float));
+    for (int64_t i = 0; i < selected; i++) real += chosen[i] >= 0;
     for (int64_t m = 0; m < members; m++) {
         const float *raw = found->raw + (head * members + m) * found->stride;
         for (int64_t i = 0; i < real; i++) one[i] = raw[chosen[i]];
-        float most = largest(one, real);
+        V most = splat(largest(one, real));
         /* In logarithms, since the sum of a token that no member likes is too small for a float. */
-        for (int64_t i = 0; i < real; i++) {
-            float more = one[i] - most;
-            if (m == 0) fade[i] = more;
-            else fade[i] = fmaxf(fade[i], more) + log1pf(expf(-fabsf(fade[i] - more)));
+        for (int64_t i = 0; i < real; i += LANES) {
+            V more = load(one + i) - most;
+            store(fade + i, m ? log_of_both(load(fade + i), more) : more);
         }
     }
     for (int64_t i = 0; i < real; i++) middle += fade[i];
     middle /= real ? real : 1;
-    for (int64_t i = 0; i < real; i++) { /* log 1 / (1 + e^x), x = 4 (log S - its mean) */
-        float x = POWER * (fade[i] - (float)middle);
-        fade[i] = -(fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))));
-    }
+    for (int64_t i = 0; i < real; i += LANES) /* log 1 / (1 + e^x), x = 4 (log S - its mean) */
+        store(fade + i, -log_of_both(splat(POWER) * (load(fade + i) - splat((float)middle)), splat(0.0f)));
     for (int64_t m = 0; m < members; m++) {
         const float *raw = found->raw + (head * members + m) * found->stride;
         float *weight = softmax->weight + (head * members + m) * selected, *off = softmax->off + (head * members + m) * pages;
@@ -209,9 +208,11 @@ static void shift_weights(void *context, int64_t head) {
         cap(one, real, softmax->query->softcap);
         for (int64_t i = 0; i < real; i++) one[i] += fade[i];
         float most = largest(one, real), total = exponentials(one, real, most < NONE ? NONE : most);
-        for (int64_t i = 0; i < selected; i++) {
-            weight[i] = i < real && total > 0.0f ? one[i] / total : 0.0f;
-            if (i < real) off[at[chosen[i]] / attend->index->tokens] += weight[i];
+        float share = total > 0.0f ? 1.0f / total : 0.0f;
+        for (int64_t i = 0; i < selected; i++) weight[i] = i < real ? one[i] * share : 0.0f;
+        for (int64_t i = 0, page = 0; i < real; i++) {
+            while (at[chosen[i]] >= (page + 1) * softmax->attend->index->tokens) page++;
+            off[page] += weight[i];
         }
     }
 }

@@ -228,15 +228,19 @@ static int join_lists(const Scan *work) {
     estimates->listed = estimates->score + tokens;
     estimates->name = (int32_t *)(estimates->listed + tokens * members);
     for (int64_t head = 0; head < heads; head++) {
-        estimates->start[head] = at;
-        for (int64_t part = head * work->parts; part < (head + 1) * work->parts; part++)
-            for (int64_t i = 0; i < work->list[part].count; i++, at++) {
-                const uint32_t *entry = work->list[part].entry + i * (2 + members);
+        const List *list = work->list + head * work->parts;
+        int64_t start = at, count = 0;
+        for (int64_t part = 0; part < work->parts; part++) count += list[part].count;
+        float *listed = estimates->listed + start * members;
+        for (; list < work->list + (head + 1) * work->parts; list++)
+            for (int64_t i = 0; i < list->count; i++, at++) {
+                const uint32_t *entry = list->entry + i * (2 + members);
                 estimates->name[at] = (int32_t)entry[0];
                 memcpy(estimates->score + at, entry + 1, sizeof(float));
-                for (int64_t m = 0; m < members; m++) memcpy(estimates->listed + at * members + m, entry + 2 + m, sizeof(float));
+                for (int64_t m = 0; m < members; m++) memcpy(listed + m * count + at - start, entry + 2 + m, sizeof(float));
             }
-        estimates->count[head] = at - estimates->start[head];
+        estimates->start[head] = start;
+        estimates->count[head] = count;
     }
     return 0;
 }

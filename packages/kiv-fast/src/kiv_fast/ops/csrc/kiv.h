@@ -52,7 +52,7 @@ typedef struct {
     float *sum;     /* [H][M][pages], of a page's tokens that are not listed, e^(logit of the estimate - base) */
     int32_t *name;  /* tokens that may be among the `least` best, ascending: those of head h from start[h] on */
     float *score;   /* their group scores */
-    float *listed;  /* [M] for each of them, e^(logit of the estimate - base of the page) */
+    float *listed;  /* [M][count[h]] from M * start[h] on, e^(logit of the estimate - base of the page) */
     int64_t *start, *count; /* [H]; these seven are set by `estimate`, and hold until this thread estimates again */
 } Estimates;
 

@@ -79,10 +79,11 @@ static void select_of_head(void *context, int64_t head) {
     const Select *select = context;
     Found *found = select->found;
     int64_t members = select->query->members, candidates = found->candidates;
-    float *score = kiv_workspace(2, ROUND_UP(candidates, LANES) * 2 * sizeof(float) + candidates * sizeof(int32_t));
+    float *score = kiv_workspace(2, ROUND_UP(candidates, LANES) * 2 * sizeof(float) + candidates);
     OR_FAIL(score)
     float *one = score + ROUND_UP(candidates, LANES);
-    int32_t *early = (int32_t *)(one + ROUND_UP(candidates, LANES)), *chosen = found->chosen + head * found->selected;
+    uint8_t *is_late = (uint8_t *)(one + ROUND_UP(candidates, LANES));
+    int32_t *chosen = found->chosen + head * found->selected;
     for (int64_t k = 0; k < candidates; k++) score[k] = select->query->group_max ? -INFINITY : 0.0f;
     for (int64_t m = 0; m < members; m++) {
         const float *raw = found->raw + (head * members + m) * found->stride;
@@ -95,18 +96,22 @@ static void select_of_head(void *context, int64_t head) {
     take_best(score, 0, candidates, found->selected, chosen);
     if (!select->estimates) return;
     /* SPEC 4.9: how many of the selected are not among the best three quarters of the estimates. */
-    int64_t first = 3 * candidates / 4, late = 0, next = 0, spare = found->selected > first ? found->selected - first : 0;
+    int64_t first = 3 * candidates / 4, late = 0, spare = found->selected > first ? found->selected - first : 0, ties = 0;
     const int32_t *name = select->estimates->name + select->estimates->start[head], *at = found->at + head * found->stride;
     const float *group = select->estimates->score + select->estimates->start[head];
-    for (int64_t k = 0, i = 0; k < candidates; k++) {
-        while (name[i] != at[k]) i++;
+    for (int64_t k = 0, i = 0; k < candidates; i++) {
         score[k] = group[i];
+        k += name[i] == at[k];
     }
-    take_best(score, 0, candidates, first, early);
-    for (int64_t i = 0; i < found->selected; i++) {
-        while (next < first && early[next] < chosen[i]) next++;
-        late += next == first || early[next] != chosen[i];
+    uint32_t least = first ? nth(score, candidates, first, &ties) : UINT32_MAX;
+    OR_FAIL(ties || !first)
+    for (int64_t k = 0; k < candidates; k++) {
+        uint32_t key = order(score[k]);
+        int equal = key == least && ties > 0;
+        ties -= equal;
+        is_late[k] = !(key > least || equal);
     }
+    for (int64_t i = 0; i < found->selected; i++) late += is_late[chosen[i]];
     found->late[head] = SHARE_LATE * (late - spare) > found->selected;
 }
 

@@ -113,22 +113,25 @@ static inline float sum_of(V v) {
     return four[0];
 }
 
-/* The sums of four vectors, each in the order of `sum_of`. */
+/* The sums of four vectors. */
 static inline V4 sums_of(V a, V b, V c, V d) {
-    V4 four[4];
-    V all[4] = {a, b, c, d};
-    for (int i = 0; i < 4; i++) {
 #if LANES == 16
-        four[i] = (QUARTER(all[i], 0) + QUARTER(all[i], 2)) + (QUARTER(all[i], 1) + QUARTER(all[i], 3));
+    __m512 x = (__m512)a, y = (__m512)b, z = (__m512)c, w = (__m512)d;
+    __m512 two = _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+    __m512 more = _mm512_add_ps(_mm512_unpacklo_ps(z, w), _mm512_unpackhi_ps(z, w));
+    V all = (V)_mm512_add_ps(_mm512_shuffle_ps(two, more, 0x44), _mm512_shuffle_ps(two, more, 0xee));
+    return (QUARTER(all, 0) + QUARTER(all, 2)) + (QUARTER(all, 1) + QUARTER(all, 3));
 #elif LANES == 8
-        four[i] = QUARTER(all[i], 0) + QUARTER(all[i], 1);
+    __m256 x = (__m256)a, y = (__m256)b, z = (__m256)c, w = (__m256)d;
+    __m256 two = _mm256_add_ps(_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y));
+    __m256 more = _mm256_add_ps(_mm256_unpacklo_ps(z, w), _mm256_unpackhi_ps(z, w));
+    V all = (V)_mm256_add_ps(_mm256_shuffle_ps(two, more, 0x44), _mm256_shuffle_ps(two, more, 0xee));
+    return QUARTER(all, 0) + QUARTER(all, 1);
 #else
-        four[i] = all[i];
-#endif
-    }
-    V4 first = __builtin_shufflevector(four[0], four[1], 0, 4, 1, 5) + __builtin_shufflevector(four[0], four[1], 2, 6, 3, 7);
-    V4 second = __builtin_shufflevector(four[2], four[3], 0, 4, 1, 5) + __builtin_shufflevector(four[2], four[3], 2, 6, 3, 7);
+    V first = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    V second = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
     return __builtin_shufflevector(first, second, 0, 1, 4, 5) + __builtin_shufflevector(first, second, 2, 3, 6, 7);
+#endif
 }
 
 static inline float most_of(V v) {
@@ -169,6 +172,23 @@ static inline V exponential(V x) {
     VI power = (((VI)shifted - (VI)magic) + 127) << 23;
     return pick(x < splat(-87.33f), splat(0.0f), p * (V)power);
 #endif
+}
+
+/* log(1 + y) of 0 to 1, within 1e-7. */
+static inline V log_one_plus(V y) {
+    V s = y / (y + splat(2.0f)), square = s * s; /* 2 artanh s */
+    V p = splat(2.0f / 13);
+    p = p * square + splat(2.0f / 11);
+    p = p * square + splat(2.0f / 9);
+    p = p * square + splat(2.0f / 7);
+    p = p * square + splat(2.0f / 5);
+    p = p * square + splat(2.0f / 3);
+    return (p * square + splat(2.0f)) * s;
+}
+
+/* log(e^x + e^y). */
+static inline V log_of_both(V x, V y) {
+    return larger(x, y) + log_one_plus(exponential((V)((VI)(x - y) | INT32_MIN)));
 }
 
 /* tanh, within 2 units of the last place. */
