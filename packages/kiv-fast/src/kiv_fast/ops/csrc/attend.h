@@ -57,7 +57,7 @@ static const void *value_of(const Softmax *softmax, const Part *part, int64_t i,
     *kind = attend->value.kind;
     if (!attend->value.page) return row_of(&attend->value, part->head, part->first + i);
     if (i + ROWS_AHEAD < part->stop - part->first && chosen[ROWS_AHEAD] >= 0)
-        ask_ahead(&attend->value, part->head, at[chosen[ROWS_AHEAD]] - ROWS_AHEAD, INT64_MAX);
+        ask_row(&attend->value, part->head, at[chosen[ROWS_AHEAD]]);
     int64_t token = *chosen < 0 ? -1 : at[*chosen];
     return row_of(&attend->value, part->head, token < 0 ? 0 : token); /* else its weight is 0 or below */
 }

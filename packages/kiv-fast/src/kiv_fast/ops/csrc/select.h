@@ -61,7 +61,7 @@ static void score_rows(void *context, int64_t task) {
         } else {
             int64_t row = select->rows->page ? at[k] : source ? source[k] : k;
             if (select->rows->page && k + ROWS_AHEAD < found->candidates)
-                ask_ahead(select->rows, head, at[k + ROWS_AHEAD] - ROWS_AHEAD, INT64_MAX);
+                ask_row(select->rows, head, at[k + ROWS_AHEAD]);
             row_at[have] = row_of(select->rows, head, row);
             number[have++] = k;
         }
