@@ -27,6 +27,7 @@ class Estimates:
     ----------
     unit, weights : of the coded channels, in the order of `Page.coded`
     base : what scores have without a code, scale · q·base
+    less : what rounding weights takes from a score at most
     """
 
     def __init__(self, query: Vector, page: Page, scale: float, dtype: type[np.floating[Any]]) -> None:
@@ -37,6 +38,7 @@ class Estimates:
         with np.errstate(all="ignore"):
             products = [float(dtype(scale) * dtype(query[d]) * dtype(page.step[d])) for d in page.coded]
         self.unit, self.weights = whole_weights(products)
+        self.less = 15 * math.fsum(max(0.0, a - self.unit * w) for a, w in zip(products, self.weights, strict=True))
 
     def __getitem__(self, position: int) -> float:
         return self.base + self.unit * self.total(position)

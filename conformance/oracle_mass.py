@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .oracle_estimate import Estimates
 from .oracle_numbers import Vector, dot, log_sum_exp, share
 
 if TYPE_CHECKING:
@@ -20,18 +21,18 @@ Asked = Sequence[tuple[Vector, int, float]]
 
 
 def slack(page: Page, query: Vector, scale: float) -> float:
-    """Return the most by which a bound on a token may be enlarged: float32's worst rounding (SPEC 6.2)."""
+    """Return the most by which slack may be enlarged: float32's worst rounding (SPEC 6.2)."""
     reach = dot([abs(x) for x in query], [3 * k + e for k, e in zip(page.largest, page.error, strict=True)])
     return 8 * (len(query) + page.count + 8) * 2.0**-24 * scale * reach
 
 
-def rounding(head: Head, queries: Sequence[Vector], scale: float, unit: float = 2.0**-24) -> float:
-    """Relative error that a mass may have, computed in float32, or in numbers of another relative error `unit`."""
+def rounding(head: Head, queries: Sequence[Vector], scale: float) -> float:
+    """Relative error that a mass may have, computed in float32; sums by blocks and pages lose most."""
     width = len(queries[0])
     keys = [head.keys[i] for i in range(len(head.keys)) if head.valid[i]]
     largest = [max(map(abs, column)) for column in zip(*keys, strict=True)]
     top = max(dot(map(abs, q), largest) for q in queries)
-    return math.expm1(min(4 * (width + len(keys) + 32) * unit * (1 + 4 * scale * top), 80.0))
+    return math.expm1(min(4 * (width + len(keys) + 512) * 2.0**-24 * (1 + 4 * scale * top), 80.0))
 
 
 def missed_mass(
@@ -43,8 +44,6 @@ def missed_mass(
     enlarged: bool,
 ) -> float:
     """Return the missed bound of SPEC 6.2: without rounding, or enlarged as far as it may be.
-
-    Float64's rounding is in it too.
 
     Parameters
     ----------
@@ -58,9 +57,10 @@ def missed_mass(
     for page in head.pages.values():
         rest = [i for i in page.positions if i not in known]
         if rest:
-            room = m.scale * dot(size, page.error) + (slack(page, query, m.scale) if enlarged else 0.0)
-            left += [m.cap(m.scale * dot(query, page.approximate[i]) + room) for i in rest]
-    room = rounding(head, [query], m.scale, 2.0**-52) if enlarged else 0.0
+            estimates = Estimates(query, page, m.scale, head.dtype)
+            room = m.scale * dot(size, page.error) + estimates.less + (slack(page, query, m.scale) if enlarged else 0.0)
+            left += [m.cap(estimates[i]) + room for i in rest]
+    room = rounding(head, [query], m.scale) if enlarged else 0.0
     return min(1.0, share(log_sum_exp(left), [*left, *held, sink]) * (1 + room))
 
 

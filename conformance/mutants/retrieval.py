@@ -188,19 +188,17 @@ def _(original: Any) -> Any:
     return original[1:]
 
 
-UPPER, MISSED = (mass, "upper_logits"), (block, "missed_bound")
-reworded("missed bound without the error of codes", UPPER, "query.abs() @ error.T", "0 * (query.abs() @ error.T)")
-reworded("missed bound from signed queries", UPPER, "query.abs() @ error.T", "query @ error.T", look="6.2")
-reworded("missed bound twice as wide as it need be", UPPER, "query.abs() @ error.T", "2 * (query.abs() @ error.T)")
+SLACK, UPPER, MISSED = (mass, "page_slack"), (mass, "upper_logits"), (block, "missed_bound")
+SPREAD = "return spread + less"
+reworded("missed bound without the error of codes", SLACK, SPREAD, "return 0 * spread + less", look="6.2")
+reworded("missed bound without the rounding of weights", SLACK, SPREAD, "return spread", look="6.2")
+reworded("missed bound from signed queries", SLACK, "query.abs()", "query", look="6.2")
+reworded("missed bound twice as wide as it need be", SLACK, SPREAD, "return 2 * spread + less", look="6.2")
+reworded("room for rounding of a thousandth", SLACK, "torch.finfo(query.dtype).eps", "1e-3", look="6.2")
 reworded("missed bound without the soft cap", UPPER, "modifiers.cap(", "(", look="8.1")
 reworded("missed bound without unselected candidates", MISSED, "[exact_logits(left, 1), upper", "[upper")
-ROUNDED = "side * rounding(query, keys, modifiers.scale)"
+ROUNDED = "side * rounding(wide, keys, modifiers.scale)"
 reworded("missed bound without the rounding of what was read", MISSED, ROUNDED, "0", look="6.2")
 reworded(
     "missed bound as if candidates were unread", MISSED, "torch.isin(cold, candidates)", "torch.isin(cold, selected)"
 )
-
-
-@mutant("room for rounding of a thousandth", (mass, "ROUNDING"), look="6.2")
-def _(original: Any) -> Any:
-    return 1e-3

@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .estimate import code_weights
+from .index import LEVELS
+
 if TYPE_CHECKING:
     from .attend import Modifiers
     from .view import HeadView
 
-ROUNDING = 2.0**-22
-"""Relative error that a float32 error radius may carry, with room: the bound is computed in float64 from it."""
-
 FLOAT64 = 2.0**-52
-"""Twice the relative error of an operation in float64."""
+"""Twice the relative error of an operation in float64, in which exact logits and sums are computed."""
+
+LEAST = 2.0**-130
+"""More than what is lost of scale * q where that is below the normal numbers of float32."""
 
 
 def rounding(query: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.Tensor:
@@ -22,12 +25,27 @@ def rounding(query: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.Ten
     return FLOAT64 * (query.shape[2] + 8) * scale * (query.abs() @ keys.abs().T)
 
 
+def page_slack(query: torch.Tensor, view: HeadView, scale: float) -> torch.Tensor:
+    """What no score of a page exceeds its estimate by, ``[G, TQ, N]``, rounding included (SPEC 6.2).
+
+    `query` ``[G, TQ, D]`` is in the dtype of computation, as estimates and the index are.
+    """
+    index, asked = view.index, scale * query.abs().to(torch.float64) + LEAST
+    weights, unit = code_weights(query, index, scale)
+    missing = ((scale * query)[..., index.channels] * index.step - unit * weights).clamp(min=0)
+    less = (LEVELS - 1) * missing.sum(dim=-1).to(torch.float64)
+    # No key, and nothing that is added up to estimate its score, is larger.
+    coded = torch.zeros_like(index.mean).scatter(1, index.channels, index.centre.abs() + LEVELS * index.step)
+    size = index.mean.abs() + index.error + coded
+    spread, reach = (asked @ part.to(torch.float64).T for part in (index.error, size))
+    return spread + less + torch.finfo(query.dtype).eps * (query.shape[2] + 16) * (reach + less)
+
+
 def upper_logits(query: torch.Tensor, view: HeadView, positions: torch.Tensor, modifiers: Modifiers) -> torch.Tensor:
-    """cap(b) of SPEC 6.2 for unread positions int64 [K]: ``[G, TQ, K]``, of ``query [G, TQ, D]`` in float64."""
-    near = view.approximate_keys(positions).to(torch.float64)
-    error = view.index.error[view.pages(positions)].to(torch.float64)
-    slack = query.abs() @ error.T + ROUNDING * (query.abs() @ (near.abs() + error).T)
-    return modifiers.cap(modifiers.scale * (query @ near.T + slack))
+    """cap(estimate) + slack of SPEC 6.2 for unread positions int64 [K]: float64 ``[G, TQ, K]``."""
+    estimates = view.estimates(query, positions, modifiers.scale).to(torch.float64)
+    estimates = estimates.masked_fill(~torch.isfinite(estimates), torch.inf)  # what is beyond float32 tells nothing
+    return modifiers.cap(estimates) + page_slack(query, view, modifiers.scale)[..., view.pages(positions)]
 
 
 def missed_bound(
@@ -45,11 +63,11 @@ def missed_bound(
     query : [G, TQ, D]
     candidates, selected : int64 [C], [R], positions
     """
-    query = query.to(torch.float64)
+    wide = query.to(torch.float64)
 
     def exact_logits(positions: torch.Tensor, side: int) -> torch.Tensor:
         seen, keys = positions[None, :] <= query_positions[:, None], view.keys(positions).to(torch.float64)
-        logits = modifiers.logits(query, keys) + side * rounding(query, keys, modifiers.scale)
+        logits = modifiers.logits(wide, keys) + side * rounding(wide, keys, modifiers.scale)
         return logits.masked_fill(~seen, -torch.inf)
 
     attended = [exact_logits(torch.cat([view.always_attended(), selected]), -1)]
@@ -63,4 +81,5 @@ def missed_bound(
     total = torch.logaddexp(held, missed)
     # What soft caps, logarithms and sums lose.
     lost = 4 * FLOAT64 * (missed.abs() + total.abs() + (modifiers.softcap or 0.0) + view.key.shape[0])
-    return torch.where(missed == -torch.inf, 0.0, torch.exp(missed - total + lost).clamp(max=1.0))
+    share = torch.exp(missed - total + lost).nan_to_num(nan=1.0).clamp(max=1.0)
+    return torch.where(missed == -torch.inf, 0.0, share)
