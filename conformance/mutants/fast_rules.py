@@ -178,7 +178,7 @@ FAULTS = [
     ),
     Fault(
         "candidates count in the tail by their estimates too",
-        "kiv_fast.ops.tail:page_tail",
+        "kiv_fast.ops.tail:unread_sums",
         ".masked_fill(read[:, None, chunk.start : chunk.stop], -torch.inf)",
         "",
         clause("5.2", PARTS),
@@ -192,7 +192,7 @@ FAULTS = [
     ),
     Fault(
         "the tail of the first chunk of pages alone",
-        "kiv_fast.ops.tail:page_tail",
+        "kiv_fast.ops.tail:unread_sums",
         "in estimates.all():",
         "in [next(estimates.all())] * len(estimates.chunks):",
         clause("5.2", PARTS),

@@ -92,6 +92,7 @@ def check(level, kept, in_place, block, exact=False):
             assert found.keys == mine.keys
             assert not exact or found.late == mine.late
         attended(ops, (scanned, found, values), (Wide(plain), double, raw), view, queries)
+        bounded(ops, scanned, keys, found, plain, scores, view)
     assert found.keys == candidates * found.at.shape[0] + len(late) * (wide - candidates)
 
 
@@ -112,6 +113,27 @@ def attended(ops, retrieved, exactly, view, queries):
         torch.testing.assert_close(out.double(), right, rtol=0, atol=close, equal_nan=True)
         for share, its in zip(mine.both, other.both, strict=True):
             torch.testing.assert_close(share.double(), its, rtol=0, atol=2e-5)
+
+
+def bounded(ops, scanned, keys, found, plain, scores, view):
+    """Check what is held and the missed bound, and tokens of one head that are taken whole."""
+    queries, error = plain.queries, view.index.records(view.cold.index.error)
+    held = ops.held(queries, view.always)
+    torch.testing.assert_close(held, PLAIN.held(queries, view.always), rtol=1e-4, atol=1e-3)
+    missed = ops.missed(scanned, found, error, held)
+    torch.testing.assert_close(missed, PLAIN.missed(plain, found, error, held), rtol=2e-3, atol=1e-30)
+    for head, row in enumerate(found.heads):
+        assert torch.equal(ops.missed(scanned, row, error, held, head)[0], missed[head])
+        count = min(found.width + 3, scanned.estimates.least)
+        known = row._replace(width=int((row.candidates >= 0).sum()))
+        taken = ops.take(scanned, keys, head, known, count)
+        other = PLAIN.take(plain, view.cold.rows(view.row, False), head, known._replace(width=0), count)
+        at = taken.candidates.long()
+        raw = PLAIN.scores(queries, view.cold.rows(view.row, False), at, torch.tensor([head]))
+        torch.testing.assert_close(taken.scores, raw, rtol=1e-4, atol=1e-4)
+        best(scores[head : head + 1], taken.candidates, False)
+        assert torch.equal(taken.chosen[0], torch.arange(count, dtype=torch.int32))
+        assert other.keys == taken.keys + known.width == count
 
 
 @compiled
@@ -159,7 +181,9 @@ def test_a_sample_that_misleads(level, kept):
 def test_a_page_far_below_a_wrong_estimate(level):
     """One token's estimate is 90 more than its score; beside that score another page's logit is not small."""
     key = torch.zeros(2, 16, 8)
-    key[:, 1:9] = 16 * torch.eye(8)  # so that a step is 1, an estimate the middle of one, and of 0 in the second channel -1/2
+    key[:, 1:9] = 16 * torch.eye(
+        8
+    )  # so that a step is 1, an estimate the middle of one, and of 0 in the second channel -1/2
     key[:, 1:, 1] = -16.0
     key[0, 0] = torch.tensor([8.0, 0.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0])
     key[1, 0] = torch.tensor([8.5, 0.0, 8.5, 8.5, 8.5, 7.5, 7.5, 7.5])

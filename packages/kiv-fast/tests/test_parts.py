@@ -15,7 +15,7 @@ from kiv_fast.memory.ledger import Account, Ledger
 from kiv_fast.memory.pinning import LEAST_BYTES, Region, SlabPinning
 from kiv_fast.pages.block_table import BlockTable
 from kiv_fast.pages.integers import Integers
-from kiv_fast.retrieval.bound import _round_up
+from kiv_fast.retrieval.bound import round_up
 from kiv_fast.shape import ALIGNMENT, aligned
 from kiv_fast.tiers.file_io import FileIO
 from kiv_reference import KIVConfig, ReferencePool
@@ -101,8 +101,8 @@ def test_tiles_of_a_repeated_call_are_not_overwritten(config, tmp_path):
 def test_a_share_is_never_rounded_down():
     """A bound that is less than the share that it bounds by one rounding is no bound (SPEC 6.2)."""
     shares = torch.rand(10_000, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-    assert bool((_round_up(shares).double() >= shares).all())
-    assert bool((_round_up(shares) <= 1).all())
+    assert bool((round_up(shares).double() >= shares).all())
+    assert bool((round_up(shares) <= 1).all())
 
 
 @pytest.mark.parametrize(("limit", "far", "streamed"), [(1 - 1e-9, 0.0, True), (1e-50, -200.0, False)])

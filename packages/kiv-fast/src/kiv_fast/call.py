@@ -11,7 +11,7 @@ from .attention.exact import attend_exactly
 from .ops.arguments import Masses, Queries, Tile
 from .partition import Block
 from .retrieval.block import attend_block
-from .retrieval.bound import missed_bound
+from .retrieval.bound import window_bound
 from .retrieval.candidates import View
 from .state import State
 from .trace import BlockTrace, RowTrace
@@ -96,7 +96,7 @@ def _retrieve(state: State, call: Call, trace: BlockTrace, row: int, queries: Qu
     view = _view(state, row, block.pages, block.stop)
     if block.mode == "window":
         masses = state.cold.ops.attend(queries, view.always, state.finite, None, False, out)
-        return RowTrace(among, groups, masses, missed_bound(view, queries, None) if call.bound else None)
+        return RowTrace(among, groups, masses, window_bound(view, queries) if call.bound else None)
     result = attend_block(view, queries, call.bound, out)
     trace.key_rows += result.key_rows
     trace.value_rows += result.value_rows

@@ -8,7 +8,8 @@ from kiv_reference.errors import KIVUnsupportedError, KIVUsageError, refuse
 
 from ..shape import Shape
 from ..tuning import Tuning
-from .cpu import KINDS, MOST_CHANNELS, CpuOps
+from .addresses import KINDS
+from .cpu import MOST_CHANNELS, CpuOps
 from .library import load, why_not
 from .protocol import Ops
 from .torch import TorchOps

@@ -201,6 +201,14 @@ class Found(NamedTuple):
         return self.raw[:, :, : self.width]
 
     @property
+    def heads(self) -> list[Found]:
+        """Each head's own row."""
+        rows = range(self.at.shape[0])
+        return [
+            self._replace(at=self.at[h : h + 1], raw=self.raw[h : h + 1], chosen=self.chosen[h : h + 1]) for h in rows
+        ]
+
+    @property
     def selected(self) -> torch.Tensor:
         """Which of the candidates are selected, bool ``[H, K]``."""
         return marked(self.chosen, self.width, self.ragged)

@@ -9,22 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ctypes import addressof, byref
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from . import structures as c
+from .addresses import KINDS, always_of, copy_of, found_of, query_of, rows_of
 from .arguments import Found, Masses, PagedTile, PageIndex, Queries, Rows, Tile
 from .library import Library
 
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
 MOST_CHANNELS = 1 << 15
 """What numbers of 16 bits count."""
-
-WORTH_THREADS = 1 << 14
-"""Products of members and tokens: fewer are over before a second thread is awake."""
 
 REFUSED = "the machine refused memory for a step"
 
@@ -89,7 +84,7 @@ class CpuOps:
         """
         copies = (c.Copy * len(pairs))()
         for number, pair in enumerate(pairs):
-            copies[number] = _copy(*pair)
+            copies[number] = copy_of(*pair)
         odd = self._library.append(addressof(copies), len(pairs))
         return [not odd & bit for bit in (1, 2)[: len(pairs)]]
 
@@ -113,7 +108,7 @@ class CpuOps:
             width,
             index.mean.tensor.shape[2],
         )
-        query, numbers = _query(queries, index.tokens, index.group == "max")
+        query, numbers = query_of(queries, index.tokens, index.group == "max")
         kept = None
         if index.page_tokens % 16 == 0 and 4 * heads * members * index.tokens <= self._kept_bytes:
             kept = self._buffer("estimates", heads, members, index.tokens)
@@ -134,34 +129,75 @@ class CpuOps:
         query, scores = byref(estimates.query), byref(estimates.estimates)
         if keys.table is None and self._library.best(query, scores, byref(found)):
             raise MemoryError(REFUSED)
-        rows, _held = _rows(keys, estimates, at[:, :candidates] if keys.table is None else None)
+        rows, _held = rows_of(keys, estimates.index.page, at[:, :candidates] if keys.table is None else None)
         if self._library.select(query, byref(rows), scores, None, byref(found)):
             raise MemoryError(REFUSED)
         return Found(at, raw, chosen, candidates, heads * candidates, [head for head in range(heads) if late[head]])
 
     def widen(self, estimates: Scanned, keys: Rows, found: Found, candidates: int) -> Found:
         """Take more candidates for heads that are late (`Ops.widen`)."""
-        had, selected, room = found.width, found.chosen.shape[1], found.at.shape[1]
+        had = found.width
         widened = torch.zeros(found.at.shape[0], dtype=torch.bool, device="cpu")
         found.at[:, had:] = -1
         found.raw[:, :, had:] = -torch.inf
+        rows = found.heads
         for head in found.late:
-            query, scores = estimates.of_head(head)
-            at, raw, chosen = found.at[head], found.raw[head], found.chosen[head]
-            known_at, known_raw = at.clone(), raw.clone()
-            known = c.Found(known_at.data_ptr(), known_raw.data_ptr(), None, None, room, had, selected)
-            new = c.Found(at.data_ptr(), raw.data_ptr(), chosen.data_ptr(), None, room, candidates, selected)
-            more = None
-            if keys.table is None:
-                if self._library.best(byref(query), byref(scores), byref(new)):
-                    raise MemoryError(REFUSED)
-                more = at[:candidates][torch.isin(at[:candidates], known_at[:had], invert=True)][None]
-            rows, _held = _rows(keys, estimates, more, head)
-            if self._library.select(byref(query), byref(rows), byref(scores), byref(known), byref(new)):
-                raise MemoryError(REFUSED)
+            known = rows[head]._replace(at=rows[head].at.clone(), raw=rows[head].raw.clone())
+            self._more(estimates, keys, head, known, rows[head]._replace(width=candidates))
             widened[head] = True
         count = found.keys + len(found.late) * (candidates - had)
         return Found(found.at, found.raw, found.chosen, candidates, count, [], widened)
+
+    def take(self, estimates: Scanned, keys: Rows, head: int, known: Found, count: int) -> Found:
+        """Take the best tokens of a head whole (`Ops.take`)."""
+        at, chosen = (torch.empty(1, count, dtype=torch.int32, device="cpu") for _ in range(2))
+        raw = torch.empty(1, estimates.query.members, count, device="cpu")
+        found = Found(at, raw, chosen, count, count - known.width, [])
+        self._more(estimates, keys, head, known, found)
+        return found
+
+    def _more(self, estimates: Scanned, keys: Rows, head: int, known: Found, found: Found) -> None:
+        """Fill in the row of a head, some of whose candidates `known` has."""
+        query, scores = estimates.of_head(head)
+        had, new, more = found_of(known), found_of(found), None
+        if keys.table is None:
+            if self._library.best(byref(query), byref(scores), byref(new)):
+                raise MemoryError(REFUSED)
+            more = found.candidates[torch.isin(found.candidates, known.candidates, invert=True)][None]
+        rows, _held = rows_of(keys, estimates.index.page, more, head)
+        if self._library.select(byref(query), byref(rows), byref(scores), byref(had), byref(new)):
+            raise MemoryError(REFUSED)
+
+    def held(self, queries: Queries, always: Sequence[Tile | PagedTile]) -> torch.Tensor:
+        """Sum up what is always attended (`Ops.held`)."""
+        asked, tokens, _held = always_of(queries, always)
+        query, _numbers = query_of(queries, tokens, False)
+        sums = torch.empty(query.heads, query.members, dtype=torch.float64, device="cpu")
+        if self._library.held(byref(query), byref(asked), sums.data_ptr()):
+            raise MemoryError(REFUSED)
+        return sums
+
+    def missed(
+        self, estimates: Scanned, found: Found, error: torch.Tensor, held: torch.Tensor, head: int | None = None
+    ) -> torch.Tensor:
+        """Bound what was missed (`Ops.missed`)."""
+        heads, members, _ = found.raw.shape
+        pages = self._buffer("tail", heads, members, estimates.index.pages)
+        share, error = torch.empty(heads, members, dtype=torch.float64, device="cpu"), error.contiguous()
+        taken = found_of(found)
+        asked = c.Missed(
+            addressof(estimates.index),
+            addressof(estimates.estimates),
+            addressof(taken),
+            error.data_ptr(),
+            held.data_ptr(),
+            pages.data_ptr(),
+            share.data_ptr(),
+            -1 if head is None else head,
+        )
+        if self._library.missed(byref(estimates.query), byref(asked)):
+            raise MemoryError(REFUSED)
+        return share
 
     def attend(
         self,
@@ -173,14 +209,10 @@ class CpuOps:
         out: torch.Tensor,
     ) -> Masses:
         """One softmax over everything (`Ops.attend`)."""
-        held: list[object] = []
-        runs = (c.Run * max(1, len(always)))(*[_run(tile, held) for tile in always])
-        count = queries.query.shape[2]
-        places = queries.positions if count > 1 or queries.among is not None else (c.Long * 1)(queries.start)
-        position = places.data_ptr() if isinstance(places, torch.Tensor) else addressof(places)
-        asked = c.Attend(addressof(runs), len(always), position, count, out.shape[2], finite=finite)
+        asked, tokens, held = always_of(queries, always)
+        asked.value_width, asked.finite = out.shape[2], finite
         if retrieved is None:
-            query, numbers = _query(queries, sum([run.count for run in runs]), False)
+            query, numbers = query_of(queries, tokens, False)
             held.append(numbers)
         else:
             query = self._retrieved(asked, retrieved, tail, held)
@@ -197,85 +229,13 @@ class CpuOps:
     ) -> c.Query:
         """Add selection and tail to what is attended."""
         estimates, found, values = retrieved
-        at, chosen, raw = found.at, found.chosen, found.raw
-        if at.dtype != torch.int32:
-            at, chosen = at.int(), chosen.int()
-        one = c.Found(at.data_ptr(), raw.data_ptr(), chosen.data_ptr(), None, at.shape[1], found.width, chosen.shape[1])
-        asked.value, rows = _rows(values, estimates, found.positions.clamp(min=0) if values.table is None else None)
+        one = found_of(found)
+        asked.value, rows = rows_of(
+            values, estimates.index.page, found.positions.clamp(min=0) if values.table is None else None
+        )
         asked.found, asked.index = addressof(one), addressof(estimates.index)
-        held += [at, chosen, raw, one, rows]
+        held += [found, one, rows]
         if tail:
             pages = self._buffer("tail", estimates.query.heads, estimates.query.members, estimates.index.pages)
             asked.estimates, asked.tail = addressof(estimates.estimates), pages.data_ptr()
         return estimates.query
-
-
-def _query(queries: Queries, tokens: int, group_max: bool) -> tuple[c.Query, object]:
-    """Members and modifiers, and what holds their numbers; `tokens` are to be looked at for each."""
-    numbers, sinks = queries.query, queries.sink_logits
-    heads, groups, count, width = numbers.shape
-    if not numbers.is_contiguous():  # else the queries of a KV head lie together as they are
-        numbers = numbers.contiguous()
-    if sinks is not None:
-        sinks = sinks.contiguous()
-    query = c.Query(
-        numbers.data_ptr(),
-        None if sinks is None else sinks.data_ptr(),
-        heads,
-        groups * count,
-        width,
-        queries.scale,
-        queries.softcap or 0.0,
-        group_max,
-        torch.get_num_threads() if heads * groups * count * tokens >= WORTH_THREADS else 1,
-    )
-    return query, (numbers, sinks)
-
-
-def _rows(
-    rows: Rows, estimates: Scanned, at: torch.Tensor | None, head: int | None = None
-) -> tuple[c.Rows, torch.Tensor | None]:
-    """Where rows are: in the pages or, of cold tokens `at`, gathered from them; of all heads or of one."""
-    if at is None:
-        assert rows.table is not None, "neither pages nor places"
-        return _pages(rows.table, estimates.index.page, head or 0), None
-    found = rows.gather(at.long(), None if head is None else torch.tensor([head], device="cpu")).contiguous()
-    width = found.shape[2]
-    return c.Rows(found.data_ptr(), None, 0, 0, found.shape[1] * width, width, KINDS[found.dtype]), found
-
-
-def _pages(table: torch.Tensor, ids: int, head: int = 0) -> c.Rows:
-    """Rows in pages, of the heads from `head` on."""
-    _, heads, size, width = table.shape
-    place = table.data_ptr() + head * size * width * table.element_size()
-    return c.Rows(place, ids, size, heads, 0, width, KINDS[table.dtype])
-
-
-def _run(tile: Tile | PagedTile, held: list[object]) -> c.Run:
-    """Consecutive tokens, where they lie."""
-    valid = None if tile.valid is None else tile.valid.contiguous()
-    held.append(valid)
-    mask = None if valid is None else valid.data_ptr()
-    if isinstance(tile, PagedTile):
-        ids = np.ascontiguousarray(tile.ids)
-        held.append(ids)
-        keys, values = _pages(tile.keys, ids.ctypes.data), _pages(tile.values, ids.ctypes.data)
-        return c.Run(keys, values, tile.first, len(ids) * tile.keys.shape[2], mask)
-    parts: list[Any] = []
-    for part in (tile.keys, tile.values):
-        batch, heads, row, last = part.stride()
-        assert (row, last) == (part.shape[3], 1), "rows apart"
-        place = part.data_ptr() + (tile.row * batch + tile.start * row) * part.element_size()
-        parts.append(c.Rows(place, None, 0, 0, heads, row, KINDS[part.dtype]))
-    return c.Run(*parts, tile.first, tile.count, mask)
-
-
-def _copy(tokens: torch.Tensor, window: torch.Tensor, at: int) -> c.Copy:
-    """Tokens and where they go; rows of numbers lie together on both sides."""
-    batch, heads, count, width = tokens.shape
-    size = tokens.element_size()
-    there, here = window.stride(), tokens.stride()
-    assert here[3] == 1, "numbers apart"
-    place = window.data_ptr() + at * width * size
-    distances = here[0] * size, here[1] * size, here[2] * size, there[0] * size, there[1] * size
-    return c.Copy(tokens.data_ptr(), place, batch, heads, count, width * size, KINDS[tokens.dtype], *distances)

@@ -34,6 +34,12 @@ def joined(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
+def whole_unit(most: torch.Tensor) -> torch.Tensor:
+    """Make the units of weights whose largest magnitudes before rounding are `most`, which is overwritten."""
+    # A power of two, by an exact division: NaN, and so the least unit, where all is 0.
+    return most.div_(torch.frexp(most).mantissa).mul_(2.0**-BITS).nan_to_num_(0.0).clamp_(2.0**-126, 2.0**115)
+
+
 class Estimates:
     """Estimates of the tokens of some pages, for the members of a block.
 
@@ -44,15 +50,10 @@ class Estimates:
         In the dtype in which to compute.
     chunk_bytes, kept_bytes : int
         Codes are widened so many bytes at a time; estimates that take no more than the other are computed once.
-    whole : bool
-        Whether weights are whole numbers, as the ranking has them (SPEC 4.2), or the bound's: scale * q . k of the
-        approximate keys (SPEC 6.2).
     """
 
-    def __init__(
-        self, index: PageIndex, queries: Queries, chunk_bytes: int, kept_bytes: int, whole: bool = True
-    ) -> None:
-        self.index, self.queries, self._whole = index, queries, whole
+    def __init__(self, index: PageIndex, queries: Queries, chunk_bytes: int, kept_bytes: int) -> None:
+        self.index, self.queries = index, queries
         self._members = queries.members * queries.scale
         size, codes = index.page_tokens, index.codes.tensor
         wide = 2 * codes[0].numel() * self._members.dtype.itemsize
@@ -73,12 +74,8 @@ class Estimates:
             3, channels.long()[:, :, None].expand(pages, heads, count, -1)
         )
         asked = asked.mul_(step[:, :, None])  # [n, H, M, 2 W]
-        unit: torch.Tensor | float = 1.0
-        if self._whole:
-            most = asked.abs().amax(dim=3, keepdim=True)
-            # A power of two, by an exact division: NaN, and so the least unit, where all is 0.
-            unit = most.div_(torch.frexp(most).mantissa).mul_(2.0**-BITS).nan_to_num_(0.0).clamp_(2.0**-126, 2.0**115)
-            asked = asked.div_(unit).round_().clamp_(-(2.0**BITS), 2.0**BITS)
+        unit = whole_unit(asked.abs().amax(dim=3, keepdim=True))
+        asked = asked.div_(unit).round_().clamp_(-(2.0**BITS), 2.0**BITS)
         wide = self._codes(chunk, members.dtype)
         out = torch.bmm(asked.flatten(0, 1), wide.flatten(0, 1).transpose(1, 2)).view(pages, heads, count, size)
         out = out.mul_(unit).add_(torch.bmm(members, base.permute(1, 2, 0)).permute(2, 0, 1)[..., None])
@@ -98,25 +95,6 @@ class Estimates:
     def all(self) -> Iterator[tuple[Chunk, torch.Tensor]]:
         """Every chunk and its estimates."""
         return ((chunk, self.of(chunk)) for chunk in self.chunks)
-
-    def error(self, chunk: Chunk, radius: torch.Tensor) -> torch.Tensor:
-        """What no score of a page exceeds its estimate by, ``[H, M, n]``, rounding included (SPEC 6.2).
-
-        `radius` ``[n, H, D]`` is the largest distance of the page's keys from their approximate keys.
-        """
-        members, (error, size) = self._members.abs(), self._distances(chunk, radius)
-        room = (4 * members.shape[2] + 64) * torch.finfo(members.dtype).eps
-        return members @ (error + room * (size + error)).permute(1, 2, 0)
-
-    def farthest(self, chunk: Chunk, radius: torch.Tensor) -> torch.Tensor:
-        """What no number of a key exceeds by its magnitude, ``[H, D]``."""
-        error, size = self._distances(chunk, radius)
-        return (error + size).amax(dim=0)
-
-    def _distances(self, chunk: Chunk, radius: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of keys from approximate keys, and of those from zero, ``[n, H, D]``: no page's are larger."""
-        channels, step, base = self._records(chunk)
-        return radius.to(self._members.dtype), base.abs().scatter_add_(2, channels.long(), LEVELS * step)
 
     def _records(self, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Channels, step and base of a chunk's pages, the latter two in the dtype in which to compute."""

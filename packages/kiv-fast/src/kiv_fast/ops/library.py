@@ -21,6 +21,8 @@ _CALLS = {
     "attend": (Pointer, Pointer),
     "finite": (Pointer, Long, Long, Int),
     "append": (Pointer, Long),
+    "held": (Pointer, Pointer, Pointer),
+    "missed": (Pointer, Pointer),
 }
 
 
@@ -53,6 +55,7 @@ class Library:
         }
         self.estimate, self.best, self.select = calls["estimate"], calls["best"], calls["select"]
         self.attend, self.finite, self.append = calls["attend"], calls["finite"], calls["append"]
+        self.held, self.missed = calls["held"], calls["missed"]
         parallel = _torch_threads()
         self.instructions = LEVELS[self.level] + ("" if parallel is not None else ", one thread")
         if parallel is not None:

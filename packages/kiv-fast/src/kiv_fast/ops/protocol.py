@@ -48,6 +48,34 @@ class Ops(Protocol):
         """Take more candidates for the heads that are late, without reading a key again (SPEC 4.9)."""
         ...
 
+    def take(self, estimates: Any, keys: Rows, head: int, known: Found, count: int) -> Found:
+        """Select the best `count` tokens of one head, all of them: a row of that head alone (SPEC 6.3).
+
+        Parameters
+        ----------
+        known : Found
+            The row of the head whose candidates, all among these, are not read again.
+        """
+        ...
+
+    def held(self, queries: Queries, always: Sequence[Tile]) -> torch.Tensor:
+        """Return no more than the logarithm of what tokens and learned sinks weigh, float64 [H, M] (SPEC 6.2)."""
+        ...
+
+    def missed(
+        self, estimates: Any, found: Found, error: torch.Tensor, held: torch.Tensor, head: int | None = None
+    ) -> torch.Tensor:
+        """Return the missed bound of all heads or of the one that `found` has, float64 [n, M] (SPEC 6.2).
+
+        Parameters
+        ----------
+        error : [N, H, D]
+            Of each cold page the largest distance of its keys from their approximate keys.
+        held : [H, M]
+            Of the tokens that are always attended (`held`).
+        """
+        ...
+
     def attend(
         self,
         queries: Queries,

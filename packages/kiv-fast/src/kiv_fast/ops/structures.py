@@ -79,6 +79,15 @@ class Attend(ctypes.Structure):
     )
 
 
+class Missed(ctypes.Structure):
+    """`Missed` of kiv.h."""
+
+    _fields_ = (
+        *((name, Pointer) for name in ("index", "estimates", "found", "error", "held", "room", "share")),
+        ("head", Long),
+    )
+
+
 class Copy(ctypes.Structure):
     """`Copy` of kiv.h."""
 

@@ -15,18 +15,25 @@ WEIGHT, POWER = 0.5, 4.0
 
 def page_tail(queries: Queries, estimates: Estimates, found: Found, means: torch.Tensor) -> Part:
     """One pseudo-token for each page with tokens that were not selected; `means` are the pages' ``[H, N, DV]``."""
-    size = estimates.index.page_tokens
-    read = marked(found.candidates, estimates.index.tokens)
-    others: list[torch.Tensor] = []
-    for chunk, part in estimates.all():
-        logits = queries.cap(part).masked_fill(read[:, None, chunk.start : chunk.stop], -torch.inf)
-        others.append(_log_sums(logits.unflatten(2, (-1, size))))
-    rest = joined(others, 2)  # [H, M, N]
+    size, rest = estimates.index.page_tokens, unread_sums(queries, estimates, found.candidates, slice(None))
     left = queries.cap(found.scores).masked_fill(found.selected[:, None], -torch.inf)
     page = (found.candidates.clamp(min=0) // size)[:, None].expand_as(left)
     most = torch.full_like(rest, LEAST).scatter_reduce_(2, page, left, "amax")
     mass = torch.zeros_like(rest).scatter_add_(2, page, torch.exp(left - most.gather(2, page)))
     return Part(torch.logaddexp(rest, mass.log_().add_(most)), means)
+
+
+def unread_sums(queries: Queries, estimates: Estimates, candidates: torch.Tensor, heads: slice) -> torch.Tensor:
+    """Logarithms of the pages' sums of e^{cap(estimate)} over the tokens that are no candidates, ``[n, M, N]``.
+
+    `candidates` ``[n, K]`` are those of the heads; -1 is none.
+    """
+    read = marked(candidates, estimates.index.tokens)
+    parts: list[torch.Tensor] = []
+    for chunk, part in estimates.all():
+        logits = queries.cap(part[heads]).masked_fill(read[:, None, chunk.start : chunk.stop], -torch.inf)
+        parts.append(_log_sums(logits.unflatten(2, (-1, estimates.index.page_tokens))))
+    return joined(parts, 2)
 
 
 def _log_sums(logits: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from .arguments import LATE, Found, Masses, PagedTile, PageIndex, Queries, Rows, Tile, marked
+from .bound import log_held, missed_share
 from .estimates import Estimates
 from .ranking import group_scores, top_set
 from .softmax import Part, attend_parts, tile_part
@@ -111,6 +112,26 @@ class TorchOps:
         output, masses = attend_parts(exact, pages, sinks, finite, shift)
         out.copy_(output.view(out.shape))
         return masses
+
+    def take(self, estimates: Estimates, keys: Rows, head: int, known: Found, count: int) -> Found:
+        """Take the best tokens of a head whole (`Ops.take`)."""
+        at = top_set(estimates.scores[head : head + 1], count)
+        more = at[torch.isin(at, known.candidates, invert=True)][None]
+        new = self.scores(estimates.queries, keys, more, torch.tensor([head], device=at.device))
+        order = torch.cat([known.candidates, more], dim=1)[0].argsort()
+        raw = torch.cat([known.scores, new], dim=2)[:, :, order]
+        return Found(at, raw, torch.arange(count, device=at.device)[None], count, more.shape[1], [])
+
+    def held(self, queries: Queries, always: Sequence[Tile]) -> torch.Tensor:
+        """Sum up what is always attended (`Ops.held`)."""
+        return log_held(queries, always)
+
+    def missed(
+        self, estimates: Estimates, found: Found, error: torch.Tensor, held: torch.Tensor, head: int | None = None
+    ) -> torch.Tensor:
+        """Bound what was missed (`Ops.missed`)."""
+        heads = slice(None) if head is None else slice(head, head + 1)
+        return missed_share(estimates, found, error, held[heads], heads)
 
     def _selection(
         self, queries: Queries, found: Found, rows: Rows

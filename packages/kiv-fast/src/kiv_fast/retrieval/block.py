@@ -29,18 +29,18 @@ def attend_block(view: View, queries: Queries, bound: bool, out: torch.Tensor) -
         masses = cold.ops.attend(queries, view.always, view.finite, None, False, out)
         missed = torch.zeros_like(masses.exact) if bound else None
         return Result(masses, None, None, missed, 0, 0)
-    estimates, streamed = cold.ops.estimate(view.index, queries, view.most), None
-    if config.max_missed_mass is None:
-        found = find(view, estimates)
+    estimates, streamed, missed = cold.ops.estimate(view.index, queries, view.most), None, None
+    if config.max_missed_mass is not None:
+        found, streamed, missed = bounded(view, queries, estimates)
     else:
-        found, streamed = bounded(view, queries, estimates)
+        found = find(view, estimates)
+        missed = missed_bound(view, queries, estimates, found) if bound else None
     selected = found.chosen.numel() if streamed is None else int((found.chosen >= 0).sum())
     cold.counters.value_bytes_gathered += selected * cold.shape.value_width * cold.shape.dtype.itemsize
     finite = view.finite and view.row.finite >= view.index.pages
     retrieved = estimates, found, cold.rows(view.row, values=True)
     masses = cold.ops.attend(queries, view.always, finite, retrieved, config.tail == "mean", out)
-    missed = missed_bound(view, queries, found) if bound else None
-    return Result(masses, found, streamed, missed, *_rows_read(view, found, streamed))
+    return Result(masses, found, streamed, missed if bound else None, *_rows_read(view, found, streamed))
 
 
 def _rows_read(view: View, found: Found, streamed: torch.Tensor | None) -> tuple[int, int]:

@@ -1,5 +1,5 @@
 /* The operations, compiled once for each set of instructions: KIV_SUFFIX tells which. */
-#include "attend.h"
+#include "bound.h"
 
 #define NUMBERS_AT_ONCE (1 << 16)
 
@@ -47,4 +47,5 @@ static int append(const Copy *copy, int64_t copies) {
 #define JOIN(a, b) a##b
 #define NAME(a, b) JOIN(a, b)
 
-const Operations NAME(kiv_operations_, KIV_SUFFIX) = {estimate, best, select_tokens, attend, finite_numbers, append};
+const Operations NAME(kiv_operations_, KIV_SUFFIX) = {estimate,       best,   select_tokens, attend,
+                                                      finite_numbers, append, held,          missed};

@@ -82,6 +82,18 @@ typedef struct {
     int64_t finite;           /* whether every value and every mean is a number */
 } Attend;
 
+/* What the missed bound is made of (SPEC 6.2), beside the queries. */
+typedef struct {
+    const Index *index;
+    const Estimates *estimates;
+    const Found *found;
+    const float *error; /* [pages][H of the index][D], the largest distances of keys from approximate keys */
+    const double *held; /* [H][M], as `held` gives it */
+    float *room;        /* [H][M][pages] */
+    double *share;      /* [H][M] */
+    int64_t head;       /* the only one that `found` has, and that is asked for; or -1 */
+} Missed;
+
 typedef void (*Body)(void *context, int64_t task);
 int kiv_run(Body body, void *context, int64_t tasks, int32_t threads); /* whether a task had no memory */
 void *kiv_workspace(int slot, int64_t nbytes); /* of this thread, until it uses the slot again; null if refused */
@@ -103,6 +115,8 @@ typedef struct {
     int (*attend)(const Query *, const Attend *);
     int (*finite)(const void *numbers, int64_t count, int64_t kind, int32_t threads); /* whether all are */
     int (*append)(const Copy *, int64_t copies); /* a bit for each that has numbers that are not finite */
+    int (*held)(const Query *, const Attend *, double *logarithms);
+    int (*missed)(const Query *, const Missed *);
 } Operations;
 
 #endif

@@ -1,0 +1,87 @@
+"""How much softmax mass may have been missed, from the sums that the tail has of the estimates (SPEC 6.2).
+
+What may be missed is rounded up and what is held down: by what products lose at most, in whatever order they are
+added, and by what exponentials and their sums do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .arguments import Found, Queries, Tile
+from .estimates import LEVELS, Estimates, whole_unit
+from .softmax import tile_part
+from .tail import unread_sums
+
+WIDE = torch.float64
+
+LEAST = 2.0**-130
+"""More than what is lost of scale * q where that is below the normal numbers of float32."""
+
+
+def log_held(queries: Queries, always: Sequence[Tile]) -> torch.Tensor:
+    """No more than log Σ e^l of tokens that are always attended and of learned sinks, float64 ``[H, M]``."""
+    members, asked = queries.members, _asked(queries)
+    logits, reach = members[:, :, :0], members.new_zeros(members.shape[:2])
+    for tile in always:
+        largest = tile.key.abs().amax(dim=1).to(members.dtype)  # [H, D]
+        logits = torch.cat([logits, tile_part(queries, tile).logits], dim=2)
+        reach = torch.maximum(reach, (asked @ largest[:, :, None])[:, :, 0])
+    held = torch.logsumexp(logits.to(WIDE), dim=2) - _lost(queries, reach)
+    if queries.sink_logits is not None:
+        held = torch.logaddexp(held, queries.sink_logits.flatten(1, 2).to(WIDE))
+    return held
+
+
+def missed_share(
+    estimates: Estimates, found: Found, error: torch.Tensor, held: torch.Tensor, heads: slice
+) -> torch.Tensor:
+    """The bound, float64 ``[n, M]``, of the heads that `found` has; otherwise as `Ops.missed`."""
+    queries, index, (slack, reach) = estimates.queries, estimates.index, _slack(estimates, error)
+    lost = _lost(queries, reach)[heads]
+    unread = unread_sums(queries, estimates, found.candidates, heads)  # [n, M, N]
+    sizes = unread.abs().masked_fill_(unread == -torch.inf, 0)
+    room = torch.finfo(unread.dtype).eps * (2 * sizes + 3 * index.page_tokens + 256)
+    unread = torch.logsumexp(unread.to(WIDE) + slack[heads] + room, dim=2)
+    logits, selected = queries.cap(found.scores).to(WIDE), found.selected[:, None]
+    held = torch.logaddexp(held, torch.logsumexp(logits.masked_fill(~selected, -torch.inf), dim=2) - lost)
+    left = torch.logsumexp(logits.masked_fill(selected, -torch.inf), dim=2)
+    missed = torch.logaddexp(left, unread) + lost
+    # What is left are logarithms in float64, and their sums of fewer than 2^22 numbers.
+    room = 2.0**-30 + torch.finfo(WIDE).eps * (held.abs() + missed.abs())
+    share = torch.exp(room) / (1 + torch.exp(held - missed))
+    return torch.where(missed == -torch.inf, 0.0, share.nan_to_num_(nan=1.0).clamp_(max=1.0))
+
+
+def _asked(queries: Queries) -> torch.Tensor:
+    """|scale * q| ``[H, M, D]``, nowhere 0."""
+    return queries.members.abs() * abs(queries.scale) + LEAST
+
+
+def _lost(queries: Queries, reach: torch.Tensor) -> torch.Tensor:
+    """What a logit loses at most, float64 ``[H, M]``; infinity where it may not be a number.
+
+    `reach` ``[H, M]`` is no less than Σ |scale * q| |k| of any key.
+    """
+    info = torch.finfo(reach.dtype)
+    lost = info.eps * ((queries.members.shape[2] + 16) * reach.to(WIDE) + 4 * (queries.softcap or 0.0) + 64)
+    return lost.masked_fill_(~(reach < info.max / 16 * min(1.0, abs(queries.scale))), torch.inf)
+
+
+def _slack(estimates: Estimates, error: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What scores of pages exceed their estimates by, float64 ``[H, M, N]``; and the reach of all, ``[H, M]``.
+
+    `error` ``[N, H, D]`` is the largest distance of a page's keys from their approximate keys.
+    """
+    index, asked, members = estimates.index, _asked(estimates.queries), estimates.queries.members
+    channels, step, base = (index.records(table) for table in (index.channels, index.step, index.base))
+    picked = channels.long()[:, :, None].expand(-1, -1, members.shape[1], -1)
+    coded = (members * estimates.queries.scale).expand(len(step), *members.shape).gather(3, picked) * step[:, :, None]
+    size = coded.abs()  # [N, H, M, 2 W]
+    unit = whole_unit(size.amax(dim=3, keepdim=True))
+    less = (coded - (coded / unit).round_().mul_(unit)).clamp_(min=0).sum(dim=3).permute(1, 2, 0) * (LEVELS - 1)
+    spread = asked @ error.permute(1, 2, 0)
+    reach = asked @ base.abs().permute(1, 2, 0) + spread + less + LEVELS * size.sum(dim=3).permute(1, 2, 0)
+    return spread.to(WIDE) + less, reach.amax(dim=2)

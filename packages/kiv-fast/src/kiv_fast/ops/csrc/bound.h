@@ -1,0 +1,250 @@
+/* How much softmax mass may have been missed (SPEC 6.2), from the sums that the tail has of the estimates. What may be
+   missed is rounded up and what is held down, as ops/bound.py has it. */
+#ifndef KIV_BOUND_H
+#define KIV_BOUND_H
+
+#include "attend.h"
+
+#define ROUNDED 0x1p-24 /* what an operation loses at most, of its result */
+#define LEAST 0x1p-130f /* more than what is lost of scale * q where that is below the normal numbers */
+
+/* The logarithm of e^a + e^b; no number if one of them is none. */
+static inline double log_add(double a, double b) {
+    double most = a > b ? a : b;
+    return most == -INFINITY ? a + b : most + log1p(exp((a > b ? b : a) - most));
+}
+
+/* What a logit and a sum of exponentials lose at most, if no key's products add up to more than `reach` by magnitude;
+   infinity where one may not be a number. */
+static double lost(const Query *query, float reach) {
+    float scale = fabsf(query->scale);
+    if (!(reach < 2e37f * (scale < 1.0f ? scale : 1.0f))) return INFINITY;
+    return ROUNDED * ((2.0 * query->width + 32.0) * reach + 8.0 * query->softcap + 512.0);
+}
+
+/* |scale * q|, nowhere 0, filled up with zeros. */
+static void magnitudes(const Query *query, int64_t head, int64_t m, float *asked) {
+    const float *q = query->query + (head * query->members + m) * query->width;
+    for (int64_t d = 0; d < ROUND_UP(query->width, LANES); d++)
+        asked[d] = d < query->width ? fabsf(q[d] * query->scale) + LEAST : 0.0f;
+}
+
+/* The logarithm of the sum of exponentials, in whose place they are put. */
+static double log_sums(float *logits, int64_t n) {
+    float most = largest(logits, n), base = most < NONE ? NONE : most, total = exponentials(logits, n, base);
+    return most == -INFINITY ? -INFINITY : base + log(total);
+}
+
+typedef struct {
+    Softmax softmax;
+    double *held; /* [H][M] */
+} Held;
+
+static void held_of_head(void *context, int64_t head) {
+    const Held *work = context;
+    const Query *query = work->softmax.query;
+    const Attend *attend = work->softmax.attend;
+    int64_t members = query->members, wide = ROUND_UP(query->width, LANES);
+    float *logits = kiv_workspace(2, (members * PART_TOKENS + (members + 5) * wide) * sizeof(float));
+    double *held = work->held + head * members;
+    OR_FAIL(logits)
+    float *room = logits + members * PART_TOKENS, *key = room, *size = room + (members + 4) * wide;
+    memset(size, 0, wide * sizeof(float));
+    for (int64_t m = 0; m < members; m++) held[m] = -INFINITY;
+    for (int64_t r = 0; r < attend->runs; r++) {
+        const Run *run = attend->run + r;
+        for (int64_t first = 0; first < run->count; first += PART_TOKENS) {
+            int64_t stop = first + PART_TOKENS < run->count ? first + PART_TOKENS : run->count;
+            Part part = {(int)r, head, first, stop, 0, 0, 0, 0};
+            run_logits(&work->softmax, &part, logits, PART_TOKENS, room);
+            for (int64_t m = 0; m < members; m++) {
+                double part_log = log_sums(logits + m * PART_TOKENS, stop - first);
+                held[m] = log_add(held[m], part_log);
+            }
+            for (int64_t i = first; i < stop; i++) {
+                widen(row_of(&run->key, head, i), query->width, run->key.kind, key);
+                for (int64_t d = 0; d < wide; d += LANES) {
+                    V one = (V)((VI)load(key + d) & 0x7fffffff);
+                    store(size + d, LARGER(one, load(size + d)));
+                }
+            }
+        }
+    }
+    for (int64_t m = 0; m < members; m++) {
+        V reach = splat(0.0f);
+        magnitudes(query, head, m, key);
+        for (int64_t d = 0; d < wide; d += LANES) reach += load(key + d) * load(size + d);
+        held[m] -= lost(query, sum_of(reach));
+        if (query->sink) held[m] = log_add(held[m], query->sink[head * members + m]);
+    }
+}
+
+/* Of each member no more than the logarithm of what runs and learned sinks weigh. */
+static int held(const Query *query, const Attend *attend, double *logarithms) {
+    Held work = {{query, attend, 0, 0, 0, 0, 0}, logarithms};
+    return kiv_run(held_of_head, &work, query->heads, query->threads);
+}
+
+typedef struct {
+    const Query *query;
+    const Missed *missed;
+} Missing;
+
+/* The unit of the weights of a page, as in `ask`, and its inverse. */
+static void unit_of(float most, float *unit, float *inverse) {
+    int32_t exponent;
+    memcpy(&exponent, &most, sizeof most);
+    exponent = (exponent >> 23) - 126 - 13;
+    exponent = exponent < -126 ? -126 : exponent > 115 ? 115 : exponent;
+    *unit = ldexpf(1.0f, exponent);
+    *inverse = ldexpf(1.0f, -exponent);
+}
+
+/* What no score of a page exceeds its estimate by; and no sum of products that made them is more than `reach`. */
+static double slack(const Missed *missed, const Query *query, int64_t head, int64_t m, int64_t page, const float *asked,
+                    float *reach) {
+    const Index *index = missed->index;
+    int64_t width = index->width, channels = 2 * index->half, at = index->page[page] * index->heads + head;
+    const float *error = missed->error + (page * index->heads + head) * width, *base = index->base + at * width;
+    const float *step = index->step + at * channels, *q = query->query + (head * query->members + m) * width;
+    const int16_t *channel = index->channels + at * channels;
+    V far = splat(0.0f), near = splat(0.0f);
+    for (int64_t d = 0; d < width; d += LANES) {
+        V one = load(asked + d);
+        far += one * load_some(error + d, width - d, 0.0f);
+        near += one * (V)((VI)load_some(base + d, width - d, 0.0f) & 0x7fffffff);
+    }
+    const V scale = splat(query->scale), magic = splat(12582912.0f);
+    float spread = sum_of(far), exact[ROUND_UP(channels, LANES)], unit, inverse;
+    V size = splat(0.0f), most = size, missing = size;
+    for (int64_t c = 0; c < channels; c++) exact[c] = q[channel[c]];
+    for (int64_t c = 0; c < channels; c += LANES) {
+        V one = load_some(exact + c, channels - c, 0.0f) * scale * load_some(step + c, channels - c, 0.0f);
+        store(exact + c, one);
+        one = (V)((VI)one & INT32_MAX);
+        size += one;
+        most = larger(one, most);
+    }
+    unit_of(most_of(most), &unit, &inverse);
+    for (int64_t c = 0; c < channels; c += LANES) {
+        V one = load(exact + c), whole = one * splat(inverse) + magic;
+        missing += larger(one - (whole - magic) * splat(unit), splat(0.0f));
+    }
+    float less = 15.0f * sum_of(missing);
+    *reach = spread + sum_of(near) + 16.0f * sum_of(size) + less;
+    return (double)spread + less;
+}
+
+/* Tokens of a page that were not read; *candidate goes on from the page's first candidate to the next page's. */
+static int64_t unread_tokens(const Missed *missed, int64_t head, int64_t page, int64_t *candidate) {
+    const Index *index = missed->index;
+    const Found *found = missed->found;
+    const int32_t *at = found->at + head * found->stride;
+    int64_t count = index->tokens, stop = (page + 1) * index->tokens;
+    if (index->unseen)
+        for (int64_t i = stop - index->tokens; i < stop; i++) count -= index->unseen[i] != 0;
+    for (; *candidate < found->candidates && at[*candidate] >= 0 && at[*candidate] < stop; ++*candidate) count--;
+    return count;
+}
+
+/* The logarithm of what a page's unread tokens weigh, by estimates made again; candidates are [first, last). */
+static double weighed_anew(const Missed *missed, const Query *query, int64_t head, int64_t m, int64_t page, int64_t first,
+                           int64_t last) {
+    const Index *index = missed->index;
+    int64_t wide = ROUND_UP(index->tokens, TOKENS);
+    const int32_t *at = missed->found->at + head * missed->found->stride;
+    float *room = kiv_workspace(1, query->members * wide * sizeof(float)), *row = room + m * wide;
+    Asked asked = asked_room(index, query->members);
+    if (!room || !asked.weight) {
+        kiv_no_memory();
+        return 0.0;
+    }
+    ask(index, query, head, page, &asked);
+    scan(index, query->members, head, page, &asked, room, wide, 0, index->tokens);
+    for (int64_t k = first; k < last; k++) row[at[k] - page * index->tokens] = -INFINITY;
+    cap(row, index->tokens, query->softcap);
+    return log_sums(row, index->tokens);
+}
+
+static void missed_of_row(void *context, int64_t row) {
+    const Query *query = ((const Missing *)context)->query;
+    const Missed *missed = ((const Missing *)context)->missed;
+    const Found *found = missed->found;
+    int64_t head = row / query->members, m = row % query->members, pages = missed->index->pages, candidate = 0;
+    int64_t others = 0, size = missed->index->tokens, count = found->candidates, wide = ROUND_UP(query->width, LANES), selected = 0;
+    double *page_log = kiv_workspace(2, pages * sizeof(double) + (wide + 2 * ROUND_UP(count, LANES)) * sizeof(float));
+    OR_FAIL(page_log)
+    float *asked = (float *)(page_log + pages), *left = asked + wide, *kept = left + ROUND_UP(count, LANES), far = 0.0f;
+    double most = -INFINITY, total = 0.0;
+    magnitudes(query, head, m, asked);
+    for (int64_t p = 0; p < pages; p++) {
+        float reach, sum = missed->room[row * pages + p], base = missed->estimates->base[row * pages + p];
+        double more = slack(missed, query, head, m, p, asked, &reach);
+        int64_t first = candidate, unread = unread_tokens(missed, head, p, &candidate);
+        if (reach > far || reach != reach) far = reach; /* from then on it stays what is no number */
+        page_log[p] = -INFINITY;
+        others += unread;
+        if (unread == 0) continue;
+        /* So far below the base, weights that are not nothing may have been taken for 0. */
+        double all = sum > base - FAR ? sum : weighed_anew(missed, query, head, m, p, first, candidate);
+        page_log[p] = all + more + 4 * ROUNDED * fabs(all);
+        if (!(page_log[p] <= most)) most = page_log[p];
+    }
+    for (int64_t p = 0; p < pages; p++) total += page_log[p] == -INFINITY ? 0.0 : exp(page_log[p] - most);
+    double away = lost(query, far) + ROUNDED * count, may = most + log(total) + ROUNDED * (6.0 * size + 512.0);
+    memcpy(left, found->raw + row * found->stride, count * sizeof(float));
+    cap(left, count, query->softcap);
+    for (; selected < found->selected && found->chosen[head * found->selected + selected] >= 0; selected++) {
+        float *one = left + found->chosen[head * found->selected + selected];
+        kept[selected] = *one;
+        *one = -INFINITY;
+    }
+    double have = log_add(missed->held[row], log_sums(kept, selected) - away), rest = log_sums(left, count);
+    may = log_add(may, rest);
+    int nothing = candidate == selected && others == 0;
+    /* What is left are logarithms in float64, and their sums of fewer than 2^22 numbers. */
+    may += away;
+    double share = exp(0x1p-30 + 0x1p-52 * (fabs(have) + fabs(may))) / (1.0 + exp(have - may));
+    missed->share[row] = nothing ? 0.0 : share < 1.0 ? share : 1.0;
+}
+
+/* What the structures say of one head alone: addresses begin with it, distances stay. */
+static void only_head(int64_t head, Query *query, Index *index, Estimates *estimates, Missed *missed) {
+    int64_t channels = 2 * index->half, rows = head * query->members;
+    query->query += rows * query->width;
+    query->heads = 1;
+    index->codes += head * ROUND_UP(index->tokens, TOKENS) * index->half;
+    index->channels += head * channels;
+    index->step += head * channels;
+    index->base += head * index->width;
+    estimates->base += rows * index->pages;
+    estimates->sum += rows * index->pages;
+    estimates->start += head;
+    estimates->count += head;
+    missed->error += head * index->width;
+    missed->held += rows;
+}
+
+/* SPEC 6.2. The tail of a selection of every candidate has the sums of all that was not read. */
+static int missed(const Query *asked, const Missed *of) {
+    Query query = *asked;
+    Index index = *of->index;
+    Estimates estimates = *of->estimates;
+    Missed missed = *of;
+    Found all = *of->found;
+    missed.index = &index;
+    missed.estimates = &estimates;
+    if (of->head >= 0) only_head(of->head, &query, &index, &estimates, &missed);
+    int32_t *every = kiv_workspace(3, (query.heads * all.candidates + 1) * sizeof(int32_t));
+    if (!every) return 1;
+    for (int64_t head = 0; head < query.heads; head++)
+        for (int64_t k = 0; k < all.candidates; k++)
+            every[head * all.candidates + k] = all.at[head * all.stride + k] < 0 ? -1 : (int32_t)k;
+    all.chosen = every;
+    all.selected = all.candidates;
+    if (tail(&index, &query, &estimates, &all, missed.room)) return 1;
+    Missing work = {&query, &missed};
+    return kiv_run(missed_of_row, &work, query.heads * query.members, query.threads);
+}
+
+#endif
