@@ -7,7 +7,8 @@ KIVI (2402.02750) and KVQuant (2401.18079).
 from __future__ import annotations
 
 import torch
-from kiv_reference.index import LEVELS, SAMPLES
+from kiv_reference.estimate import estimates
+from kiv_reference.index import SAMPLES, index_page
 
 from .scene import PAGE_TOKENS, SINK_TOKENS, Scene
 
@@ -22,32 +23,6 @@ def query_weights(scene: Scene) -> torch.Tensor:
     return torch.where(known[:, None] > 0, largest[recent].amax(dim=1), 1.0)
 
 
-def coded_keys(paged: torch.Tensor, weights: torch.Tensor, channels: int) -> torch.Tensor:
-    """Code and decode keys: ``[pages, P, D]``, of channels without a code the page's mean.
-
-    Parameters
-    ----------
-    paged : float32 [pages, P, D]
-    weights : float32 [pages, D]
-        How much a channel counts.
-    channels : int
-        Channels of a page with codes, those of the largest weight times range; ties to the lower index.
-    """
-    low, high = paged.amin(dim=1), paged.amax(dim=1)
-    middle = low / 2 + high / 2
-    radius = high - middle
-    chosen = (weights * radius).argsort(dim=1, descending=True, stable=True)[:, :channels]
-
-    def of_chosen(table: torch.Tensor) -> torch.Tensor:
-        return table.gather(1, chosen)[:, None]  # [pages, 1, channels]
-
-    step = of_chosen(radius) / (LEVELS / 2)
-    wide = chosen[:, None].expand(-1, paged.shape[1], -1)
-    codes = ((paged.gather(2, wide) - of_chosen(low)) / step).nan_to_num(0.0).floor().clamp(0, LEVELS - 1)
-    decoded = of_chosen(middle) + (codes - (LEVELS - 1) / 2) * step
-    return paged.mean(dim=1, keepdim=True).expand_as(paged).scatter(2, wide, decoded)
-
-
 def code_bytes(width: int, channels: int) -> float:
     """Count bytes a token: 4 bits a channel; for each page the channels' numbers, least, step, and the mean key."""
     channels = min(channels, width)
@@ -55,6 +30,9 @@ def code_bytes(width: int, channels: int) -> float:
 
 
 def code_estimates(scene: Scene, channels: int) -> torch.Tensor:
-    """Estimate the logits of the cold tokens, ``[Q, G, N]``."""
+    """Estimate the logits of the cold tokens by whole weights, as SPEC 4.2 has them: ``[Q, G, N]``."""
     paged = scene.cold_key.unflatten(0, (-1, PAGE_TOKENS))
-    return scene.query @ coded_keys(paged, query_weights(scene), channels).flatten(0, 1).T
+    # The reference indexes a page's KV heads side by side: here it is the pages of one head.
+    whole, no_value = torch.ones(PAGE_TOKENS, dtype=torch.bool), paged[..., :0]
+    index = index_page(paged, no_value, whole, query_weights(scene), min(channels, paged.shape[2]))
+    return estimates(scene.query, index, scale=1.0)
