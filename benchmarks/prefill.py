@@ -21,7 +21,7 @@ from .timing import quiet, seconds
 K = 1024
 TOKENS = {"gemma": 16 * K, "smollm2": 8 * K}
 QUICK = {"gemma": 1 * K, "smollm2": 512}
-LIMIT = 1.10
+LIMIT = 1.0
 TIERS = ("device", "beyond", "ram", "plain")
 COLOURS = ("C0", "C1")
 STYLES = {"KIV": "o-", "plain": "s--", "by retrieval": "^:"}
@@ -56,7 +56,7 @@ def measure_model(model_name: str, tokens: int, chunk: int, result: Result, opti
         subject.close()
     title = MODELS[model_name].title
     result.series[model_name] = {**taken, "memory": memory}
-    result.target(f"{title}: KIV ÷ plain", LIMIT, sum(taken["KIV"]) / sum(taken["plain"]))
+    result.target(f"{title}: exact KIV ÷ plain", LIMIT, sum(taken["KIV"]) / sum(taken["plain"]))
     _tabulate(f"{title}, bfloat16: prefill in chunks of {chunk}", taken, memory, result)
     difference = (logits["KIV"].float() - logits["plain"].float()).abs().max().item()
     same = "the same" if logits["KIV"].argmax() == logits["plain"].argmax() else "another"

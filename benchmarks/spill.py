@@ -29,7 +29,7 @@ from .timing import interleave, median_ms, quiet, seconds
 K = 1024
 MiB = 2**20
 ROUNDS, WARMUP = 60, 20
-SLOWDOWN_LIMIT = 1.5
+SLOWDOWN_LIMIT = 1.15
 MEMORY_LIMIT = 1.10
 
 

@@ -24,7 +24,7 @@ from .subjects import Factory, Subject, chunks
 K = 1024
 STEPS = 32
 PREFILL_CHUNK = 1024
-LIMIT = 1.25
+LIMIT = 1.24
 COUNTED = ("key_bytes_gathered", "value_bytes_gathered", "streamed_bytes")
 """Counters of the fast pool that are bytes read from RAM or disk."""
 
