@@ -41,11 +41,11 @@ def check_state(scene: Scene, oracle: OracleStore) -> None:
     scene.require(oracle.length > 0 or sum(memory) == 0, "10.3", "an empty store holds bytes", got=memory)
 
 
-def check_blocks(scene: Scene, oracle: OracleStore, report: AttendReport) -> None:
+def check_blocks(scene: Scene, oracle: OracleStore, report: AttendReport, remaining: int | None) -> None:
     """Check that the call was cut into the right blocks, each with the right partition (SPEC 7, 2.3)."""
-    expected = [(b.mode, b.start, b.stop - b.start) for b in oracle.blocks()]
+    expected = [(b.mode, b.start, b.stop - b.start) for b in oracle.blocks(remaining)]
     got = [(b.mode, b.first_query, b.query_tokens) for b in report.blocks]
-    clause = "7.5" if oracle.pending == 1 else "7.2"
+    clause = "7.6" if remaining is not None else "7.5" if oracle.pending == 1 else "7.2"
     claim = f"[(b.mode, b.first_query, b.query_tokens) for b in report.blocks] == {expected}"
     scene.require(got == expected, clause, "wrong query blocks", claim, got=got, expected=expected)
 

@@ -95,16 +95,18 @@ class Driver:
         softcap: float | None = None,
         sink_logits: torch.Tensor | None = None,
         bound: bool = True,
+        remaining_prompt_tokens: int | None = None,
     ) -> torch.Tensor:
         """Attend, and check the answer."""
         placed = self.target.place({"query": query, "sink_logits": sink_logits})
         query, sink_logits = placed["query"], placed["sink_logits"]
         arguments = {"scale": scale, "softcap": softcap, "sink_logits": sink_logits, "bound": bound}
+        arguments["remaining_prompt_tokens"] = remaining_prompt_tokens
         output = self._call("attend", query=query, **arguments)
         self.oracle.attend(query.tolist())
         self.operations.outputs.append(output.clone())
         self.last = Attended(query, arguments, output.clone(), picked(self.store))
-        self.check(query, output, scale, softcap, sink_logits, bound)
+        self.check(query, output, **arguments)
         return output
 
     def check(
@@ -115,6 +117,7 @@ class Driver:
         softcap: float | None,
         sink_logits: torch.Tensor | None,
         bound: bool,
+        remaining_prompt_tokens: int | None,
     ) -> None:
         """Compare output and report of a call with the oracle."""
         scene, report = self.scene, self.store.report
@@ -125,7 +128,7 @@ class Driver:
         scene.require(
             good, "9.1", "wrong form of output", claim, got=f"{output.dtype} {list(output.shape)}", expected=shape
         )
-        check_blocks(scene, self.oracle, report)
+        check_blocks(scene, self.oracle, report, remaining_prompt_tokens)
         sinks = None
         if sink_logits is not None:
             wide = sink_logits if sink_logits.ndim == 3 else sink_logits[None, :, None].expand(batch, heads, queries)
@@ -133,7 +136,7 @@ class Driver:
         precision = Precision(query.dtype)
         first = self.oracle.length - queries
         sizes = query.shape[3] * query.element_size(), shape[3] * query.element_size()
-        rows = zip(self.oracle.blocks(), report.blocks, strict=True)
+        rows = zip(self.oracle.blocks(remaining_prompt_tokens), report.blocks, strict=True)
         for number, (block, told) in enumerate(rows):
             here = scene.at(block=number)
             scene.require((told.missed_bound is not None) == bound, "6.2", "bound not as asked", got=told.missed_bound)
@@ -222,7 +225,8 @@ class Driver:
             start += n
             self.append(chunk)
             if attends:
-                outputs.append(self.attend(chunk.query, scenario.scale, scenario.softcap, scenario.sink_logits(n)))
+                told = {"sink_logits": scenario.sink_logits(n), "remaining_prompt_tokens": scenario.remaining}
+                outputs.append(self.attend(chunk.query, scenario.scale, scenario.softcap, **told))
         return outputs
 
 

@@ -43,9 +43,16 @@ class Asked(NamedTuple):
     scale: float
     softcap: float | None
     sinks: bool
+    remaining: int | None
 
 
-ASKED = st.builds(Asked, st.sampled_from(SCALES), st.sampled_from([None, None, 3.0]), st.booleans())
+ASKED = st.builds(
+    Asked,
+    st.sampled_from(SCALES),
+    st.sampled_from([None, None, 3.0]),
+    st.booleans(),
+    st.sampled_from([None, None, 0, 1, 99]),
+)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -93,7 +100,7 @@ class StoreMachine(RuleBasedStateMachine):
         driver.append(tokens)
         if asked is not None:
             logits = torch.linspace(-1, 1, shape.heads * shape.groups) if asked.sinks else None
-            driver.attend(tokens.query, asked.scale, asked.softcap, logits)
+            driver.attend(tokens.query, asked.scale, asked.softcap, logits, remaining_prompt_tokens=asked.remaining)
             event(f"call of {'one' if n == 1 else 'several'}, cold pages: {min(driver.oracle.parts()[2], 1)}")
 
     @rule(pick=PICK, kind=st.integers(0, 9), seed=st.integers(0, 999), given=st.sampled_from([True, True, False]))

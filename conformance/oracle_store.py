@@ -117,17 +117,17 @@ class OracleStore:
         cold = Head(self.config, [], [], [], self.length).cold_pages * self.config.page_tokens
         return sinks, self.length - sinks - cold, cold
 
-    def blocks(self) -> list[Block]:
-        """Return the query blocks of the call that is due (SPEC 7)."""
+    def blocks(self, remaining: int | None = None) -> list[Block]:
+        """Return the query blocks of the call that is due, told that `remaining` tokens follow, or not (SPEC 7)."""
         c, stop = self.config, self.length
         first = stop - self.pending
         if c.retrieve_tokens is None:
             return [Block("exact", first, stop)]
-        if self.pending == 1:
+        if self.pending == 1 and remaining is None:
             return [Block(self._mode("retrieve", first), first, stop)]
         if c.prefill == "exact":
             return [Block("exact", first, stop)]
-        suffix = min(self.pending, c.exact_suffix_tokens)
+        suffix = min(self.pending, max(0, c.exact_suffix_tokens - (remaining or 0)))
         blocks: list[Block] = []
         while first < stop - suffix:
             end = min(first + c.query_block_tokens, stop - suffix)

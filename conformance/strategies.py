@@ -102,6 +102,7 @@ class Scenario:
     mask_seed: int = 0
     exact_population: bool = False
     bad_values: int = 0
+    remaining: int | None = None
 
     @property
     def tokens(self) -> Tokens:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from hypothesis import event, given
 from hypothesis import strategies as st
+from kiv_reference import KIVConfig
+from kiv_reference.errors import KIVUsageError
 
+from .data import Recipe, Shape
 from .driver import Driver, drive
+from .expect import refused
 from .strategies import Scenario, blocks_only, configs, decode_only, scenarios
 
 if TYPE_CHECKING:
-    from kiv_reference import KIVConfig
-
     from .target import Target
 
 
@@ -34,7 +36,7 @@ class Test_7_1_PrefillExact:
 
 
 class Test_7_2_PrefillRetrieve:
-    """With `prefill="retrieve"` each block of queries behaves as a call of its own, however the prompt is chunked."""
+    """With `prefill="retrieve"` each block of queries behaves as a call of its own."""
 
     @given(
         scenario=scenarios(
@@ -43,37 +45,6 @@ class Test_7_2_PrefillRetrieve:
     )
     def test_blocks(self, target: Target, scenario: Scenario) -> None:
         drive(target, scenario)
-
-    @given(
-        scenario=scenarios(
-            exact_population=True,
-            config=configs(exact_population=True, prefill="retrieve", exact_suffix_tokens=0, max_missed_mass=None),
-            sinks="none",
-        ),
-        blocks=st.integers(2, 9),
-        split=st.integers(1, 8),
-        before=st.sampled_from([0, 40, 57]),
-    )
-    def test_chunking_by_blocks_does_not_matter(
-        self, target: Target, scenario: Scenario, blocks: int, split: int, before: int
-    ) -> None:
-        size = max(2, scenario.config.query_block_tokens)
-        config = dataclasses.replace(scenario.config, query_block_tokens=size)
-        tokens = scenario.recipe.make(scenario.shape, before + size * blocks)
-        split = min(split, blocks - 1) * size
-        found: list[list[list[int]]] = []
-        for chunks in ([size * blocks], [split, size * blocks - split]):
-            driver, start, selected = Driver(target, config, exact=True), before, []
-            if before:
-                driver.append(tokens.slice(0, before))
-            for n in chunks:
-                chunk = tokens.slice(start, start + n)
-                driver.append(chunk)
-                driver.attend(chunk.query, scenario.scale, scenario.softcap)
-                selected += [b.selected_positions.tolist() for b in driver.store.report.blocks]
-                start += n
-            found.append(selected)
-        driver.scene.require(found[0] == found[1], "7.2", "chunking changed a selection", got=found)
 
 
 class Test_7_3_PrefillWindow:
@@ -89,18 +60,20 @@ class Test_7_3_PrefillWindow:
 
 
 class Test_7_4_Suffix:
-    """The last `exact_suffix_tokens` queries of a call of several attend exactly, whatever `prefill` says."""
+    """The last `exact_suffix_tokens` queries of a prompt attend exactly, whatever `prefill` says."""
 
     @given(
         scenario=scenarios(
             config=configs(prefill=st.sampled_from(["retrieve", "window"]), exact_suffix_tokens=st.integers(0, 9)),
             calls=blocks_only(),
             most=24,
+            remaining=st.sampled_from([None, 0, 1, 2, 4, 9]),
         )
     )
-    def test_the_end_of_a_call(self, target: Target, scenario: Scenario) -> None:
+    def test_the_end_of_a_prompt(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
-        n, suffix = scenario.chunks[-1][0], scenario.config.exact_suffix_tokens
+        n = scenario.chunks[-1][0]
+        suffix = max(0, scenario.config.exact_suffix_tokens - (scenario.remaining or 0))
         first, blocks = driver.store.length - n, driver.store.report.blocks
         if suffix:
             exact = blocks[-1].query_tokens if blocks[-1].mode == "exact" else 0
@@ -129,3 +102,74 @@ class Test_7_5_Decode:
         zeros = torch.zeros_like(driver.store.report.blocks[0].estimated_mass)
         same = torch.equal(driver.store.report.blocks[0].estimated_mass, zeros)
         driver.scene.require(same, "7.5", "exact mode estimated something")
+
+
+class Test_7_6_PromptsInSeveralCalls:
+    """A prompt whose calls are told what follows is answered alike in whatever chunks it comes."""
+
+    @given(
+        scenario=scenarios(
+            config=configs(hot_tokens=st.integers(0, 3), exact_suffix_tokens=st.integers(0, 9)),
+            calls=st.lists(st.sampled_from([1, 1, 2, 5, 9]), min_size=1, max_size=2),
+            most=24,
+            remaining=st.sampled_from([0, 1, 3, 2**70]),
+        )
+    )
+    def test_calls_that_are_told(self, target: Target, scenario: Scenario) -> None:
+        drive(target, scenario)
+
+    @given(
+        scenario=scenarios(
+            exact_population=True,
+            config=configs(
+                exact_population=True,
+                hot_tokens=st.integers(0, 4),
+                candidate_tokens=st.sampled_from([1, 3, 8]),
+                exact_suffix_tokens=st.integers(0, 9),
+                max_missed_mass=None,
+            ),
+            sinks="none",
+        ),
+        blocks=st.integers(1, 6),
+        last=st.integers(1, 9),
+        cuts=st.sets(st.integers(1, 6)),
+        before=st.sampled_from([0, 40, 57]),
+    )
+    def test_chunking_by_blocks_does_not_matter(
+        self, target: Target, scenario: Scenario, blocks: int, last: int, cuts: set[int], before: int
+    ) -> None:
+        size = scenario.config.query_block_tokens
+        tokens = scenario.recipe.make(scenario.shape, before + size * blocks + last)
+        end = tokens.key.shape[2]
+        found: list[dict[int, tuple[str, list[list[list[int]]]]]] = []
+        for edges in ([], [before + size * cut for cut in sorted(cuts) if cut <= blocks]):
+            driver, start = Driver(target, scenario.config, exact=True), before
+            if before:
+                driver.append(tokens.slice(0, before))
+            found.append({})
+            for stop in (*edges, end):
+                chunk = tokens.slice(start, stop)
+                driver.append(chunk)
+                driver.attend(chunk.query, scenario.scale, scenario.softcap, remaining_prompt_tokens=end - stop)
+                for b in driver.store.report.blocks:
+                    same = b.mode, b.selected_positions.tolist()
+                    found[-1].update(dict.fromkeys(range(b.first_query, b.first_query + b.query_tokens), same))
+                start = stop
+        event(f"calls: {len(edges) + 1}")
+        driver.scene.require(found[0] == found[1], "7.6", "chunking changed an answer", got=found)
+
+    @given(scenario=scenarios(remaining=st.sampled_from([0, 99]), calls=blocks_only()), n=st.integers(1, 9))
+    def test_nothing_of_it_is_kept(self, target: Target, scenario: Scenario, n: int) -> None:
+        driver = drive(target, scenario)
+        tokens = scenario.recipe.make(scenario.shape, n)
+        driver.append(tokens)
+        driver.attend(tokens.query, scenario.scale)
+
+    @pytest.mark.parametrize("bad", [-1, 1.0, "1", True, torch.tensor([1, 2])])
+    def test_bad_numbers(self, target: Target, bad: Any) -> None:
+        driver = Driver(target, KIVConfig())
+        tokens = Recipe("gaussian", 0).make(Shape(), 3)
+        driver.append(tokens)
+        driver.attend(tokens.query, 0.5)
+        arguments = {"query": tokens.query, "scale": 0.5, "remaining_prompt_tokens": bad}
+        refused(driver, KIVUsageError, "7.6", "attend", **arguments)

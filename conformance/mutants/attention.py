@@ -241,6 +241,25 @@ def _(original: Any) -> Any:
     return lambda config, *rest: original(dataclasses.replace(config, exact_suffix_tokens=0), *rest)
 
 
+@mutant("suffix in every call of a prompt", (store, "query_blocks"), look="7.6")
+def _(original: Any) -> Any:
+    return lambda config, length, queries, remaining: original(
+        config, length, queries, None if queries > 1 else remaining
+    )
+
+
+@mutant("no suffix in a call that more of its prompt follows", (store, "query_blocks"), look="7.6")
+def _(original: Any) -> Any:
+    return lambda *rest: original(*rest[:3], rest[3] and 10**6)
+
+
+@mutant("a prompt's chunk of one query is a decode step", (store, "query_blocks"), look="7.6")
+def _(original: Any) -> Any:
+    return lambda config, length, queries, remaining: original(
+        config, length, queries, None if queries == 1 else remaining
+    )
+
+
 @mutant("blocks one query too long", (store, "query_blocks"))
 def _(original: Any) -> Any:
     def changed(config: Any, *rest: Any) -> Any:
@@ -251,10 +270,10 @@ def _(original: Any) -> Any:
 
 @mutant("decode uses the window", (store, "query_blocks"))
 def _(original: Any) -> Any:
-    def changed(config: Any, length: int, queries: int) -> Any:
+    def changed(config: Any, length: int, queries: int, remaining: int | None) -> Any:
         if queries == 1 and config.prefill == "window":
             return [QueryBlock("window", length - 1, length)]
-        return original(config, length, queries)
+        return original(config, length, queries, remaining)
 
     return changed
 

@@ -67,9 +67,23 @@ FAULTS = [
     Fault(
         "the suffix of a call is one query longer",
         "kiv_fast.partition:blocks",
-        "length - config.exact_suffix_tokens",
-        "length - config.exact_suffix_tokens - 1",
+        "length - exact)",
+        "length - exact - 1)",
         clause("7.4"),
+    ),
+    Fault(
+        "the suffix in every call of a prompt",
+        "kiv_fast.partition:blocks",
+        " - (remaining or 0)",
+        "",
+        clause("7.6"),
+    ),
+    Fault(
+        "a prompt's chunk of one query is a decode step",
+        "kiv_fast.partition:blocks",
+        "queries == 1 and remaining is None",
+        "queries == 1",
+        clause("7.6"),
     ),
     Fault(
         "padding counts in the extremes of a page",

@@ -29,6 +29,8 @@ class Call:
     query : [H, G, TQ, D] of each sequence, in the dtype of computation
     sinks : [B, H, G, TQ], optional
     scale, softcap, bound : as for `LayerStore.attend`
+    remaining : int, optional
+        Tokens of the prompt that later calls bring.
     """
 
     query: tuple[torch.Tensor, ...]
@@ -36,6 +38,7 @@ class Call:
     scale: float
     softcap: float | None
     bound: bool
+    remaining: int | None
 
 
 def answer(state: State, call: Call, trace: BlockTrace, row: int, first: int, output: torch.Tensor) -> None:

@@ -17,12 +17,16 @@ class Block(NamedTuple):
     pages: int
 
 
-def blocks(config: KIVConfig, length: int, queries: int) -> list[Block]:
-    """Cut a call of `queries` tokens, the last of `length`, into blocks in order of position."""
+def blocks(config: KIVConfig, length: int, queries: int, remaining: int | None) -> list[Block]:
+    """Cut a call of `queries` tokens, the last of `length`, into blocks in order of position.
+
+    `remaining` tokens of its prompt follow (SPEC 7.6); None where the call was told nothing.
+    """
     first = length - queries
-    if queries == 1 and not config.exact:
+    if queries == 1 and remaining is None and not config.exact:
         return [_block(config, "retrieve", first, length)]
-    suffix = first if config.prefill == "exact" else max(first, length - config.exact_suffix_tokens)
+    exact = length if config.prefill == "exact" else config.exact_suffix_tokens - (remaining or 0)
+    suffix = min(length, max(first, length - exact))
     step = config.query_block_tokens
     cut = [_block(config, config.prefill, start, min(start + step, suffix)) for start in range(first, suffix, step)]
     return [*cut, _block(config, "exact", suffix, length)] if suffix < length else cut

@@ -8,6 +8,7 @@ from kiv_reference.checks import (
     check_finite,
     check_modifiers,
     check_query,
+    check_remaining,
     check_rows,
     check_tensor,
     integer,
@@ -83,6 +84,7 @@ class FastStore(StoreView):
         softcap: float | None = None,
         sink_logits: torch.Tensor | None = None,
         bound: bool = False,
+        remaining_prompt_tokens: int | None = None,
     ) -> torch.Tensor:
         """Answer queries (`LayerStore.attend`)."""
         self._check()
@@ -91,6 +93,7 @@ class FastStore(StoreView):
         assert state is not None, "a query that was checked without a state"
         shape = state.shape
         sinks = check_modifiers(query, scale, softcap, sink_logits, bound)
+        remaining = check_remaining(remaining_prompt_tokens)
         valid = state.validity.part(state.length - self._pending, state.length)
         wide = aligned(query.to(shape.compute))  # torch may round otherwise where memory begins elsewhere
         if not all(state.cold.ops.finite(wide)):
@@ -102,7 +105,7 @@ class FastStore(StoreView):
         if sinks is not None:
             sinks = sinks.to(shape.compute).view(batch, *grouped)
         rows = (wide.view(*grouped, width),) if batch == 1 else wide.view(batch, *grouped, width).unbind()
-        call = Call(rows, sinks, scale, softcap, bound)
+        call = Call(rows, sinks, scale, softcap, bound, remaining)
         account = state.cold.account
         try:
             if state.samples_due:
@@ -129,7 +132,7 @@ class FastStore(StoreView):
         size = batch, heads * groups, count, state.shape.value_width
         output = torch.empty(size, dtype=dtype, device=state.shape.device)
         traces: list[BlockTrace] = []
-        for block in blocks(self._config, state.length, count):
+        for block in blocks(self._config, state.length, count, call.remaining):
             if block.pages > state.pages:
                 with state.cold.account.changing():
                     state.evict(block.pages)

@@ -183,6 +183,22 @@ def check_modifiers(
     return sink_logits
 
 
+def check_remaining(tokens: int | None) -> int | None:
+    """Check how many tokens of a prompt are said to follow a call, and return the number or None (SPEC 7.6).
+
+    Raises
+    ------
+    KIVUsageError
+    """
+    if tokens is None:
+        return None
+    tokens = integer("remaining_prompt_tokens", tokens)
+    if tokens < 0:
+        rule = "remaining_prompt_tokens must be 0 or more (SPEC 7.6)"
+        raise refuse(KIVUsageError, rule, tokens, "Pass 0 with the last tokens of a prompt.")
+    return tokens
+
+
 def check_rows(rows: torch.Tensor, batch: int, same_size: bool) -> list[int]:
     """Check the sequence numbers of `reorder` and `select`, and return them as integers (SPEC 9.3).
 

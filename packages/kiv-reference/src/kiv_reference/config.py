@@ -43,11 +43,11 @@ class KIVConfig:
     tail : "mean" or "none"
         Whether what was not selected counts by its mass and mean value (SPEC 5.2 to 5.4).
     prefill : "exact", "retrieve" or "window"
-        What calls of several queries do (SPEC 7).
+        What the queries of a prompt do (SPEC 7).
     query_block_tokens : int, >= 1
         Queries that share one retrieval in prefill (SPEC 7.2).
     exact_suffix_tokens : int, >= 0
-        Last queries of a call of several that always attend exactly (SPEC 7.4).
+        Last queries of a prompt, which always attend exactly (SPEC 7.4).
     max_missed_mass : float in (0, 1), or None
         Upper bound on the softmax mass that may be left out of a retrieval (SPEC 6.3).
     device_bytes, ram_bytes, disk_bytes : int >= 0, a size such as "512MiB", or None

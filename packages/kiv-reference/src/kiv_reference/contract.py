@@ -93,6 +93,7 @@ class LayerStore(Protocol):
         softcap: float | None = None,
         sink_logits: torch.Tensor | None = None,
         bound: bool = False,
+        remaining_prompt_tokens: int | None = None,
     ) -> torch.Tensor:
         """Attention output for the queries of the last appended tokens (SPEC 4 to 8).
 
@@ -108,6 +109,9 @@ class LayerStore(Protocol):
             Learned sink logits (SPEC 8.2).
         bound : bool
             Also report the bound on missed mass (SPEC 6.2); it costs a second score of every cold token.
+        remaining_prompt_tokens : int >= 0, optional
+            Tokens of the same prompt that later calls bring, 0 in its last one: the exact suffix is that of the prompt
+            (SPEC 7.6). Default: a call of several queries is a prompt of its own, a call of one a decode step.
 
         Returns
         -------
@@ -118,7 +122,8 @@ class LayerStore(Protocol):
         KIVShapeError, KIVNonFiniteError
             As for `append`.
         KIVUsageError
-            TQ is not the number of tokens last appended, or nothing was appended since a crop (SPEC 9.1).
+            TQ is not the number of tokens last appended, or nothing was appended since a crop (SPEC 9.1); a modifier or
+            `remaining_prompt_tokens` is out of its range.
         """
         ...
 

@@ -48,19 +48,19 @@ class QueryBlock:
     stop: int
 
 
-def query_blocks(config: KIVConfig, length: int, queries: int) -> Iterator[QueryBlock]:
-    """Cut the last `queries` of `length` positions into blocks (SPEC 7)."""
+def query_blocks(config: KIVConfig, length: int, queries: int, remaining: int | None) -> Iterator[QueryBlock]:
+    """Cut the last `queries` of `length` positions, which `remaining` of their prompt follow, into blocks (SPEC 7)."""
     first = length - queries
     if config.exact:
         yield QueryBlock("exact", first, length)
         return
-    if queries == 1:
+    if queries == 1 and remaining is None:
         yield QueryBlock(_chosen(config, "retrieve", first), first, length)
         return
     if config.prefill == "exact":
         yield QueryBlock("exact", first, length)
         return
-    suffix = max(first, length - config.exact_suffix_tokens)
+    suffix = min(length, max(first, length + (remaining or 0) - config.exact_suffix_tokens))
     for start in range(first, suffix, config.query_block_tokens):
         mode = _chosen(config, config.prefill, start)
         yield QueryBlock(mode, start, min(start + config.query_block_tokens, suffix))

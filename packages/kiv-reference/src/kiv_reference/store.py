@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, NoReturn, ParamSpec, SupportsIndex, TypeVar
 import torch
 
 from .call import BlockCall
-from .checks import check_append, check_finite, check_modifiers, check_query, check_rows, check_tensor, integer
+from .checks import (
+    check_append,
+    check_finite,
+    check_modifiers,
+    check_query,
+    check_remaining,
+    check_rows,
+    check_tensor,
+    integer,
+)
 from .errors import KIVUsageError, refuse
 from .partition import partition, query_blocks
 from .report import AttendReport, BlockReport, TierBytes, TierTokens
@@ -110,6 +119,7 @@ class ReferenceStore:
         softcap: float | None = None,
         sink_logits: torch.Tensor | None = None,
         bound: bool = False,
+        remaining_prompt_tokens: int | None = None,
         given: AttendReport | None = None,
     ) -> torch.Tensor:
         """Answer queries (`LayerStore.attend`); `given` replays another's candidates and selections (SPEC 11.2)."""
@@ -121,13 +131,14 @@ class ReferenceStore:
         check_finite("query", query, valid)
         query = torch.where(valid[:, None, :, None], query, query.nan_to_num(0.0, 0.0, 0.0))  # SPEC 2.4
         sinks = check_modifiers(query, scale, softcap, sink_logits, bound)
+        remaining = check_remaining(remaining_prompt_tokens)
 
         outputs: list[torch.Tensor] = []
         reports: list[BlockReport] = []
         tokens, first = tokens.begin(), self.length - tokens.pending
         if not self.config.exact:
             tokens.sample(query)
-        for i, block in enumerate(query_blocks(self.config, self.length, tokens.pending)):
+        for i, block in enumerate(query_blocks(self.config, self.length, tokens.pending, remaining)):
             if block.mode != "exact":
                 tokens.index_pages(self.config, partition(self.config, block.start))
             mine = slice(block.start - first, block.stop - first)
