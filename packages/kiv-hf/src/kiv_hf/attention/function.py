@@ -142,6 +142,7 @@ def _attend(
         scale=width**-0.5 if scaling is None else float(scaling),
         softcap=kwargs.get("softcap"),
         sink_logits=sinks,
+        remaining_prompt_tokens=layer.handshake.prompt.remaining(layer.store),
     )
     if adapted is not None:
         output = adapted.output(output)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from ..cache.kiv_cache import KIVCache
 from ..rope.limits import limits, same_factors_until
 
 if TYPE_CHECKING:
@@ -36,12 +38,6 @@ class Run:
     step_s: list[float]
 
 
-def chunk_sizes(tokens: int, chunk_tokens: int) -> list[int]:
-    """Cut `tokens` into chunks; a shorter one comes first, so that the last holds all of the question."""
-    rest = tokens % chunk_tokens
-    return ([rest] if rest else []) + [chunk_tokens] * (tokens // chunk_tokens)
-
-
 @torch.no_grad()
 def prefill(
     model: Any, ids: torch.Tensor, cache: Any, chunk_tokens: int, on_chunk: Callable[[int], None] = lambda _: None
@@ -60,10 +56,10 @@ def prefill(
     Tensor [1, V], the logits of the last token.
     """
     logits = torch.empty(0, device=ids.device)
-    sizes = chunk_sizes(ids.shape[1], chunk_tokens)
-    for part in cast("tuple[torch.Tensor, ...]", ids.split(sizes, dim=1)):
-        logits = _step(model, part, cache)
-        on_chunk(part.shape[1])
+    with cache.chunked_prefill(ids.shape[1]) if isinstance(cache, KIVCache) else nullcontext():
+        for part in cast("tuple[torch.Tensor, ...]", ids.split(chunk_tokens, dim=1)):
+            logits = _step(model, part, cache)
+            on_chunk(part.shape[1])
     return logits
 
 

@@ -8,7 +8,7 @@ So it needs several times the memory and time, and no tolerance.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_reference import ReferencePool
@@ -115,6 +115,7 @@ class CompareStore:
         softcap: float | None = None,
         sink_logits: torch.Tensor | None = None,
         bound: bool = False,
+        remaining_prompt_tokens: int | None = None,
     ) -> torch.Tensor:
         """Answer queries (`LayerStore.attend`), after comparing the answer.
 
@@ -123,18 +124,19 @@ class CompareStore:
         KIVDivergenceError
             The implementation under comparison retrieved or computed something else than the specification says.
         """
-        output = self._store.attend(query, scale=scale, softcap=softcap, sink_logits=sink_logits, bound=bound)
+        asked: dict[str, Any] = {"scale": scale, "softcap": softcap, "remaining_prompt_tokens": remaining_prompt_tokens}
+        output = self._store.attend(query, **asked, sink_logits=sink_logits, bound=bound)
         report = self._store.report
         fine = None if sink_logits is None else sink_logits.double()
         place = Place(self._layer, self._step)
         self._step += 1
-        self._truth.attend(query.double(), scale=scale, softcap=softcap, sink_logits=fine)
-        self._low.attend(query, scale=scale, softcap=softcap, sink_logits=sink_logits)
+        self._truth.attend(query.double(), **asked, sink_logits=fine)
+        self._low.attend(query, **asked, sink_logits=sink_logits)
         self._share_codes()
         Call(self._truth, query.double(), scale, query.dtype, place).check_retrieval(report)
 
-        truth = self._truth.attend(query.double(), scale=scale, softcap=softcap, sink_logits=fine, given=report)
-        low = self._low.attend(query, scale=scale, softcap=softcap, sink_logits=sink_logits, given=report)
+        truth = self._truth.attend(query.double(), **asked, sink_logits=fine, given=report)
+        low = self._low.attend(query, **asked, sink_logits=sink_logits, given=report)
         apart = self._apart(report)
         got, truth, low = (tensor.masked_fill(apart, 0) for tensor in (output, truth, low))
         check_outputs(place, got, truth, low, self._rounding(query, scale))

@@ -18,6 +18,7 @@ from ..rope.watch import Watch
 from .fits import require_fit
 from .names import GO_BACK, NAME, USE_KIV
 from .progress import Progress
+from .prompt import Prompt
 from .running import calling_config, still_runs
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ class Handshake:
         The layer whose new tokens no attention call has taken yet.
     adapted : (StagingLayer, Staged) or None
         The layer that last took adapted tokens, and those tokens: its module may attend to them again.
+    prompt : Prompt
+        Where the prompt ends that comes in several forward passes.
     rope : Watch
         Which rotary factors the tokens have, where they depend on the length.
     closed : bool
@@ -96,6 +99,7 @@ class Handshake:
         self.adapted: tuple[StagingLayer, Staged] | None = None
         self._stock: tuple[weakref.ref[torch.Tensor], int, int] | None = None
         self.progress = Progress()
+        self.prompt = Prompt()
         self.rope = Watch(self.config)
         self.closed = False
 

@@ -7,20 +7,21 @@ change it is reset, and the same forward pass reads the whole text into it again
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from transformers import GenerationMixin, PreTrainedConfig
 from transformers.utils import logging
 
 from .for_length import tell_length
 from .limits import limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     import torch
+    from transformers import PreTrainedConfig
 
     from .watch import Watch
 
@@ -80,8 +81,6 @@ def keep_cache(config: PreTrainedConfig, cache_class: type[WatchedCache]) -> Non
             "of which `generate` is given the new tokens alone, earlier tokens keep the factors they had, with any "
             "cache: feed such a text under kiv_hf.rope_for_length(model, tokens)."
         )
-    if limits(config.get_text_config(decoder=True)):
-        _wrap_prefill(cache_class)
     # The model that generates drops the cache, not its text part: LLaVA around a Phi-3 keeps it.
     if config.model_type in DROPS_THE_CACHE:
         module, name = DROPS_THE_CACHE[config.model_type]
@@ -101,7 +100,7 @@ def _wrap(model_class: Any, cache_class: type[WatchedCache]) -> None:
         if args or not isinstance(cache, cache_class):
             return stock(self, input_ids, *args, **kwargs)
         new, held, positions = kwargs.get("next_sequence_length"), cache.get_seq_length(), kwargs.get("position_ids")
-        total = held + (new if new is not None else _tokens(input_ids, kwargs))
+        total = held + (new if new is not None else tokens_given(input_ids, kwargs))
         if _factors_change(cache.rope, held, total, positions) and total == input_ids.shape[1]:
             cache.reset()
             # As in a first pass, that is with the images and sounds that the text speaks of.
@@ -116,33 +115,33 @@ def _wrap(model_class: Any, cache_class: type[WatchedCache]) -> None:
     model_class.prepare_inputs_for_generation = prepare
 
 
-def _wrap_prefill(cache_class: type[WatchedCache]) -> None:
-    """Make `generate` read a prompt with one set of factors, in chunks (`prefill_chunk_size`) and in later turns."""
-    generation: Any = GenerationMixin
-    stock: Callable[..., Any] = generation._prefill
-    if hasattr(stock, _MARK):
-        return
+@contextmanager
+def one_set_of_factors(
+    model: Any,
+    cache: WatchedCache,
+    cache_class: type[WatchedCache],
+    total: int,
+    whole: bool,
+    positions: torch.Tensor | None,
+) -> Generator[None]:
+    """Let `generate` read a prompt with one set of factors, in chunks (`prefill_chunk_size`) and in later turns.
 
-    @wraps(stock)
-    def prefill(
-        self: Any, input_ids: torch.Tensor, generation_config: Any, model_kwargs: dict[str, Any], **more: Any
-    ) -> Any:
-        cache = model_kwargs.get("past_key_values")
-        if not isinstance(cache, cache_class) or not cache.rope.limits:
-            return stock(self, input_ids, generation_config, model_kwargs, **more)
-        held, given = cache.get_seq_length(), _tokens(input_ids, model_kwargs)
-        mask: torch.Tensor | None = model_kwargs.get("attention_mask")
-        # As `_prefill` tells whether it is given the whole text or the new tokens alone.
-        whole = given == (getattr(generation_config, "_mask_length", -1) if mask is None else mask.shape[1])
-        total = given if whole else held + given
-        if _factors_change(cache.rope, held, total, model_kwargs.get("position_ids")) and whole:
-            cache.reset()
-        _wrap(type(self), cache_class)
-        with tell_length(self, total - cache.rope.padding):
-            return stock(self, input_ids, generation_config, model_kwargs, **more)
-
-    setattr(prefill, _MARK, True)
-    generation._prefill = prefill
+    Parameters
+    ----------
+    model : PreTrainedModel
+        One whose factors change with the length of the text.
+    cache : instance of `cache_class`
+    total : int
+        Tokens of the text with the prompt.
+    whole : bool
+        Whether `generate` was given all of it.
+    positions : int64 [B, total], optional
+    """
+    if _factors_change(cache.rope, cache.get_seq_length(), total, positions) and whole:
+        cache.reset()
+    _wrap(type(model), cache_class)
+    with tell_length(model, total - cache.rope.padding):
+        yield
 
 
 def _factors_change(rope: Watch, held: int, total: int, positions: torch.Tensor | None) -> bool:
@@ -153,7 +152,7 @@ def _factors_change(rope: Watch, held: int, total: int, positions: torch.Tensor 
     return held > 0 and rope.changes(total)
 
 
-def _tokens(input_ids: torch.Tensor, kwargs: dict[str, Any]) -> int:
+def tokens_given(input_ids: torch.Tensor, kwargs: dict[str, Any]) -> int:
     """Return how many tokens `generate` hands over, as ids or as embeddings."""
     embeddings: torch.Tensor | None = kwargs.get("inputs_embeds")
     return input_ids.shape[1] if embeddings is None or input_ids.shape[1] > 0 else embeddings.shape[1]
