@@ -120,6 +120,39 @@ def test_a_step_reads_no_more_from_disk(tmp_path):
     disk_steps(os.fspath(tmp_path))
 
 
+CHUNK, CHUNKS, BLOCK = 32, 24, 16
+"""Tokens of a chunk, chunks of a prompt, and queries that share a retrieval."""
+
+
+def chunk_bytes(folder, told):
+    """Read a prompt by retrieval, and return the bytes that each chunk read from disk."""
+    data, io = draw(7, CHUNK * CHUNKS), CountingIO()
+    config = replace(CONFIG, prefill="retrieve", query_block_tokens=BLOCK, exact_suffix_tokens=8, tail="none")
+    ram = CHUNK * CHUNKS // CONFIG.page_tokens * 400  # as above: next to nothing for pages
+    pool = FastPool(replace(config, ram_bytes=ram, spill_dir=folder), io, TUNING)
+    store, found = pool.layer_store(), []
+    for chunk in range(CHUNKS):
+        key, value, query = (part[:, :, chunk * CHUNK : (chunk + 1) * CHUNK] for part in data)
+        remaining = CHUNK * (CHUNKS - 1 - chunk) if told else None
+        store.append(key, value)
+        io.reads.clear()
+        store.attend(query, scale=SCALE, remaining_prompt_tokens=remaining)
+        found.append(sum(io.reads))
+        assert found[-1] <= store.report.key_bytes + store.report.value_bytes
+    pool.close()
+    return found
+
+
+def test_a_prefill_by_retrieval_reads_no_more_as_the_context_grows(tmp_path):
+    heads = 2
+    # Twice the candidates where it widens (SPEC 4.9).
+    most = CHUNK // BLOCK * heads * (2 * CONFIG.candidate_tokens + CONFIG.retrieve_tokens) * WIDTH * ITEM
+    *told, last = chunk_bytes(os.fspath(tmp_path), told=True)
+    assert 0 < max(told) <= most
+    assert last > 5 * most  # the end of the prompt attends to everything
+    assert chunk_bytes(os.fspath(tmp_path), told=False)[-2] > 5 * most
+
+
 @given(prompt=st.integers(60, 200), forks=st.integers(0, 2), cut=st.integers(0, 60))
 @QUICK
 def live_tensors(prompt, forks, cut):
