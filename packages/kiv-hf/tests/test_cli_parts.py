@@ -10,7 +10,6 @@ from cli_models import tokenizer
 from kiv_hf import KIVCache, KIVConfig
 from kiv_hf.cli.display import cold_text
 from kiv_hf.cli.estimate import check_memory, estimate
-from kiv_hf.cli.generate import chunk_sizes
 from kiv_hf.cli.models import gguf
 from kiv_hf.cli.trace import ColdTokens, Trace
 from kiv_hf.cli.units import format_bytes, parse_bytes
@@ -38,13 +37,6 @@ def test_what_is_no_size_is_refused(text):
 )
 def test_sizes_are_written(count, text):
     assert format_bytes(count) == text
-
-
-@pytest.mark.parametrize(
-    ("tokens", "sizes"), [(1, [1]), (99, [99]), (100, [100]), (101, [1, 100]), (250, [50, 100, 100])]
-)
-def test_the_short_chunk_comes_first(tokens, sizes):
-    assert chunk_sizes(tokens, 100) == sizes
 
 
 def llama_config(**more):
