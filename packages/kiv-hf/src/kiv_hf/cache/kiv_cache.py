@@ -6,7 +6,6 @@ import copy
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, cast
 
 import torch
-from kiv_reference.checks import integer
 from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVUsageError, refuse
 from transformers import PreTrainedConfig
@@ -17,22 +16,17 @@ from ..guards.layer_choice import stock_layers
 from ..impls import DEFAULT_IMPL, SharedPool, resolve_impl
 from ..rope.longrope import keep_cache
 from .batch import change_batch
-from .generating import tell_of_prompts
 from .hybrid import KIVHybridLayer
 from .layer import KIVLayer, KIVLayerMixin
-from .mending import MendingCache
+from .prompted import PromptedCache, follow_generate
 from .stages import is_pipeline, seen_tokens, sizes_if_used
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from kiv_reference.contract import PoolFactory, StorePool
     from kiv_reference.report import AttendReport, TierBytes, TierTokens
 
-    from ..rope.watch import Watch
 
-
-class KIVCache(MendingCache):
+class KIVCache(PromptedCache):
     """A cache for `generate` or `forward` of a causal language model.
 
     Sliding, chunked, linear, indexed and shared layers are transformers' own; every layer of full attention is a
@@ -90,7 +84,7 @@ class KIVCache(MendingCache):
         self.pipeline = is_pipeline(config)
         self._find_linear()
         keep_cache(config, KIVCache)
-        tell_of_prompts(KIVCache)
+        follow_generate()
         stock = stock_layers(config)
         self._not_text = stock if self.handshake.keys_are_measured else frozenset[int]()
         self.layers = [layer if i in stock else self._kiv_layer(layer) for i, layer in enumerate(self.layers)]
@@ -112,11 +106,6 @@ class KIVCache(MendingCache):
     def pool(self) -> StorePool:
         """The pool that made the layers' stores."""
         return self._shared.pool
-
-    @property
-    def rope(self) -> Watch:
-        """Which rotary factors the tokens have, where they depend on the length of the text."""
-        return self.handshake.rope
 
     @property
     def is_compileable(self) -> bool:
@@ -174,36 +163,6 @@ class KIVCache(MendingCache):
         if of_kiv_layer:
             return self.handshake.mask_asked(length), offset
         return MaskLength(length, self.handshake, of_kiv_layer=False), offset
-
-    def chunked_prefill(self, prompt_tokens: int) -> AbstractContextManager[None]:
-        """Take the next `prompt_tokens` tokens for one prompt, in however many forward passes they come (SPEC 7.6).
-
-        Only the end of a prompt attends exactly under ``prefill="retrieve"`` or ``"window"`` (SPEC 7.4), and the cache
-        cannot know which pass brings it::
-
-            with cache.chunked_prefill(ids.shape[1]):
-                for chunk in ids.split(512, dim=1):
-                    model(chunk, past_key_values=cache)
-
-        Without it every pass of several tokens is a prompt of its own. `generate` with `prefill_chunk_size` does it by
-        itself. When it ends, however that is, nothing of it stays; tokens beyond the prompt are none of its. A fork
-        knows nothing of it.
-
-        Parameters
-        ----------
-        prompt_tokens : int, >= 1
-            Tokens still to be fed, padding included.
-
-        Raises
-        ------
-        KIVUsageError
-            `prompt_tokens` is no positive integer.
-        """
-        prompt_tokens = integer("prompt_tokens", prompt_tokens)
-        if prompt_tokens < 1:
-            rule = "chunked_prefill needs the number of tokens to be fed (SPEC 7.6)"
-            raise refuse(KIVUsageError, rule, prompt_tokens, "Pass 1 or more.")
-        return self.handshake.prompt.until(self.get_seq_length() + prompt_tokens)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last ``-tokens_to_remove`` tokens from every layer (SPEC 9.2).
