@@ -27,7 +27,7 @@ WAYS = {"one prompt": True, "a suffix in each chunk": False}
 
 
 def prefill(tokens: int, told: bool, options: argparse.Namespace) -> tuple[list[int], float]:
-    """Read a prompt of `tokens` tokens; return the cold bytes that each chunk had to read, and the CPU's seconds in all."""
+    """Read a prompt of `tokens` tokens; return the cold bytes each chunk had to read, and seconds of the CPU in all."""
     generator = torch.Generator().manual_seed(options.seed)
     pool: Any = resolve_impl(options.impl)(config(options, prefill="retrieve"))
     store, read, taken = pool.layer_store(), list[int](), 0.0
