@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace, result: Result) -> None:
         f"Bytes by tier before the steps: {before}; after them: {after}. So {after.disk - before.disk:,} bytes were "
         f"spilled to disk; {int(evicting.sum())} steps evicted and indexed a page in each KIV layer."
     )
-    result.series["quantiles, ms"] = {name: quantiles(1e3 * taken) for name, taken in parts.items()}
+    result.series["quantiles, ms"] = {name: quantiles((1e3 * taken).tolist()) for name, taken in parts.items()}
     subject.close()
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -193,7 +193,7 @@ class Bench:
 
 
 def _counters(cache: Any) -> dict[str, int]:
-    return asdict(cache.pool.counters) if isinstance(cache, KIVCache) else {}
+    return asdict(cast("Any", cache.pool).counters) if isinstance(cache, KIVCache) else {}
 
 
 def free_ram() -> int:

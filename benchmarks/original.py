@@ -12,8 +12,10 @@ of a page that is not full yet are attended rather than ranked.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-from kiv_reference import KIVConfig
+from kiv_reference import KIVConfig, StorePool
 from kiv_reference.errors import KIVUnsupportedError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
 
@@ -49,6 +51,11 @@ class OriginalPool:
         """Free everything."""
         for store in self.stores:
             store.reset()
+
+
+def original_pool(config: KIVConfig) -> StorePool:
+    """Return a pool for `KIVCache`: of a store it has what a plain decode needs."""
+    return cast("StorePool", OriginalPool(config))
 
 
 class OriginalStore:

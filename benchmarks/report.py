@@ -115,7 +115,7 @@ class Result:
         lines += [f"{note}\n" for note in self.notes]
         return "\n".join(lines).rstrip() + "\n"
 
-    def write(self, folder: Path, draw: Callable[[Figure, Result], None]) -> None:
+    def write(self, folder: Path, draw: Callable[[Figure, Result], object]) -> None:
         """Write ``<name>.json``, and from it ``<name>.md`` and ``<name>.png``, into `folder`; `draw` fills a figure."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"

@@ -129,7 +129,7 @@ def draw(figure: Figure, result: Result) -> None:
     times, memory = figure.subplots(1, 2)
     quantile_panel(times, result.series["quantiles, ms"])
     times.set(title="Decode, in turns", ylim=(0, None))
-    rows = result.tables[0].rows
+    rows: list[Any] = list(result.tables[0].rows)
     bottom = [0.0] * len(rows)
     for column, tier in ((8, "device"), (9, "RAM"), (10, "disk")):
         part = [row[column] for row in rows]

@@ -116,7 +116,7 @@ def _tabulate(
 def draw(figure: Figure, result: Result) -> None:
     """Draw megabytes a step, a group of bars a case."""
     panel = figure.subplots()
-    rows = result.tables[0].rows
+    rows: list[Any] = list(result.tables[0].rows)
     groups = (("needed", [row[2] + row[3] for row in rows]), ("read", [row[4] or 0 for row in rows]))
     for i, (label, heights) in enumerate((*groups, ("original KIV's rule", [row[6] for row in rows]))):
         panel.barh([n + 0.27 * i for n in range(len(rows))], heights, height=0.25, label=label)

@@ -134,8 +134,11 @@ def allowed_error(
     deltas: list[float] = []
     for term in terms:
         steps = len(query) + 8 + (0 if term.page is None else len(term.positions) + 8)
-        reach = by_token[term.positions[0]] if term.page is None else by_page[term.page.index]
-        moves = unit * steps * reach + (index_rounding(low_run, term.page, query, precision) if term.estimated else 0.0)
+        if term.page is None:
+            moves = unit * steps * by_token[term.positions[0]]
+        else:
+            moves = unit * steps * by_page[term.page.index]
+            moves += index_rounding(low_run, term.page, query, precision) if term.estimated else 0.0
         logs = abs(term.logit) + abs(norm) + 8
         deltas.append(m.scale * moves + unit * (16 * logs + 2 * len(terms)))
     moved = math.fsum(w * math.expm1(min(d, 80.0)) for w, d in zip(weights, deltas, strict=True))

@@ -44,6 +44,12 @@ class Driver:
         self.last: Attended | None = None
 
     @property
+    def attended(self) -> Attended:
+        """Return the last call, an attend."""
+        assert self.last is not None, "no attend since the tokens changed"
+        return self.last
+
+    @property
     def scene(self) -> Scene:
         """For failures."""
         return Scene(self.operations, self.store, name=self.name)

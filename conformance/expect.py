@@ -10,6 +10,7 @@ from hypothesis import event, settings
 from kiv_reference.errors import KIVBudgetError, KIVError
 
 from .answers import picked, same_bits
+from .profiles import examples
 
 if TYPE_CHECKING:
     from kiv_reference import KIVConfig
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def share(part: float) -> settings:
     """Return settings with a part of the profile's examples."""
-    return settings(max_examples=max(1, round(settings.default.max_examples * part)))
+    return settings(max_examples=max(1, round(examples() * part)))
 
 
 def refused(

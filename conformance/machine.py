@@ -211,14 +211,14 @@ class StoreMachine(RuleBasedStateMachine):
         for driver, store in zip(self.drivers, stores, strict=True):
             driver.pool, driver.store = pool, store
 
-    def _refill(self, driver: Driver, chunk: int, values: list[list[list[Sequence[float]]]]) -> Driver:
+    def _refill(self, driver: Driver, chunk: int, values: Sequence[Sequence[Sequence[Sequence[float]]]]) -> Driver:
         """Return a store of a new pool with the same tokens but these values, the last call's tokens appended last."""
         other = Driver(self.target, driver.config, driver.exact)
         tokens = tokens_of(driver.oracle, self.shape.dtype, values)
         refill(other, driver.oracle, tokens, range(0, driver.oracle.length, chunk))
         return other
 
-    def _holes(self, driver: Driver) -> list[list[list[list[float]]]]:
+    def _holes(self, driver: Driver) -> list[list[list[Sequence[float]]]]:
         """Return the values, NaN where no block of the last call had to read them."""
         o = driver.oracle
         sinks, hot_first = driver.config.sink_tokens, None

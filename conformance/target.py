@@ -29,13 +29,13 @@ class Target:
     name : as it was asked for on the command line
     device : where the tensors of the tests are
     factory : makes a pool from a configuration (`kiv_reference.contract.PoolFactory`)
-    change_budgets : optional, ``(pool, config) -> None``, moves a live pool to the budgets of `config`
+    change_budgets : optional, ``(pool, divisor) -> None``, moves a live pool to one `divisor`-th of its budgets
     save_and_reopen : optional, ``(pool, stores) -> (pool, stores)``, by way of a saved cache
     """
 
     name: str
     factory: Callable[[KIVConfig], StorePool]
-    change_budgets: Callable[[StorePool, KIVConfig], None] | None = None
+    change_budgets: Callable[[StorePool, int], None] | None = None
     save_and_reopen: Callable[[StorePool, list[Any]], tuple[StorePool, list[Any]]] | None = None
     device: str = "cpu"
 

@@ -13,7 +13,7 @@ from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVShapeError, KIVUsageError
 
 from .answers import same_bits
-from .data import VALUES, Recipe, Shape
+from .data import VALUES, Recipe, Shape, Tokens
 from .driver import Driver, drive
 from .expect import refused
 from .refill import refill
@@ -32,7 +32,7 @@ recipes = partial(recipes_of, values=st.sampled_from(VALUES))
 TINY = KIVConfig(hot_tokens=2, sink_tokens=1, page_tokens=2, candidate_tokens=4, retrieve_tokens=2)
 
 
-SAMPLED = {
+SAMPLED: dict[str, Any] = {
     "hot_tokens": st.integers(0, 2),
     "index_channels": st.integers(1, 2),
     "candidate_tokens": st.integers(1, 4),
@@ -73,7 +73,7 @@ class Test_9_1_AppendAttend:
     def test_shapes_of_append(self, target: Target, key: Any, value: Any, valid: Any) -> None:
         driver = used(target)
         mask = None if valid is None else torch.ones(valid, dtype=torch.bool)
-        arguments = {"key": torch.zeros(key), "value": torch.zeros(value), "valid": mask}
+        arguments: dict[str, Any] = {"key": torch.zeros(key), "value": torch.zeros(value), "valid": mask}
         refused(driver, KIVShapeError, "9.1", "append", **arguments)
 
     @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ class Test_9_1_AppendAttend:
     )
     def test_dtypes_of_append(self, target: Target, key: torch.dtype, value: torch.dtype) -> None:
         driver = used(target)
-        arguments = {"key": torch.zeros(B, H, 1, D, dtype=key), "value": torch.zeros(B, H, 1, DV, dtype=value)}
-        refused(driver, KIVShapeError, "9.1", "append", **arguments)
+        key_of, value_of = torch.zeros(B, H, 1, D, dtype=key), torch.zeros(B, H, 1, DV, dtype=value)
+        refused(driver, KIVShapeError, "9.1", "append", key=key_of, value=value_of)
 
     def test_a_mask_must_be_bool(self, target: Target) -> None:
-        arguments = {"key": torch.zeros(B, H, 1, D), "value": torch.zeros(B, H, 1, DV), "valid": torch.ones(B, 1)}
-        refused(used(target), KIVShapeError, "9.1", "append", **arguments)
+        key, value, valid = torch.zeros(B, H, 1, D), torch.zeros(B, H, 1, DV), torch.ones(B, 1)
+        refused(used(target), KIVShapeError, "9.1", "append", key=key, value=value, valid=valid)
 
     def test_inference_mode_may_come_and_go(self, target: Target) -> None:
         tokens = Recipe("gaussian", 6).make(Shape(B, H, 2, D, DV), 20)
@@ -141,7 +141,8 @@ class Test_9_1_AppendAttend:
         start = 0
         for n, attends in scenario.chunks:
             chunk = tokens.slice(start, start + n)
-            mine = type(chunk)(*(None if x is None else x.clone() for x in chunk))
+            valid = None if chunk.valid is None else chunk.valid.clone()
+            mine = Tokens(chunk.key.clone(), chunk.value.clone(), chunk.query.clone(), valid)
             driver.append(mine)
             for tensor in mine[:2]:
                 tensor.fill_(77)
@@ -249,7 +250,7 @@ class Test_9_3_Batch:
     @given(scenario=scenarios(shape=shapes(batch=2), calls=decode_only(1)))
     def test_the_queries_of_the_last_append_go_along(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
-        query, arguments, *_ = driver.last
+        query, arguments, *_ = driver.attended
         driver.select([1, 0, 1])
         if arguments["sink_logits"] is None or arguments["sink_logits"].ndim == 1:
             driver.attend(query[[1, 0, 1]], **arguments)

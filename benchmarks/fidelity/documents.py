@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ def prompt_ids(model: str, question: Question) -> torch.Tensor:
 
 def answered(model: str, question: Question, write: Callable[[int, Callable[[list[int]], bool]], list[int]]) -> bool:
     """Let `write` complete a question's prompt; it gets the most tokens and when to stop early, and returns tokens."""
-    tokenizer = load_tokenizer(model)
+    tokenizer: Any = load_tokenizer(model)
     wanted = question.answer.lower()
 
     def settled(found: list[int]) -> bool:

@@ -8,6 +8,8 @@ Model arguments: `pretrained` (a hub id or a folder), `dtype`, `impl` ("full" is
 cache a token at a time: a question that is attended densely hides what a cache loses. Needs `pip install lm-eval`.
 """
 
+# Only the environment of the session `harness` has lm-eval.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -64,13 +66,14 @@ class KIVHarness(LM):
             loaded = AutoModelForCausalLM.from_pretrained(
                 pretrained, dtype=getattr(torch, dtype), attn_implementation=attention
             )
-            self.model: PreTrainedModel = loaded.eval().to(device)
+            self.model: Any = loaded.eval()
+            self.model.to(device)
         else:
             self.model = pretrained
             self.model.set_attn_implementation(attention)
         if tokenizer is None:
             raise ValueError("a model that is passed as an object needs its tokenizer: pass tokenizer=")
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.impl = impl
         self.question_tokens = int(question_tokens)
         self.config = KIVConfig(**knobs)

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from benchmarks.fidelity.tests.tiny import tiny_gemma
 from benchmarks.fill import fill, measure_spreads, random_chunks
 from benchmarks.models import twin
-from benchmarks.original import OriginalPool
+from benchmarks.original import original_pool
 from benchmarks.subjects import Clocks, Subject
 
 TOKENS = 900
@@ -20,7 +20,7 @@ TOKENS = 900
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_gemma(sliding_window=128).to(torch.bfloat16)
+    return tiny_gemma(sliding_window=128).bfloat16()
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,9 @@ def test_all_caches_hold_the_same_context(model, ids):
     exact = KIVConfig(retrieve_tokens=None, hot_tokens=64, page_tokens=64)
     plain = filled(model, ids, DynamicCache(config=model.config), "sdpa")
     kiv = filled(model, ids, KIVCache(kiv_model.config, exact, impl="reference"), "kiv")
-    original = filled(model, ids, KIVCache(kiv_model.config, KIVConfig(), impl=OriginalPool), "kiv")  # all of it is hot
+    original = filled(
+        model, ids, KIVCache(kiv_model.config, KIVConfig(), impl=original_pool), "kiv"
+    )  # all of it is hot
     assert kiv.cache.tokens().cold_ram > 700
     truth = Subject("", copy.deepcopy(plain.model).double(), copy.deepcopy(plain.cache))
     for layer in truth.cache.layers:
@@ -84,4 +86,5 @@ def test_clocks_time_every_layer_and_leave_no_trace(model, ids):
 def test_twins_share_weights_and_nothing_else(model):
     second = twin(model, "kiv")
     assert all(mine is theirs for mine, theirs in zip(model.parameters(), second.parameters(), strict=True))
-    assert (model.config._attn_implementation, second.config._attn_implementation) == ("sdpa", "kiv")
+    attention = [one.config._attn_implementation for one in (model, second)]  # pyright: ignore[reportPrivateUsage]
+    assert attention == ["sdpa", "kiv"]

@@ -104,9 +104,9 @@ def test_the_suite_goes_on_where_it_was_cut(tmp_path):
 
 def test_shards_are_all_tests_once(tmp_path):
     listed = []
+    command = [sys.executable, "-m", "pytest", "conformance/test_ch01_terms.py", "--collect-only", "-q"]
     for number in range(3):
         env = os.environ | {gpu_tests.PLACE: str(tmp_path), gpu_tests.SHARD: f"{number}/3"}
-        command = [sys.executable, "-m", "pytest", "conformance/test_ch01_terms.py", "--collect-only", "-q"]
         ended = subprocess.run(
             [*command, "-p", "benchmarks.gpu_tests", "-p", "no:cacheprovider"],
             cwd=ROOT, env=env, capture_output=True, text=True, check=False,

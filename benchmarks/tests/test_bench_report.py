@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -71,7 +72,7 @@ def test_quantiles_stand_for_a_long_series():
     assert found == pytest.approx([10_000 * share for share in SHARES])
     panel = Figure().subplots()
     quantile_panel(panel, {"step": found})
-    assert panel.lines[0].get_ydata()[-1] == 10_000
+    assert np.asarray(panel.lines[0].get_ydata())[-1] == 10_000
 
 
 def test_committed_results_are_small_and_make_their_tables_and_pictures(tmp_path):

@@ -157,7 +157,7 @@ mutant("reorder forgets values", (Tokens, "select"), look="9.3")(_forgets("value
 
 @mutant("repeat tiles instead of repeating in place", (ReferenceStore, "repeat_interleave"), look="9.3")
 def _(original: Any) -> Any:
-    def changed(self: ReferenceStore, repeats: int) -> None:
+    def changed(self: Any, repeats: int) -> None:
         if repeats < 1 or self.contents is None:
             original(self, repeats)
             return
@@ -178,7 +178,7 @@ def _(original: Any) -> Any:
 
 @mutant("the caller's tensor is kept, not copied", (Growing, "append"), look="9.1")
 def _(original: Any) -> Any:
-    def changed(self: Growing, rows: torch.Tensor) -> None:
+    def changed(self: Any, rows: torch.Tensor) -> None:
         if self._length == 0:
             self.buffer, self._length = rows, rows.shape[2]
         else:
@@ -199,7 +199,7 @@ def _(original: Any) -> Any:
 
 @mutant("reset keeps the tokens of the pool", (ReferenceStore, "memory"), look="9.5")
 def _(original: Any) -> Any:
-    def changed(self: ReferenceStore) -> TierBytes:
+    def changed(self: Any) -> TierBytes:
         self._high = max(getattr(self, "_high", TierBytes(0, 0, 0)), original(self))
         return self._high
 
@@ -227,8 +227,10 @@ def _(original: Any) -> Any:
 @mutant("negative rows count from the end", (ReferenceStore, "_select"), look="9.3")
 def _(original: Any) -> Any:
     def changed(self: ReferenceStore, rows: torch.Tensor, same_size: bool) -> None:
-        good = self.contents is not None and rows.ndim == 1 and rows.numel() and rows.dtype == torch.int64
-        original(self, rows % self.contents.valid.shape[0] if good else rows, same_size)
+        held = self.contents
+        if held is not None and rows.ndim == 1 and rows.numel() and rows.dtype == torch.int64:
+            rows = rows % held.valid.shape[0]
+        original(self, rows, same_size)
 
     return changed
 

@@ -5,11 +5,11 @@ Questions go through the cache a token at a time, after a document that was read
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from kiv_hf import KIVCache
@@ -25,6 +25,9 @@ from .documents import LongDocument
 from .figures import retrieve_tokens
 from .plan import HOT_TOKENS
 from .scene import cold_tokens
+
+if TYPE_CHECKING:
+    from kiv_reference import LayerStore
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def ask(context: Context, model: str, question: Question, system: System) -> Rec
     if isinstance(continuation.cache, KIVCache):
         for layer in continuation.cache.kiv_layers().values():
             counted.append(CountedStore(layer.store))
-            layer.store = counted[-1]
+            layer.store = cast("LayerStore", counted[-1])
     logits = continuation.read(prompt_ids(model, question))
     right = answered(model, question, lambda most, settled: continuation.greedy(logits, most, settled))
     continuation.close()
@@ -103,7 +106,7 @@ def ask(context: Context, model: str, question: Question, system: System) -> Rec
     return {"task": question.task, "right": right, "widened": widened, "blocks": blocks}
 
 
-def outcomes(journal: Journal, document: LongDocument, shares: Sequence[float], impl: str) -> Iterator[Outcome]:
+def outcomes(journal: Journal, document: LongDocument, shares: Sequence[float], impl: str) -> Generator[Outcome]:
     """Ask whatever the journal lacks about a document."""
     ids = load_tokenizer(document.model)(document.content, return_tensors="pt").input_ids
     systems = [System(FULL), *(at_share(document.model, share, ids.shape[1], impl) for share in shares)]

@@ -1,6 +1,10 @@
 """lm-evaluation-harness with KIV: a task that needs no download, on a tiny model; skipped without lm-eval."""
 
+# Only the environment of the session `harness` has lm-eval.
+# pyright: reportMissingImports=false
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +25,13 @@ from benchmarks.fidelity.harness import KIVHarness
 from benchmarks.fidelity.tests.tiny import tiny_llama
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .:"
-KNOBS = {"hot_tokens": 16, "page_tokens": 4, "candidate_tokens": 12, "retrieve_tokens": 4, "question_tokens": 8}
+KNOBS: dict[str, Any] = {
+    "hot_tokens": 16,
+    "page_tokens": 4,
+    "candidate_tokens": 12,
+    "retrieve_tokens": 4,
+    "question_tokens": 8,
+}
 LONG = "the quick brown fox jumps over the lazy dog. " * 4
 
 
@@ -37,8 +47,8 @@ def model() -> LlamaForCausalLM:
     return tiny_llama(len(LETTERS) + 2)
 
 
-def harness(tokenizer: PreTrainedTokenizerFast, impl: str, **knobs: object) -> KIVHarness:
-    return KIVHarness(model(), tokenizer, impl=impl, **{**KNOBS, **knobs})
+def harness(tokenizer: PreTrainedTokenizerFast, impl: str, **knobs: Any) -> KIVHarness:
+    return KIVHarness(model(), tokenizer, impl=impl, **(KNOBS | knobs))
 
 
 def request(kind: str, *arguments: object) -> Instance:

@@ -7,6 +7,7 @@ import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +51,7 @@ def test_queries_are_sampled_and_the_last_ones_kept_whatever_the_chunks():
             seen.see(query[:, start : start + chunk], start, 0.5)
         positions = [p for p in range(1000) if (p + 1) % SAMPLE_TOKENS == 0]
         assert torch.equal(torch.cat(seen.sampled, dim=1), query[:, positions])
+        assert seen.text is not None
         assert torch.equal(seen.text, query[:, -TEXT_TOKENS:])
 
 
@@ -67,12 +69,12 @@ def test_of_a_question_the_last_query_is_kept_and_none_of_the_answer():
 def test_a_layer_is_recorded_as_a_plain_cache_holds_it(exact: bool):
     model = tiny_llama()
     ids = torch.randint(0, 97, (1, 1500), generator=torch.Generator().manual_seed(4))
-    plain = DynamicCache(config=model.config)
+    plain: Any = DynamicCache(config=model.config)
     with torch.no_grad():
         model(input_ids=ids, past_key_values=plain)
     cache, recorders = recorder.read(twin(model, "kiv"), ids, exact=exact)
     forked = cache.fork()
-    recorder._do(recorders, recorder.ASKING)
+    recorder.set_doing(recorders, recorder.ASKING)
     store = forked.kiv_layers()[1].store
     store.append(torch.ones(1, 2, 3, 8), torch.ones(1, 2, 3, 8))
     store.attend(torch.ones(1, 4, 3, 8), scale=0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_estimates_are_those_of_the_reference_page_by_page():
     spread = torch.logspace(-2, 1, 96)
     key = (made.key * spread + 5 * spread.flip(0)).bfloat16().float()
     key[:, 11] = 0.75
-    made = Scene(**vars(made) | {"key": key})
+    made = replace(made, key=key)
     valid = torch.ones(PAGE_TOKENS, dtype=torch.bool)
     for coded in (64, 96):
         mine = code_estimates(made, coded).unflatten(2, (-1, PAGE_TOKENS))
@@ -82,7 +83,7 @@ def test_weights_are_of_the_samples_just_before_a_page_becomes_cold():
 
 def test_without_samples_every_channel_counts_alike():
     made = scene(pages=1)
-    none = Scene(**vars(made) | {"sampled_positions": made.sampled_positions + 10_000})
+    none = replace(made, sampled_positions=made.sampled_positions + 10_000)
     assert (query_weights(none) == 1).all()
 
 
@@ -168,7 +169,7 @@ def test_everything_selected_is_full_attention():
 
 def test_a_tail_counts_what_was_left_out():
     made = scene()
-    flat = Scene(**vars(made) | {"value": torch.ones_like(made.value)})  # any tail is right where all values are equal
+    flat = replace(made, value=torch.ones_like(made.value))  # any tail is right where all values are equal
     candidates = ordered(group_scores(flat.cold_logits))[:, :100]
     chosen = selected(flat.cold_logits, candidates, 50)
     assert output_error(flat, with_page_tail(flat, candidates, chosen, flat.cold_logits)).max() < 1e-5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,7 +150,7 @@ def test_budgets_are_those_of_the_long_regime():
 
 
 @pytest.fixture(name="tiny")
-def _tiny(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> Iterator[LlamaForCausalLM]:
+def _tiny(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> LlamaForCausalLM:
     """A tiny model in place of the real ones; it answers everything, as whatever it says is right."""
     model = tiny_llama()
     monkeypatch.setattr(contexts, "load_model", lambda name: model)

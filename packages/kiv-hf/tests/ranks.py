@@ -65,7 +65,7 @@ def _feed_in_every_way(model, ids: torch.Tensor, impl: str, found: dict) -> None
 
 def work(job: str, folder: Path) -> None:
     """Be one of the processes."""
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed import DistributedConfig  # pyright: ignore[reportPrivateImportUsage]
 
     model = AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="kiv", distributed_config=DistributedConfig(**JOBS[job])
