@@ -4,18 +4,22 @@
 Spies count the bytes that files and tensors really give; the counters of the pool are not asked.
 """
 
+from __future__ import annotations
+
 import gc
 import os
 from dataclasses import replace
+from typing import cast
 
 import pytest
-from fast_helpers import SCALE, draw, index_bytes
+from fast_helpers import SCALE, draw, index_bytes, state_of
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from kiv_fast import FastPool, Tuning
 from kiv_fast.device.gather import Gather
 from kiv_fast.memory.growable_table import Table
 from kiv_fast.tiers.file_io import FileIO
+from kiv_fast.tiers.tiered import TieredArena
 from kiv_reference import KIVConfig
 
 CONFIG = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=6, candidate_tokens=20, retrieve_tokens=7)
@@ -25,7 +29,7 @@ QUICK = settings(
     max_examples=15,
     deadline=None,
     derandomize=True,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=cast("list[HealthCheck]", list(HealthCheck)),
     phases=(Phase.explicit, Phase.generate),  # an example is small enough as it is
 )
 
@@ -80,7 +84,7 @@ def ram_steps(gathered, seed, prompt):
     pool = FastPool(CONFIG, tuning=TUNING, ops="torch")  # the compiled ones read rows where they lie
     store = pool.layer_store()
     for _ in steps(store, draw(seed, prompt + 6), prompt):
-        arena = store.state.cold.arena
+        arena = state_of(store).cold.arena
         if gathered.get("open"):
             keys, values = allowed(store)
             assert gathered.get(id(arena._key), 0) <= keys
@@ -110,7 +114,8 @@ def disk_steps(folder, seed, prompt, ram):
             assert all(count % (WIDTH * ITEM) == 0 for count in io.reads)
         first = False
         io.reads.clear()
-        arena = store.state.cold.arena
+        arena = state_of(store).cold.arena
+        assert isinstance(arena, TieredArena)
         held = arena.resident * arena.page_bytes + index_bytes(store)
         assert held <= pool.memory().ram <= base + ram
     pool.close()
@@ -132,15 +137,17 @@ def live_tensors(prompt, forks, cut):
     stores[-1].crop(prompt - cut)
     gc.collect()
     seen = {}
-    for state in (store.state for store in stores):
+    pages = {page for store in stores for row in state_of(store).rows for page in row.pages}
+    for state in map(state_of, stores):
         cold, parts = state.cold, [*state.recent._sinks, *state.recent._hot]
         for tensor in parts:
             seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        pages = {page for store in stores for row in store.state.rows for page in row.pages}
         tables = [table for table in (*vars(cold.arena).values(), *vars(cold.index).values()) if type(table) is Table]
         assert tables
         assert cold.arena.page_bytes * len(pages) <= pool.memory().ram
-        on_device = sum(table.record_bytes for table in tables if table in cold.index._tables[:-1])
+    index = state_of(stores[0]).cold.index
+    assert index is not None
+    on_device = sum(table.record_bytes for table in index._tables[:-1] if type(table) is Table)
     assert sum(seen.values()) + len(pages) * on_device <= pool.memory().device
     for store in stores:
         store.reset()

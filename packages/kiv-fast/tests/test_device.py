@@ -1,5 +1,7 @@
 """The code path of a device that is not the CPU, on a simulated one: the same answers, and few waits of the host."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 
 import pytest
@@ -8,7 +10,7 @@ from fast_helpers import SCALE, assert_close, draw
 from kiv_fast import FastPool, Tuning, shared
 from kiv_fast.device.gather import Gather, works
 from kiv_fast.device.transfer import Transfer
-from kiv_fast.memory.pinning import SlabPinning
+from kiv_fast.memory.pinning import CudaRuntime, SlabPinning
 from kiv_reference.errors import KIVNonFiniteError
 from simulated_device import DEVICE, OnDevice, SimulatedDevice, SimulatedStreams
 
@@ -24,13 +26,13 @@ EVICTION = ["put", "put", "fetch", "_code"]
 """Keys, values, and the errors of pages that leave the hot window; are their mean values finite?"""
 
 
-class Runtime:
+class Runtime(CudaRuntime):
     """Registers everything."""
 
-    def register(self, address, nbytes):
+    def register(self, address: int, nbytes: int) -> None:
         pass
 
-    def unregister(self, address):
+    def unregister(self, address: int) -> None:
         pass
 
 
@@ -222,7 +224,7 @@ def test_a_wait_that_is_not_listed_shows():
         torch.ones(3, device=DEVICE).copy_(torch.ones(3))
         assert len(device.waits) == 6
         with pytest.raises(AssertionError, match="mixes devices"):
-            torch.ones(3, device=DEVICE) + torch.ones(3)
+            torch.add(torch.ones(3, device=DEVICE), torch.ones(3))
 
 
 @pytest.mark.parametrize("mapped", [False])

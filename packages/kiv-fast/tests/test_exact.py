@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fast_helpers import SCALE, assert_close, draw, feed, index_bytes
+from fast_helpers import SCALE, assert_close, draw, feed, index_bytes, state_of
 from kiv_fast import FastPool, Tuning
 from kiv_fast.attention import exact
 from kiv_reference import ReferencePool
@@ -37,8 +37,8 @@ def test_device_memory_grows_with_the_context_by_the_index_alone(config):
     for chunk in range(8):
         feed(store, draw(chunk, 120), [120])
         cold = pool.config.cold_pages(store.length)
-        grown.append(pool.memory().device - store.state.cold.index_bytes - pool.scratch.nbytes)
-        assert pool.memory().ram == cold * store.state.cold.arena.page_bytes + index_bytes(store)
+        grown.append(pool.memory().device - state_of(store).cold.index_bytes - pool.scratch.nbytes)
+        assert pool.memory().ram == cold * state_of(store).cold.arena.page_bytes + index_bytes(store)
     assert len(set(grown)) == 1
 
 

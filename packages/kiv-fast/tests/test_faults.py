@@ -52,6 +52,7 @@ def test_every_error_of_every_call_is_named_and_passes(small, config, method, er
     full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and method not in ("read", "will_need")
     assert type(raised) is (KIVBudgetError if full else KIVStorageError)
     assert f"of a scratch file in {small.spill_dir}" in str(raised)
+    assert isinstance(raised.__cause__, OSError)
     assert raised.__cause__.errno == number
     assert torch.equal(output, expected)
     pool.close()

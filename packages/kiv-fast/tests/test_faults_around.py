@@ -17,7 +17,7 @@ from kiv_reference.errors import KIVStorageError, KIVUsageError
 class Killing(Faulty):
     """The process ends at the n-th call, as kill -9 ends it."""
 
-    def fault(self):
+    def fault(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 

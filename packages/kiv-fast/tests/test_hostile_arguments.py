@@ -1,10 +1,13 @@
 """Whatever a caller hands over is answered by an error of KIV, and what the store holds stays as it was."""
 
+from __future__ import annotations
+
 import copy
 import io
 import pickle
 from dataclasses import fields, replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,7 +197,7 @@ def test_every_hostile_call_is_refused_by_name(implementation, tiers, config, tm
 
 @pytest.mark.parametrize("implementation", POOLS)
 def test_an_empty_store_refuses_them_too(implementation, config):
-    store = POOLS[implementation](config).layer_store()
+    store: Any = POOLS[implementation](config).layer_store()
     with pytest.raises(KIVError):
         store.attend("a", scale=SCALE)
     for wrong in (None, [0], "a", np.zeros(1)):
@@ -204,7 +207,7 @@ def test_an_empty_store_refuses_them_too(implementation, config):
 
 @pytest.mark.parametrize("implementation", POOLS)
 def test_integers_of_other_kinds_are_integers(implementation, config):
-    store = filled(POOLS[implementation](config))
+    store: Any = filled(POOLS[implementation](config))
     store.crop(np.int64(30))
     store.crop(torch.tensor(20))
     store.repeat_interleave(np.int32(2))

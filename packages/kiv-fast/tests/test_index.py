@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fast_helpers import SCALE, draw, feed
+from fast_helpers import SCALE, draw, feed, state_of
 from faulty_disk import Faulty
 from kiv_fast import FastPool, Tuning
 from kiv_fast.device.transfer import Transfer
@@ -73,8 +73,9 @@ def test_no_key_is_further_from_its_approximate_key_than_is_noted(dtype):
 
 def tables(store):
     """What is known of a store's pages, in the order of the row."""
-    cold = store.state.cold
-    index = cold.page_index(store.state.rows[0], store.state.pages, None)
+    cold = state_of(store).cold
+    index = cold.page_index(state_of(store).rows[0], state_of(store).pages, None)
+    assert cold.index is not None
     return [index.records(table).clone() for table in cold.index._tables]
 
 
@@ -148,16 +149,17 @@ def test_an_attend_that_fails_samples_nothing(config, tmp_path, stop, share):
     config = replace(config, exact_suffix_tokens=0)
     outcomes, reads = [], 0
     for failing in (False, True):
-        store = FastPool(config, io).layer_store()
+        pool = FastPool(config, io)
+        store = pool.layer_store()
         feed(store, tuple(part[:, :, :191] for part in data), [*[32] * 5, 31])
         store.append(*(part[:, :, 191:stop] for part in data[:2]))
         if failing:
             assert store.tokens().cold_disk > 0
-            before, pages = store._pool.memory().device, store.state.pages
+            before, pages = pool.memory().device, state_of(store).pages
             io.method, io.at = "read", io.calls["read"] + max(1, int(share * reads))
             with pytest.raises(KIVStorageError):
                 store.attend(other[2][:, :, 191:stop], scale=SCALE)
-            assert (store.state.pages, store._pool.memory().device) == (pages, before)
+            assert (state_of(store).pages, pool.memory().device) == (pages, before)
         reads = io.calls["read"]
         outcomes.append(store.attend(data[2][:, :, 191:stop], scale=SCALE))
         reads = io.calls["read"] - reads

@@ -30,12 +30,16 @@ DATA = draw(3, 70, batch=2)
 VALID = torch.ones(2, 30, dtype=torch.bool)
 VALID[0, 4] = False
 
+Line = tuple[str, int]
+"""A file and a number."""
+
 
 class Lines:
-    """Counts the lines of kiv_fast as they run, and raises at one of them."""
+    """Count the lines of kiv_fast as they run, and raise at one of them."""
 
-    def __init__(self, place=None, error=None):
-        self.place, self.error, self.seen, self.hit = place, error, {}, False
+    def __init__(self, place: tuple[Line, int] | None = None, error: type[BaseException] = KeyboardInterrupt) -> None:
+        self.place, self.error, self.hit = place, error, False
+        self.seen: dict[Line, int] = {}
 
     def _trace(self, frame, event, argument):
         # Python itself goes on after an exception in a finalizer: `__del__`, and what tables call to be unpinned.
@@ -95,6 +99,12 @@ def prepared(config, name):
     fork = store.fork()
     take(store, 30, 40)
     return pool, store, fork
+
+
+def disk_of(pool: FastPool) -> Faulty:
+    """Return the disk that `prepared` gave a pool."""
+    assert isinstance(pool._io, Faulty)
+    return pool._io
 
 
 def plain(told):
@@ -166,12 +176,12 @@ class Calls:
             store.reset()
             fork.reset()
             assert pool.memory() == (0, 0, 0)
-            assert not pool._io.open
+            assert not disk_of(pool).open
             take(store, 0, 30, VALID)
             answer(store, 0, 30)
         pool.close()
         assert pool.memory() == (0, 0, 0)
-        assert not pool._io.open
+        assert not disk_of(pool).open
         return broken
 
     def try_some(self, share):

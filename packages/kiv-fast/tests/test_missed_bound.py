@@ -25,7 +25,8 @@ def test_the_bound_holds_where_products_cancel():
     store.attend(query[:, :, 4:], scale=1.0, bound=True)
     (block,) = store.report.blocks
     assert block.candidate_positions.tolist() == [[[0, 1]]]
-    selected = block.selected_positions.item()
+    selected = int(block.selected_positions.item())
     scores = [1.5, 1.0]
     missed = math.exp(scores[1 - selected]) / (math.exp(scores[0]) + math.exp(scores[1]))
+    assert block.missed_bound is not None
     assert block.missed_bound.item() >= missed

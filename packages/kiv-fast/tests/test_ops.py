@@ -1,11 +1,15 @@
 """The compiled operations against those in PyTorch, on blocks of every shape, with the instructions of this machine."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fast_helpers import state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kiv_fast import FastPool
@@ -195,12 +199,18 @@ def test_a_page_far_below_a_wrong_estimate(level):
 @pytest.mark.parametrize("group", ["exp_sum", "max"])
 def test_scores_that_are_no_numbers_are_taken_once(level, group):
     """Scores beyond float32 are infinite, and their differences NaN: what is chosen are tokens all the same."""
-    sizes = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": 20, "candidate_tokens": 1, "retrieve_tokens": 1}
+    sizes: dict[str, Any] = {
+        "hot_tokens": 0,
+        "sink_tokens": 0,
+        "page_tokens": 20,
+        "candidate_tokens": 1,
+        "retrieve_tokens": 1,
+    }
     store = FastPool(KIVConfig(prefill="window", group=group, **sizes), ops="torch").layer_store()
     sign = torch.randn(1, 2, 201, 8, generator=torch.Generator().manual_seed(1)).sign()
     store.append(3e38 * sign, sign)
     store.attend(3e38 * sign, scale=1.0)
-    view = _view(store.state, 0, 10, 201)
+    view = _view(state_of(store), 0, 10, 201)
     queries = Queries(3e38 * sign[0, :, None, -1:], 200, None, 1.0, None, None)
     for kept, (keys, _) in ((0, rows(view, True)), (1 << 24, rows(view, False))):
         ops = CpuOps(library.Library(library.library_path(), level), kept)

@@ -18,7 +18,7 @@ def test_their_name_stands_for_them_alone():
 
 def test_unknown_operations_are_refused():
     with pytest.raises(KIVUsageError, match="'gpu'"):
-        FastPool(KIVConfig(), ops="gpu")
+        FastPool(KIVConfig(), ops="gpu")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(("content", "why"), [(None, "built without a C compiler"), (b"text", "does not load")])

@@ -1,18 +1,21 @@
 """Parts that no answer of a short text depends on: ids in any order, the second of two tiles, rounding, room."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from fast_helpers import SCALE, assert_close, draw, feed, index_bytes
+from fast_helpers import SCALE, assert_close, draw, feed, index_bytes, state_of
 from kiv_fast import FastPool, Tuning
 from kiv_fast.device.gather import Gather
 from kiv_fast.device.transfer import Transfer
 from kiv_fast.memory import growable_table
 from kiv_fast.memory.growable_table import Table
 from kiv_fast.memory.ledger import Account, Ledger
-from kiv_fast.memory.pinning import LEAST_BYTES, Region, SlabPinning
+from kiv_fast.memory.pinning import LEAST_BYTES, CudaRuntime, Region, SlabPinning
 from kiv_fast.pages.block_table import BlockTable
 from kiv_fast.pages.integers import Integers
 from kiv_fast.retrieval.bound import round_up
@@ -34,7 +37,7 @@ def test_exact_attention_over_pages_that_lie_anywhere(config):
     for start, stop in ((100, 160), (160, 199), (199, 200)):
         store.append(key[:, :, start:stop], value[:, :, start:stop], valid[:, start:stop])
         output = store.attend(query[:, :, start:stop], scale=SCALE)
-    pages = list(store.state.rows[0].pages)
+    pages = list(state_of(store).rows[0].pages)
     assert pages != sorted(pages)
     expected = torch.nn.functional.scaled_dot_product_attention(
         query[:, :, 199:], key, value, valid[:, None, None], scale=SCALE, enable_gqa=True
@@ -45,8 +48,12 @@ def test_exact_attention_over_pages_that_lie_anywhere(config):
 def test_flags_that_were_handed_out_may_be_changed(config):
     store = FastPool(config).layer_store()
     valid = torch.arange(20)[None] != 5
-    store.append(*draw(13, 20)[:2], valid)
-    store.valid.fill_(False)
+    key, value, _ = draw(13, 20)
+    store.append(key, value, valid)
+    given = store.valid
+    assert given is not None
+    given.fill_(False)
+    assert store.valid is not None
     assert torch.equal(store.valid, valid)
 
 
@@ -108,7 +115,7 @@ def test_a_share_is_never_rounded_down():
 @pytest.mark.parametrize(("limit", "far", "streamed"), [(1 - 1e-9, 0.0, True), (1e-50, -200.0, False)])
 def test_limits_that_float32_does_not_hold(limit, far, streamed):
     """Of two channels only the one is coded at which the query does not look; and in float32 the limits are 1 and 0."""
-    sizes = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": 4, "index_channels": 1}
+    sizes: dict[str, Any] = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": 4, "index_channels": 1}
     config = KIVConfig(**sizes, candidate_tokens=2, retrieve_tokens=1, max_missed_mass=limit)
     key = torch.zeros(1, 1, 21, 2)
     key[0, 0, :20, 0] = torch.tensor([-100.0, 100.0]).repeat(10)
@@ -125,7 +132,8 @@ def test_limits_that_float32_does_not_hold(limit, far, streamed):
 
 @pytest.mark.parametrize("tier", ["device", "ram", "disk"])
 def test_the_last_byte_of_a_budget_is_the_last(tier):
-    ledger = Ledger(KIVConfig(**{f"{tier}_bytes": 10}))
+    limit: dict[str, Any] = {f"{tier}_bytes": 10}
+    ledger = Ledger(KIVConfig(**limit))
     account = Account(ledger)
     account.take(**{tier: 7})
     with pytest.raises(KIVBudgetError, match=r"11 bytes"):
@@ -158,7 +166,7 @@ def test_tables_that_double(config, monkeypatch):
     monkeypatch.setattr(growable_table, "reserve", lambda *arguments: None)
     store = FastPool(config).layer_store()
     assert torch.equal(feed(store, data, [200, 200, *[1] * 20]), expected)
-    assert store.state.pages > growable_table.FIRST_RECORDS
+    assert state_of(store).pages > growable_table.FIRST_RECORDS
 
 
 def test_a_copy_of_a_row_shares_no_list():
@@ -176,11 +184,11 @@ def test_a_copy_of_a_row_shares_no_list():
 
 
 def test_slabs_of_a_table_that_went_may_be_pinned_again(recwarn):
-    class Runtime:
-        def register(self, address, nbytes):
+    class Runtime(CudaRuntime):
+        def register(self, address: int, nbytes: int) -> None:
             pass
 
-        def unregister(self, address):
+        def unregister(self, address: int) -> None:
             pass
 
     pinning = SlabPinning(Runtime(), LEAST_BYTES)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fast_helpers import draw
+from fast_helpers import draw, state_of
 from kiv_fast import FastPool
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -36,7 +36,8 @@ def test_what_is_given_back_is_not_held(width, heads, page, disk, config, tmp_pa
     key, value, _ = draw(1, TOKENS, heads=heads, width=width, value_width=width)
 
     def tables():
-        cold = store.state.cold
+        cold = state_of(store).cold
+        assert cold.index is not None
         return [cold.arena._key, cold.arena._value, *cold.index._tables]
 
     def fill(first, stop):
@@ -45,15 +46,17 @@ def test_what_is_given_back_is_not_held(width, heads, page, disk, config, tmp_pa
 
     fill(0, TOKENS)
     mine = tables()
-    pages = len(store.state.rows[0].pages)
-    index = store.state.cold.index
-    booked = pages * (index.device_bytes + index.ram_bytes + store.state.shape.token_bytes * page)
+    pages = len(state_of(store).rows[0].pages)
+    index = state_of(store).cold.index
+    assert index is not None
+    booked = pages * (index.device_bytes + index.ram_bytes + state_of(store).shape.token_bytes * page)
     assert resident(mine) >= 0.9 * booked
     store.crop(TOKENS // 3)
-    kept = len(store.state.rows[0].pages)
+    kept = len(state_of(store).rows[0].pages)
     share = booked * kept / pages
     assert resident(mine) <= 1.1 * share + 8 * 2 * 4096  # the last memory pages of eight tables are shared
     fill(TOKENS // 3, TOKENS)
-    assert torch.equal(store.state.cold.arena.tile(store.state.rows[0].pages.tolist(0, 1))[0], key[0, :, 2 : 2 + page])
+    first = state_of(store).rows[0].pages.tolist(0, 1)
+    assert torch.equal(state_of(store).cold.arena.tile(first)[0], key[0, :, 2 : 2 + page])
     store.reset()
     assert resident(mine) == 0

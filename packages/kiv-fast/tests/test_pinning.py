@@ -1,27 +1,30 @@
 """Registering host memory, against a runtime that keeps book of what was registered."""
 
+from __future__ import annotations
+
 import gc
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
-from fast_helpers import draw, feed
+from fast_helpers import draw, feed, state_of
 from kiv_fast import FastPool, shared
 from kiv_fast.memory import growable_table, pinning
 from kiv_fast.memory.growable_table import Table
-from kiv_fast.memory.pinning import SlabPinning, pinning_for
+from kiv_fast.memory.pinning import CudaRuntime, SlabPinning, pinning_for
 
 CHUNKS = [3000, *[1] * 20]
 
 
-class BookKeeper:
-    """Refuses what a runtime would refuse, and more from the n-th registration on."""
+class BookKeeper(CudaRuntime):
+    """Refuse what a runtime would refuse, and more from the n-th registration on."""
 
-    def __init__(self, fail_at=None):
-        self.slabs, self.calls, self.fail_at = {}, 0, fail_at
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.slabs: dict[int, int] = {}
+        self.calls, self.fail_at = 0, fail_at
 
-    def register(self, address, nbytes):
+    def register(self, address: int, nbytes: int) -> None:
         self.calls += 1
         if self.fail_at is not None and self.calls >= self.fail_at:
             raise RuntimeError("out of lockable memory")
@@ -30,11 +33,11 @@ class BookKeeper:
         assert all(address + nbytes <= a or a + n <= address for a, n in self.slabs.items()), "slabs overlap"
         self.slabs[address] = nbytes
 
-    def unregister(self, address):
+    def unregister(self, address: int) -> None:
         del self.slabs[address]
 
-    def covers(self, first, stop):
-        """Whether all of an interval is registered."""
+    def covers(self, first: int, stop: int) -> bool:
+        """Say whether all of an interval is registered."""
         while first < stop:
             within = [a + n for a, n in self.slabs.items() if a <= first < a + n]
             if not within:
@@ -55,7 +58,7 @@ def pinned_pool(config, runtime, monkeypatch, limit=1 << 40):
 
 
 def tables(store):
-    cold = store.state.cold
+    cold = state_of(store).cold
     return [cold.arena._key, cold.arena._value]
 
 
@@ -66,13 +69,16 @@ def test_slabs_cover_what_is_used_and_go_with_it(config, small_slabs, monkeypatc
     several = pinned_pool(config, runtime, monkeypatch)
     store = several.layer_store()
     assert torch.equal(feed(store, data, CHUNKS), expected)
-    pages = store.state.pages
-    for table in tables(store):
-        first = table.tensor.data_ptr()
-        assert runtime.covers(first, first + pages * table.record_bytes)
-        assert not runtime.covers(first, first + 2 * pages * table.record_bytes + 2 * pinning.MOST_BYTES)
+    pages = state_of(store).pages
+
+    def look() -> None:  # it lets go of the tables
+        for table in tables(store):
+            first = table.tensor.data_ptr()
+            assert runtime.covers(first, first + pages * table.record_bytes)
+            assert not runtime.covers(first, first + 2 * pages * table.record_bytes + 2 * pinning.MOST_BYTES)
+
+    look()
     assert len(set(runtime.slabs.values())) > 1
-    del table
     several.close()
     gc.collect()
     assert runtime.slabs == {}

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fast_helpers import SCALE, draw, feed, index_bytes
+from fast_helpers import SCALE, draw, feed, index_bytes, state_of
 from kiv_fast import FastPool
 from kiv_reference.errors import KIVBudgetError
 
@@ -42,7 +42,7 @@ def test_forks_and_rows_share_pages(config):
     pool = FastPool(config)
     store = pool.layer_store()
     feed(store, draw(2, 200), [200])
-    before, sampled = pool.memory().ram, store.state.held.bytes.ram
+    before, sampled = pool.memory().ram, state_of(store).held.bytes.ram
     assert sampled > 0
     store.repeat_interleave(3)
     fork = store.fork()
@@ -115,9 +115,10 @@ def test_pages_that_came_first_are_on_disk(config, tmp_path):
     whole = FastPool(config).layer_store()
     feed(whole, data, [300])
     store = FastPool(replace(config, ram_bytes=index_bytes(whole) + 8_000, spill_dir=tmp_path)).layer_store()
+    pages, on_disk = state_of(whole).rows[0].pages.array, 0
     for start in range(0, 300, 20):
         feed(store, [part[:, :, start : start + 20] for part in data], [20])
-        arena, pages = store.state.cold.arena, store.state.rows[0].pages.array
+        arena, pages = state_of(store).cold.arena, state_of(store).rows[0].pages.array
         on_disk = arena.pages_on_disk(pages)
         assert arena.pages_on_disk(pages[:on_disk]) == on_disk
     assert 0 < on_disk < len(pages)

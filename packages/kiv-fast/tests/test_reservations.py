@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fast_helpers import SCALE, draw, feed
+from fast_helpers import SCALE, draw, feed, state_of
 from kiv_fast import FastPool
 from kiv_reference.errors import KIVBudgetError
 
@@ -99,7 +99,7 @@ def test_a_crop_that_does_not_fit_changes_nothing(config):
         store.crop(201)
     assert (pool.memory(), store.length) == (held, 202)
     assert torch.equal(store.attend(data[2], scale=SCALE), expected)
-    pool.ledger._limits = (held.device + (40 - 16) * store.state.shape.token_bytes, None, None)
+    pool.ledger._limits = (held.device + (40 - 16) * state_of(store).shape.token_bytes, None, None)
     store.crop(201)
     assert pool.memory().device <= pool.ledger._limits[0]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fast_helpers import SCALE, draw, index_bytes
+from fast_helpers import SCALE, draw, index_bytes, state_of
 from kiv_fast import FastPool
 
 THREADS = 6
@@ -83,7 +83,7 @@ def test_forks_in_threads(config, tmp_path, disk, retrieve_tokens, prefill, rest
 def test_garbage_inside_a_call_is_released_after_it(config, monkeypatch):
     """A store that dies in the middle of another's call, in the same thread, as collected cycles do."""
     pool, store, others = forks(config)
-    write = store.state.cold.arena.write
+    write = state_of(store).cold.arena.write
 
     def collect(*args):
         held = pool.ledger.used
@@ -93,7 +93,7 @@ def test_garbage_inside_a_call_is_released_after_it(config, monkeypatch):
         assert pool.ledger.used == held, "a dead store was released inside a call"
         write(*args)
 
-    monkeypatch.setattr(store.state.cold.arena, "write", collect)
+    monkeypatch.setattr(state_of(store).cold.arena, "write", collect)
     key, value, query = draw(3, 4)
     store.append(key, value)
     store.attend(query, scale=SCALE)
@@ -106,7 +106,7 @@ def test_garbage_inside_a_call_is_released_after_it(config, monkeypatch):
 def test_a_dead_store_is_released_while_another_thread_is_in_a_call(config, monkeypatch):
     pool, store, others = forks(config)
     inside, go_on = threading.Event(), threading.Event()
-    finish = store.state.finish
+    finish = state_of(store).finish
 
     def wait():
         inside.set()

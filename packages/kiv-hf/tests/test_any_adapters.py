@@ -137,11 +137,14 @@ class TestByNumbers:
         tiled = [states.repeat(1, 2, 1, 1) for states in staged]
         in_place = [states.repeat_interleave(2, 1) for states in staged]
         module = torch.nn.Module()
-        assert adapt(None, module, staged, *tiled)[0] is repeated
-        assert adapt(None, module, staged, *in_place)[0] is interleaved
+        for made, kind in ((tiled, repeated), (in_place, interleaved)):
+            adapted = adapt(None, module, staged, *made)
+            assert adapted is not None
+            assert adapted[0] is kind
         assert adapt(repeated, module, staged, *in_place) is None
         query = torch.arange(8.0).reshape(1, 8, 1, 1)
         found = repeated(module, staged, *tiled)
+        assert found is not None
         # Heads 0 to 3 belong to the copies of KV heads 0, 1, two query heads each.
         assert found.query(query).flatten().tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
         assert torch.equal(found.output(found.query(query)), query)

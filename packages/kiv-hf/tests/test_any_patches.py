@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hf_models import EXACT, FEEDS, FULL_BUDGET, STARVED, TEXT_TOKENS, VOCABULARY, feed
@@ -23,7 +25,7 @@ _NAMES_D = {
 }  # fmt: skip
 _DECODER = {"is_decoder": True, "use_cache": True}
 
-MODELS = {
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("bloom", _NAMES_B),
     "falcon, rotary, one KV head": ("falcon", {**_NAMES_C, "multi_query": True}),
     "falcon, rotary, two KV heads": ("falcon", {**_NAMES_C, "new_decoder_architecture": True, "num_kv_heads": 2}),
@@ -55,9 +57,9 @@ SINGLE = {"bloom", "codegen", "gpt_neo", "gptj", "mpt", "xglm"}
 ALIBI = ["bloom", "falcon, ALiBi", "falcon, ALiBi, one KV head", "mpt"]
 
 
-def build(name: str, dtype: torch.dtype | None = None):
+def build(name: str, dtype: torch.dtype | None = None) -> Any:
     model_type, sizes = MODELS[name]
-    tokens = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
+    tokens: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
     torch.manual_seed(5)
     return (
         AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**sizes, **tokens))

@@ -9,6 +9,7 @@ from kiv_hf import KIVCache, use_kiv
 from kiv_reference.errors import KIVUnsupportedError
 from test_any_adapters import MODELS as ADAPTED
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch._dynamo.exc import Unsupported
 from transformers import PreTrainedTokenizerFast, pipeline
 
 MODELS = {**TINY_MODELS, **ADAPTED}
@@ -86,7 +87,7 @@ def test_a_compiled_model(name):
 
 def test_one_graph_for_the_whole_model_is_refused(llama):
     compiled = torch.compile(llama.kiv, backend="eager", fullgraph=True)
-    with pytest.raises(torch._dynamo.exc.Unsupported):
+    with pytest.raises(Unsupported):
         compiled(llama.ids, past_key_values=llama.cache())
 
 

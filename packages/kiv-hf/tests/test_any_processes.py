@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hf_models import FEEDS, OLD_TORCH, TEXT_TOKENS, pair
 from ranks import RANKS, outcomes, run_ranks
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
-EVEN = {"vocab_size": 98}  # transformers 5.18 divides the vocabulary between the processes, without a remainder
+EVEN: dict[str, Any] = {
+    "vocab_size": 98
+}  # transformers 5.18 divides the vocabulary between the processes, without a remainder
 MODELS = {
     "llama": lambda: pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=4, **EVEN),
     # The first process of a pipeline has no KIV layer in use; the second has neither of the layers that masks ask.

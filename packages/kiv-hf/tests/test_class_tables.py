@@ -6,6 +6,7 @@ import copy
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, Pre
 
 TEXT_TYPES = {"falcon", "git", "gpt_neo", "gptj"}
 IN_TABLES = [name for name in MODELS if name.split(",")[0] in TEXT_TYPES]
-TOKENS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
+TOKENS: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
 
 
 def configuration(name) -> PreTrainedConfig:

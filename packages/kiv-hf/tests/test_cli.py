@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -91,13 +92,13 @@ def test_exact_mode_answers_as_a_plain_cache(model, text):
     result = run("-m", model, "-f", text, *SMALL[:4], *SMALL[-4:], "--exact", question)
     assert result.exit_code == 0, result.output
     assert re.search(r"cold tokens .* \d+, all attended exactly", result.stderr)
-    plain = AutoModelForCausalLM.from_pretrained(model)
+    plain: Any = AutoModelForCausalLM.from_pretrained(model)
     ids = tokenizer()(compose(tokenizer(), TEXT, question), return_tensors="pt").input_ids
     with torch.no_grad():
         output = plain.generate(
             ids, past_key_values=DynamicCache(config=plain.config), max_new_tokens=8, do_sample=False
         )
-    answer = tokenizer().decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    answer = str(tokenizer().decode(output[0, ids.shape[1] :], skip_special_tokens=True))
     assert result.stdout == answer + "\n"
     assert "100.00% held exactly, 0.00% estimated" in result.stderr
 

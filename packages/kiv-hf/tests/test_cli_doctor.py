@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from kiv_fast.memory.pinning import SlabPinning
+from kiv_fast.memory.pinning import CudaRuntime, SlabPinning
 from kiv_fast.ops import library
 from kiv_fast.store import FastStore
 from kiv_hf.cli.app import app
@@ -115,11 +115,11 @@ def test_a_warning_is_a_reason():
 
 
 def test_memory_that_cannot_be_pinned(monkeypatch):
-    class Refusing:
-        def register(self, address, nbytes):
+    class Refusing(CudaRuntime):
+        def register(self, address: int, nbytes: int) -> None:
             raise RuntimeError("operation not permitted")
 
-        def unregister(self, address):
+        def unregister(self, address: int) -> None:
             raise AssertionError("nothing was registered")
 
     monkeypatch.setattr(machine, "pinning_for", lambda device: SlabPinning(Refusing(), 1 << 30))
@@ -186,6 +186,8 @@ def test_the_plain_cache_is_full_attention():
     for tokens in (5, 1):
         plain.append(torch.randn(1, 2, tokens, 4), torch.randn(1, 2, tokens, 4))
     query = torch.randn(1, 4, 1, 4)
+    assert plain.key is not None
+    assert plain.value is not None
     key, value = (tensor.repeat_interleave(2, dim=1) for tensor in (plain.key, plain.value))
     expected = torch.softmax(0.5 * query @ key.transpose(2, 3), dim=3) @ value
     torch.testing.assert_close(plain.attend(query, scale=0.5), expected)

@@ -121,6 +121,7 @@ def test_the_trace_says_whether_the_watched_tokens_were_retrieved():
     assert trace.widened == block.widened.sum()
     assert trace.cold_tokens == (80, 8 * (1 + trace.widened / 2), 4)
     assert trace.exact_mass is not None
+    assert trace.estimated_mass is not None
     assert trace.exact_mass + trace.estimated_mass == pytest.approx(1)
 
 

@@ -70,7 +70,7 @@ def test_the_version(monkeypatch):
 def test_no_name_of_an_option_is_cut(monkeypatch, columns):
     said = kiv(monkeypatch, "ask", "--help", columns=columns).stdout
     names = [
-        name for parameter in typer.main.get_command(app).commands["ask"].params for name in parameter.opts
+        name for parameter in typer.main.get_group(app).commands["ask"].params for name in parameter.opts
         if name.startswith("-")
     ]  # fmt: skip
     assert len(names) > 20

@@ -1,8 +1,12 @@
 """Every tensor of the packages is made on a device that the source names, whatever torch's default is."""
 
+from __future__ import annotations
+
 import ast
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,10 +59,10 @@ def elsewhere():
 @pytest.mark.parametrize("retrieve_tokens", [None, 7])
 def test_a_model_generates_the_same_text(implementation, retrieve_tokens, elsewhere, tmp_path):
     tiny = TINY_MODELS["llama"]()
-    pages = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4, "index_channels": 5}
+    pages: dict[str, Any] = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4, "index_channels": 5}
     config = KIVConfig(**pages, candidate_tokens=12, retrieve_tokens=retrieve_tokens)
     if implementation == "fast with a disk":
-        config = KIVConfig(**{**vars(config), "ram_bytes": 30_000, "spill_dir": tmp_path})
+        config = replace(config, ram_bytes=30_000, spill_dir=tmp_path)
 
     def text():
         cache = KIVCache(tiny.config, config, impl=implementation.partition(" ")[0])

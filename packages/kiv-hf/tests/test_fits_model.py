@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from transformers import (
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer, LinearAttentionLayer
 from transformers.models.udop.modeling_udop import BaseModelOutputWithAttentionMask
 
-LAYERS = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+LAYERS: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 OTHERS = {
     "Gemma 3": (
         lambda: Gemma3TextConfig(num_hidden_layers=6, sliding_window=32),
@@ -37,15 +38,15 @@ OTHERS = {
     "12 layers": (lambda: LlamaConfig(num_hidden_layers=12, **LAYERS), "a cache of 12 layers, and a model of 3"),
     "40 layers": (lambda: LlamaConfig(num_hidden_layers=40, **LAYERS), "a cache of 40 layers, and a model of 3"),
     "KV heads": (
-        lambda: LlamaConfig(num_hidden_layers=3, **LAYERS | {"num_key_value_heads": 4}),
+        lambda: LlamaConfig(num_hidden_layers=3, **(LAYERS | dict[str, Any](num_key_value_heads=4))),
         "num_key_value_heads=4, and a model of num_key_value_heads=2",
     ),
     "query heads": (
-        lambda: LlamaConfig(num_hidden_layers=3, **LAYERS | {"num_attention_heads": 8}),
+        lambda: LlamaConfig(num_hidden_layers=3, **(LAYERS | dict[str, Any](num_attention_heads=8))),
         "num_attention_heads=8, and a model of num_attention_heads=4",
     ),
     "width": (
-        lambda: LlamaConfig(num_hidden_layers=3, **LAYERS | {"head_dim": 16}),
+        lambda: LlamaConfig(num_hidden_layers=3, **(LAYERS | dict[str, Any](head_dim=16))),
         "head_dim=16, and a model of head_dim=8",
     ),
 }
@@ -154,7 +155,13 @@ def test_with_a_mask_of_the_callers_own_in_the_middle_of_a_text(three, gemma3):
 
 @pytest.mark.usefixtures("untouched")
 def test_a_linear_state_is_not_touched_either():
-    sizes = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 32, "num_key_value_heads": 2, "pad_token_id": 0}
+    sizes: dict[str, Any] = {
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+    }
     kinds = ["conv", "full_attention", "conv", "full_attention"]
     one, other = (
         Lfm2Config(**sizes, num_attention_heads=4, num_hidden_layers=layers, layer_types=kinds[:layers])
@@ -190,7 +197,7 @@ def test_an_equal_configuration_serves(tiny, equal):
     assert (logits - right).abs().max().item() <= tiny.rounding()
 
 
-SPEECH = {
+SPEECH: dict[str, Any] = {
     "vocab_size": 97, "d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "decoder_layers": 2,
     "encoder_layers": 3, "decoder_attention_heads": 4, "encoder_attention_heads": 2, "init_std": 0.3,
 }  # fmt: skip
@@ -215,7 +222,7 @@ def test_only_the_decoder_of_an_encoder_decoder_counts():
     use_kiv(model)
     got = run(EncoderDecoderCache(KIVCache(model.config, EXACT), DynamicCache()))
     assert (got - right).abs().max().item() <= 1e-4 * right.abs().max().item()
-    other = Speech2TextConfig(**SPEECH | {"decoder_layers": 3})
+    other = Speech2TextConfig(**(SPEECH | dict[str, Any](decoder_layers=3)))
     other._attn_implementation = "kiv"
     with pytest.raises(KIVUsageError, match="a cache of 3 layers, and a model of 2"):
         run(EncoderDecoderCache(KIVCache(other, EXACT), DynamicCache()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hf_models import EXACT
@@ -14,13 +16,14 @@ class TestEncoderDecoder:
     def model(self):
         from transformers import T5GemmaConfig, T5GemmaForConditionalGeneration, T5GemmaModuleConfig
 
-        sizes = {
+        sizes: dict[str, Any] = {
             "vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 8,
             "num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 8, "initializer_range": 0.3,
         }  # fmt: skip
         torch.manual_seed(0)
-        parts = {name: T5GemmaModuleConfig(**sizes) for name in ("encoder", "decoder")}
-        config = T5GemmaConfig(**parts, vocab_size=50, pad_token_id=0, bos_token_id=1)
+        fields: dict[str, Any] = {name: T5GemmaModuleConfig(**sizes) for name in ("encoder", "decoder")}
+        fields |= {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1}
+        config = T5GemmaConfig(**fields)
         return T5GemmaForConditionalGeneration(config).eval()
 
     def test_kiv_for_the_decoder_is_right_and_for_cross_attention_refused(self):
@@ -28,7 +31,7 @@ class TestEncoderDecoder:
         source, target = torch.randint(2, 50, (1, 20)), torch.randint(2, 50, (1, 20))
         expected = model(input_ids=source, decoder_input_ids=target).logits
         model.set_attn_implementation("kiv")
-        config = model.config.decoder
+        config: Any = model.config.decoder
         good = EncoderDecoderCache(KIVCache(config, EXACT), DynamicCache())
         logits = model(input_ids=source, decoder_input_ids=target, past_key_values=good).logits
         # Not in float64: T5Gemma has eager attention alone, whose softmax is in float32 whatever the dtype.
@@ -40,7 +43,7 @@ class TestEncoderDecoder:
 
 
 SOURCE_TOKENS = 20
-BART = {
+BART: dict[str, Any] = {
     "vocab_size": 50, "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "init_std": 0.3, "pad_token_id": 0,
     "bos_token_id": 1, "decoder_start_token_id": 1, "eos_token_id": None, "forced_eos_token_id": None,
@@ -72,6 +75,7 @@ class TestOneCacheForBoth:
         model.set_attn_implementation("kiv")
         split = EncoderDecoderCache(self.bare(model), DynamicCache(config=model.config))
         assert torch.equal(model.generate(source, past_key_values=split, **settings), expected)
+        assert isinstance(split.self_attention_cache, KIVCache)
         assert split.self_attention_cache.tokens().cold_ram > 0
         with pytest.raises(KIVUnsupportedError, match="cross-attention"):
             model.generate(source, past_key_values=self.bare(model), **settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from kiv_reference.errors import KIVBudgetError, KIVUnsupportedError
 from transformers import AttentionInterface, CLIPVisionConfig, CLIPVisionModel, LlavaConfig
 from transformers import LlavaForConditionalGeneration as Llava
 
-VISION = {
+VISION: dict[str, Any] = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8,
     "patch_size": 4, "projection_dim": 16, "initializer_range": 0.3,
 }  # fmt: skip

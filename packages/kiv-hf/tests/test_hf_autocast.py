@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +20,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-GPT_NEO = {"num_layers": 1, "num_heads": 4, "attention_types": [[["global"], 1]]}
-LATENT = {
+GPT_NEO: dict[str, Any] = {"num_layers": 1, "num_heads": 4, "attention_types": [[["global"], 1]]}
+LATENT: dict[str, Any] = {
     "num_hidden_layers": 2, "first_k_dense_replace": 2, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4,
     "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4,
     "head_dim": 4,

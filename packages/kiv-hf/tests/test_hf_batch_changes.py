@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -136,7 +137,7 @@ def test_a_budget_that_has_room_in_some_layers(rows):
                 model.kiv(ids[:, :59], past_key_values=cache)
             except KIVBudgetError:
                 continue
-            first, changed = cache.layers[0].store, []
+            first, changed = cache.kiv_layers()[0].store, []
             for name in ("select", "repeat_interleave"):
                 setattr(first, name, noted(getattr(first, name), changed))
             try:
@@ -183,9 +184,9 @@ def test_a_refused_reordering_of_a_hybrid(monkeypatch):
         model(ids[:, :60], past_key_values=cache)
         twin = cache.fork()
         with monkeypatch.context() as patch:
-            patch.setattr(cache.layers[-1].store, "reorder", full)
+            patch.setattr(cache.kiv_layers()[max(cache.kiv_layers())].store, "reorder", full)
             with pytest.raises(KIVBudgetError, match="full"):
-                cache.reorder_cache(torch.tensor([1, 0]))
+                cache.reorder_cache(cast("torch.LongTensor", torch.tensor([1, 0])))
         again, right = (model(ids[:, 60:], past_key_values=kept).logits for kept in (cache, twin))
     assert torch.equal(again, right)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ class TestLifeCycle:
         tiny.stock(ids[:, FIRST], past_key_values=stock)
         rows = torch.tensor([2, 0, 0])
         for cache in (kiv, stock):
-            cache.reorder_cache(rows)
+            cache.reorder_cache(cast("torch.LongTensor", rows))
             cache.batch_repeat_interleave(2)
             cache.batch_select_indices(torch.tensor([0, 3, 5]))
             cache.batch_select_indices(torch.tensor([True, False, True]))
@@ -108,7 +109,7 @@ class TestLifeCycle:
 
     def test_batch_changes_of_an_empty_cache(self, llama):
         cache = llama.cache()
-        cache.reorder_cache(torch.tensor([0]))
+        cache.reorder_cache(cast("torch.LongTensor", torch.tensor([0])))
         cache.batch_repeat_interleave(2)
         cache.batch_select_indices(torch.tensor([1]))
         cache.crop(-1)
@@ -188,8 +189,8 @@ class TestHybridLayers:
         assert (got - expected).abs().max().item() <= bound
         twin = cache.fork()
         rows = torch.tensor([1, 1])
-        cache.reorder_cache(rows)
-        plain.reorder_cache(rows)
+        cache.reorder_cache(cast("torch.LongTensor", rows))
+        plain.reorder_cache(cast("torch.LongTensor", rows))
         expected = feed(stock, ids[:, 50:], plain, [1] * 20)
         assert (feed(kiv, ids[:, 50:], cache, [1] * 20) - expected).abs().max().item() <= bound
         assert cache.tokens().cold_ram > 30

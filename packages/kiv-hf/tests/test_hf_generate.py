@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from threading import Thread
+from typing import Any, cast
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_sampling_with_a_seed(tiny):
 
 def test_streaming(llama):
     expected, _, _ = both(llama)
-    streamer = TextIteratorStreamer(Digits(), skip_prompt=True)
+    streamer = TextIteratorStreamer(cast("Any", Digits()), skip_prompt=True)
     settings = {"past_key_values": llama.cache(), "max_new_tokens": NEW_TOKENS, "do_sample": False}
     thread = Thread(target=llama.kiv.generate, args=(llama.ids,), kwargs={**settings, "streamer": streamer})
     thread.start()

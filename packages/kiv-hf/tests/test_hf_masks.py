@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -19,14 +20,17 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 @pytest.fixture
-def spy(monkeypatch):
+def spy() -> Iterator[list[tuple[bool, tuple[int, ...] | None]]]:
     """Shapes of all masks that the function "kiv" returns, with the layer kind they were asked for."""
-    seen = []
+    seen: list[tuple[bool, tuple[int, ...] | None]] = []
 
-    def watching(*args, **kwargs):
-        mask = kiv_mask(*args, **kwargs)
+    def watching(*args: Any, **kwargs: Any) -> Any:
+        mask: Any = kiv_mask(*args, **kwargs)
         length = kwargs["kv_length"]
         of_kiv = isinstance(length, MaskLength) and length.of_kiv_layer
         seen.append((of_kiv, None if mask is None else tuple(mask.shape)))
@@ -70,11 +74,12 @@ def test_other_caches_get_what_sdpa_gets(llama):
     for queries, total in [(5, 5), (1, 9), (4, 9)]:
         for padding in [None, torch.arange(total)[None] > 1]:
             for function, size in [(causal_mask_function, None), (sliding_window_causal_mask_function(3), 3)]:
-                settings = {
+                settings: dict[str, Any] = {
                     "batch_size": 1, "q_length": queries, "kv_length": total, "q_offset": total - queries,
                     "mask_function": function, "local_size": size, "attention_mask": padding,
                 }  # fmt: skip
-                got, expected = kiv_mask(**settings), sdpa_mask(**settings)
+                got: Any = kiv_mask(**settings)
+                expected: Any = sdpa_mask(**settings)
                 assert (got is None) == (expected is None)
                 assert got is None or torch.equal(got, expected)
 
@@ -89,8 +94,8 @@ def test_other_caches_get_what_sdpa_gets(llama):
 ], ids=["bidirectional", "sliding", "no skip", "static cache", "offset", "not the last"])  # fmt: skip
 def test_a_special_mask_is_spelled_out_and_promises_nothing(llama, special):
     handshake, _cache = handshake_of(llama)
-    settings = {"batch_size": 1, "q_length": 6, "kv_length": handshake.mask_asked(6), **special}
-    mask = kiv_mask(**settings)
+    settings: dict[str, Any] = {"batch_size": 1, "q_length": 6, "kv_length": handshake.mask_asked(6), **special}
+    mask: Any = kiv_mask(**settings)
     assert mask is not None
     assert mask.ndim == 4
     assert handshake.plain is None
@@ -98,14 +103,18 @@ def test_a_special_mask_is_spelled_out_and_promises_nothing(llama, special):
 
 def test_the_promise(llama):
     handshake, _cache = handshake_of(llama)
-    settings = {"batch_size": 1, "q_length": 6, "kv_length": handshake.mask_asked(6)}
-    assert kiv_mask(**settings, attention_mask=torch.ones(1, 6, dtype=torch.bool)) is None
+    settings: dict[str, Any] = {"batch_size": 1, "q_length": 6, "kv_length": handshake.mask_asked(6)}
+    settings["attention_mask"] = torch.ones(1, 6, dtype=torch.bool)
+    assert kiv_mask(**settings) is None
     assert handshake.plain == (6, 6, False)
     padding = torch.tensor([[False, True, True, True, True, True]])
-    assert torch.equal(kiv_mask(**settings, attention_mask=padding), padding)
+    settings["attention_mask"] = padding
+    mask: Any = kiv_mask(**settings)
+    assert torch.equal(mask, padding)
     assert handshake.plain == (6, 6, True)
+    settings["attention_mask"] = padding[:, 1:]
     with pytest.raises(KIVShapeError, match="whole sequence"):
-        kiv_mask(**settings, attention_mask=padding[:, 1:])
+        kiv_mask(**settings)
 
 
 def test_every_parameter_of_the_stock_mask_function_is_known():

@@ -50,4 +50,4 @@ def test_a_deep_copy_is_a_fork(llama):
 
 def test_a_configuration_must_be_one(llama):
     with pytest.raises(KIVUsageError, match="must be a KIVConfig"):
-        KIVCache(llama.config, {"hot_tokens": 512})
+        KIVCache(llama.config, {"hot_tokens": 512})  # pyright: ignore[reportArgumentType]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ def test_repeated_heads_are_put_in_order_and_back(heads, times, groups):
     query = draw(1, heads * times * groups, 5, 4, seed=3)
     attend = torch.nn.functional.scaled_dot_product_attention
     adapted = repeated(torch.nn.Module(), staged, key, value)
+    assert adapted is not None
     found = adapted.output(attend(adapted.query(query), *adapted.states, enable_gqa=True))
     torch.testing.assert_close(found, attend(query, key, value, enable_gqa=True))
 
@@ -39,8 +41,10 @@ def test_repeated_heads_are_put_in_order_and_back(heads, times, groups):
 def test_learned_sinks_by_either_name():
     """gpt-oss has one for each head, others one for each query."""
     by_head, by_query = draw(4), draw(2, 4, 3, 1)
-    assert torch.equal(_sink_logits({"s_aux": by_head}), by_head)
-    assert torch.equal(_sink_logits({"sinks": by_query}), by_query[..., 0])
+    for given, expected in (({"s_aux": by_head}, by_head), ({"sinks": by_query}, by_query[..., 0])):
+        found = _sink_logits(given)
+        assert found is not None
+        assert torch.equal(found, expected)
     assert _sink_logits({"s_aux": None, "sinks": None}) is None
 
 
@@ -89,21 +93,25 @@ def test_a_selection_of_keys_cuts_the_mask(dtype):
     mask = mask if dtype == torch.bool else torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(dtype).min)
     module, indices = torch.nn.Module(), torch.tensor([[[0, 3], [5, 1]]])
     cut = with_selection(module, draw(1, 2, 2, 4), draw(1, 1, 6, 4), mask, indices, None)
+    assert cut is not None
     seen = cut if dtype == torch.bool else cut == 0
     assert seen.flatten(0, 2).tolist() == [
         [True, False, False, True, False, False],
         [False, True] + [False] * 3 + [True],
     ]
     without = with_selection(module, draw(1, 2, 2, 4), draw(1, 1, 6, 4), None, indices, None)
+    assert without is not None
+    assert seen is not None
     assert torch.equal(without, seen)
 
 
 def test_a_selection_of_blocks_cuts_the_mask():
-    module = torch.nn.Module()
+    module: Any = torch.nn.Module()
     module.indexer = SimpleNamespace(block_size=2)
     blocks = torch.tensor([[[[1, -1]], [[0, 2]]]])  # of two groups of heads, one query
     cut = with_selection(module, draw(1, 4, 1, 4), draw(1, 2, 5, 4), None, None, blocks)
     first, second = [False, False, True, True, False], [True, True, False, False, True]
+    assert cut is not None
     assert (cut[0, :, 0] == 0).tolist() == [first, first, second, second]
 
 
@@ -116,7 +124,7 @@ def test_a_hybrid_layer_reorders_both_parts():
     cache, right = KIVCache(model.config, EXACT), KIVCache(model.config, EXACT)
     feed(model, ids, cache, [40])
     feed(model, ids[rows], right, [40])
-    cache.reorder_cache(rows)
+    cache.reorder_cache(cast("torch.LongTensor", rows))
     assert torch.equal(feed(model, ids, cache, [1] * 10 + [30]), feed(model, ids, right, [1] * 10 + [30]))
 
 

@@ -7,6 +7,7 @@ import json
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 pytestmark = pytest.mark.real
 
 TOKENS = 320
-HOT = {"hot_tokens": 32, "sink_tokens": 4, "page_tokens": 16}
+HOT: dict[str, Any] = {"hot_tokens": 32, "sink_tokens": 4, "page_tokens": 16}
 EXACT = KIVConfig(retrieve_tokens=None, **HOT)
 # Up to four times the candidates are selected whole, so that nothing is missed (SPEC 6.3).
 FULL = KIVConfig(

@@ -81,5 +81,8 @@ def test_models_that_do_not_support_sdpa_get_the_masks_of_eager():
     assert not eager_only(LlamaConfig)
     assert not eager_only(type(None))
     sizes = {"batch_size": 1, "q_length": 3, "kv_length": 5, "q_offset": 2}
-    assert stock_mask(GptOssConfig(), **sizes).is_floating_point()
-    assert stock_mask(LlamaConfig(), **sizes).dtype == torch.bool
+    added, chosen = stock_mask(GptOssConfig(), **sizes), stock_mask(LlamaConfig(), **sizes)
+    assert added is not None
+    assert added.is_floating_point()
+    assert chosen is not None
+    assert chosen.dtype == torch.bool

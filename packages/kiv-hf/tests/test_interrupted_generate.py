@@ -13,7 +13,7 @@ import torch
 from hf_models import EXACT, FULL_BUDGET
 from kiv_reference.errors import KIVError
 
-SOURCES = tuple(os.path.dirname(package.__file__) for package in (kiv_hf, kiv_fast))
+SOURCES = tuple(os.path.dirname(str(package.__file__)) for package in (kiv_hf, kiv_fast))
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 SHARE = 4 if NIGHTLY else 120
 """One in so many places is tried; a place is the first or the last time that `generate` comes to a line."""

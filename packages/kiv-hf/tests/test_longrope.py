@@ -7,14 +7,27 @@ own caches come to the same on some versions and lose the prompt on others, whic
 from __future__ import annotations
 
 import inspect
-import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hf_models import EXACT, FULL_BUDGET, PAGES
 from kiv_hf import KIVCache, KIVConfig, rope_for_length
-from phi_models import IDS, IMAGE_TOKEN, NEW, ROPE, SHORT, SIZES, TYPE_SIZES, TYPES, Phi, assert_same, build
+from phi_models import (
+    IDS,
+    IMAGE_TOKEN,
+    NEW,
+    ROPE,
+    SHORT,
+    SIZES,
+    TYPE_SIZES,
+    TYPES,
+    Phi,
+    assert_same,
+    build,
+    forget_warnings,
+)
 from transformers import CONFIG_MAPPING, DynamicCache, LlamaConfig, LlavaConfig
 
 
@@ -233,7 +246,7 @@ class TestNewTokensOnly:
         assert CROSSED not in caplog.text
 
     def test_bring_a_warning_otherwise(self, any_model, new, caplog):
-        logging.Logger.warning_once.cache_clear()
+        forget_warnings()
         cache = any_model.cache()
         with torch.no_grad():
             any_model.kiv(IDS[:, :12], past_key_values=cache)
@@ -242,7 +255,7 @@ class TestNewTokensOnly:
 
 
 def test_padding_is_no_crossing(phi, caplog):
-    logging.Logger.warning_once.cache_clear()
+    forget_warnings()
     ids, mask = IDS[:, :20].repeat(2, 1), torch.ones(2, 20, dtype=torch.long)
     ids[:, :5] = mask[:, :5] = 0
     phi.generate(phi.kiv, ids, attention_mask=mask, past_key_values=phi.cache())
@@ -259,7 +272,7 @@ def test_no_second_reading_if_the_length_was_told(phi, resets):
 class TestTheWarning:
     @pytest.fixture(autouse=True)
     def _again(self):
-        logging.Logger.warning_once.cache_clear()
+        forget_warnings()
 
     def test_says_at_which_length_and_what(self, phi, caplog):
         phi.cache()
@@ -272,7 +285,8 @@ class TestTheWarning:
     @pytest.mark.parametrize("around", [False, True], ids=["itself", "the text part of another"])
     def test_of_a_model_that_transformers_lets_keep_its_cache(self, caplog, around):
         rope = ROPE | {"original_max_position_embeddings": SHORT}
-        text = (CONFIG_MAPPING["phi3"] if around else LlamaConfig)(**SIZES | TYPE_SIZES["phi3"], rope_parameters=rope)
+        kind: Any = CONFIG_MAPPING["phi3"] if around else LlamaConfig
+        text = kind(**SIZES | TYPE_SIZES["phi3"], rope_parameters=rope)
         KIVCache(LlavaConfig(text_config=text) if around else text, EXACT)
         assert f"more than {SHORT} tokens" in caplog.text
         assert "resets its KIVCache once" in caplog.text

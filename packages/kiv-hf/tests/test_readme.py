@@ -44,5 +44,5 @@ def test_links_of_the_documents_lead_somewhere():
 def test_the_packages_share_one_version():
     version = (ROOT / "VERSION").read_text(encoding="utf-8").strip()
     assert {metadata.version(f"kiv-{name}") for name in ("reference", "fast", "hf")} == {version}
-    pins = {pin for name in ("kiv-fast", "kiv-hf") for pin in metadata.requires(name) if pin.startswith("kiv-")}
+    pins = {pin for name in ("kiv-fast", "kiv-hf") for pin in metadata.requires(name) or () if pin.startswith("kiv-")}
     assert pins == {f"kiv-reference=={version}", f"kiv-fast=={version}"}

@@ -1,5 +1,9 @@
 """Places in the binding where a fault once went unseen: both parts of a hybrid layer, every sampled token, an order."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 from hf_models import EXACT, TINY_MODELS, falcon_h1, feed
@@ -47,9 +51,11 @@ def test_a_hybrid_layer_whose_linear_part_refuses_a_crop_is_unchanged(model, mon
         raise ValueError("the past was not recorded")
 
     cache = KIVCache(model.config, EXACT)
-    feed(model, *texts(1), cache, [40])
+    (ids,) = texts(1)
+    feed(model, ids, cache, [40])
     monkeypatch.setattr(LinearAttentionLayer, "crop", refuse)
-    for layer in cache.layers:
+    layers: list[Any] = cache.layers
+    for layer in layers:
         with pytest.raises(ValueError, match="not recorded"):
             layer.crop(-3)
         assert layer.get_seq_length() == 40
@@ -72,7 +78,7 @@ def test_a_crop_asks_the_layers_that_may_refuse_first(monkeypatch):
     monkeypatch.setattr(stock, "crop", refuse)
     with pytest.raises(ValueError, match="not recorded"):
         cache.crop(-3)
-    assert [layer.store.length for layer in cache.layers[:-1]] == [96, 96]
+    assert [layer.store.length for layer in cache.kiv_layers().values()] == [96, 96]
 
 
 class Linear(torch.nn.Module):
@@ -114,7 +120,7 @@ def test_a_reset_layer_serves_another_model():
     tiny, other = TINY_MODELS["llama"](), TINY_MODELS["llama"]()
     cache = tiny.cache()
     feed(tiny.kiv, tiny.ids, cache, [96])
-    for layer in cache.layers:
+    for layer in cache.kiv_layers().values():
         layer.adapter = repeated
     cache.reset()
     assert torch.equal(feed(other.kiv, other.ids, cache, [96]), feed(other.kiv, other.ids, other.cache(), [96]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -166,10 +167,11 @@ def test_a_failure_over_other_keys_takes_nothing_back(gemma3):
     cache = gemma3.cache()
     feed(gemma3.kiv, gemma3.ids[:, :PAST], cache, [PAST])
     states = torch.randn(1, 1, PAST, 8)
+    attention: Any = kiv_attention
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kiv_hf.attention.stock.sdpa_attention_forward", raising(Stop()))
         with pytest.raises(Stop):
-            kiv_attention(gemma3.stock.model.layers[0].self_attn, states, states, states, None)
+            attention(gemma3.stock.model.layers[0].self_attn, states, states, states, None)
     assert cache.lengths() == {PAST}
 
 

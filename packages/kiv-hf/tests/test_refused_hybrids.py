@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import hf_models
 import pytest
 import torch
@@ -11,7 +13,7 @@ from kiv_reference.errors import KIVBudgetError, KIVUnsupportedError, KIVUsageEr
 from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
 PAST = 40
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
     "head_dim": 8, "initializer_range": 0.3, "pad_token_id": 0,
 }  # fmt: skip
@@ -151,4 +153,4 @@ def test_a_text_in_many_pieces_and_forks_goes_on(hybrid):
         assert torch.equal(logits[0], logits[1])
         assert torch.equal(logits[0], logits[2])
         for each in (cache, other, twin):
-            each.reorder_cache(torch.tensor([0]))
+            each.reorder_cache(cast("torch.LongTensor", torch.tensor([0])))

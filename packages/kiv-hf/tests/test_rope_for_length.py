@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import copy
 import inspect
-import logging
 import threading
+from typing import Any
 
 import pytest
 import torch
 from kiv_hf import KIVCache, KIVError, rope_for_length
 from kiv_hf.rope.embeddings import rotary_embeddings
 from kiv_hf.rope.limits import factors, limits, same_factors_until
-from phi_models import IDS, ROPE, SHORT, TYPES, Phi, build
+from phi_models import IDS, ROPE, SHORT, TYPES, Phi, build, forget_warnings
 from transformers import DynamicCache, Gemma3Config, LlamaConfig, modeling_rope_utils
 
 LONG = IDS.shape[1]
@@ -58,7 +58,7 @@ def dynamic() -> Phi:
 
 @pytest.fixture(autouse=True)
 def _every_warning():
-    logging.Logger.warning_once.cache_clear()
+    forget_warnings()
 
 
 @torch.no_grad()
@@ -151,7 +151,8 @@ class TestItsEnd:
     def test_gives_dynamic_factors_their_memory_back(self, dynamic):
         """transformers keeps the factors of the longest text until a short one comes."""
         one_pass(dynamic.kiv, IDS)
-        frequencies = [module.inv_freq.clone() for module in rotary_embeddings(dynamic.kiv)]
+        embeddings: list[Any] = list(rotary_embeddings(dynamic.kiv))
+        frequencies = [module.inv_freq.clone() for module in embeddings]
         between = one_pass(dynamic.kiv, IDS[:, : SHORT + 5])
         with rope_for_length(dynamic.kiv, SHORT + 5):
             assert (
@@ -159,7 +160,7 @@ class TestItsEnd:
                 < 1e-9
             )
         assert torch.equal(one_pass(dynamic.kiv, IDS[:, : SHORT + 5]), between)
-        for module, before in zip(rotary_embeddings(dynamic.kiv), frequencies, strict=True):
+        for module, before in zip(embeddings, frequencies, strict=True):
             assert torch.equal(module.inv_freq, before)
             assert module.max_seq_len_cached == LONG
 

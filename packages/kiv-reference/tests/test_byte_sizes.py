@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from kiv_reference import KIVConfig
@@ -35,7 +36,7 @@ def test_what_is_no_size_is_refused(name, text):
 @pytest.mark.parametrize("name", ["hot_tokens", "page_tokens", "retrieve_tokens"])
 def test_other_numbers_take_no_size(name):
     with pytest.raises(KIVConfigError):
-        KIVConfig(**{name: "512MiB"})
+        KIVConfig(**dict[str, Any]({name: "512MiB"}))
 
 
 def test_no_digit_is_lost():

@@ -49,7 +49,7 @@ def test_exact_mode_allows_exact_prefill_only():
 
 def test_a_configuration_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        KIVConfig().hot_tokens = 1
+        KIVConfig().hot_tokens = 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize(("boundary", "pages"), [(0, 0), (5, 0), (6, 1), (7, 1), (8, 2), (100, 48)])

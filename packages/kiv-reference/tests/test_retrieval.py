@@ -229,6 +229,7 @@ def test_sampled_queries_decide_what_is_coded():
         store.append(key[:, :, t : t + 1], key[:, :, t : t + 1])
         store.attend(query[:, :, t : t + 1], scale=1.0)
         store.attend(torch.full((1, 2, 1, 2), 100.0), scale=1.0)  # only the first attend after an append counts
+    assert store.contents is not None
     channels = store.contents.index[1].tensor
     # The pages' boundaries are 32, 64, 96, 128: the first has no sample, the fourth the query of 127.
     assert channels.flatten().tolist() == [0, 0, 0, 1]
