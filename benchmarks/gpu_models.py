@@ -16,7 +16,7 @@ from kiv_hf import KIVCache, KIVConfig
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
 
 from .gpu_journal import Cut
-from .trace import traced
+from .profiled import profiled
 
 K = 1024
 PROMPT_TOKENS, FILL_TOKENS = 64, 4096
@@ -139,7 +139,7 @@ class Bench:
             taken.append(1e3 * self._timed(lambda: feed(1)))
         found |= {"step_ms": statistics.median(taken), "steps_ms": taken}
         found["read_a_step"] = {name: (now - counters[name]) / len(taken) for name, now in _counters(cache).items()}
-        found["trace"] = traced(lambda: feed(1), sizes.traced, self.device)
+        found["trace"] = profiled(lambda: feed(1), sizes.traced, self.device)
         found["device_bytes"] = self._allocated() - before
         found["tiers"] = cache.memory()._asdict() if isinstance(cache, KIVCache) else {}
         return found

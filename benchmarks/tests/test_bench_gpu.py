@@ -14,7 +14,7 @@ import torch
 from benchmarks import gpu, gpu_models, gpu_tests
 from benchmarks.gpu_journal import Cut, Journal, markdown
 from benchmarks.machine import ROOT
-from benchmarks.trace import counted
+from benchmarks.profiled import counted
 
 CONTEXTS = gpu_models.QUICK_SIZES.contexts
 MODELS = [f"{name} {at} {kind}" for name in gpu_models.QUICK for at in CONTEXTS for kind in ("kiv", "plain")]

@@ -18,7 +18,7 @@ def test_threads_that_end_leave_no_memory():
     """Each takes a megabyte: 40 of them would leave as many."""
     config = KIVConfig(hot_tokens=64, page_tokens=64, candidate_tokens=4096, retrieve_tokens=2048)
     store = FastPool(config, ops="cpu").layer_store()
-    key, value, query = draw(0, 16_384, groups=8, width=32, value_width=256)
+    key, value, query = draw(0, 16_384, heads=8, width=32, value_width=256)
     store.append(key, value)
     step = [part[:, :, :1] for part in (key, value, query)]
 

@@ -12,7 +12,7 @@ from kiv_hf.cli.app import app
 from kiv_hf.cli.ask import AGAIN, Screen, Settings, converse
 from kiv_hf.cli.generate import Part, parts, prefill
 from kiv_hf.cli.prompt import compose
-from kiv_hf.cli.trace import Trace
+from kiv_hf.cli.tally import Tally
 from phi_models import IDS, NEW, ROPE, SHORT, TYPES, Phi, build
 from rich.console import Console
 from transformers import AutoModelForCausalLM, DynamicCache, Phi3Config
@@ -80,14 +80,14 @@ class TestAnAnswerThatCrosses:
     @pytest.mark.parametrize("tokens", [SHORT - 8, SHORT - NEW + 2, SHORT])
     def test_is_that_of_one_pass(self, phi, tokens):
         ids = IDS[:, :tokens]
-        trace = Trace()
-        run, cache, out, err = answer(phi, ids, trace=trace)
+        tally = Tally()
+        run, cache, out, err = answer(phi, ids, tally=tally)
         assert run.answer == expected(phi, ids)
         assert out.split() == list(map(str, run.answer))
         assert err.count(AGAIN) == 1
         assert cache.get_seq_length() == tokens + NEW - 1
         assert len(run.step_s) == NEW - 2  # two tokens came of reading
-        assert trace.exact_mass == pytest.approx(1)
+        assert tally.exact_mass == pytest.approx(1)
 
     def test_in_a_plain_cache(self, phi):
         cache = DynamicCache(config=phi.kiv.config)

@@ -12,7 +12,7 @@ from kiv_hf.cli.display import cold_text
 from kiv_hf.cli.estimate import check_memory, estimate
 from kiv_hf.cli.generate import chunk_sizes
 from kiv_hf.cli.models import gguf
-from kiv_hf.cli.trace import ColdTokens, Trace
+from kiv_hf.cli.tally import ColdTokens, Tally
 from kiv_hf.cli.units import format_bytes, parse_bytes
 from kiv_reference import ReferencePool
 from kiv_reference.errors import KIVBudgetError
@@ -111,18 +111,18 @@ def test_the_trace_says_whether_the_watched_tokens_were_retrieved():
     store.append(key[:, :, :1], value[:, :, :1])
     query = 20 * torch.cat([key[:, :1, wanted : wanted + 1], key[:, 1:, 80:81]], dim=1)  # head 1 looks elsewhere
     store.attend(query, scale=1.0)
-    trace = Trace(range(wanted, wanted + 1), page_tokens=4)
-    trace.add({0: store.report})
+    tally = Tally(range(wanted, wanted + 1), page_tokens=4)
+    tally.add({0: store.report})
     (block,) = store.report.blocks
-    assert (block.mode, trace.retrievals) == ("retrieve", 2)
+    assert (block.mode, tally.retrievals) == ("retrieve", 2)
     assert wanted in block.selected_positions[0, 0]
     assert wanted not in block.candidate_positions[0, 1]
-    assert (trace.candidate_hits, trace.selected_hits) == (1, 1)
-    assert trace.widened == block.widened.sum()
-    assert trace.cold_tokens == (80, 8 * (1 + trace.widened / 2), 4)
-    assert trace.exact_mass is not None
-    assert trace.estimated_mass is not None
-    assert trace.exact_mass + trace.estimated_mass == pytest.approx(1)
+    assert (tally.candidate_hits, tally.selected_hits) == (1, 1)
+    assert tally.widened == block.widened.sum()
+    assert tally.cold_tokens == (80, 8 * (1 + tally.widened / 2), 4)
+    assert tally.exact_mass is not None
+    assert tally.estimated_mass is not None
+    assert tally.exact_mass + tally.estimated_mass == pytest.approx(1)
 
 
 def test_the_trace_counts_a_streamed_head_as_whole():
@@ -138,17 +138,17 @@ def test_the_trace_counts_a_streamed_head_as_whole():
     store.attend(torch.cat([20 * key[:, :1, 41:42], 0 * key[:, 1:, :1]], dim=1), scale=1.0)
     (block,) = store.report.blocks
     assert block.streamed.tolist() == [[False, True]]
-    trace = Trace(range(41, 42), page_tokens=4)
-    trace.add({0: store.report})
+    tally = Tally(range(41, 42), page_tokens=4)
+    tally.add({0: store.report})
     taken = int((block.selected_positions[0, 0] >= 0).sum())
-    assert trace.cold_tokens == (80, (int((block.candidate_positions[0, 0] >= 0).sum()) + 80) / 2, (taken + 80) / 2)
-    assert (trace.candidate_hits, trace.selected_hits) == (2, 2)
+    assert tally.cold_tokens == (80, (int((block.candidate_positions[0, 0] >= 0).sum()) + 80) / 2, (taken + 80) / 2)
+    assert (tally.candidate_hits, tally.selected_hits) == (2, 2)
 
 
 def test_an_empty_trace_has_no_shares():
-    assert Trace().exact_mass is None
-    assert Trace().estimated_mass is None
-    assert Trace().cold_tokens is None
+    assert Tally().exact_mass is None
+    assert Tally().estimated_mass is None
+    assert Tally().cold_tokens is None
 
 
 @pytest.mark.parametrize(
@@ -161,14 +161,14 @@ def test_an_empty_trace_has_no_shares():
     ],
 )
 def test_cold_tokens_in_words(cold, said, monkeypatch):
-    monkeypatch.setattr(Trace, "cold_tokens", cold and ColdTokens(*cold))
-    assert cold_text(Trace()) == said
+    monkeypatch.setattr(Tally, "cold_tokens", cold and ColdTokens(*cold))
+    assert cold_text(Tally()) == said
 
 
 def test_doubled_candidates_in_words(monkeypatch):
-    monkeypatch.setattr(Trace, "cold_tokens", ColdTokens(12800, 5120, 1024))
+    monkeypatch.setattr(Tally, "cold_tokens", ColdTokens(12800, 5120, 1024))
     said = "5,120 candidates of 12,800, 1,024 attended exactly; candidates doubled in 25.0%"
-    assert cold_text(Trace(retrievals=8, widened=2)) == said
+    assert cold_text(Tally(retrievals=8, widened=2)) == said
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize")
 """Calls in which the host waits for the device; that for the whole device is left out, it is the measurement's own."""
 
 
-def traced(step: Callable[[], object], steps: int, device: torch.device) -> dict[str, float]:
+def profiled(step: Callable[[], object], steps: int, device: torch.device) -> dict[str, float]:
     """Run `step` so often under the profiler.
 
     Returns
