@@ -8,13 +8,12 @@ step's CPU time is recorded beside its wall-clock time, and both are compared wi
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 from kiv_hf import KIVConfig
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from .fill import fill, measure_spreads
@@ -23,6 +22,11 @@ from .options import parse, parser
 from .report import Result, quantile_panel, quantiles
 from .subjects import Clocks, Factory
 from .timing import quiet
+
+if TYPE_CHECKING:
+    import argparse
+
+    from matplotlib.figure import Figure
 
 K = 1024
 WARMUP_STEPS = 20

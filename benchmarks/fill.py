@@ -7,14 +7,16 @@ prune less of them than of real ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from .subjects import PROMPT_TOKENS, Subject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CHUNK_TOKENS = 4096
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from kiv_reference import KIVConfig
 
-from .report import short
 from .profiled import profiled
+from .report import short
 
 GEOMETRIES = {"9 and 3 heads of 64": (9, 3, 64), "8 and 1 heads of 512": (8, 1, 512)}
 """Name -> query heads, KV heads and channels of a head."""

@@ -12,12 +12,14 @@ of a page that is not full yet are attended rather than ranked.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from kiv_reference import KIVConfig, StorePool
 from kiv_reference.errors import KIVUnsupportedError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
+
+if TYPE_CHECKING:
+    from kiv_reference import KIVConfig, StorePool
 
 PAGE_TOKENS = 128
 TOP_PAGES = 32

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize")
 """Calls in which the host waits for the device; that for the whole device is left out, it is the measurement's own."""

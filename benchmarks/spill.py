@@ -6,17 +6,14 @@ same tokens. Logits must be bit-identical.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import hashlib
 import multiprocessing
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_hf import KIVConfig
-from matplotlib.figure import Figure
 
 from .fill import fill, measure_spreads
 from .machine import process_bytes
@@ -25,6 +22,12 @@ from .options import parse, parser
 from .report import Result, quantile_panel, quantiles, short
 from .subjects import PROMPT_TOKENS, Factory
 from .timing import interleave, median_ms, quiet, seconds
+
+if TYPE_CHECKING:
+    import argparse
+    from multiprocessing.connection import Connection
+
+    from matplotlib.figure import Figure
 
 K = 1024
 MiB = 2**20
@@ -61,7 +64,7 @@ def serve(connection: Connection, options: argparse.Namespace, ram_bytes: int | 
 
 
 @contextmanager
-def worker(options: argparse.Namespace, ram_bytes: int | None):
+def worker(options: argparse.Namespace, ram_bytes: int | None) -> Generator[Connection]:
     """Start a process that runs `serve`; yields the parent's end of the pipe."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()

@@ -11,9 +11,9 @@ import json
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 
 from .fill import fill, measure_spreads
 from .models import MODELS, kjv_tokens
@@ -21,6 +21,9 @@ from .options import parse, parser
 from .report import Result, short, token_axis
 from .subjects import Factory
 from .timing import interleave, median_ms
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 K = 1024
 CONTEXTS = (K, 2 * K, 4 * K, 6 * K, 8 * K, 16 * K, 32 * K)

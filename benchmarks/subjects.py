@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_hf import KIVCache, KIVConfig
@@ -12,6 +11,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from .models import load_model, twin
 from .original import original_pool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PROMPT_TOKENS = 64
 """Real tokens that every cache is fed before random ones: layers are initialised, the binding has seen attention."""

@@ -7,19 +7,21 @@ of 128 tokens. All of them decode the same tokens, over real text and over rando
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from .fill import fill, measure_spreads
 from .models import MODELS, kjv_tokens
 from .options import config, parse, parser
 from .report import Result, short
 from .subjects import Factory, Subject, chunks
+
+if TYPE_CHECKING:
+    import argparse
+
+    import torch
+    from matplotlib.figure import Figure
 
 K = 1024
 STEPS = 32

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.models import load_tokenizer
 
-from .tasks import Question
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from .tasks import Question
 
 
 def prompt_ids(model: str, question: Question) -> torch.Tensor:

@@ -12,18 +12,21 @@ cache a token at a time: a question that is attended densely hides what a cache 
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_hf import KIVCache, KIVConfig
-from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from .contexts import CHUNK_TOKENS
 from .continuation import Continuation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lm_eval.api.instance import Instance
 
 MOST_NEW_TOKENS = 256
 """Tokens of a generation whose task names no limit."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +9,6 @@ import torch
 from kiv_hf import KIVCache, KIVConfig
 from kiv_hf.impls import resolve_impl
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from benchmarks.models import load_model, load_tokenizer, twin
 
@@ -18,12 +16,16 @@ from ..contexts import CHUNK_TOKENS
 from ..continuation import Continuation
 from ..documents import answered, prompt_ids
 from ..queries import SAMPLE_TOKENS, sampled
-from ..tasks import Passage, Question
 from .capture import TEXT_TOKENS, Capture, Fact, Layer
 from .documents import COMMENT, LongDocument
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kiv_reference.contract import PoolFactory
+    from transformers import PreTrainedModel
+
+    from ..tasks import Passage, Question
 
 READING, ASKING, ANSWERING = "reading", "asking", "answering"
 

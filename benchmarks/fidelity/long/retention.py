@@ -5,13 +5,11 @@ Questions go through the cache a token at a time, after a document that was read
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from kiv_hf import KIVCache
 from tqdm import tqdm
 
@@ -19,15 +17,19 @@ from benchmarks.models import load_tokenizer
 
 from ..contexts import FULL, Context, System, asked
 from ..documents import answered, prompt_ids
-from ..journal import Journal, Record
-from ..tasks import Question
-from .documents import LongDocument
 from .figures import retrieve_tokens
 from .plan import HOT_TOKENS
 from .scene import cold_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    import torch
     from kiv_reference import LayerStore
+
+    from ..journal import Journal, Record
+    from ..tasks import Question
+    from .documents import LongDocument
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from kiv_hf import KIVCache, KIVConfig
-from transformers import Cache, Gemma3ForCausalLM
 
 from benchmarks.fidelity.contexts import fill, prefill
 from benchmarks.fidelity.continuation import Continuation, fork_stock
 from benchmarks.fidelity.queries import SampledQueries
 from benchmarks.fidelity.tests.tiny import tiny_gemma
 from benchmarks.models import twin
+
+if TYPE_CHECKING:
+    from transformers import Cache, Gemma3ForCausalLM
 
 TOKENS = 300
 

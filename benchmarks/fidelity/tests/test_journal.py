@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from benchmarks.fidelity import journal
 from benchmarks.fidelity.journal import Journal, fingerprint
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path: Path):

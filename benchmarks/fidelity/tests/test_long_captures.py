@@ -6,8 +6,7 @@ import argparse
 import itertools
 import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -30,6 +29,9 @@ from benchmarks.fidelity.tests.tiny import tiny_llama
 from benchmarks.models import twin
 from benchmarks.options import RESULTS
 from benchmarks.report import Result
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("place", DOCUMENTS)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -20,6 +20,9 @@ from benchmarks.fidelity.long.outputs import output_error, with_page_tail
 from benchmarks.fidelity.long.ranking import by_turns, group_scores, mask, ordered, selected
 from benchmarks.fidelity.long.scene import PAGE_TOKENS, SINK_TOKENS, Scene
 from benchmarks.fidelity.long.zoo import DOUBLED, EXACT, NEW, ORIGINAL, QUEST, ZOO, box_scores, mean_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def scene(pages: int = 4, queries: int = 3, heads: int = 2, width: int = 16, hot: int = 100, seed: int = 0) -> Scene:

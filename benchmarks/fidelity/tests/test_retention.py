@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from matplotlib.figure import Figure
-from transformers import LlamaForCausalLM
 
 from benchmarks.fidelity import contexts
 from benchmarks.fidelity.contexts import FULL
@@ -31,6 +29,11 @@ from benchmarks.fidelity.long.retention_part import (
 )
 from benchmarks.fidelity.tasks import Question, fitted
 from benchmarks.fidelity.tests.tiny import tiny_llama
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import LlamaForCausalLM
 
 TOKENS = 1900
 """Of the tiny model's document: 512 of them are cold."""

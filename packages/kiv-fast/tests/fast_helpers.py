@@ -31,14 +31,13 @@ def draw(
     length: int,
     batch: int = 1,
     heads: int = 2,
-    groups: int = 2,
     width: int = 16,
     value_width: int = 16,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return random keys, values and queries."""
+    """Return random keys, values and queries, of two heads for each KV head."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = (batch, heads, length, width), (batch, heads, length, value_width), (batch, heads * groups, length, width)
+    shapes = (batch, heads, length, width), (batch, heads, length, value_width), (batch, 2 * heads, length, width)
     key, value, query = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
     return key, value, query
 

@@ -18,9 +18,10 @@ def test_threads_that_end_leave_no_memory():
     """Each takes a megabyte: 40 of them would leave as many."""
     config = KIVConfig(hot_tokens=64, page_tokens=64, candidate_tokens=4096, retrieve_tokens=2048)
     store = FastPool(config, ops="cpu").layer_store()
-    key, value, query = draw(0, 16_384, heads=8, width=32, value_width=256)
+    key, value, _ = draw(0, 16_384, width=32, value_width=256)
     store.append(key, value)
-    step = [part[:, :, :1] for part in (key, value, query)]
+    query = draw(0, 1, heads=8, width=32)[2]  # [1, 16, 1, 32]: eight heads a KV head
+    step = key[:, :, :1], value[:, :, :1], query
 
     def decode():
         with torch.no_grad():

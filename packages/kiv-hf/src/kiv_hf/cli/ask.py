@@ -19,8 +19,8 @@ from .generate import Run, decode, parts, prefill, stop_tokens
 from .models.gguf import converted
 from .models.source import Source, explained, find_source, load_config, load_model, load_tokenizer
 from .prompt import encode_prompt
-from .terminal import printable
 from .tally import Tally
+from .terminal import printable
 
 if TYPE_CHECKING:
     from kiv_reference.config import KIVConfig
