@@ -25,6 +25,7 @@ from .timing import interleave, median_ms, quiet, seconds
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Generator
     from multiprocessing.connection import Connection
 
     from matplotlib.figure import Figure

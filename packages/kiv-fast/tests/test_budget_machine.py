@@ -190,6 +190,6 @@ class BudgetMachine(RuleBasedStateMachine):
             assert pool.memory() == (0, 0, 0)
 
 
-def test_stores_under_budgets():
+def test_stores_under_budgets() -> None:
     steps = settings(max_examples=200, stateful_step_count=30, deadline=None, derandomize=True)
     run_state_machine_as_test(BudgetMachine, settings=steps)

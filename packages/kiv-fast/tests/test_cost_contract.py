@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from fast_helpers import SCALE, draw, index_bytes, state_of
@@ -21,6 +21,13 @@ from kiv_fast.memory.growable_table import Table
 from kiv_fast.tiers.file_io import FileIO
 from kiv_fast.tiers.tiered import TieredArena
 from kiv_reference import KIVConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import torch
+    from kiv_fast.store import FastStore
 
 CONFIG = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=6, candidate_tokens=20, retrieve_tokens=7)
 TUNING = Tuning(chunk_bytes=4096, first_segment_bytes=4096)
@@ -37,21 +44,21 @@ QUICK = settings(
 class CountingIO(FileIO):
     """Counts the bytes that are read from files, and notes each read."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.reads = []
 
-    def read(self, handle, buffers, offset):
+    def read(self, handle: int, buffers: Sequence[memoryview], offset: int) -> int:
         count = super().read(handle, buffers, offset)
         self.reads.append(count)
         return count
 
 
 @pytest.fixture
-def gathered(monkeypatch):
+def gathered(monkeypatch: pytest.MonkeyPatch) -> dict[Any, int]:
     """Bytes gathered from each table in RAM, by its identity."""
     counts, rows = {}, Gather.rows
 
-    def counting(self, table, width, units, out=None):
+    def counting(self: Any, table: Any, width: int, units: Any, out: Any = None) -> torch.Tensor:
         found = rows(self, table, width, units, out)
         counts[id(table)] = counts.get(id(table), 0) + found.nbytes
         return found
@@ -60,7 +67,7 @@ def gathered(monkeypatch):
     return counts
 
 
-def allowed(store):
+def allowed(store: FastStore) -> tuple[int, int]:
     """Bytes of the candidates' keys, and of the selected rows, of the last call."""
     (block,) = store.report.blocks
     assert block.mode == "retrieve"
@@ -68,7 +75,7 @@ def allowed(store):
     return keys, int((block.selected_positions >= 0).sum()) * WIDTH * ITEM
 
 
-def steps(store, data, prompt):
+def steps(store: FastStore, data: Sequence[torch.Tensor], prompt: int) -> Iterator[None]:
     """Fill a store, then yield after each append of a decode step, and after its attend."""
     store.append(*(part[:, :, :prompt] for part in data[:2]))
     store.attend(data[2][:, :, :prompt], scale=SCALE)
@@ -80,7 +87,7 @@ def steps(store, data, prompt):
 
 @given(seed=st.integers(0, 999), prompt=st.integers(80, 300))
 @QUICK
-def ram_steps(gathered, seed, prompt):
+def ram_steps(gathered: dict[Any, int], seed: int, prompt: int) -> None:
     pool = FastPool(CONFIG, tuning=TUNING, ops="torch")  # the compiled ones read rows where they lie
     store = pool.layer_store()
     for _ in steps(store, draw(seed, prompt + 6), prompt):
@@ -94,13 +101,13 @@ def ram_steps(gathered, seed, prompt):
     gathered.clear()
 
 
-def test_a_step_gathers_candidates_and_selected_rows(gathered):
+def test_a_step_gathers_candidates_and_selected_rows(gathered: dict[Any, int]) -> None:
     ram_steps(gathered)
 
 
 @given(seed=st.integers(0, 999), prompt=st.integers(80, 300), ram=st.integers(2_000, 30_000))
 @QUICK
-def disk_steps(folder, seed, prompt, ram):
+def disk_steps(folder: Path, seed: int, prompt: int, ram: int) -> None:
     data = draw(seed, prompt + 6)
     io = CountingIO()
     base = (prompt + 6) // CONFIG.page_tokens * 400  # of samples, the index and tables, which never leave RAM
@@ -121,13 +128,13 @@ def disk_steps(folder, seed, prompt, ram):
     pool.close()
 
 
-def test_a_step_reads_no_more_from_disk(tmp_path):
+def test_a_step_reads_no_more_from_disk(tmp_path: Path) -> None:
     disk_steps(os.fspath(tmp_path))
 
 
 @given(prompt=st.integers(60, 200), forks=st.integers(0, 2), cut=st.integers(0, 60))
 @QUICK
-def live_tensors(prompt, forks, cut):
+def live_tensors(prompt: int, forks: int, cut: int) -> None:
     """Tensors on the device that the states of a pool refer to take no more than `memory()` says."""
     pool = FastPool(CONFIG, tuning=TUNING)
     stores = [pool.layer_store()]
@@ -154,5 +161,5 @@ def live_tensors(prompt, forks, cut):
     assert pool.memory() == (0, 0, 0)
 
 
-def test_what_lives_is_what_memory_says():
+def test_what_lives_is_what_memory_says() -> None:
     live_tensors()

@@ -87,7 +87,7 @@ CASES = {
     ("case", "disk"),
     [(case, disk) for case in CASES for disk in (False, True)],
 )
-def test_the_system_holds_what_is_booked(case, disk, tmp_path):
+def test_the_system_holds_what_is_booked(case: str, disk: bool, tmp_path: Path) -> None:
     dtype, heads, width, page, tokens = CASES[case]
     ram = None
     if disk:

@@ -38,7 +38,7 @@ HUGE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("prefill", ["exact", "retrieve", "window"])
 @pytest.mark.parametrize("case", HUGE)
-def test_a_size_beyond_the_machine_is_as_good_as_any(case, prefill, padded):
+def test_a_size_beyond_the_machine_is_as_good_as_any(case: str, prefill: str, padded: bool) -> None:
     fields: dict[str, Any] = {**SMALL, "retrieve_tokens": 7, **HUGE[case]}
     config = KIVConfig(**fields, prefill=prefill)
     fast = FastPool(config).layer_store()
@@ -60,12 +60,12 @@ def test_a_size_beyond_the_machine_is_as_good_as_any(case, prefill, padded):
 
 
 @pytest.mark.parametrize("name", ["sink_tokens", "page_tokens", "hot_tokens", "index_channels"])
-def test_a_size_that_no_integer_of_a_tensor_holds_is_refused(name):
+def test_a_size_that_no_integer_of_a_tensor_holds_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be an integer"):
         KIVConfig(**dict[str, Any]({name: 2**63}))
 
 
-def test_memory_that_the_machine_does_not_have_is_named(config, monkeypatch):
+def test_memory_that_the_machine_does_not_have_is_named(config: KIVConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error is torch's own, of a size that no machine has; the store is as before, and the same call works."""
     pool = FastPool(config)
     store, (key, value, query) = pool.layer_store(), draw(0, 40)

@@ -10,7 +10,7 @@ LARGE = 2.0**53
 """From here on float64 has no halves."""
 
 
-def test_the_bound_holds_where_products_cancel():
+def test_the_bound_holds_where_products_cancel() -> None:
     """The selected token's score of 1.5 is computed as 2, and that of the one left out, 1, as 0."""
     config = KIVConfig(
         hot_tokens=0, sink_tokens=0, page_tokens=2, candidate_tokens=2, retrieve_tokens=1, exact_suffix_tokens=0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -24,8 +24,11 @@ from kiv_fast.tiers.file_io import FileIO
 from kiv_reference import KIVConfig, ReferencePool
 from kiv_reference.errors import KIVBudgetError
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def test_exact_attention_over_pages_that_lie_anywhere(config):
+
+def test_exact_attention_over_pages_that_lie_anywhere(config: KIVConfig) -> None:
     """A row that was selected keeps its high ids, and gets the low ones that the other left; some are padding."""
     store = FastPool(replace(config, retrieve_tokens=None)).layer_store()
     key, value, query = draw(1, 200, batch=2, dtype=torch.float64)
@@ -45,7 +48,7 @@ def test_exact_attention_over_pages_that_lie_anywhere(config):
     assert_close(output, expected)
 
 
-def test_flags_that_were_handed_out_may_be_changed(config):
+def test_flags_that_were_handed_out_may_be_changed(config: KIVConfig) -> None:
     store = FastPool(config).layer_store()
     valid = torch.arange(20)[None] != 5
     key, value, _ = draw(13, 20)
@@ -57,8 +60,8 @@ def test_flags_that_were_handed_out_may_be_changed(config):
     assert torch.equal(store.valid, valid)
 
 
-def test_a_device_reads_registered_memory_alone():
-    def mapped(tensor):
+def test_a_device_reads_registered_memory_alone() -> None:
+    def mapped(tensor: torch.Tensor) -> None:
         raise AssertionError("the device was given an address that it does not know")
 
     table = Table((2,), torch.float32, torch.device("cpu"))
@@ -68,7 +71,7 @@ def test_a_device_reads_registered_memory_alone():
     assert found.tolist() == [[6, 7], [2, 3]]
 
 
-def test_the_buffers_of_a_step_are_booked(config):
+def test_the_buffers_of_a_step_are_booked(config: KIVConfig) -> None:
     """Those that a decode step gathers keys and values into."""
     pool = FastPool(replace(config, candidate_tokens=64, retrieve_tokens=40), ops="torch")
     store = pool.layer_store()
@@ -77,7 +80,7 @@ def test_the_buffers_of_a_step_are_booked(config):
     assert 0 < used <= pool.scratch.nbytes <= pool.memory().device
 
 
-def test_a_segment_has_its_room_on_disk(tmp_path):
+def test_a_segment_has_its_room_on_disk(tmp_path: Path) -> None:
     """So that a full disk shows when room is made, and not in the write of a page."""
     io = FileIO()
     handle = io.create(os.fspath(tmp_path))
@@ -89,7 +92,7 @@ def test_a_segment_has_its_room_on_disk(tmp_path):
         io.close(handle)
 
 
-def test_tiles_of_a_repeated_call_are_not_overwritten(config, tmp_path):
+def test_tiles_of_a_repeated_call_are_not_overwritten(config: KIVConfig, tmp_path: Path) -> None:
     """What has left the hot window meanwhile is read from disk, tile by tile, into the same memory."""
     config = replace(config, hot_tokens=24, prefill="retrieve", query_block_tokens=32, exact_suffix_tokens=0)
     tuning = Tuning(tile_tokens=8)
@@ -105,7 +108,7 @@ def test_tiles_of_a_repeated_call_are_not_overwritten(config, tmp_path):
     assert torch.equal(store.attend(query[:, :, 118:], scale=SCALE), first)
 
 
-def test_a_share_is_never_rounded_down():
+def test_a_share_is_never_rounded_down() -> None:
     """A bound that is less than the share that it bounds by one rounding is no bound (SPEC 6.2)."""
     shares = torch.rand(10_000, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     assert bool((round_up(shares).double() >= shares).all())
@@ -113,7 +116,7 @@ def test_a_share_is_never_rounded_down():
 
 
 @pytest.mark.parametrize(("limit", "far", "streamed"), [(1 - 1e-9, 0.0, True), (1e-50, -200.0, False)])
-def test_limits_that_float32_does_not_hold(limit, far, streamed):
+def test_limits_that_float32_does_not_hold(limit: float, far: float, streamed: bool) -> None:
     """Of two channels only the one is coded at which the query does not look; and in float32 the limits are 1 and 0."""
     sizes: dict[str, Any] = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": 4, "index_channels": 1}
     config = KIVConfig(**sizes, candidate_tokens=2, retrieve_tokens=1, max_missed_mass=limit)
@@ -131,7 +134,7 @@ def test_limits_that_float32_does_not_hold(limit, far, streamed):
 
 
 @pytest.mark.parametrize("tier", ["device", "ram", "disk"])
-def test_the_last_byte_of_a_budget_is_the_last(tier):
+def test_the_last_byte_of_a_budget_is_the_last(tier: str) -> None:
     limit: dict[str, Any] = {f"{tier}_bytes": 10}
     ledger = Ledger(KIVConfig(**limit))
     account = Account(ledger)
@@ -142,7 +145,7 @@ def test_the_last_byte_of_a_budget_is_the_last(tier):
     account.take(**{tier: 3})
 
 
-def test_numbers_begin_where_torch_puts_them():
+def test_numbers_begin_where_torch_puts_them() -> None:
     whole = torch.arange(65.0)
     for start in range(4):
         part = whole[start:]
@@ -151,7 +154,7 @@ def test_numbers_begin_where_torch_puts_them():
 
 
 @pytest.mark.parametrize("pages", [1, 2, 3, 4, 5, 6])
-def test_keys_of_candidates_are_read_in_chunks(config, pages):
+def test_keys_of_candidates_are_read_in_chunks(config: KIVConfig, pages: int) -> None:
     """Twenty candidates, so many at a time: the last chunk may be smaller; and the codes of some pages at a time."""
     tuning = Tuning(chunk_bytes=pages * config.page_tokens * 2 * 16 * 8, kept_bytes=0)
     data = draw(8, 120, dtype=torch.float64)
@@ -159,7 +162,7 @@ def test_keys_of_candidates_are_read_in_chunks(config, pages):
     assert_close(feed(FastPool(config, tuning=tuning).layer_store(), data, [100, *[1] * 20]), expected)
 
 
-def test_tables_that_double(config, monkeypatch):
+def test_tables_that_double(config: KIVConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system reserves no addresses, and there are more pages than a first table has room for."""
     data = draw(11, 420)
     expected = feed(FastPool(config).layer_store(), data, [200, 200, *[1] * 20])
@@ -169,7 +172,7 @@ def test_tables_that_double(config, monkeypatch):
     assert state_of(store).pages > growable_table.FIRST_RECORDS
 
 
-def test_a_copy_of_a_row_shares_no_list():
+def test_a_copy_of_a_row_shares_no_list() -> None:
     row = BlockTable(Integers([1]), Integers([2]), 1, 1, True)
     copy = row.copy()
     for name, value in vars(row).items():
@@ -183,7 +186,7 @@ def test_a_copy_of_a_row_shares_no_list():
     assert (list(copy.pages), list(copy.counts)) == ([1], [2])
 
 
-def test_slabs_of_a_table_that_went_may_be_pinned_again(recwarn):
+def test_slabs_of_a_table_that_went_may_be_pinned_again(recwarn: pytest.WarningsRecorder) -> None:
     class Runtime(CudaRuntime):
         def register(self, address: int, nbytes: int) -> None:
             pass

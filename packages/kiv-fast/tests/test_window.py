@@ -9,7 +9,7 @@ SINKS, HOT, PAGE = 4, 64, 32
 
 
 @pytest.mark.parametrize("attended", [True, False])
-def test_a_long_append_leaves_no_room_behind(attended):
+def test_a_long_append_leaves_no_room_behind(attended: bool) -> None:
     pool = FastPool(KIVConfig(hot_tokens=HOT, page_tokens=PAGE, sink_tokens=SINKS))
     store = pool.layer_store()
     key, value, query = draw(0, 5000)

@@ -65,11 +65,11 @@ class Phi:
     def truth(self, ids: torch.Tensor, **settings: Any) -> Any:
         return self.generate(self.stock, ids, use_cache=False, **settings)
 
-    def truth_under(self, tokens, ids):
+    def truth_under(self, tokens: int, ids: torch.Tensor) -> Any:
         with rope_for_length(self.stock, tokens):
             return self.truth(ids)
 
-    def generate(self, model, ids, **settings):
+    def generate(self, model: Any, ids: torch.Tensor, **settings: Any) -> Any:
         settings = {"max_new_tokens": NEW, "do_sample": False, **settings}
         return model.generate(ids, return_dict_in_generate=True, output_scores=True, **settings)
 
@@ -78,7 +78,7 @@ def build(model_type: str, rope: dict[str, Any] | None = None, **sizes: Any) -> 
     if rope is None:
         rope = ROPE | (PHIMOE_ROPE if model_type == "phimoe" else {})
 
-    def model():
+    def model() -> Any:
         fields = copy.deepcopy(SIZES | TYPE_SIZES.get(model_type, {}) | sizes | {"rope_parameters": rope})
         config = CONFIG_MAPPING[model_type](**fields)
         torch.manual_seed(5)
@@ -90,7 +90,7 @@ def build(model_type: str, rope: dict[str, Any] | None = None, **sizes: Any) -> 
     return Phi(model(), use_kiv(model()))
 
 
-def assert_same(got, expected):
+def assert_same(got: Any, expected: Any) -> None:
     assert torch.equal(got.sequences, expected.sequences)
     for one, other in zip(got.scores, expected.scores, strict=True):  # float32, as generate hands them out
         finite = other.isfinite()

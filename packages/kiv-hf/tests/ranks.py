@@ -12,12 +12,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hf_models import EXACT, FEEDS, FULL_BUDGET, STARVED, feed
 from kiv_hf import KIVCache
 from transformers import AutoModelForCausalLM
+
+if TYPE_CHECKING:
+    from kiv_reference import KIVConfig
 
 RANKS = 2
 TIMEOUT_S = 1200  # of a hang: a busy machine may take many times as long as an idle one
@@ -41,10 +44,10 @@ def _feed_in_every_way(model: Any, ids: torch.Tensor, impl: str, found: dict[str
     mask = torch.ones_like(batch)
     mask[1, :7] = 0
 
-    def cache(config=EXACT) -> KIVCache:
+    def cache(config: KIVConfig = EXACT) -> KIVCache:
         return KIVCache(model.config, config, impl=impl)
 
-    def generate(tokens, cache, **settings) -> torch.Tensor:
+    def generate(tokens: torch.Tensor, cache: Any, **settings: Any) -> torch.Tensor:
         return model.generate(tokens, past_key_values=cache, do_sample=False, max_new_tokens=6, **settings)
 
     logits, tokens = found["logits"], found["tokens"]

@@ -38,7 +38,7 @@ def folder() -> Path:
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_the_answer_is_that_of_the_stock_cache(folder, bits):
+def test_the_answer_is_that_of_the_stock_cache(folder: Path, bits: str) -> None:
     """Where layers round what goes through them, a last bit becomes a step: truth is the same weights in float64."""
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 

@@ -9,11 +9,17 @@ import torch
 from hf_models import EXACT
 from kiv_hf import KIVCache
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError
-from transformers import BartConfig, BartForConditionalGeneration, DynamicCache, EncoderDecoderCache
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    DynamicCache,
+    EncoderDecoderCache,
+    T5GemmaForConditionalGeneration,
+)
 
 
 class TestEncoderDecoder:
-    def model(self):
+    def model(self) -> T5GemmaForConditionalGeneration:
         from transformers import T5GemmaConfig, T5GemmaForConditionalGeneration, T5GemmaModuleConfig
 
         sizes: dict[str, Any] = {
@@ -26,7 +32,7 @@ class TestEncoderDecoder:
         config = T5GemmaConfig(**fields)
         return T5GemmaForConditionalGeneration(config).eval()
 
-    def test_kiv_for_the_decoder_is_right_and_for_cross_attention_refused(self):
+    def test_kiv_for_the_decoder_is_right_and_for_cross_attention_refused(self) -> None:
         model = self.model()
         source, target = torch.randint(2, 50, (1, 20)), torch.randint(2, 50, (1, 20))
         expected = model(input_ids=source, decoder_input_ids=target).logits
@@ -54,22 +60,22 @@ class TestOneCacheForBoth:
     """transformers takes a cache that is not split into two and keeps the encoder's states in it too."""
 
     @pytest.fixture
-    def model(self):
+    def model(self) -> Any:
         torch.manual_seed(0)
         return BartForConditionalGeneration(BartConfig(**BART)).eval()
 
     @pytest.fixture
-    def source(self):
+    def source(self) -> torch.Tensor:
         return torch.randint(2, 50, (1, SOURCE_TOKENS), generator=torch.Generator().manual_seed(1))
 
     # With as many new tokens as the source has, it is the mask that gives it away.
     @pytest.mark.parametrize("tokens", [SOURCE_TOKENS, SOURCE_TOKENS + 1, 1])
-    def test_forward(self, model, source, tokens):
+    def test_forward(self, model: Any, source: torch.Tensor, tokens: int) -> None:
         model.set_attn_implementation("kiv")
         with pytest.raises((KIVUsageError, KIVUnsupportedError), match="in BartAttention"):
             model(source, decoder_input_ids=source[:, :1].repeat(1, tokens), past_key_values=self.bare(model))
 
-    def test_generate(self, model, source):
+    def test_generate(self, model: Any, source: torch.Tensor) -> None:
         settings = {"max_new_tokens": 24, "do_sample": False}
         expected = model.generate(source, **settings)
         model.set_attn_implementation("kiv")
@@ -80,5 +86,5 @@ class TestOneCacheForBoth:
         with pytest.raises(KIVUnsupportedError, match="cross-attention"):
             model.generate(source, past_key_values=self.bare(model), **settings)
 
-    def bare(self, model) -> KIVCache:
+    def bare(self, model: Any) -> KIVCache:
         return KIVCache(model.config, EXACT)
