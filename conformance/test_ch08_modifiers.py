@@ -47,8 +47,8 @@ class Test_8_2_SinkLogits:
     def test_bad_forms(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
         query, arguments, *_ = driver.attended
-        arguments = {**arguments, "sink_logits": torch.zeros(query.shape[1] + 1)}
-        refused(driver, KIVError, "8.2", "attend", query=query, **arguments)
+        bad: dict[str, Any] = {**arguments, "sink_logits": torch.zeros(query.shape[1] + 1)}
+        refused(driver, KIVError, "8.2", "attend", query=query, **bad)
 
 
 class Test_8_3_SharedLayers:

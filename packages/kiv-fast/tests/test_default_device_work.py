@@ -9,13 +9,12 @@ import pytest
 import torch
 from fast_helpers import SCALE, draw
 from kiv_fast import FastPool
-from kiv_reference import KIVConfig, ReferencePool
+from kiv_reference import KIVConfig, LayerStore, ReferencePool, StorePool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from kiv_fast.store import FastStore
     from kiv_reference.report import TierBytes, TierTokens
 
 
@@ -26,14 +25,14 @@ def elsewhere() -> Iterator[Callable[[], None]]:
 
 
 def work(
-    pool: FastPool, rows: Any, masks: Any
+    pool: StorePool, rows: Any, masks: Any
 ) -> tuple[list[Any], tuple[TierBytes, TierBytes, TierTokens, TierTokens]]:
     """All that a store does; every output, and what is held at the end."""
     store = pool.layer_store()
     data = draw(3, 120, batch=2)
     outputs = []
 
-    def call(store: FastStore, start: int, stop: int, mask: torch.Tensor | None = None, **kwargs: Any) -> None:
+    def call(store: LayerStore, start: int, stop: int, mask: torch.Tensor | None = None, **kwargs: Any) -> None:
         key, value, query = (part[: store_batch(store), :, start:stop] for part in data)
         store.append(key, value, mask)
         outputs.append(store.attend(query, scale=SCALE, **kwargs))
@@ -63,7 +62,7 @@ def work(
     return outputs, counts
 
 
-def store_batch(store: FastStore) -> int:
+def store_batch(store: LayerStore) -> int:
     memory = getattr(store, "_state", None) or getattr(store, "contents", None)
     if memory is None:
         return 2

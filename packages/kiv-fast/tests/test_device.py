@@ -16,7 +16,7 @@ from kiv_reference.errors import KIVNonFiniteError
 from simulated_device import DEVICE, OnDevice, SimulatedDevice, SimulatedStreams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from kiv_fast.store import FastStore
@@ -54,7 +54,7 @@ def streams(monkeypatch: pytest.MonkeyPatch, mapped: bool) -> list[SimulatedStre
     """Of all stores on the simulated device, which reads host memory by itself if it is `mapped`."""
     made = []
 
-    def gather_for(device: torch.device, direct: bool) -> Gather:
+    def gather_for(device: torch.device | str, direct: bool) -> Gather:
         if device != DEVICE:
             return Gather(Transfer())
         made.append(SimulatedStreams(device))
@@ -72,7 +72,7 @@ SMALL = Tuning(chunk_bytes=4096)
 def feed(
     store: FastStore,
     data: Sequence[torch.Tensor],
-    device: torch.device,
+    device: torch.device | str,
     modifiers: Any,
     valid: torch.Tensor | None = None,
     chunks: Sequence[int] = CHUNKS,
@@ -135,7 +135,7 @@ def test_a_device_answers_as_the_cpu_does(
         each.land(10**9)
 
 
-def waits_of_steps(config: KIVConfig, tuning: Any = None) -> list[Any]:
+def waits_of_steps(config: KIVConfig, tuning: Tuning | None = None) -> list[list[str]]:
     """For each decode step, the functions that waited for the device."""
     steps, start, chunks = [], 0, [286, *[1] * 9]
     data = draw(1, sum(chunks))
@@ -151,7 +151,7 @@ def waits_of_steps(config: KIVConfig, tuning: Any = None) -> list[Any]:
     return steps[1:]
 
 
-def count_steps(steps: int, step: Callable[[int], object]) -> None:
+def count_steps(steps: list[list[str]], step: list[str]) -> None:
     """Every step waits as `step`; those after which a page leaves, for that as well."""
     evicting = [waits for waits in steps if waits == step + EVICTION]
     assert len(evicting) in (len(steps) // 4, len(steps) // 4 + 1)
@@ -180,14 +180,14 @@ def test_pages_under_a_ram_budget_are_read_by_the_host(
     assert STAGED_STEP in steps
 
 
-def step(store: FastStore, data: Sequence[torch.Tensor], at: int, device: torch.device) -> torch.Tensor:
+def step(store: FastStore, data: Sequence[torch.Tensor], at: int, device: torch.device | str) -> torch.Tensor:
     """Append and attend the token at position `at`."""
     key, value, query = (part[:, :, at : at + 1].to(device) for part in data)
     store.append(key, value)
     return store.attend(query, scale=SCALE).to("cpu")
 
 
-def spoil(data: Sequence[torch.Tensor], part: Any, at: Any, number: int) -> list[torch.Tensor]:
+def spoil(data: Sequence[torch.Tensor], part: Any, at: Any, number: float) -> list[torch.Tensor]:
     """The same with one number of a key, value or query (0, 1, 2) replaced."""
     spoilt = [tensor.clone() for tensor in data]
     spoilt[part][0, 0, at, 3] = number

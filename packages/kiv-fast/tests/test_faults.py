@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from fast_helpers import draw, feed
-from faulty_disk import CHUNKS, METHODS, Faulty, steady
+from faulty_disk import CHUNKS, METHODS, Faulty, Method, steady
 from kiv_fast import FastPool
 from kiv_fast.tiers.file_io import FileIO
 from kiv_reference.errors import KIVBudgetError, KIVStorageError
@@ -24,7 +24,7 @@ def test_short_counts_are_not_errors(small: KIVConfig, config: KIVConfig) -> Non
 
 
 @pytest.mark.parametrize("method", ["create", "allocate", "write", "read"])
-def test_every_call_may_fail_once(small: KIVConfig, config: KIVConfig, method: str) -> None:
+def test_every_call_may_fail_once(small: KIVConfig, config: KIVConfig, method: Method) -> None:
     data = draw(5, sum(CHUNKS))
     expected = feed(FastPool(config).layer_store(), data, CHUNKS)
     counting = Faulty()
@@ -49,7 +49,7 @@ def test_every_call_may_fail_once(small: KIVConfig, config: KIVConfig, method: s
 @pytest.mark.parametrize("error", ["EIO", "EMFILE", "ENFILE", "ENOMEM", "EACCES", "EROFS", "ENOSPC", "EDQUOT", "EFBIG"])
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "close"])
 def test_every_error_of_every_call_is_named_and_passes(
-    small: KIVConfig, config: KIVConfig, method: str, error: str
+    small: KIVConfig, config: KIVConfig, method: Method, error: str
 ) -> None:
     data, number = draw(5, sum(CHUNKS)), getattr(errno, error)
     expected = feed(FastPool(config).layer_store(), data, CHUNKS)
@@ -82,7 +82,7 @@ def test_a_file_that_does_not_close_well_is_gone_all_the_same(small: KIVConfig, 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 @pytest.mark.parametrize("method", ["allocate", "write"])
-def test_a_full_disk_is_a_budget_error(small: KIVConfig, error: int, method: str) -> None:
+def test_a_full_disk_is_a_budget_error(small: KIVConfig, error: int, method: Method) -> None:
     pool = FastPool(small, Faulty(method, 2, error))
     _, errors = steady(pool.layer_store(), draw(5, sum(CHUNKS)))
     assert [type(e) for e in errors] == [KIVBudgetError] or method == "allocate"

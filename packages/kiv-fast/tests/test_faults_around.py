@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from fast_helpers import draw, feed
-from faulty_disk import CHUNKS, METHODS, Faulty, steady, unnamed_files
+from faulty_disk import CHUNKS, METHODS, Faulty, Method, steady, unnamed_files
 from kiv_fast import FastPool
 from kiv_fast.tiers.file_io import FileIO
 from kiv_reference.errors import KIVStorageError, KIVUsageError
@@ -30,7 +30,7 @@ class Killing(Faulty):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill(config: KIVConfig, data: Sequence[torch.Tensor], method: str, at: int, unnamed: bool) -> None:
+def kill(config: KIVConfig, data: Sequence[torch.Tensor], method: Method, at: int, unnamed: bool) -> None:
     """Feed a store until its process ends at the n-th call of `method`."""
     with unnamed_files(unnamed):
         pool = FastPool(config, Killing(method, at))
@@ -48,7 +48,7 @@ def server() -> Any:
 
 @pytest.mark.parametrize("unnamed", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-def test_kill_9_leaves_no_file(small: KIVConfig, method: str, unnamed: bool, tmp_path: Path, server: Any) -> None:
+def test_kill_9_leaves_no_file(small: KIVConfig, method: Method, unnamed: bool, tmp_path: Path, server: Any) -> None:
     data = draw(5, sum(CHUNKS))
     counting = Faulty()
     with unnamed_files(unnamed):

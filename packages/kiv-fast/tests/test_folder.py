@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
-def mount(folder: Path, kind: str, options: str = "rw") -> str:
+def mount(folder: str | Path, kind: str, options: str = "rw") -> str:
     """A line of mountinfo for the file system of a folder."""
     device = os.stat(folder).st_dev
     path = str(folder).replace(" ", "\\040")

@@ -14,14 +14,13 @@ import pytest
 import torch
 from fast_helpers import SCALE, draw
 from kiv_fast import FastPool
-from kiv_reference import KIVConfig, ReferencePool
+from kiv_reference import KIVConfig, LayerStore, ReferencePool, StorePool
 from kiv_reference.errors import KIVConfigError, KIVError, KIVUsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from kiv_fast.store import FastStore
 
 LENGTH = 40
 KEY, VALUE, QUERY = draw(1, LENGTH + 1, batch=2)
@@ -169,10 +168,10 @@ def table() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 TABLE = dict(table())
-POOLS = {"reference": ReferencePool, "fast": FastPool}
+POOLS: dict[str, Callable[[KIVConfig], StorePool]] = {"reference": ReferencePool, "fast": FastPool}
 
 
-def filled(pool: FastPool) -> FastStore:
+def filled(pool: StorePool) -> LayerStore:
     """A store in the middle of its work: the last token is appended, and not attended."""
     store = pool.layer_store()
     store.append(KEY[:, :, : LENGTH - 1], VALUE[:, :, : LENGTH - 1])
@@ -250,7 +249,7 @@ INTEGER_FIELDS = [field.name for field in fields(KIVConfig) if field.type in ("i
 @pytest.mark.parametrize("value", [2**63, 2**64, 10**30])
 def test_an_integer_beyond_what_a_tensor_holds_is_refused(name: str, value: int) -> None:
     with pytest.raises(KIVConfigError, match=name):
-        KIVConfig(**{name: value})
+        KIVConfig(**dict[str, Any]({name: value}))
 
 
 @pytest.mark.parametrize("implementation", POOLS)

@@ -10,7 +10,7 @@ from fast_helpers import SCALE, assert_close, draw, state_of
 from kiv_fast import FastPool
 from kiv_fast.tiers.window import Recent
 from kiv_reference import KIVConfig, ReferencePool
-from kiv_reference.config import MOST, MOST_TOGETHER
+from kiv_reference.config import MOST, MOST_TOGETHER, Prefill
 from kiv_reference.errors import KIVBudgetError
 
 SMALL: dict[str, Any] = {
@@ -38,7 +38,7 @@ HUGE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("prefill", ["exact", "retrieve", "window"])
 @pytest.mark.parametrize("case", HUGE)
-def test_a_size_beyond_the_machine_is_as_good_as_any(case: str, prefill: str, padded: bool) -> None:
+def test_a_size_beyond_the_machine_is_as_good_as_any(case: str, prefill: Prefill, padded: bool) -> None:
     fields: dict[str, Any] = {**SMALL, "retrieve_tokens": 7, **HUGE[case]}
     config = KIVConfig(**fields, prefill=prefill)
     fast = FastPool(config).layer_store()

@@ -13,7 +13,7 @@ import kiv_fast
 import pytest
 import torch
 from fast_helpers import SCALE, draw
-from faulty_disk import Faulty
+from faulty_disk import Faulty, Method
 from kiv_fast import FastPool, interrupts
 from kiv_reference.errors import KIVUsageError
 
@@ -81,7 +81,7 @@ def answer(store: FastStore, start: int, stop: int) -> torch.Tensor:
     return store.attend(DATA[2][:, :, start:stop], scale=SCALE)
 
 
-CALLS = {
+CALLS: dict[str, Callable[[FastPool, FastStore], Any]] = {
     "first append": lambda pool, store: take(store, 0, 30, VALID),
     "append": lambda pool, store: take(store, 40, 49),
     "attend": lambda pool, store: answer(store, 30, 40),
@@ -250,7 +250,7 @@ def test_a_store_that_was_interrupted_refuses_all_but_reset_and_others_go_on(sma
 @pytest.mark.parametrize("error", [TimeoutError, OSError])
 @pytest.mark.parametrize("method", ["create", "allocate", "write", "close"])
 def test_a_signal_handlers_oserror_is_not_one_of_the_disk(
-    config: KIVConfig, tmp_path: Path, method: str, error: type[OSError] | type[TimeoutError]
+    config: KIVConfig, tmp_path: Path, method: Method, error: type[OSError] | type[TimeoutError]
 ) -> None:
     class Alarmed(Faulty):
         def fault(self) -> None:

@@ -13,7 +13,7 @@ import kiv_fast
 import numpy as np
 import pytest
 import torch
-from fast_helpers import SCALE, draw
+from fast_helpers import SCALE, draw, state_of
 from kiv_fast import FastPool
 from kiv_fast.pages.block_table import IdPool
 from kiv_fast.pages.integers import Integers
@@ -41,7 +41,7 @@ def fill(store: FastStore, pages: int) -> int:
     for _ in range(pages // 64):
         store.append(*(part.repeat(1, 1, 64, 1) for part in (key, value)))
     store.append(key[:, :, :1], value[:, :, :1])
-    return len(store.state.rows[0].pages)
+    return len(state_of(store).rows[0].pages)
 
 
 def look(store: FastStore) -> None:
@@ -97,13 +97,13 @@ def test_a_look_at_many_pages_runs_as_many_lines(store: FastStore) -> None:
     counts = []
 
     def look_at_the_same_pages() -> None:
-        store.state.cold.arena.tile(list(range(8)))
-        store.state.cold.arena.keys(torch.arange(8).expand(HEADS, -1), torch.zeros(HEADS, 8, dtype=torch.int64))
+        state_of(store).cold.arena.tile(list(range(8)))
+        state_of(store).cold.arena.keys(torch.arange(8).expand(HEADS, -1), torch.zeros(HEADS, 8, dtype=torch.int64))
 
     for pages in (4096, 8192):
         fill(store, pages)
         look(store)
-        assert store.state.cold.arena.pages_on_disk(np.arange(8)) in (0, 8)
+        assert state_of(store).cold.arena.pages_on_disk(np.arange(8, dtype=np.int32)) in (0, 8)
         counts.append(lines(look_at_the_same_pages))
     assert counts[1] <= 1.2 * counts[0]
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from kiv_fast.retrieval.candidates import View
     from kiv_fast.store import FastStore
+    from kiv_reference.config import Group
 
 compiled = pytest.mark.skipif(library.load() is None, reason="kiv-fast was built without a C compiler")
 LEVELS = range(1 + (library.load() or SimpleNamespace(level=0)).level)
@@ -69,7 +70,7 @@ def best(scores: torch.Tensor, chosen: Any, exact: Any) -> None:
     assert bool((most - least <= 1e-4 * (1 + least.abs())).all())
 
 
-def ranked(scores: torch.Tensor, group: str) -> torch.Tensor:
+def ranked(scores: torch.Tensor, group: Group) -> torch.Tensor:
     """Group scores, whose differences are those of the scores, if they are not too small for float32."""
     return scores if group == "max" else scores.log().clamp_(min=-80.0)
 
@@ -167,13 +168,13 @@ def block_of(
 ) -> tuple[FastStore, View, Queries, Any, int]:
     """A block whose last query asks about cold pages of `size` tokens with these keys [1, H, T, 8]."""
     heads, tokens = key.shape[1:3]
-    sizes = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": size, "index_channels": 8}
+    sizes: dict[str, Any] = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": size, "index_channels": 8}
     config = KIVConfig(**sizes, candidate_tokens=1, retrieve_tokens=1, prefill="window")
     store = FastPool(config, ops="torch").layer_store()
     store.append(key, key)
     store.attend(query, scale=1.0)
     asked = Queries(query[0, :, -1:].unflatten(0, (heads, -1)), tokens - 1, None, scale, None, None)
-    return store, _view(store.state, 0, tokens // size, tokens), asked, candidates, 5
+    return store, _view(state_of(store), 0, tokens // size, tokens), asked, candidates, 5
 
 
 @compiled
@@ -205,7 +206,7 @@ def test_a_page_far_below_a_wrong_estimate(level: int) -> None:
 @compiled
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("group", ["exp_sum", "max"])
-def test_scores_that_are_no_numbers_are_taken_once(level: int, group: str) -> None:
+def test_scores_that_are_no_numbers_are_taken_once(level: int, group: Group) -> None:
     """Scores beyond float32 are infinite, and their differences NaN: what is chosen are tokens all the same."""
     sizes: dict[str, Any] = {
         "hot_tokens": 0,

@@ -61,7 +61,7 @@ def test_flags_that_were_handed_out_may_be_changed(config: KIVConfig) -> None:
 
 
 def test_a_device_reads_registered_memory_alone() -> None:
-    def mapped(tensor: torch.Tensor) -> None:
+    def mapped(tensor: torch.Tensor) -> torch.Tensor:
         raise AssertionError("the device was given an address that it does not know")
 
     table = Table((2,), torch.float32, torch.device("cpu"))

@@ -5,8 +5,9 @@ The reference says what is right. In float64 the two agree to 1e-10, where an er
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -23,8 +24,8 @@ WIDE = torch.float64
 class Twins:
     """A store of kiv-fast and one of the reference that get the same calls."""
 
-    def __init__(self, config: KIVConfig, tuning: Any = None, stores: Any = None) -> None:
-        self.stores = stores or (FastPool(config, tuning=tuning).layer_store(), ReferencePool(config).layer_store())
+    def __init__(self, config: KIVConfig, tuning: Tuning | None = None) -> None:
+        self.stores = FastPool(config, tuning=tuning).layer_store(), ReferencePool(config).layer_store()
 
     def append(self, data: Sequence[torch.Tensor], first: int, stop: int) -> None:
         for store in self.stores:
@@ -36,8 +37,8 @@ class Twins:
             store.crop(length)
 
     def fork(self) -> Twins:
-        twin = Twins(None, stores=tuple(store.fork() for store in self.stores))
-        twin.query = self.query
+        twin = copy.copy(self)
+        twin.stores = self.stores[0].fork(), self.stores[1].fork()
         return twin
 
     def agree(self) -> None:

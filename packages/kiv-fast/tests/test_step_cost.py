@@ -60,14 +60,14 @@ def filled(ops: Any, length: int, dtype: torch.dtype) -> tuple[FastStore, tuple[
 
 
 @torch.no_grad()
-def decode(store: FastStore, step: int) -> None:
+def decode(store: FastStore, step: tuple[torch.Tensor, torch.Tensor]) -> None:
     key, query = step
     store.append(key, key)
     store.attend(query, scale=SCALE)
 
 
 @pytest.fixture
-def asked_of_library(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+def asked_of_library(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Calls into the library, by name."""
     counts, found = Counter(), library.load()
 
@@ -93,7 +93,7 @@ EVERY = [
 
 
 @pytest.mark.parametrize(("ops", "dtype", "length"), EVERY)
-def test_operations_of_a_step(ops: str, dtype: torch.dtype, length: int, asked_of_library: dict[str, int]) -> None:
+def test_operations_of_a_step(ops: str, dtype: torch.dtype, length: int, asked_of_library: Counter[str]) -> None:
     store, step = filled(ops, length, dtype)
     asked_of_library.clear()
     with Operations() as operations:

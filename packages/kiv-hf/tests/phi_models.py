@@ -69,7 +69,7 @@ class Phi:
         with rope_for_length(self.stock, tokens):
             return self.truth(ids)
 
-    def generate(self, model: Any, ids: torch.Tensor, **settings: Any) -> Any:
+    def generate(self, model: Any, ids: torch.Tensor | None, **settings: Any) -> Any:
         settings = {"max_new_tokens": NEW, "do_sample": False, **settings}
         return model.generate(ids, return_dict_in_generate=True, output_scores=True, **settings)
 

@@ -88,7 +88,7 @@ def test_latents_are_kept_as_latents() -> None:
 def test_a_change_that_starts_late_is_refused(adapted: TinyModel) -> None:
     cache = adapted.cache()
     feed(adapted.kiv, adapted.ids[:, :50], cache, [50])
-    for layer in cache.layers:
+    for layer in cache.kiv_layers().values():
         layer.adapter = None
     with pytest.raises(KIVUnsupportedError, match="Attention over a KIV layer"):
         adapted.kiv(adapted.ids[:, 50:], past_key_values=cache)
@@ -111,7 +111,7 @@ class Expanding(torch.nn.Module):
 class TestByNumbers:
     """An adapter looks at numbers: what is nearly its change is not its change."""
 
-    def states(self, heads: int = 2, key: torch.Tensor = 6, value: torch.Tensor = 3) -> Staged:
+    def states(self, heads: int = 2, key: int = 6, value: int = 3) -> Staged:
         generator = torch.Generator().manual_seed(1)
         shapes = ((1, heads, 7, key), (1, heads, 7, value))
         return Staged(*(torch.randn(shape, generator=generator).double() for shape in shapes))

@@ -20,7 +20,6 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, Pre
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kiv_reference import KIVConfig
 
 TEXT_TYPES = {"falcon", "git", "gpt_neo", "gptj"}
 IN_TABLES = [name for name in MODELS if name.split(",")[0] in TEXT_TYPES]
@@ -34,7 +33,7 @@ def configuration(name: str) -> PreTrainedConfig:
 
 def built(
     name: str,
-    config: KIVConfig | None = None,
+    config: PreTrainedConfig | None = None,
     make: Callable[..., Any] = AutoModelForCausalLM.from_config,
     **kwargs: Any,
 ) -> PreTrainedModel:
@@ -189,7 +188,7 @@ NO_CLASSES = {"eager": "a word"}
 class ModelThatComesWithItsWeights(PreTrainedModel):
     config_class = PreTrainedConfig
 
-    def __init__(self, config: KIVConfig) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.attention = ATTENTION_CLASSES[config._attn_implementation]()
 

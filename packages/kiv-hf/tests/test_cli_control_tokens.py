@@ -62,7 +62,7 @@ class Slow(PreTrainedTokenizer):
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return list(text)
 
-    def _convert_token_to_id(self, token: int) -> Any:
+    def _convert_token_to_id(self, token: str) -> int:
         return self.vocabulary.get(token, 1)
 
     def _convert_id_to_token(self, index: int) -> str:

@@ -17,7 +17,6 @@ from kiv_hf.cli.doctor.finding import Finding, examine
 from typer.testing import CliRunner, Result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 CPU = torch.device("cpu")
@@ -50,7 +49,7 @@ def test_it_checks_retrieval(quick: None, monkeypatch: pytest.MonkeyPatch) -> No
     """In calls of several queries and of one; a step of the longest context retrieves as well."""
     modes = []
 
-    def attend(self: Any, query: torch.Tensor, *, attend: Callable[..., Any] = FastStore.attend, **keywords: Any) -> Any:
+    def attend(self: Any, query: torch.Tensor, *, attend: Any = FastStore.attend, **keywords: Any) -> Any:
         output = attend(self, query, **keywords)
         modes.append({block.mode for block in self.report.blocks})
         return output

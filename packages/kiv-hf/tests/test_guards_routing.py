@@ -63,7 +63,7 @@ class TestAnotherAttention:
     def test_placeholders_give_nan_to_any_other_attention(self, llama: TinyModel) -> None:
         cache = llama.cache()
         llama.kiv(llama.ids, past_key_values=cache)
-        layer = cache.layers[0]
+        layer = cache.kiv_layers()[0]
         heads, width = llama.config.num_key_value_heads, llama.config.head_dim
         total = cache.get_mask_sizes(3, 0)[0]
         cache.handshake.mask_answered(None)

@@ -70,7 +70,7 @@ def test_too_few_rows(filled: tuple[TinyModel, KIVCache, DynamicCache]) -> None:
     """A window of transformers' own would take them, and hold fewer sequences than the KIV layers."""
     model, cache, stock = filled
     with pytest.raises(KIVUsageError):
-        cache.reorder_cache(torch.zeros(model.ids.shape[0] + 1, dtype=torch.long))
+        cache.reorder_cache(cast("torch.LongTensor", torch.zeros(model.ids.shape[0] + 1, dtype=torch.long)))
     require_equal(model, cache, stock)
 
 

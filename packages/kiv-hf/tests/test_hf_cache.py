@@ -54,10 +54,10 @@ class TestLayers:
         assert (logits - expected).abs().max().item() <= llama.rounding()
 
     def test_keys_and_values_are_not_to_be_had(self, llama: TinyModel) -> None:
-        layer = llama.cache().layers[0]
+        layer = llama.cache().kiv_layers()[0]
         assert layer.keys is None
         assert layer.values is None
-        layer = filled(llama).layers[0]
+        layer = filled(llama).kiv_layers()[0]
         with pytest.raises(KIVUnsupportedError, match="no tensor of all keys"):
             _ = layer.keys
         with pytest.raises(KIVUnsupportedError, match="no tensor of all values"):
@@ -242,7 +242,8 @@ class TestChoices:
 
     def test_operations(self, llama: TinyModel) -> None:
         for impl in ("fast", "compare"):
-            assert llama.cache(EXACT, impl=impl, ops="torch").pool.operations == "torch"
+            pool: Any = llama.cache(EXACT, impl=impl, ops="torch").pool
+            assert pool.operations == "torch"
         for impl in ("reference", ReferencePool):
             assert llama.cache(EXACT, impl=impl, ops="auto").pool.config == EXACT
             with pytest.raises(KIVUsageError, match="impl='fast' alone"):

@@ -66,6 +66,7 @@ def test_forks_in_threads(llama: TinyModel, config: KIVConfig, ram: int | None, 
         assert torch.equal(text, right_text)
         assert torch.equal(scores, right_scores)
     if ram is not None:
-        assert cache.pool.counters.disk_bytes_read > 0
+        pool: Any = cache.pool
+        assert pool.counters.disk_bytes_read > 0
     cache.close()
     assert cache.memory() == (0, 0, 0)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[3]
 
 
-def blocks(readme: Path) -> list[Any]:
+def blocks(readme: str) -> list[Any]:
     return re.findall(r"```python\n(.*?)```", (ROOT / readme).read_text(encoding="utf-8"), re.DOTALL)
 
 

@@ -114,7 +114,7 @@ def changed(adapter: Any) -> tuple[Any, ...]:
 @pytest.mark.parametrize("token", [0, 3, 6], ids=["first", "middle", "last"])
 @pytest.mark.parametrize("part", [2, 3], ids=["key", "value"])
 def test_an_adapter_looks_at_more_than_the_first_token(adapter: Callable[..., Any], token: int, part: int) -> None:
-    arguments = changed(adapter)
+    arguments: tuple[Any, ...] = changed(adapter)
     assert adapter(*arguments) is not None
     arguments[part][:, -1, token] += 1
     assert adapter(*arguments) is None

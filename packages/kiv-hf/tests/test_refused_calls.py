@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -254,7 +254,7 @@ def test_a_failure_of_the_model_between_layers(
     for _ in range(2):
         with pytest.raises(KIVUsageError, match=r"cache\.crop\(0\)"):
             case.call()
-    for use in (case.cache.fork, lambda: case.cache.reorder_cache(torch.arange(rows))):
+    for use in (case.cache.fork, lambda: case.cache.reorder_cache(cast("torch.LongTensor", torch.arange(rows)))):
         with pytest.raises(KIVUsageError, match=r"cache\.crop\(0\)"):
             use()
     case.cache.crop(0)

@@ -67,12 +67,13 @@ def test_a_layer_that_the_pass_reached_refuses_by_name(tiny: TinyModel, kind: An
     broken(tiny, cache, 1, tokens)
     with pytest.raises(KIVUsageError, match=r"layers \[1\] ahead.*cache\.crop\(0\).*cache\.reset"):
         tiny.kiv(tiny.ids[:, PAST:], past_key_values=cache)
-    held, kept = cache.lengths(), cache.layers[1].keys
+    layer: Any = cache.layers[1]
+    held, kept = cache.lengths(), layer.keys
     assert held == {PAST, PAST + tokens}
     for crop in (0, 0, -3):
         with pytest.raises(KIVUnsupportedError, match=rf"layer 1, a {kind.__name__}, .*cache\.reset"):
             cache.crop(crop)
-    assert (cache.lengths(), cache.layers[1].keys is kept) == (held, True)
+    assert (cache.lengths(), layer.keys is kept) == (held, True)
     cache.reset()
     assert cache.lengths() == set()
     feed(tiny.kiv, tiny.ids[:, :PAST], cache, [PAST])

@@ -19,10 +19,10 @@ BUDGETS = ["device_bytes", "ram_bytes", "disk_bytes"]
     [("0", 0), ("512MiB", 512 * 2**20), ("2 GB", 2 * 10**9), (" 1.5kib ", 1536), ("9007199254740993", 2**53 + 1)],
 )
 def test_a_size_becomes_its_number(name: str, text: str, count: int) -> None:
-    config = KIVConfig(**{name: text})
+    config = KIVConfig(**dict[str, Any]({name: text}))
     assert getattr(config, name) == count
     assert type(getattr(config, name)) is int
-    assert config == KIVConfig(**{name: count})
+    assert config == KIVConfig(**dict[str, Any]({name: count}))
     assert hash(config) == hash(dataclasses.replace(config))
 
 
@@ -30,7 +30,7 @@ def test_a_size_becomes_its_number(name: str, text: str, count: int) -> None:
 @pytest.mark.parametrize("text", ["", "much", "-1", "1G", "1e9", "nan", "inf", "0x10", "1,000", "9" * 5000])
 def test_what_is_no_size_is_refused(name: str, text: str) -> None:
     with pytest.raises(KIVConfigError, match=f"{name} must be an integer >= 0, a size such as '512MiB', or None"):
-        KIVConfig(**{name: text})
+        KIVConfig(**dict[str, Any]({name: text}))
 
 
 @pytest.mark.parametrize("name", ["hot_tokens", "page_tokens", "retrieve_tokens"])

@@ -13,6 +13,7 @@ import torch
 from kiv_reference import KIVConfig, ReferencePool
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     from kiv_reference.report import TierBytes
@@ -71,7 +72,7 @@ def take(store: ReferenceStore, start: int, stop: int, valid: torch.Tensor | Non
     store.append(KEY[:, :, start:stop], VALUE[:, :, start:stop], valid)
 
 
-CALLS = {
+CALLS: dict[str, Callable[[ReferencePool, ReferenceStore], Any]] = {
     "first append": lambda pool, store: take(store, 0, 60, VALID),
     "append": lambda pool, store: take(store, 67, 70),
     "attend": lambda pool, store: store.attend(QUERY[:, :, 60:67], scale=0.5).tolist(),
@@ -102,7 +103,7 @@ def prepared(name: str) -> tuple[ReferencePool, ReferenceStore]:
 def later(store: ReferenceStore) -> tuple[int, list[Any], list[Any] | None, str, TierBytes]:
     """What the store answers next: whether its state is right."""
     length = store.length
-    batch = 2 if length == 0 else store.contents.valid.shape[0]
+    batch = 2 if store.contents is None else store.contents.valid.shape[0]
     key, value, query = (part[:1, :, length : length + 4].expand(batch, -1, -1, -1) for part in (KEY, VALUE, QUERY))
     store.append(key, value)
     told = store.attend(query, scale=0.5).tolist()

@@ -101,6 +101,7 @@ def test_decode_attends_to_sinks_selection_and_hot(tiny: KIVConfig, store_of: Ca
     assert output.item() == pytest.approx((2 * e(2) + 3 * e(4) + 4 * e(1)) / total)
     assert block.exact_mass.item() == 1.0
     upper = e(NEAR[1.0] + 0.03125)  # token 2 was not read; the weight, a power of two, is not rounded
+    assert block.missed_bound is not None
     assert block.missed_bound.item() == pytest.approx(upper / (total + upper), rel=1e-4)
     assert (block.key_bytes, block.value_bytes) == (1 * 4, 1 * 4)
 
@@ -223,6 +224,7 @@ def test_missed_mass_takes_tokens_and_then_streams(tiny: KIVConfig, store_of: Ca
     block = taken.report.blocks[0]
     assert not block.streamed.any()
     assert block.selected_positions.tolist() == block.candidate_positions.tolist() == [[[2, 3, 4, 5]]]
+    assert block.missed_bound is not None
     assert 0.6 < block.missed_bound.item() <= 0.7
     streamed = store_of(dataclasses.replace(tiny, max_missed_mass=0.01), keys, values)
     output = streamed.attend(query, scale=1.0)
