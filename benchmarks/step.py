@@ -62,7 +62,7 @@ def part(options: argparse.Namespace, model: str, dtype: str, threads: int, inst
 
 
 def draw(figure: Figure, result: Result) -> None:
-    """Ratio against context: a panel a model."""
+    """Draw the ratio against context, a panel a model."""
     panels = figure.subplots(1, len(result.series), squeeze=False)[0]
     figure.set_size_inches(5 * len(result.series), 4)
     for panel, (model_name, lines) in zip(panels, result.series.items(), strict=True):

@@ -21,7 +21,7 @@ collect_ignore_glob = ["test_models.py", "models/*", "test_upstream.py"] if MISS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--impl`` and ``--profile``."""
+    """Add ``--impl``, ``--device`` and ``--profile``."""
     group = parser.getgroup("kiv", "conformance of an implementation of KIV")
     group.addoption("--impl", default="reference", help="reference, fast or module:factory")
     group.addoption("--device", default="cpu", help="where the tensors of the tests are: cpu or cuda")
@@ -37,7 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Who is tested, with what."""
+    """Say who is tested, with what."""
     name, profile, device = config.option.impl, config.option.profile, config.option.device
     module = load(name).factory.__module__.partition(".")[0]
     seed = "derandomised" if settings().derandomize else config.getoption("--hypothesis-seed", None) or "random"

@@ -221,7 +221,7 @@ class Driver:
         return other
 
     def run(self, scenario: Scenario) -> list[torch.Tensor]:
-        """All calls of a scenario; the outputs."""
+        """Make all calls of a scenario, and return the outputs."""
         tokens, start, outputs = scenario.tokens, 0, []
         for n, attends in scenario.chunks:
             chunk = tokens.slice(start, start + n)

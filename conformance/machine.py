@@ -62,7 +62,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.drivers = [Driver(self.target, config, exact)]
 
     def pick(self, index: int) -> Driver:
-        """One of the stores."""
+        """Choose one of the stores."""
         return self.drivers[index % len(self.drivers)]
 
     def shape_of(self, driver: Driver) -> Shape:
@@ -185,7 +185,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(pick=PICK)
     def poison_unread_values(self, pick: int) -> None:
-        """Unread values never matter (SPEC 4.7)."""
+        """Check that unread values never matter (SPEC 4.7)."""
         driver = self.pick(pick)
         if driver.last is None or driver.config.tail != "none":
             return
@@ -241,13 +241,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def state_is_that_of_the_tokens(self) -> None:
-        """Length, validity and partition of every store."""
+        """Check length, validity and partition of every store."""
         for driver in getattr(self, "drivers", []):
             check_state(driver.scene, driver.oracle)
 
     @invariant()
     def a_fork_never_sees_its_sibling(self) -> None:
-        """Every store's last answer can be had again."""
+        """Check that every store's last answer can be had again."""
         for driver in getattr(self, "drivers", []):
             driver.again()
 
@@ -264,7 +264,7 @@ class StoreMachine(RuleBasedStateMachine):
         scene.require(fits, "10.2", "a budget is exceeded", got=held, budgets=limits)
 
     def teardown(self) -> None:
-        """Placement never changes a result (SPEC 10.1): the whole log again, under other budgets."""
+        """Repeat the whole log under other budgets: placement never changes a result (SPEC 10.1)."""
         if hasattr(self, "drivers") and self.drivers[0].operations.outputs:
             held = replays_alike(self.target, self.drivers[0])
             note(f"{held} budgets held the log")

@@ -81,7 +81,7 @@ def enough(
     m: Modifiers,
     enlarged: bool | None = None,
 ) -> bool:
-    """Whether the missed bound of every member is at most the limit (SPEC 6.3).
+    """Say whether the missed bound of every member is at most the limit (SPEC 6.3).
 
     With `enlarged` False or True: whether it may be, and whether it surely is, for all that rounding allows.
     """

@@ -85,7 +85,7 @@ class Result(NamedTuple):
 
 
 def settings(short: bool) -> list[Setting]:
-    """Every pair of a capability, an ISA and a number of threads; the ends and a middle in short."""
+    """Return every pair of a capability, an ISA and a number of threads; the ends and a middle in short."""
     have = [name for name, supported in CAPABILITIES.items() if supported()]
     if short:
         return [Setting(have[0], ISAS[0], 1), Setting(have[len(have) // 2], ISAS[1], 4), Setting(have[-1], ISAS[-1], 2)]

@@ -40,7 +40,7 @@ class Target:
     device: str = "cpu"
 
     def place(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of a call, floating and bool tensors on the device."""
+        """Put the arguments of a call, floating and bool tensors, on the device."""
         return {
             name: value.to(self.device) if isinstance(value, torch.Tensor) and value.dtype != torch.int64 else value
             for name, value in arguments.items()

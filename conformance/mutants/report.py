@@ -64,7 +64,7 @@ _reports("report: nothing streamed", lambda r, _: {"streamed": torch.zeros_like(
 
 
 def _filled(positions: torch.Tensor) -> torch.Tensor:
-    """No -1 but in rows that hold nothing else."""
+    """Leave no -1 but in rows that hold nothing else."""
     if positions.shape[2] == 0:
         return positions
     return torch.where(positions < 0, positions.amax(dim=2, keepdim=True).expand_as(positions), positions)

@@ -35,7 +35,7 @@ class Death:
 
 
 def tests() -> list[tuple[str, Callable[[Target], object]]]:
-    """Every test of the suite that needs a target and nothing else, as functions of the target."""
+    """Return every test of the suite that needs a target and nothing else, as functions of the target."""
     stems = [*FIRST, *sorted(p.stem for p in HERE.glob("test_ch*.py") if p.stem not in FIRST)]
     found: list[tuple[str, Callable[[Target], object]]] = []
     for stem in stems:

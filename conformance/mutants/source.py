@@ -59,7 +59,7 @@ class Fault:
             function.__code__ = right
 
     def function(self) -> FunctionType:
-        """Where the fault goes."""
+        """Find where the fault goes."""
         module, _, path = self.where.partition(":")
         thing: Any = importlib.import_module(module)
         for name in path.split("."):

@@ -130,7 +130,7 @@ def _clone(kept: Any) -> Any:
 
 
 def _forgets(*names: str) -> Callable[[Any], Any]:
-    """Sequences are chosen for everything but the tensors named."""
+    """Choose sequences for everything but the tensors named."""
 
     def change(original: Any) -> Any:
         def changed(self: Tokens, rows: torch.Tensor) -> None:

@@ -126,7 +126,7 @@ def attended(ops: Any, retrieved: Any, exactly: Any, view: Any, queries: Any) ->
             torch.testing.assert_close(share.double(), its, rtol=0, atol=2e-5)
 
 
-def bounded(ops, scanned, keys, found, plain, scores, view):
+def bounded(ops: Any, scanned: Any, keys: Any, found: Any, plain: Any, scores: Any, view: Any) -> None:
     """Check what is held and the missed bound, and tokens of one head that are taken whole."""
     queries, error = plain.queries, view.index.records(view.cold.index.error)
     held = ops.held(queries, view.always)
