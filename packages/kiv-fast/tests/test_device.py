@@ -54,7 +54,7 @@ def streams(monkeypatch: pytest.MonkeyPatch, mapped: bool) -> list[SimulatedStre
     """Of all stores on the simulated device, which reads host memory by itself if it is `mapped`."""
     made = []
 
-    def gather_for(device: torch.device | str, direct: bool) -> Gather:
+    def gather_for(device: torch.device, direct: bool) -> Gather:
         if device != DEVICE:
             return Gather(Transfer())
         made.append(SimulatedStreams(device))

@@ -195,7 +195,7 @@ class Calls:
         assert not disk_of(pool).open
         return broken
 
-    def try_some(self, share: float) -> int:
+    def try_some(self, share: int) -> int:
         """Raise at one in so many places, with each class of error in turn. Returns how often a store was broken."""
         tries = zip(self.places[::share], itertools.cycle(ERRORS), strict=False)
         return sum(self.interrupted(place, error) for place, error in tries)

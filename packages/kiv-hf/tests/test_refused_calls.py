@@ -66,13 +66,13 @@ class Case:
 
 
 def in_append(case: Case, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Any:
-    last = case.cache.layers[-1].store
+    last = list(case.cache.kiv_layers().values())[-1].store
     monkeypatch.setattr(last, "append", raising(error))
     return last
 
 
 def in_attend(case: Case, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Any:
-    last = case.cache.layers[-1].store
+    last = list(case.cache.kiv_layers().values())[-1].store
     monkeypatch.setattr(last, "attend", raising(error))
     return last
 

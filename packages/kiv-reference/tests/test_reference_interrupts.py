@@ -72,6 +72,10 @@ def take(store: ReferenceStore, start: int, stop: int, valid: torch.Tensor | Non
     store.append(KEY[:, :, start:stop], VALUE[:, :, start:stop], valid)
 
 
+def plain(mask: torch.Tensor | None) -> list[list[bool]] | None:
+    return None if mask is None else mask.tolist()
+
+
 CALLS: dict[str, Callable[[ReferencePool, ReferenceStore], Any]] = {
     "first append": lambda pool, store: take(store, 0, 60, VALID),
     "append": lambda pool, store: take(store, 67, 70),
@@ -83,7 +87,7 @@ CALLS: dict[str, Callable[[ReferencePool, ReferenceStore], Any]] = {
     "fork": lambda pool, store: store.fork(),
     "reset": lambda pool, store: store.reset(),
     "report": lambda pool, store: repr(store.report),
-    "valid": lambda pool, store: store.valid.tolist(),
+    "valid": lambda pool, store: plain(store.valid),
     "memory": lambda pool, store: (store.memory(), pool.memory()),
     "tokens": lambda pool, store: store.tokens(),
     "close": lambda pool, store: pool.close(),
@@ -107,13 +111,13 @@ def later(store: ReferenceStore) -> tuple[int, list[Any], list[Any] | None, str,
     key, value, query = (part[:1, :, length : length + 4].expand(batch, -1, -1, -1) for part in (KEY, VALUE, QUERY))
     store.append(key, value)
     told = store.attend(query, scale=0.5).tolist()
-    return length, told, None if store.valid is None else store.valid.tolist(), repr(store.report), store.memory()
+    return length, told, plain(store.valid), repr(store.report), store.memory()
 
 
 def after(name: str, times: Any) -> tuple[Any, ...]:
     """What a store answers after a call that was made so many times."""
     pool, store = prepared(name)
-    told = None
+    told: Any = None
     for _ in range(times):
         told = CALLS[name](pool, store)
     return told, None if name == "close" else later(told if name == "fork" else store)
