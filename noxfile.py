@@ -167,7 +167,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["dev"])
 def typecheck(session: nox.Session) -> None:
-    """Check the types of the packages with pyright, strictly."""
+    """Check the types of every file with pyright, strictly; what pyproject.toml relaxes is for tests and tools."""
     run(session, "-m", "pyright", "--pythonpath", dev_python(session))
 
 

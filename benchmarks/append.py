@@ -8,13 +8,12 @@ step's CPU time is recorded beside its wall-clock time, and both are compared wi
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 from kiv_hf import KIVConfig
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from .fill import fill, measure_spreads
@@ -23,6 +22,11 @@ from .options import parse, parser
 from .report import Result, quantile_panel, quantiles
 from .subjects import Clocks, Factory
 from .timing import quiet
+
+if TYPE_CHECKING:
+    import argparse
+
+    from matplotlib.figure import Figure
 
 K = 1024
 WARMUP_STEPS = 20
@@ -60,7 +64,7 @@ def measure(options: argparse.Namespace, result: Result) -> None:
         f"Bytes by tier before the steps: {before}; after them: {after}. So {after.disk - before.disk:,} bytes were "
         f"spilled to disk; {int(evicting.sum())} steps evicted and indexed a page in each KIV layer."
     )
-    result.series["quantiles, ms"] = {name: quantiles(1e3 * taken) for name, taken in parts.items()}
+    result.series["quantiles, ms"] = {name: quantiles((1e3 * taken).tolist()) for name, taken in parts.items()}
     subject.close()
 
 

@@ -6,11 +6,10 @@ measured beside KIV and a plain cache at the smallest context, so that every rat
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 
 from .fill import LayerSpread, fill, measure_spreads
 from .models import MODELS, kjv_tokens
@@ -18,6 +17,11 @@ from .options import parse, parser
 from .report import Result, short, token_axis
 from .subjects import Clocks, Factory, Subject
 from .timing import interleave, median_ms, quiet, seconds
+
+if TYPE_CHECKING:
+    import argparse
+
+    from matplotlib.figure import Figure
 
 K = 1024
 STATISTICS_TOKENS = 512

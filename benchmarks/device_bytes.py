@@ -6,19 +6,22 @@ tokens is 150 MB, and 100 MB with `--index-channels 32 --hot-tokens 512`; what t
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_hf.impls import resolve_impl
 from kiv_reference.config import KIVConfig
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from . import original
 from .machine import process_bytes
 from .options import parse, parser
 from .report import Result, short, token_axis
+
+if TYPE_CHECKING:
+    import argparse
+
+    from matplotlib.figure import Figure
 
 K = 1024
 STORES, HEADS, QUERY_HEADS, WIDTH = 3, 1, 8, 512

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from . import NAMES
 from .options import RESULTS
 from .report import Result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from matplotlib.figure import Figure
 
 FIDELITY = {"long": "long.picture", "retention": "long.retention_part"}
 """Part of fidelity -> its module with ``draw``."""

@@ -7,14 +7,16 @@ prune less of them than of real ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from .subjects import PROMPT_TOKENS, Subject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CHUNK_TOKENS = 4096
 
@@ -49,7 +51,8 @@ def measure_spreads(model: PreTrainedModel, ids: torch.Tensor) -> list[LayerSpre
         states = states[:, :, 1:].float()  # without the first token, whose key is of another size
         return Spread(states.mean(dim=2, keepdim=True), states.std(dim=2, keepdim=True))
 
-    return [LayerSpread(spread(layer.keys), spread(layer.values)) for layer in cache.layers]
+    layers: list[Any] = cache.layers
+    return [LayerSpread(spread(layer.keys), spread(layer.values)) for layer in layers]
 
 
 def random_chunks(
@@ -80,6 +83,7 @@ def fill(subject: Subject, spreads: list[LayerSpread], prompt: torch.Tensor, tok
 
 def _fill_window(layer: DynamicSlidingWindowLayer, spread: LayerSpread, tokens: int, seed: int) -> None:
     kept = min(tokens, layer.sliding_window - 1)
+    assert layer.keys is not None, "the prompt has initialised it"
     dtype = layer.keys.dtype
     layer.keys, layer.values = (part.to(dtype) for part in next(random_chunks(spread, kept, seed, chunk=kept)))
     layer.cumulative_length = tokens

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from datetime import datetime, timezone
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .gpu_tests import KINDS
 from .machine import git_commit, header
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 READS = ("key_bytes_gathered", "value_bytes_gathered", "streamed_bytes")
 """Counters of what a step read of cold pages, in RAM, by copy or directly."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 import torch
@@ -16,7 +15,10 @@ from kiv_hf import KIVCache, KIVConfig
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
 
 from .gpu_journal import Cut
-from .trace import traced
+from .profiled import profiled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 K = 1024
 PROMPT_TOKENS, FILL_TOKENS = 64, 4096
@@ -134,12 +136,10 @@ class Bench:
         for _ in range(3):
             feed(1)
         counters = _counters(cache)
-        taken: list[float] = []
-        for _ in range(sizes.steps):
-            taken.append(1e3 * self._timed(lambda: feed(1)))
+        taken = [1e3 * self._timed(lambda: feed(1)) for _ in range(sizes.steps)]
         found |= {"step_ms": statistics.median(taken), "steps_ms": taken}
         found["read_a_step"] = {name: (now - counters[name]) / len(taken) for name, now in _counters(cache).items()}
-        found["trace"] = traced(lambda: feed(1), sizes.traced, self.device)
+        found["trace"] = profiled(lambda: feed(1), sizes.traced, self.device)
         found["device_bytes"] = self._allocated() - before
         found["tiers"] = cache.memory()._asdict() if isinstance(cache, KIVCache) else {}
         return found
@@ -193,7 +193,7 @@ class Bench:
 
 
 def _counters(cache: Any) -> dict[str, int]:
-    return asdict(cache.pool.counters) if isinstance(cache, KIVCache) else {}
+    return asdict(cast("Any", cache.pool).counters) if isinstance(cache, KIVCache) else {}
 
 
 def free_ram() -> int:

@@ -11,8 +11,8 @@ import pytest
 import torch
 from kiv_reference import KIVConfig
 
+from .profiled import profiled
 from .report import short
-from .trace import traced
 
 GEOMETRIES = {"9 and 3 heads of 64": (9, 3, 64), "8 and 1 heads of 512": (8, 1, 512)}
 """Name -> query heads, KV heads and channels of a head."""
@@ -50,7 +50,7 @@ def test_decode_step(benchmark: Any, geometry: str, tokens: int) -> None:
     benchmark.pedantic(step, rounds=ROUNDS, warmup_rounds=WARMUP)
     report, memory = store.report, pool.memory()
     benchmark.extra_info |= {
-        "operations": traced(step, 2, torch.device("cpu"))["operations"],
+        "operations": profiled(step, 2, torch.device("cpu"))["operations"],
         "bytes read": report.key_bytes + report.value_bytes,
         "device bytes": memory.device,
         "RAM bytes": memory.ram,

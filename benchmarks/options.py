@@ -39,4 +39,5 @@ def parse(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Nam
 
 def config(options: argparse.Namespace, **fields: Any) -> KIVConfig:
     """Return KIV's configuration: the defaults, or with --quick small budgets, but for `fields`."""
-    return KIVConfig(**((QUICK if options.quick else {}) | fields))
+    small: dict[str, Any] = QUICK if options.quick else {}
+    return KIVConfig(**(small | fields))

@@ -12,10 +12,14 @@ of a page that is not full yet are attended rather than ranked.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import torch
-from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVUnsupportedError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
+
+if TYPE_CHECKING:
+    from kiv_reference import KIVConfig, StorePool
 
 PAGE_TOKENS = 128
 TOP_PAGES = 32
@@ -49,6 +53,11 @@ class OriginalPool:
         """Free everything."""
         for store in self.stores:
             store.reset()
+
+
+def original_pool(config: KIVConfig) -> StorePool:
+    """Return a pool for `KIVCache`: of a store it has what a plain decode needs."""
+    return cast("StorePool", OriginalPool(config))
 
 
 class OriginalStore:

@@ -7,16 +7,20 @@ so they differ by rounding alone.
 
 from __future__ import annotations
 
-import argparse
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 
 from .models import MODELS, kjv_tokens
 from .options import config, parse, parser
 from .report import Result, short, token_axis
 from .subjects import Factory, Subject, chunks
 from .timing import quiet, seconds
+
+if TYPE_CHECKING:
+    import argparse
+
+    from matplotlib.figure import Figure
 
 K = 1024
 TOKENS = {"gemma": 16 * K, "smollm2": 8 * K}

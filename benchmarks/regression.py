@@ -112,7 +112,7 @@ def history() -> Table:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the comparison and print its table."""
-    made = argparse.ArgumentParser(prog="benchmarks.regression", description=__doc__.splitlines()[0])
+    made = argparse.ArgumentParser(prog="benchmarks.regression", description=str(__doc__).splitlines()[0])
     made.add_argument("old", nargs="?", default="HEAD", help="a revision (default: HEAD)")
     made.add_argument("new", nargs="?", default=WORKING_TREE, help="a revision (default: the working tree)")
     made.add_argument("--turns", type=int, default=3, help="runs of each revision")

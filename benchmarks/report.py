@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .machine import header
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
 
 Cell = str | int | float | None
 
@@ -115,7 +118,7 @@ class Result:
         lines += [f"{note}\n" for note in self.notes]
         return "\n".join(lines).rstrip() + "\n"
 
-    def write(self, folder: Path, draw: Callable[[Figure, Result], None]) -> None:
+    def write(self, folder: Path, draw: Callable[[Figure, Result], object]) -> None:
         """Write ``<name>.json``, and from it ``<name>.md`` and ``<name>.png``, into `folder`; `draw` fills a figure."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"

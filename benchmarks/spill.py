@@ -6,17 +6,14 @@ same tokens. Logits must be bit-identical.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import hashlib
 import multiprocessing
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_hf import KIVConfig
-from matplotlib.figure import Figure
 
 from .fill import fill, measure_spreads
 from .machine import process_bytes
@@ -25,6 +22,13 @@ from .options import parse, parser
 from .report import Result, quantile_panel, quantiles, short
 from .subjects import PROMPT_TOKENS, Factory
 from .timing import interleave, median_ms, quiet, seconds
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Generator
+    from multiprocessing.connection import Connection
+
+    from matplotlib.figure import Figure
 
 K = 1024
 MiB = 2**20
@@ -61,7 +65,7 @@ def serve(connection: Connection, options: argparse.Namespace, ram_bytes: int | 
 
 
 @contextmanager
-def worker(options: argparse.Namespace, ram_bytes: int | None):
+def worker(options: argparse.Namespace, ram_bytes: int | None) -> Generator[Connection]:
     """Start a process that runs `serve`; yields the parent's end of the pipe."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
@@ -129,7 +133,7 @@ def draw(figure: Figure, result: Result) -> None:
     times, memory = figure.subplots(1, 2)
     quantile_panel(times, result.series["quantiles, ms"])
     times.set(title="Decode, in turns", ylim=(0, None))
-    rows = result.tables[0].rows
+    rows: list[Any] = list(result.tables[0].rows)
     bottom = [0.0] * len(rows)
     for column, tier in ((8, "device"), (9, "RAM"), (10, "disk")):
         part = [row[column] for row in rows]

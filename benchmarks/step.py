@@ -11,9 +11,9 @@ import json
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 
 from .fill import fill, measure_spreads
 from .models import MODELS, kjv_tokens
@@ -21,6 +21,9 @@ from .options import parse, parser
 from .report import Result, short, token_axis
 from .subjects import Factory
 from .timing import interleave, median_ms
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 K = 1024
 CONTEXTS = (K, 2 * K, 4 * K, 6 * K, 8 * K, 16 * K, 32 * K)
@@ -59,7 +62,7 @@ def part(options: argparse.Namespace, model: str, dtype: str, threads: int, inst
 
 
 def draw(figure: Figure, result: Result) -> None:
-    """Ratio against context: a panel a model."""
+    """Draw the ratio against context, a panel a model."""
     panels = figure.subplots(1, len(result.series), squeeze=False)[0]
     figure.set_size_inches(5 * len(result.series), 4)
     for panel, (model_name, lines) in zip(panels, result.series.items(), strict=True):

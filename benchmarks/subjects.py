@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_hf import KIVCache, KIVConfig
 from transformers import DynamicCache, PreTrainedModel
 
 from .models import load_model, twin
-from .original import OriginalPool
+from .original import original_pool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PROMPT_TOKENS = 64
 """Real tokens that every cache is fed before random ones: layers are initialised, the binding has seen attention."""
@@ -30,7 +32,7 @@ class Subject:
     def __init__(self, name: str, model: PreTrainedModel, cache: Any) -> None:
         self.name = name
         self.model = model
-        self.cache = cache
+        self.cache: Any = cache
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """Feed `ids` [1, n] and return the logits of the last token, [V]."""
@@ -50,12 +52,13 @@ class Subject:
 
 
 class Factory:
-    """Makes subjects of one model; those under "kiv" share a second model with the same weights."""
+    """Make subjects of one model; those under "kiv" share a second model with the same weights."""
 
     def __init__(self, model_name: str, impl: str, dtype: torch.dtype = torch.bfloat16) -> None:
         self.model_name = model_name
         self.impl = impl
-        self.model = load_model(model_name).to(dtype)
+        loaded: Any = load_model(model_name)
+        self.model: PreTrainedModel = loaded.to(dtype)
         self._kiv_model = twin(self.model, "kiv")
 
     def kiv(self, name: str, config: KIVConfig | None = None) -> Subject:
@@ -68,30 +71,30 @@ class Factory:
 
     def original(self, name: str) -> Subject:
         """Make a subject with the original KIV's rule."""
-        return Subject(name, self._kiv_model, KIVCache(self._kiv_model.config, KIVConfig(), impl=OriginalPool))
+        return Subject(name, self._kiv_model, KIVCache(self._kiv_model.config, KIVConfig(), impl=original_pool))
 
 
 class TimedStore:
     """A layer store whose `append` and `attend` are timed; everything else is the store's own."""
 
     def __init__(self, store: Any) -> None:
-        self._store = store
+        self.timed_store = store
         self.append_s = 0.0
         self.attend_s = 0.0
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
+        return getattr(self.timed_store, name)
 
     def append(self, *arguments: Any, **keywords: Any) -> None:
         """Append, and add the time to `append_s`."""
         start = time.perf_counter()
-        self._store.append(*arguments, **keywords)
+        self.timed_store.append(*arguments, **keywords)
         self.append_s += time.perf_counter() - start
 
     def attend(self, *arguments: Any, **keywords: Any) -> torch.Tensor:
         """Attend, and add the time to `attend_s`."""
         start = time.perf_counter()
-        output = self._store.attend(*arguments, **keywords)
+        output = self.timed_store.attend(*arguments, **keywords)
         self.attend_s += time.perf_counter() - start
         return output
 
@@ -111,7 +114,7 @@ class Clocks:
 
     def __exit__(self, *exception: object) -> None:
         for layer, timed in zip(self._layers, self._timed, strict=True):
-            layer.store = timed._store
+            layer.store = timed.timed_store
 
     def read(self) -> tuple[float, float]:
         """Return the seconds in append and in attend since the last read, all layers together."""

@@ -7,19 +7,21 @@ of 128 tokens. All of them decode the same tokens, over real text and over rando
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from .fill import fill, measure_spreads
 from .models import MODELS, kjv_tokens
 from .options import config, parse, parser
 from .report import Result, short
 from .subjects import Factory, Subject, chunks
+
+if TYPE_CHECKING:
+    import argparse
+
+    import torch
+    from matplotlib.figure import Figure
 
 K = 1024
 STEPS = 32
@@ -116,7 +118,7 @@ def _tabulate(
 def draw(figure: Figure, result: Result) -> None:
     """Draw megabytes a step, a group of bars a case."""
     panel = figure.subplots()
-    rows = result.tables[0].rows
+    rows: list[Any] = list(result.tables[0].rows)
     groups = (("needed", [row[2] + row[3] for row in rows]), ("read", [row[4] or 0 for row in rows]))
     for i, (label, heights) in enumerate((*groups, ("original KIV's rule", [row[6] for row in rows]))):
         panel.barh([n + 0.27 * i for n in range(len(rows))], heights, height=0.25, label=label)

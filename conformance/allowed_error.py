@@ -60,7 +60,7 @@ def index_rounding(low_run: LowPrecision, page: Page, query: Vector, precision: 
 def index_errors(
     low_run: LowPrecision, members: Sequence[Vector], scale: float, precision: Precision
 ) -> list[list[float]]:
-    """Error of the estimate of each member and valid cold position."""
+    """Return the error of the estimate of each member and valid cold position."""
     truth = low_run.head.index_scores(members, scale)[1]
     low = low_run.index_scores(members, scale)
     pages = low_run.head.page_at.values()
@@ -77,7 +77,7 @@ def index_errors(
 def token_errors(
     low_run: LowPrecision, members: Sequence[Vector], positions: Sequence[int], scale: float, precision: Precision
 ) -> list[list[float]]:
-    """Error of the token score of each member and position."""
+    """Return the error of the token score of each member and position."""
     head = low_run.head
     low = low_run.token_scores(members, positions, scale)
     steps = (len(members[0]) + 4) * precision.unit
@@ -92,7 +92,7 @@ def token_errors(
 def group_errors(
     scores: Sequence[Sequence[float]], errors: Sequence[Sequence[float]], group: str, precision: Precision
 ) -> list[float]:
-    """Error of the group score of each item (SPEC 4.3)."""
+    """Return the error of the group score of each item (SPEC 4.3)."""
     items = range(len(scores[0]))
     if group == "max":
         return [max(e[i] for e in errors) for i in items]
@@ -134,8 +134,11 @@ def allowed_error(
     deltas: list[float] = []
     for term in terms:
         steps = len(query) + 8 + (0 if term.page is None else len(term.positions) + 8)
-        reach = by_token[term.positions[0]] if term.page is None else by_page[term.page.index]
-        moves = unit * steps * reach + (index_rounding(low_run, term.page, query, precision) if term.estimated else 0.0)
+        if term.page is None:
+            moves = unit * steps * by_token[term.positions[0]]
+        else:
+            moves = unit * steps * by_page[term.page.index]
+            moves += index_rounding(low_run, term.page, query, precision) if term.estimated else 0.0
         logs = abs(term.logit) + abs(norm) + 8
         deltas.append(m.scale * moves + unit * (16 * logs + 2 * len(terms)))
     moved = math.fsum(w * math.expm1(min(d, 80.0)) for w, d in zip(weights, deltas, strict=True))
@@ -162,7 +165,7 @@ def allowed_error(
 def shift_error(
     shift: Shift, query: Vector, member: int, errors: Sequence[Sequence[float]], precision: Precision
 ) -> list[float]:
-    """Error of the shift of one query's mean values, for each channel (SPEC 5.4).
+    """Return the error of the shift of one query's mean values, for each channel (SPEC 5.4).
 
     Parameters
     ----------

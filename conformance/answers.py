@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors are equal, NaN with NaN."""
+    """Say whether two tensors are equal, NaN with NaN."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
@@ -20,7 +20,7 @@ Picked = list[tuple[list[Any], list[Any]]]
 
 
 def picked(store: LayerStore) -> Picked:
-    """Candidate and selected positions of each block of a store's last call."""
+    """Return candidate and selected positions of each block of a store's last call."""
     return [(block.candidate_positions.tolist(), block.selected_positions.tolist()) for block in store.report.blocks]
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def check_state(scene: Scene, oracle: OracleStore) -> None:
-    """Length, validity and the partition of the next call."""
+    """Check length, validity and the partition of the next call."""
     store = scene.store
     claim = f"{scene.name}.length == {oracle.length}"
     scene.require(store.length == oracle.length, "9.1", "wrong length", claim, got=store.length, expected=oracle.length)
@@ -70,7 +70,7 @@ def check_given(scene: Scene, hb: HeadBlock, report: BlockReport) -> Retrieved:
 
 
 def check_masses(scene: Scene, got: tuple[float, float], expected: tuple[float, float], allowed: float) -> None:
-    """Exact and estimated share of one query (SPEC 6.1)."""
+    """Check the exact and the estimated share of one query (SPEC 6.1)."""
     close = all(abs(a - b) <= allowed + 2.0**-23 for a, b in zip(got, expected, strict=True))
     shares = all(0 <= a <= 1 for a in got)
     limit = allowed + 2.0**-23
@@ -90,7 +90,7 @@ def check_bound(scene: Scene, got: float, true: float, bound: float, enlarged: f
 
 
 def check_output(scene: Scene, got: list[float], expected: list[float], allowed: list[float]) -> None:
-    """Output of one query, after the hand-over (SPEC 5, 11.2)."""
+    """Check the output of one query, after the hand-over (SPEC 5, 11.2)."""
     w = scene.where
     first = "report.blocks[0].first_query"
     for c, (a, b, limit) in enumerate(zip(got, expected, allowed, strict=True)):
@@ -108,7 +108,7 @@ def check_output(scene: Scene, got: list[float], expected: list[float], allowed:
 def check_head(
     scene: Scene, hb: HeadBlock, report: BlockReport, output: torch.Tensor, exact: bool, precision: Precision
 ) -> tuple[int, int]:
-    """One sequence and KV head of one block, output ``[HQ, TQ, DV]``; returns the cold rows that it had to read."""
+    """Check one sequence and KV head of a block, output ``[HQ, TQ, DV]``; return the cold rows it had to read."""
     b = hb.sequence
     given = check_given(scene, hb, report)
     low = LowPrecision(hb.head, precision.compute)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def taken(scene: Scene, hb: HeadBlock, given: Retrieved) -> int:
-    """C' in units of C, by how many candidates and selected positions there are (SPEC 4.4, 4.6, 4.9, 6.3)."""
+    """Return C' in units of C, by how many candidates and selected positions there are (SPEC 4.4, 4.6, 4.9, 6.3)."""
     config, cold = hb.head.config, len(hb.head.page_at)
     candidates, selected = len(given.candidates), len(given.selected)
     least = min((2 if given.widened else 1) * config.candidate_tokens, cold)
@@ -98,7 +98,7 @@ def _sets(
     group: str,
     precision: Precision,
 ) -> list[list[int]]:
-    """Which n may be the best: by score; and of those that rounding leaves open, the lightest and the heaviest."""
+    """Return the n best by score, and of those that rounding leaves open the lightest and the heaviest."""
     scores = group_scores(by_member, group)
     margin = group_errors(by_member, errors, group, precision)
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))

@@ -33,7 +33,7 @@ def mark(text: str) -> None:
 def check_retrieval(
     scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision, precision: Precision, exact: bool
 ) -> None:
-    """Candidates and selection are the best ones (SPEC 4, 6.3, 11)."""
+    """Check that candidates and selection are the best ones (SPEC 4, 6.3, 11)."""
     if hb.block.mode != "retrieve" or not hb.members:
         streamed = hb.block.mode == "exact"
         scene.require(given == Retrieved([], [], streamed), "9.6", "a block that cannot retrieve did", got=given)
@@ -59,7 +59,7 @@ def check_retrieval(
 
 
 def check_candidates(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision, precision: Precision) -> None:
-    """As many as there are, they are the best by their estimates."""
+    """Check that, as many as there are, they are the best by their estimates."""
     scale, group = hb.modifiers.scale, hb.head.config.group
     positions, by_member = hb.head.index_scores(hb.vectors, scale)
     if positions:
@@ -70,7 +70,7 @@ def check_candidates(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrec
 
 
 def check_selection(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision, precision: Precision) -> None:
-    """As many as there are, they are the best of the candidates by their scores."""
+    """Check that, as many as there are, they are the best of the candidates by their scores."""
     scale, group = hb.modifiers.scale, hb.head.config.group
     positions, by_member = hb.head.token_scores(hb.vectors, given.candidates, scale)
     if positions:

@@ -30,7 +30,7 @@ def check_widening(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecis
 
 
 def widenings(hb: HeadBlock, low: LowPrecision, precision: Precision) -> set[bool]:
-    """Whether rounding lets a block be widened, and whether it lets it be not."""
+    """Say whether rounding lets a block be widened, and whether it lets it be not."""
     config, scale, members = hb.head.config, hb.modifiers.scale, hb.vectors
     if len(hb.head.page_at) <= config.candidate_tokens:
         return {False}
@@ -49,7 +49,7 @@ def widenings(hb: HeadBlock, low: LowPrecision, precision: Precision) -> set[boo
 
 
 def _among_best(scores: Sequence[float], errors: Sequence[float], n: int) -> tuple[list[int], list[int]]:
-    """Which are surely among the n best, and which may be."""
+    """Return which are surely among the n best, and which may be."""
     least, most = ([s + way * e for s, e in zip(scores, errors, strict=True)] for way in (-1, 1))
     from_least, from_most = sorted(least), sorted(most)
     # Of all that may be as good as one, it is one itself; of those that surely are better it is none.

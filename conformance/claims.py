@@ -20,7 +20,7 @@ def reported(scene: Scene, field: str) -> str:
 
 
 def not_both(scene: Scene, what: str, chosen: int, rejected: int) -> str:
-    """Nobody may choose the one and leave out the other, in terms of the snippet."""
+    """Say that nobody may choose the one and leave out the other, in terms of the snippet."""
     picked = reported(scene, what.replace(" ", "_"))
     return f"{chosen} not in (picked := {picked}) or {rejected} in picked"
 

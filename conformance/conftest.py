@@ -21,7 +21,7 @@ collect_ignore_glob = ["test_models.py", "models/*", "test_upstream.py"] if MISS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--impl`` and ``--profile``."""
+    """Add ``--impl``, ``--device`` and ``--profile``."""
     group = parser.getgroup("kiv", "conformance of an implementation of KIV")
     group.addoption("--impl", default="reference", help="reference, fast or module:factory")
     group.addoption("--device", default="cpu", help="where the tensors of the tests are: cpu or cuda")
@@ -31,23 +31,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Load the profile before test modules are imported: they take shares of its number of examples."""
-    profiles.load(config.getoption("--profile"))
+    profiles.load(config.option.profile)
     if "OMP_NUM_THREADS" not in os.environ:  # who sets it wants so many: `nox -s processors` does
         torch.set_num_threads(1)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Who is tested, with what."""
-    name, profile, device = (config.getoption(f"--{option}") for option in ("impl", "profile", "device"))
+    """Say who is tested, with what."""
+    name, profile, device = config.option.impl, config.option.profile, config.option.device
     module = load(name).factory.__module__.partition(".")[0]
-    seed = "derandomised" if settings.default.derandomize else config.getoption("--hypothesis-seed", None) or "random"
+    seed = "derandomised" if settings().derandomize else config.getoption("--hypothesis-seed", None) or "random"
     where = torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine()
     versions = ", ".join(f"{package} {_version(package)}" for package in sorted({module, "kiv_reference", "torch"}))
     left_out = f"kiv: left out without {' and '.join(MISSING)}: {', '.join(collect_ignore_glob)}"
     return [
         *([left_out] if MISSING else []),
         f"kiv: target {name} ({module}), device {device} ({where}), profile {profile}"
-        f" ({settings.default.max_examples} examples), seed {seed}",
+        f" ({profiles.examples()} examples), seed {seed}",
         f"kiv: {versions}, python {platform.python_version()}",
     ]
 
@@ -62,4 +62,4 @@ def _version(package: str) -> str:
 @pytest.fixture(scope="session")
 def target(request: pytest.FixtureRequest) -> Target:
     """Return the implementation under test."""
-    return load(request.config.getoption("--impl"), request.config.getoption("--device"))
+    return load(request.config.option.impl, request.config.option.device)

@@ -52,7 +52,7 @@ class Tokens(NamedTuple):
     valid: torch.Tensor | None = None
 
     def slice(self, start: int, stop: int) -> Tokens:
-        """Tokens ``[start, stop)``."""
+        """Return tokens ``[start, stop)``."""
         valid = None if self.valid is None else self.valid[:, start:stop]
         return Tokens(self.key[:, :, start:stop], self.value[:, :, start:stop], self.query[:, :, start:stop], valid)
 
@@ -94,7 +94,7 @@ class Recipe:
 
 
 def _rows(kind: str, size: tuple[int, int, int, int], generator: torch.Generator, dtype: torch.dtype) -> torch.Tensor:
-    """Rows ``[B, heads, n, D]`` in float64, still to be rounded to `dtype`."""
+    """Make rows ``[B, heads, n, D]`` in float64, still to be rounded to `dtype`."""
     normal = torch.randn(size, generator=generator, dtype=torch.float64)
     n = size[2]
     if kind == "integers":
@@ -168,7 +168,7 @@ def mask(kind: str, batch: int, tokens: int, seed: int) -> torch.Tensor | None:
 
 
 def poison(tokens: Tokens) -> Tokens:
-    """NaN in every cell that must never be read: key, value and query at invalid positions (SPEC 2.4)."""
+    """Put NaN in every cell that must never be read: key, value and query at invalid positions (SPEC 2.4)."""
     if tokens.valid is None:
         return tokens
     hole = ~tokens.valid[:, None, :, None]

@@ -37,13 +37,13 @@ def _changed(store: type[LayerStore]) -> None:
 
 
 def fast(config: KIVConfig) -> FastPool:
-    """`FastPool`, changed for the whole process at its first use."""
+    """Return a `FastPool`, changed for the whole process at its first use."""
     _change_once(FastStore)
     return FastPool(config)
 
 
 def reference(config: KIVConfig) -> ReferencePool:
-    """`ReferencePool`, likewise."""
+    """Return a `ReferencePool`, likewise."""
     _change_once(ReferenceStore)
     return ReferencePool(config)
 

@@ -44,6 +44,12 @@ class Driver:
         self.last: Attended | None = None
 
     @property
+    def attended(self) -> Attended:
+        """Return the last call, an attend."""
+        assert self.last is not None, "no attend since the tokens changed"
+        return self.last
+
+    @property
     def scene(self) -> Scene:
         """For failures."""
         return Scene(self.operations, self.store, name=self.name)
@@ -218,7 +224,7 @@ class Driver:
         return other
 
     def run(self, scenario: Scenario) -> list[torch.Tensor]:
-        """All calls of a scenario; the outputs."""
+        """Make all calls of a scenario, and return the outputs."""
         tokens, start, outputs = scenario.tokens, 0, []
         for n, attends in scenario.chunks:
             chunk = tokens.slice(start, start + n)

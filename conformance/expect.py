@@ -10,6 +10,7 @@ from hypothesis import event, settings
 from kiv_reference.errors import KIVBudgetError, KIVError
 
 from .answers import picked, same_bits
+from .profiles import examples
 
 if TYPE_CHECKING:
     from kiv_reference import KIVConfig
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def share(part: float) -> settings:
     """Return settings with a part of the profile's examples."""
-    return settings(max_examples=max(1, round(settings.default.max_examples * part)))
+    return settings(max_examples=max(1, round(examples() * part)))
 
 
 def refused(
@@ -61,12 +62,12 @@ def refused(
 
 
 def same_tensors(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
-    """Bit for bit, None with None."""
+    """Say whether two are the same, bit for bit, None with None."""
     return (a is None and b is None) or (a is not None and b is not None and same_bits(a, b))
 
 
 def same_report(driver: Driver, other: Driver, clause: str) -> None:
-    """Two stores report the same of their last call, bit for bit."""
+    """Check that two stores report the same of their last call, bit for bit."""
     for mine, theirs in zip(driver.store.report.blocks, other.store.report.blocks, strict=True):
         for field in dataclasses.fields(mine):
             a, b = getattr(mine, field.name), getattr(theirs, field.name)
@@ -75,7 +76,7 @@ def same_report(driver: Driver, other: Driver, clause: str) -> None:
 
 
 def same_retrieval(driver: Driver, other: Driver, clause: str) -> None:
-    """Two stores retrieved the same in their last call."""
+    """Check that two stores retrieved the same in their last call."""
     mine, theirs = picked(driver.store), picked(other.store)
     other.scene.require(mine == theirs, clause, "another retrieval for the same tokens", got=theirs, expected=mine)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_identical(scene: Scene, hb: HeadBlock, given: Retrieved, factor: int) -> None:
-    """Candidates and selection of the exact population, ties included (SPEC 11.1); `factor` as in `taken`."""
+    """Check candidates and selection of the exact population, ties included (SPEC 11.1); `factor` as in `taken`."""
     head, scale = hb.head, hb.modifiers.scale
     expected = hb.taken(head.rank(hb.vectors, scale), factor)
     claim = f"{of_head(scene, 'widened')}.item() is {expected.widened}"

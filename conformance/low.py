@@ -35,7 +35,7 @@ class LowPrecision:
         return self.keys.double().abs().nan_to_num(), torch.as_tensor(pages, dtype=torch.float64)
 
     def reach(self, query: Vector) -> tuple[list[float], dict[int, float]]:
-        """Σ |q| |k| by position, and Σ |q| times the page's largest |k| by page: what allowed errors grow with."""
+        """Sum |q| |k| by position, and |q| times the page's largest |k| by page: what allowed errors grow with."""
         name = tuple(query)
         if name not in self._reach:
             by_token, by_page = (sizes @ torch.tensor(query, dtype=torch.float64).abs() for sizes in self._sizes)
@@ -54,7 +54,7 @@ class LowPrecision:
         return rows
 
     def estimates(self, query: Vector, scale: float) -> torch.Tensor:
-        """Estimates ``[T]``, NaN where there is none (SPEC 4.2); codes and weights, which have no tolerance, are the
+        """Return estimates ``[T]``, NaN without one (SPEC 4.2); codes and weights, which have no tolerance, are the
         oracle's."""
         scores, asked = self.keys.new_full((len(self.keys),), torch.nan), torch.tensor(query, dtype=self.dtype)
         for page, base in zip(self.head.pages.values(), self._bases, strict=True):
@@ -64,18 +64,18 @@ class LowPrecision:
         return scores
 
     def index_scores(self, members: Sequence[Vector], scale: float) -> list[list[float]]:
-        """Estimates of all valid cold positions for each member (SPEC 4.2)."""
+        """Return the estimates of all valid cold positions for each member (SPEC 4.2)."""
         return [self.estimates(query, scale)[list(self.head.page_at)].tolist() for query in members]
 
     def token_scores(self, members: Sequence[Vector], positions: Sequence[int], scale: float) -> list[list[float]]:
-        """Scores of tokens for each member (SPEC 4.5)."""
+        """Return the scores of tokens for each member (SPEC 4.5)."""
         query = torch.tensor(members, dtype=self.dtype)
         return (scale * (query @ self.keys[list(positions)].T)).tolist()
 
     def answer(
         self, query: Vector, terms: Sequence[Term], weight: float, m: Modifiers
     ) -> tuple[list[float], list[float]]:
-        """Output and weights of one query; `weight` is what the sink logit leaves for the terms."""
+        """Return output and weights of one query; `weight` is what the sink logit leaves for the terms."""
         positions = [i for t in terms for i in t.positions]
         x = m.scale * (self.keys[positions] @ torch.tensor(query, dtype=self.dtype))
         if any(t.estimated for t in terms):

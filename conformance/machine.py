@@ -69,7 +69,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.drivers = [Driver(self.target, config, exact)]
 
     def pick(self, index: int) -> Driver:
-        """One of the stores."""
+        """Choose one of the stores."""
         return self.drivers[index % len(self.drivers)]
 
     def shape_of(self, driver: Driver) -> Shape:
@@ -192,7 +192,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(pick=PICK)
     def poison_unread_values(self, pick: int) -> None:
-        """Unread values never matter (SPEC 4.7)."""
+        """Check that unread values never matter (SPEC 4.7)."""
         driver = self.pick(pick)
         if driver.last is None or driver.config.tail != "none":
             return
@@ -218,14 +218,14 @@ class StoreMachine(RuleBasedStateMachine):
         for driver, store in zip(self.drivers, stores, strict=True):
             driver.pool, driver.store = pool, store
 
-    def _refill(self, driver: Driver, chunk: int, values: list[list[list[Sequence[float]]]]) -> Driver:
+    def _refill(self, driver: Driver, chunk: int, values: Sequence[Sequence[Sequence[Sequence[float]]]]) -> Driver:
         """Return a store of a new pool with the same tokens but these values, the last call's tokens appended last."""
         other = Driver(self.target, driver.config, driver.exact)
         tokens = tokens_of(driver.oracle, self.shape.dtype, values)
         refill(other, driver.oracle, tokens, range(0, driver.oracle.length, chunk))
         return other
 
-    def _holes(self, driver: Driver) -> list[list[list[list[float]]]]:
+    def _holes(self, driver: Driver) -> list[list[list[Sequence[float]]]]:
         """Return the values, NaN where no block of the last call had to read them."""
         o = driver.oracle
         sinks, hot_first = driver.config.sink_tokens, None
@@ -248,13 +248,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def state_is_that_of_the_tokens(self) -> None:
-        """Length, validity and partition of every store."""
+        """Check length, validity and partition of every store."""
         for driver in getattr(self, "drivers", []):
             check_state(driver.scene, driver.oracle)
 
     @invariant()
     def a_fork_never_sees_its_sibling(self) -> None:
-        """Every store's last answer can be had again."""
+        """Check that every store's last answer can be had again."""
         for driver in getattr(self, "drivers", []):
             driver.again()
 
@@ -271,7 +271,7 @@ class StoreMachine(RuleBasedStateMachine):
         scene.require(fits, "10.2", "a budget is exceeded", got=held, budgets=limits)
 
     def teardown(self) -> None:
-        """Placement never changes a result (SPEC 10.1): the whole log again, under other budgets."""
+        """Repeat the whole log under other budgets: placement never changes a result (SPEC 10.1)."""
         if hasattr(self, "drivers") and self.drivers[0].operations.outputs:
             held = replays_alike(self.target, self.drivers[0])
             note(f"{held} budgets held the log")

@@ -45,11 +45,11 @@ class OperationLog:
         return outputs
 
     def log(self) -> list[str]:
-        """One short line for each call."""
+        """Write one short line for each call."""
         return [f"{store}.{method}({_brief(arguments)})" for store, method, arguments in self.calls]
 
     def snippet(self, claim: str = "") -> str:
-        """Python that repeats every call, with all numbers, and ends in `claim`: an assertion about the last one.
+        """Write Python that repeats every call, with all numbers, and ends in `claim`: an assertion about the last.
 
         The names `output` and `report` stand for what the last attend of `claim`'s store gave.
         """

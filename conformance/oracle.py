@@ -32,7 +32,7 @@ class Modifiers:
     softcap: float | None = None
 
     def cap(self, x: float) -> float:
-        """cap(x) of SPEC 8.1."""
+        """Return cap(x) of SPEC 8.1."""
         return x if self.softcap is None else self.softcap * math.tanh(x / self.softcap)
 
 
@@ -112,14 +112,14 @@ class Head:
         return {i: page for page in self.pages.values() for i in page.positions}
 
     def products(self, query: Vector) -> Products:
-        """q·k by position."""
+        """Return q·k by position."""
         name = tuple(query)
         if name not in self._products:
             self._products[name] = Products(query, self.keys)
         return self._products[name]
 
     def estimates(self, query: Vector, scale: float) -> dict[int, float]:
-        """Estimates by cold position, ascending (SPEC 4.2)."""
+        """Return the estimates by cold position, ascending (SPEC 4.2)."""
         name = (scale, *query)
         if name not in self._estimates:
             pages = [Estimates(query, page, scale, self.dtype) for page in self.pages.values()]
@@ -127,7 +127,7 @@ class Head:
         return self._estimates[name]
 
     def logits(self, query: Vector, positions: Iterable[int], m: Modifiers) -> list[float]:
-        """Logits of tokens (SPEC 5.1)."""
+        """Return the logits of tokens (SPEC 5.1)."""
         row = self.products(query)
         return [m.cap(m.scale * row[i]) for i in positions]
 
@@ -139,12 +139,12 @@ class Head:
     def token_scores(
         self, members: Sequence[Vector], candidates: Sequence[int], scale: float
     ) -> tuple[list[int], list[list[float]]]:
-        """Candidates, ascending, and for each member their scores (SPEC 4.5)."""
+        """Return candidates, ascending, and for each member their scores (SPEC 4.5)."""
         positions = sorted(candidates)
         return positions, [[scale * row[i] for i in positions] for row in map(self.products, members)]
 
     def rank(self, members: Sequence[Vector], scale: float) -> list[int]:
-        """All valid cold positions, best first (SPEC 4.4)."""
+        """Return all valid cold positions, best first (SPEC 4.4)."""
         positions, scores = self.index_scores(members, scale)
         if not positions:
             return []
@@ -161,7 +161,7 @@ class Head:
     def terms(
         self, query: Vector, at: int, candidates: Sequence[int], selected: Sequence[int], tail: bool, m: Modifiers
     ) -> list[Term]:
-        """All summands of one query's softmax but its sink logit (SPEC 5.1, 5.2); nothing is shifted yet."""
+        """Return all summands of one query's softmax but its sink logit (SPEC 5.1, 5.2); nothing is shifted yet."""
         attended = [i for i in [*self.kept, *selected] if i <= at]
         logits = self.logits(query, attended, m)
         terms = [Term(logit, self.values[i], (i,)) for i, logit in zip(attended, logits, strict=True)]

@@ -64,7 +64,7 @@ class HeadBlock:
         return [(q, at, sink) for _, at, q, sink in self.members]
 
     def retrieve(self) -> Retrieved:
-        """SPEC 4 and 6.3."""
+        """Retrieve (SPEC 4 and 6.3)."""
         if self.block.mode != "retrieve" or not self.members:
             return Retrieved([], [], self.block.mode == "exact")
         ranked = self.head.rank(self.vectors, self.modifiers.scale)
@@ -77,7 +77,7 @@ class HeadBlock:
         return Retrieved([], [], True)
 
     def taken(self, ranked: Sequence[int], factor: int) -> Retrieved:
-        """Candidates and selection with C' = `factor` times C, from the positions best first (SPEC 4.9, 6.3)."""
+        """Return candidates and selection with C' = `factor` times C, from the positions best first (SPEC 4.9, 6.3)."""
         most = self.head.config.candidate_tokens
         if factor:
             whole = sorted(ranked[: factor * most])
@@ -95,12 +95,12 @@ class HeadBlock:
         return 3 * self.head.config.candidate_tokens // 4
 
     def too_late(self, late: int) -> bool:
-        """Whether so many late tokens widen a selection from more than C (SPEC 4.9)."""
+        """Say whether so many late tokens widen a selection from more than C (SPEC 4.9)."""
         chosen = self.head.config.retrieve_tokens or 0
         return late > chosen / 16 + max(0, chosen - self.early)
 
     def enough(self, found: Retrieved, enlarged: bool | None = None) -> bool:
-        """Whether no member may miss more than the limit (SPEC 6.3); `enlarged` as in `oracle_mass`."""
+        """Say whether no member may miss more than the limit (SPEC 6.3); `enlarged` as in `oracle_mass`."""
         return enough(self.head, self.asked, found.candidates, found.selected, self.modifiers, enlarged)
 
     def shift(self, given: Retrieved) -> Shift:
@@ -108,7 +108,7 @@ class HeadBlock:
         return Shift(self.head, self.vectors, given.selected, self.modifiers)
 
     def terms(self, query: Vector, at: int, given: Retrieved, shift: Shift) -> list[Term]:
-        """Summands of one query's softmax."""
+        """Return the summands of one query's softmax."""
         if given.streamed:
             tokens = [i for i in range(at + 1) if self.head.valid[i]]
             logits = self.head.logits(query, tokens, self.modifiers)
@@ -118,7 +118,7 @@ class HeadBlock:
         return shift.applied(query, terms)
 
     def bounds(self, query: Vector, at: int, sink: float, given: Retrieved) -> tuple[float, float, float]:
-        """Missed share that is true, missed bound, missed bound enlarged as far as it may be (SPEC 6.2)."""
+        """Return the true missed share, the missed bound, and the bound enlarged as far as it may be (SPEC 6.2)."""
         if given.streamed:
             return 0.0, 0.0, 0.0
         arguments = (self.head, (query, at, sink), given.candidates, given.selected, self.modifiers)
@@ -129,7 +129,7 @@ class HeadBlock:
         )
 
     def rows_read(self, given: Retrieved) -> tuple[int, int]:
-        """Cold keys and values that had to be read (SPEC 9.6)."""
+        """Count cold keys and values that had to be read (SPEC 9.6)."""
         if not self.members:
             return 0, 0
         if given.streamed:
@@ -139,7 +139,7 @@ class HeadBlock:
 
 
 def masses(terms: Sequence[Term], sink: float) -> tuple[float, float]:
-    """Exact and estimated share (SPEC 6.1)."""
+    """Return the exact and the estimated share (SPEC 6.1)."""
     exact = log_sum_exp([*(t.logit for t in terms if t.page is None), sink])
     estimated = log_sum_exp(t.logit for t in terms if t.page is not None)
     return share(exact, [exact, estimated]), share(estimated, [exact, estimated])

@@ -44,13 +44,13 @@ class Estimates:
         return self.base + self.unit * self.total(position)
 
     def total(self, position: int) -> int:
-        """Σ weight_d · code_d of a token."""
+        """Return Σ weight_d · code_d of a token."""
         codes = self.page.codes[self.page.positions.index(position)]
         return sum(weight * int(codes[d]) for weight, d in zip(self.weights, self.page.coded, strict=True))
 
 
 def whole_weights(products: Vector) -> tuple[float, list[int]]:
-    """Unit and weights of a_d."""
+    """Return the unit and the weights of a_d."""
     largest = min(max(map(abs, products)), 2.0**128)
     if largest == 0:
         return 1.0, [0] * len(products)

@@ -61,7 +61,7 @@ def boundary_of(config: KIVConfig, page: int) -> int:
 
 
 def weights(samples: Samples, boundary: int, width: int) -> list[float]:
-    """w_d of a page that becomes cold at `boundary` (SPEC 3.2)."""
+    """Return w_d of a page that becomes cold at `boundary` (SPEC 3.2)."""
     last = boundary // EVERY
     before = [EVERY * m - 1 for m in range(last - LAST + 1, last + 1)]
     queries = [q for p in before if p in samples for q in samples[p]]
@@ -77,7 +77,7 @@ def page_of(
     samples: Samples,
     dtype: type[np.floating[Any]],
 ) -> Page | None:
-    """One cold page; None without valid tokens. `keys`, `values` and `valid` are those of all positions."""
+    """Return one cold page; None without valid tokens. `keys`, `values`, `valid` are those of all positions."""
     first = config.sink_tokens + index * config.page_tokens
     positions = [i for i in range(first, first + config.page_tokens) if valid[i]]
     if not positions:

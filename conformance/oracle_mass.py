@@ -27,7 +27,7 @@ def slack(page: Page, query: Vector, scale: float) -> float:
 
 
 def rounding(head: Head, queries: Sequence[Vector], scale: float) -> float:
-    """Relative error that a mass may have, computed in float32; sums by blocks and pages lose most."""
+    """Return the relative error of a mass computed in float32; sums by blocks and pages lose most."""
     width = len(queries[0])
     keys = [head.keys[i] for i in range(len(head.keys)) if head.valid[i]]
     largest = [max(map(abs, column)) for column in zip(*keys, strict=True)]
@@ -81,7 +81,7 @@ def enough(
     m: Modifiers,
     enlarged: bool | None = None,
 ) -> bool:
-    """Whether the missed bound of every member is at most the limit (SPEC 6.3).
+    """Say whether the missed bound of every member is at most the limit (SPEC 6.3).
 
     With `enlarged` False or True: whether it may be, and whether it surely is, for all that rounding allows.
     """

@@ -18,12 +18,12 @@ def total(numbers: Iterable[float]) -> float:
 
 
 def dot(a: Iterable[float], b: Iterable[float]) -> float:
-    """Inner product."""
+    """Return the inner product."""
     return math.fsum(map(mul, a, b))
 
 
 def log_sum_exp(logits: Iterable[float]) -> float:
-    """log Σ exp; minus infinity for no logits."""
+    """Return log Σ exp; minus infinity for no logits."""
     logits = [x for x in logits if x != -math.inf]
     if not logits:
         return -math.inf
@@ -32,7 +32,7 @@ def log_sum_exp(logits: Iterable[float]) -> float:
 
 
 def share(part: float, whole: Iterable[float]) -> float:
-    """exp(part) / Σ exp(whole); 0 where there is nothing."""
+    """Return exp(part) / Σ exp(whole); 0 where there is nothing."""
     denominator = log_sum_exp(whole)
     return 0.0 if part == -math.inf or denominator == -math.inf else math.exp(part - denominator)
 

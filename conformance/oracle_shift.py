@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def log_sigmoid(x: float) -> float:
-    """log(1 / (1 + e^-x))."""
+    """Return log(1 / (1 + e^-x))."""
     return min(x, 0.0) - math.log1p(math.exp(-abs(x)))
 
 
@@ -58,7 +58,7 @@ class Shift:
         return [[u - v for u, v in zip(*pair, strict=True)] for pair in zip(values, means, strict=True)]
 
     def weights(self, query: Vector) -> list[float]:
-        """w_i of a query."""
+        """Return w_i of a query."""
         logits = self.head.logits(query, self.selected, self.modifiers)
         logs = [x + log_sigmoid(-4 * group) for x, group in zip(logits, self.groups, strict=True)]
         norm = log_sum_exp(logs)

@@ -51,7 +51,7 @@ class OracleStore:
         valid: list[list[bool]] | None,
         dtype: type[np.floating[Any]] = np.float32,
     ) -> None:
-        """SPEC 9.1; `dtype` is that of SPEC 1.2."""
+        """Append (SPEC 9.1); `dtype` is that of SPEC 1.2."""
         n = len(keys[0][0])
         if not self.valid:
             self.dtype = dtype
@@ -80,7 +80,7 @@ class OracleStore:
                         kept[at] = [list(query[b][g][at - first]) for g in range(h * groups, (h + 1) * groups)]
 
     def crop(self, length: int) -> None:
-        """SPEC 9.2."""
+        """Crop (SPEC 9.2)."""
         self.keys = [[tokens[:length] for tokens in sequence] for sequence in self.keys]
         self.values = [[tokens[:length] for tokens in sequence] for sequence in self.values]
         self.valid = [flags[:length] for flags in self.valid]
@@ -89,7 +89,7 @@ class OracleStore:
         self._forget()
 
     def select(self, rows: Sequence[int]) -> None:
-        """SPEC 9.3."""
+        """Choose sequences (SPEC 9.3)."""
         self.keys = [[list(tokens) for tokens in self.keys[row]] for row in rows]
         self.values = [[list(tokens) for tokens in self.values[row]] for row in rows]
         self.valid = [list(self.valid[row]) for row in rows]
@@ -97,13 +97,13 @@ class OracleStore:
         self._forget()
 
     def fork(self) -> OracleStore:
-        """SPEC 9.4."""
+        """Fork (SPEC 9.4)."""
         copy = replace(self)
         copy.select(range(len(self.valid)))
         return copy
 
     def reset(self) -> None:
-        """SPEC 9.5."""
+        """Reset (SPEC 9.5)."""
         self.keys, self.values, self.valid, self.samples, self.pending = [], [], [], [], 0
         self._forget()
 
@@ -112,7 +112,7 @@ class OracleStore:
         self._known = [[{} for _ in row] for row in self.samples]
 
     def parts(self) -> tuple[int, int, int]:
-        """Sinks, hot and cold positions for the next call (SPEC 2.2)."""
+        """Return sinks, hot and cold positions for the next call (SPEC 2.2)."""
         sinks = min(self.config.sink_tokens, self.length)
         cold = Head(self.config, [], [], [], self.length).cold_pages * self.config.page_tokens
         return sinks, self.length - sinks - cold, cold
@@ -147,7 +147,7 @@ class OracleStore:
         modifiers: Modifiers,
         sinks: list[list[list[float]]] | None,
     ) -> list[list[HeadBlock]]:
-        """``[B][H]``, for the call's queries ``[B][HQ][TQ]`` and sink logits of the same shape."""
+        """Return ``[B][H]``, for the call's queries ``[B][HQ][TQ]`` and sink logits of the same shape."""
         first = self.length - self.pending
         groups = len(query[0]) // len(self.keys[0])
         result: list[list[HeadBlock]] = []

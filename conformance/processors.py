@@ -22,7 +22,11 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 
-CAPABILITIES = {"default": lambda: True, "avx2": torch.cpu._is_avx2_supported, "avx512": torch.cpu._is_avx512_supported}
+CAPABILITIES = {
+    "default": lambda: True,
+    "avx2": torch.cpu._is_avx2_supported,  # pyright: ignore[reportPrivateUsage]
+    "avx512": torch.cpu._is_avx512_supported,  # pyright: ignore[reportPrivateUsage]
+}
 """Of PyTorch's own kernels, and whether the processor has them: PyTorch believes what it is told, and would crash."""
 
 ISAS = ("SSE41", "AVX2", "AVX512_CORE", "AVX512_CORE_BF16", "AVX512_CORE_AMX", "DEFAULT")
@@ -81,7 +85,7 @@ class Result(NamedTuple):
 
 
 def settings(short: bool) -> list[Setting]:
-    """Every pair of a capability, an ISA and a number of threads; the ends and a middle in short."""
+    """Return every pair of a capability, an ISA and a number of threads; the ends and a middle in short."""
     have = [name for name, supported in CAPABILITIES.items() if supported()]
     if short:
         return [Setting(have[0], ISAS[0], 1), Setting(have[len(have) // 2], ISAS[1], 4), Setting(have[-1], ISAS[-1], 2)]

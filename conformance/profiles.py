@@ -10,6 +10,12 @@ NAMES = ("dev", "ci", "nightly", "kill")
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
+def examples() -> int:
+    """Return the number of examples of the profile."""
+    assert settings.default is not None, "`load` has made one"
+    return settings.default.max_examples
+
+
 def load(name: str) -> None:
     """Make a profile the default. Test modules take shares of its examples: load it before they are imported."""
     settings.register_profile("dev", max_examples=5, **_COMMON)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .oracle_store import OracleStore
 
 
-def tokens_of(oracle: OracleStore, dtype: torch.dtype, values: list[list[list[Sequence[float]]]]) -> Tokens:
+def tokens_of(oracle: OracleStore, dtype: torch.dtype, values: Sequence[Sequence[Sequence[Sequence[float]]]]) -> Tokens:
     """Return a store's tokens with these values; the queries are 1 everywhere but where they count."""
     key, value = (torch.tensor(x, dtype=torch.float64).to(dtype) for x in (oracle.keys, values))
     groups = max((len(q) for row in oracle.samples for kept in row for q in kept.values()), default=1)

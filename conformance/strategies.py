@@ -48,7 +48,7 @@ def configs(draw: st.DrawFn, exact_population: bool = False, **fixed: Any) -> KI
 
 @st.composite
 def shapes(draw: st.DrawFn, **fixed: Any) -> Shape:
-    """MQA, GQA and MHA, with K and V of different width."""
+    """Draw MQA, GQA and MHA, with K and V of different width."""
     fields: dict[str, Any] = {
         "batch": st.sampled_from([1, 1, 2, 3]),
         "heads": st.sampled_from([1, 2]),
@@ -114,7 +114,7 @@ class Scenario:
         return poison(tokens._replace(valid=mask(self.mask_kind, self.shape.batch, n, self.mask_seed)))
 
     def sink_logits(self, queries: int) -> torch.Tensor | None:
-        """Sink logits for a call."""
+        """Return sink logits for a call."""
         if self.sinks == "none":
             return None
         heads = self.shape.heads * self.shape.groups
@@ -175,7 +175,7 @@ def decode_only(steps: int = 2) -> st.SearchStrategy[list[int]]:
 
 
 def blocks_only(most: int = 12) -> st.SearchStrategy[list[int]]:
-    """One or two calls of several queries."""
+    """Draw one or two calls of several queries."""
     return st.lists(st.integers(2, most), min_size=1, max_size=2)
 
 

@@ -29,18 +29,18 @@ class Target:
     name : as it was asked for on the command line
     device : where the tensors of the tests are
     factory : makes a pool from a configuration (`kiv_reference.contract.PoolFactory`)
-    change_budgets : optional, ``(pool, config) -> None``, moves a live pool to the budgets of `config`
+    change_budgets : optional, ``(pool, divisor) -> None``, moves a live pool to one `divisor`-th of its budgets
     save_and_reopen : optional, ``(pool, stores) -> (pool, stores)``, by way of a saved cache
     """
 
     name: str
     factory: Callable[[KIVConfig], StorePool]
-    change_budgets: Callable[[StorePool, KIVConfig], None] | None = None
+    change_budgets: Callable[[StorePool, int], None] | None = None
     save_and_reopen: Callable[[StorePool, list[Any]], tuple[StorePool, list[Any]]] | None = None
     device: str = "cpu"
 
     def place(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of a call, floating and bool tensors on the device."""
+        """Put the arguments of a call, floating and bool tensors, on the device."""
         return {
             name: value.to(self.device) if isinstance(value, torch.Tensor) and value.dtype != torch.int64 else value
             for name, value in arguments.items()

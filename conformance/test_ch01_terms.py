@@ -56,8 +56,8 @@ class Test_1_2_Arithmetic:
 
     @given(scenario=scenarios(kinds=("signed_zeros", "bits"), mask_kind="none"))
     def test_zeros_have_no_sign(self, target: Target, scenario: Scenario) -> None:
-        drivers = [Driver(target, scenario.config) for _ in range(2)]
-        for driver, zero in zip(drivers, (0.0, -0.0), strict=True):
+        one, two = Driver(target, scenario.config), Driver(target, scenario.config)
+        for driver, zero in ((one, 0.0), (two, -0.0)):
             start = 0
             for n, attends in scenario.chunks:
                 key, value, query, _ = scenario.tokens.slice(start, start + n)
@@ -66,7 +66,7 @@ class Test_1_2_Arithmetic:
                 if attends:
                     driver.attend(query, scenario.scale)
                 start += n
-        same_report(*drivers, "1.2")
+        same_report(one, two, "1.2")
 
 
 class Test_1_3_Ranking:
@@ -79,10 +79,11 @@ class Test_1_3_Ranking:
     @given(config=configs(max_missed_mass=None), steps=decode_only(1), n=st.integers(20, 60))
     def test_all_alike(self, target: Target, config: KIVConfig, steps: list[int], n: int) -> None:
         driver = Driver(target, dataclasses.replace(config, group="max"), exact=True)
-        for size in (n, *steps):
-            tokens = Tokens(torch.ones(1, 1, size, 4), torch.ones(1, 1, size, 2), torch.ones(1, 2, size, 4))
+        shapes = [((1, 1, size, 4), (1, 1, size, 2), (1, 2, size, 4)) for size in (n, *steps)]
+        calls = [Tokens(*map(torch.ones, each)) for each in shapes]
+        for tokens in calls:
             driver.append(tokens)
-        driver.attend(tokens.query, 0.5)
+        driver.attend(calls[-1].query, 0.5)
         block = driver.store.report.blocks[0]
         if block.mode == "retrieve":  # SPEC 4.1
             cold = list(range(config.sink_tokens, config.sink_tokens + block.cold_pages * config.page_tokens))

@@ -75,7 +75,7 @@ class Test_2_1_FunctionOfTheTokens:
         oracle = driver.oracle
         tokens = tokens_of(oracle, scenario.shape.dtype, oracle.values)
         refill(other, oracle, tokens, list(itertools.accumulate(cuts)))
-        query, arguments, *_ = driver.last
+        query, arguments, *_ = driver.attended
         other.attend(query, **arguments)
         other.scene.require(other.store.tokens() == driver.store.tokens(), "2.1", "another partition")
         if exact:
@@ -132,9 +132,11 @@ class Test_2_3_AttendFirstEvictAfterwards:
 def _asked(scenario: Scenario, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
     """Return validity of the queries of each call, bool ``[B, 1, TQ, 1]``."""
     flags, start = [], 0
+    valid = scenario.tokens.valid
+    assert valid is not None, "the scenario has padding"
     for n, attends in scenario.chunks:
         if attends:
-            flags.append(scenario.tokens.valid[:, None, start : start + n, None].to(outputs[len(flags)].device))
+            flags.append(valid[:, None, start : start + n, None].to(outputs[len(flags)].device))
         start += n
     return flags
 
@@ -162,6 +164,7 @@ class Test_2_4_Padding:
     def test_what_padding_holds_does_not_matter(self, target: Target, scenario: Scenario, filler: float) -> None:
         driver = drive(target, scenario)
         tokens = scenario.tokens
+        assert tokens.valid is not None, "the scenario has padding"
         hole = ~tokens.valid[:, None, :, None]
         key, value, query = (torch.where(hole, filler, x) for x in tokens[:3])
         other, start, outputs = Driver(target, scenario.config), 0, []
@@ -192,6 +195,7 @@ class Test_2_4_Padding:
         driver.append(plain)
         driver.scene.require(driver.store.valid is None, "2.4", "a mask without padding", got=driver.store.valid)
         driver.append(tokens)
+        assert tokens.valid is not None, "the scenario has padding"
         padded = not bool(tokens.valid.all())
         driver.scene.require((driver.store.valid is not None) == padded, "2.4", "wrong validity")
 

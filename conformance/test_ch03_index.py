@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from .strategies import Scenario, configs, decode_only, sampled, scenarios, shap
 if TYPE_CHECKING:
     from .target import Target
 
-CHOICE = {
+CHOICE: dict[str, Any] = {
     "hot_tokens": st.integers(0, 2),
     "candidate_tokens": st.integers(1, 3),
     "max_missed_mass": None,

@@ -20,7 +20,7 @@ from .strategies import SCALES, Scenario, configs, decode_only, scenarios, shape
 if TYPE_CHECKING:
     from .target import Target
 
-FREE = {"max_missed_mass": None}
+FREE: dict[str, Any] = {"max_missed_mass": None}
 
 
 def config(candidates: int, page_tokens: int) -> KIVConfig:
@@ -144,7 +144,8 @@ class Test_4_2_Estimate:
     ) -> None:
         """What is added up does not depend on the order."""
         one = asked(target, config(candidates, 8), *made, 0.3)
-        two = asked(target, config(candidates, 8), *(x.roll(turn, dims=1) for x in made), 0.3)
+        key, query = (x.roll(turn, dims=1) for x in made)
+        two = asked(target, config(candidates, 8), key, query, 0.3)
         same_retrieval(one, two, "4.2")
 
     @given(

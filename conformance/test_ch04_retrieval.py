@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from .target import Target
 
-FREE = {"max_missed_mass": None}
+FREE: dict[str, Any] = {"max_missed_mass": None}
 
 
 class Test_4_1_QueryBlock:
@@ -181,7 +181,7 @@ class Test_4_7_ReadLast:
     @given(scenario=scenarios(config=configs(tail="none"), calls=decode_only(1)))
     def test_poisoned_values(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
-        query, arguments, output, _ = driver.last
+        query, arguments, output, _ = driver.attended
         tokens, n = scenario.tokens, driver.store.length
         read = torch.zeros(*tokens.value.shape[:3], dtype=torch.bool)
         for block in driver.store.report.blocks:
@@ -215,7 +215,7 @@ class Test_4_7_ReadLast:
     def test_values_exchanged_within_a_page(self, target: Target, scenario: Scenario, turn: int) -> None:
         """Values of unselected tokens change places: no mean value changes, all of them being small integers."""
         driver = drive(target, scenario)
-        query, arguments, output, _ = driver.last
+        query, arguments, output, _ = driver.attended
         (block,), tokens, config = driver.store.report.blocks, scenario.tokens, scenario.config
         value = tokens.value.clone()
         for b, h in torch.cartesian_prod(*map(torch.arange, value.shape[:2])).tolist() if block.mode != "exact" else ():

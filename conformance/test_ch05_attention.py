@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import event, given
 from hypothesis import strategies as st
@@ -13,16 +13,18 @@ from .strategies import Scenario, blocks_only, configs, decode_only, scenarios, 
 if TYPE_CHECKING:
     from .target import Target
 
-COLD = {
+COLD: dict[str, Any] = {
     "hot_tokens": st.integers(0, 3),
     "sink_tokens": st.integers(0, 2),
     "candidate_tokens": st.integers(1, 8),
     "max_missed_mass": None,
 }
-SHIFTED = {
+SHIFTED: dict[str, Any] = {
     **COLD, "tail": "mean", "page_tokens": st.integers(4, 5), "candidate_tokens": st.integers(4, 8),
     "retrieve_tokens": st.integers(2, 4),
 }  # fmt: skip
+
+FEW: dict[str, Any] = {**COLD, "candidate_tokens": 8, "retrieve_tokens": st.integers(1, 2)}
 
 
 class Test_5_1_LogitsAndOutput:
@@ -61,7 +63,7 @@ class Test_5_2_Tail:
             config=configs(
                 tail="mean",
                 index_channels=st.integers(1, 2),
-                **{**COLD, "candidate_tokens": 8, "retrieve_tokens": st.integers(1, 2)},
+                **FEW,
             ),
             shape=shapes(width=8),
             softcap=st.sampled_from([None, 1.0]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hypothesis import event, example, given
@@ -73,8 +73,9 @@ class Test_6_2_MissedBound:
     @given(scenario=scenarios())
     def test_without_asking_there_is_none(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
-        query, arguments, output, _ = driver.last
-        again = driver.attend(query, **{**arguments, "bound": False})
+        query, arguments, output, _ = driver.attended
+        unasked: dict[str, Any] = {**arguments, "bound": False}
+        again = driver.attend(query, **unasked)
         driver.scene.require(torch.equal(output.isnan(), again.isnan()), "6.2", "asking changed the output")
         missing = [block.missed_bound for block in driver.store.report.blocks]
         driver.scene.require(missing == [None] * len(missing), "6.2", "a bound that nobody asked for", got=missing)

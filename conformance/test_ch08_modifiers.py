@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -30,8 +30,9 @@ class Test_8_1_Softcap:
     @given(scenario=scenarios())
     def test_bad_numbers(self, target: Target, bad: dict[str, float], scenario: Scenario) -> None:
         driver = drive(target, scenario)
-        query = driver.last.query
-        refused(driver, KIVError, "8.1", "attend", query=query, **{"scale": 0.5, **bad})
+        query = driver.attended.query
+        arguments: dict[str, Any] = {"query": query, "scale": 0.5, **bad}
+        refused(driver, KIVError, "8.1", "attend", **arguments)
 
 
 class Test_8_2_SinkLogits:
@@ -45,9 +46,9 @@ class Test_8_2_SinkLogits:
     @given(scenario=scenarios(sinks="head"))
     def test_bad_forms(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
-        query, arguments, *_ = driver.last
-        wrong = torch.zeros(query.shape[1] + 1)
-        refused(driver, KIVError, "8.2", "attend", query=query, **{**arguments, "sink_logits": wrong})
+        query, arguments, *_ = driver.attended
+        bad: dict[str, Any] = {**arguments, "sink_logits": torch.zeros(query.shape[1] + 1)}
+        refused(driver, KIVError, "8.2", "attend", query=query, **bad)
 
 
 class Test_8_3_SharedLayers:
@@ -56,7 +57,7 @@ class Test_8_3_SharedLayers:
     @given(scenario=scenarios(config=configs(hot_tokens=st.integers(0, 4))), turns=st.integers(1, 3))
     def test_several_attends(self, target: Target, scenario: Scenario, turns: int) -> None:
         driver: Driver = drive(target, scenario)
-        first = driver.last
+        first = driver.attended
         query, arguments, *_ = first
         for turn in range(turns):
             driver.attend(query.roll(turn + 1, dims=3) * 0.5, **arguments)
@@ -97,5 +98,5 @@ class Test_8_3_SharedLayers:
     @given(scenario=scenarios(), heads=st.integers(1, 3))
     def test_another_number_of_query_heads(self, target: Target, scenario: Scenario, heads: int) -> None:
         driver = drive(target, scenario)
-        query = driver.last[0]
+        query = driver.attended.query
         driver.attend(query[:, :1].repeat(1, heads * scenario.shape.heads, 1, 1), scenario.scale, scenario.softcap)

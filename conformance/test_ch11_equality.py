@@ -18,6 +18,8 @@ from .oracle_numbers import best, group_scores
 from .strategies import Scenario, configs, decode_only, scenarios, shapes
 
 if TYPE_CHECKING:
+    import random
+
     from .target import Target
 
 
@@ -130,7 +132,7 @@ class Test_11_3_BudgetsOfError:
         ),
         order=st.randoms(use_true_random=False),
     )
-    def test_token_scores(self, scenario: Scenario, order: object) -> None:
+    def test_token_scores(self, scenario: Scenario, order: random.Random) -> None:
         head, members = head_of(scenario)
         positions = list(head.page_at)
         assume(positions)

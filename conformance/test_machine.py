@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from .machine import machine_for
+from .profiles import examples
 
 if TYPE_CHECKING:
     from .target import Target
@@ -15,5 +16,5 @@ if TYPE_CHECKING:
 
 def test_life_of_a_store(target: Target) -> None:
     """Any sequence of operations leaves the store that the tokens alone would have given."""
-    examples = max(3, round(settings.default.max_examples * 1.0))
-    run_state_machine_as_test(machine_for(target), settings=settings(max_examples=examples, stateful_step_count=20))
+    long = settings(max_examples=max(3, examples()), stateful_step_count=20)
+    run_state_machine_as_test(machine_for(target), settings=long)

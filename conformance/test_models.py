@@ -20,7 +20,6 @@ from transformers import (
     GptOssConfig,
     LlamaConfig,
     PreTrainedConfig,
-    PreTrainedModel,
     Qwen3Config,
 )
 
@@ -47,7 +46,7 @@ SIZES: dict[str, Any] = {
     # Larger weights than at the start of a training: attention picks tokens instead of averaging them.
     "initializer_range": 0.35,
 }
-MIXED = {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}
+MIXED: dict[str, Any] = {"sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]}
 MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SIZES),
     "qwen3": lambda: Qwen3Config(**SIZES),
@@ -64,7 +63,7 @@ MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
 
 
 @functools.cache
-def model(name: str, dtype: torch.dtype) -> PreTrainedModel:
+def model(name: str, dtype: torch.dtype) -> Any:
     """Return a tiny random model with the attention "kiv"."""
     torch.manual_seed(5)
     made = AutoModelForCausalLM.from_config(MODELS[name]()).eval().to(dtype)

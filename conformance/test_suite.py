@@ -13,7 +13,7 @@ import pytest
 from .data import Recipe, Shape
 from .driver import drive
 from .failure import Mismatch
-from .mutants import attention, estimate, fast, faulty, hf, index, retrieval, run, state, widening
+from .mutants import attention, estimate, fast, faulty, hf, index, report, retrieval, run, state, widening
 from .mutants.patching import MUTANTS, Mutant
 from .mutants.run import reference, without
 from .mutants.source import Fault
@@ -51,16 +51,9 @@ def failure_of(name: str) -> Mismatch:
 def test_there_are_enough_mutants_and_each_undoes_itself() -> None:
     """At least 25 faults, of all chapters; what they replace is put back."""
     assert len({m.name for m in MUTANTS}) == len(MUTANTS) >= 25
-    assert {
-        module.__name__.rpartition(".")[2] for module in (attention, estimate, index, retrieval, state, widening)
-    } == {
-        "attention",
-        "estimate",
-        "index",
-        "retrieval",
-        "state",
-        "widening",
-    }
+    modules = attention, estimate, index, report, retrieval, state, widening
+    names = {"attention", "estimate", "index", "report", "retrieval", "state", "widening"}
+    assert {module.__name__.rpartition(".")[2] for module in modules} == names
     for one in MUTANTS:
         before = [owner.__dict__[attribute] for owner, attribute, _ in one.patches]
         with one.applied():

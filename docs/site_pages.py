@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -19,7 +20,7 @@ FOLDER = tempfile.TemporaryDirectory(prefix="kiv-site-")
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
-def on_config(config):
+def on_config(config: Any) -> Any:
     """Take the pages together in a folder of their own, and list in the navigation what its folders hold."""
     config.docs_dir = FOLDER.name
     for pattern in PAGES:
@@ -36,11 +37,11 @@ def on_config(config):
     return config
 
 
-def on_page_markdown(markdown, *, page, config, files):
+def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
     """Leave of a link into the code its text: the site has no code. One that leads nowhere stays, and is an error."""
     here = Path(page.file.src_uri).parent
 
-    def shown(link):
+    def shown(link: re.Match[str]) -> str:
         is_page = Path(config.docs_dir, here, link[2]).is_file()
         return link[0] if is_page or not Path(ROOT, here, link[2]).exists() else link[1]
 

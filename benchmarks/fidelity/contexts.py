@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from kiv_hf import KIVCache, KIVConfig
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from benchmarks.models import load_model, twin
 
@@ -107,7 +106,8 @@ def fill(
     """
     model(input_ids=ids[:, :FIRST_TOKENS], past_key_values=cache, use_cache=True, logits_to_keep=1)
     stores = cache.kiv_layers()
-    for index, (mine, theirs) in enumerate(zip(cache.layers, full.layers, strict=True)):
+    layers: list[tuple[Any, Any]] = list(zip(cache.layers, full.layers, strict=True))
+    for index, (mine, theirs) in enumerate(layers):
         if index in stores:
             # In pieces: a store may stage what one append brings.
             for start in range(FIRST_TOKENS, ids.shape[1], CHUNK_TOKENS):
@@ -115,6 +115,6 @@ def fill(
                 stores[index].store.append(theirs.keys[:, :, part], theirs.values[:, :, part])
                 queries.attend(stores[index].store, index, part.start, part.stop)
         else:
-            assert isinstance(theirs, DynamicSlidingWindowLayer)
+            assert theirs.is_sliding
             mine.keys, mine.values = theirs.keys.clone(), theirs.values.clone()
             mine.cumulative_length = theirs.cumulative_length

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_hf import KIVCache
-from transformers import Cache, PreTrainedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import Cache, PreTrainedModel
 
 
 def fork_stock(cache: Cache) -> Cache:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.models import load_tokenizer
 
-from .tasks import Question
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from .tasks import Question
 
 
 def prompt_ids(model: str, question: Question) -> torch.Tensor:
@@ -18,7 +21,7 @@ def prompt_ids(model: str, question: Question) -> torch.Tensor:
 
 def answered(model: str, question: Question, write: Callable[[int, Callable[[list[int]], bool]], list[int]]) -> bool:
     """Let `write` complete a question's prompt; it gets the most tokens and when to stop early, and returns tokens."""
-    tokenizer = load_tokenizer(model)
+    tokenizer: Any = load_tokenizer(model)
     wanted = question.answer.lower()
 
     def settled(found: list[int]) -> bool:

@@ -8,20 +8,25 @@ Model arguments: `pretrained` (a hub id or a folder), `dtype`, `impl` ("full" is
 cache a token at a time: a question that is attended densely hides what a cache loses. Needs `pip install lm-eval`.
 """
 
+# Only the environment of the session `harness` has lm-eval.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_hf import KIVCache, KIVConfig
-from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from .contexts import CHUNK_TOKENS
 from .continuation import Continuation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lm_eval.api.instance import Instance
 
 MOST_NEW_TOKENS = 256
 """Tokens of a generation whose task names no limit."""
@@ -64,13 +69,14 @@ class KIVHarness(LM):
             loaded = AutoModelForCausalLM.from_pretrained(
                 pretrained, dtype=getattr(torch, dtype), attn_implementation=attention
             )
-            self.model: PreTrainedModel = loaded.eval().to(device)
+            self.model: Any = loaded.eval()
+            self.model.to(device)
         else:
             self.model = pretrained
             self.model.set_attn_implementation(attention)
         if tokenizer is None:
             raise ValueError("a model that is passed as an object needs its tokenizer: pass tokenizer=")
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.impl = impl
         self.question_tokens = int(question_tokens)
         self.config = KIVConfig(**knobs)

@@ -7,18 +7,20 @@ never meet in one table, and a changed table or picture costs no new measurement
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from platformdirs import user_cache_path
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable
 
 PACKAGES = ("kiv_reference", "kiv_fast", "kiv_hf")
 SHOWING = {

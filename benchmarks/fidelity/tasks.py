@@ -6,11 +6,14 @@ models can be asked too. Each question knows the depth of what it asks for.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .words import CITIES, FIRST_NAMES, THINGS
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(frozen=True)

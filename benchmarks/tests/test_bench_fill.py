@@ -3,43 +3,46 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from kiv_hf import KIVCache, KIVConfig
-from transformers import DynamicCache
+from transformers import DynamicCache, Gemma3ForCausalLM
 
 from benchmarks.fidelity.tests.tiny import tiny_gemma
 from benchmarks.fill import fill, measure_spreads, random_chunks
 from benchmarks.models import twin
-from benchmarks.original import OriginalPool
+from benchmarks.original import original_pool
 from benchmarks.subjects import Clocks, Subject
 
 TOKENS = 900
 
 
 @pytest.fixture(scope="module")
-def model():
-    return tiny_gemma(sliding_window=128).to(torch.bfloat16)
+def model() -> Gemma3ForCausalLM:
+    return tiny_gemma(sliding_window=128).bfloat16()
 
 
 @pytest.fixture(scope="module")
-def ids():
+def ids() -> torch.Tensor:
     return torch.randint(97, (1, 300), generator=torch.Generator().manual_seed(0))
 
 
-def filled(model, ids, cache, attention, tokens=TOKENS):
+def filled(model: Any, ids: torch.Tensor, cache: Any, attention: Any, tokens: int = TOKENS) -> Subject:
     subject = Subject("", twin(model, attention), cache)
     fill(subject, measure_spreads(model, ids), ids, tokens, seed=3)
     return subject
 
 
-def test_all_caches_hold_the_same_context(model, ids):
+def test_all_caches_hold_the_same_context(model: Gemma3ForCausalLM, ids: torch.Tensor) -> None:
     kiv_model = twin(model, "kiv")
     exact = KIVConfig(retrieve_tokens=None, hot_tokens=64, page_tokens=64)
     plain = filled(model, ids, DynamicCache(config=model.config), "sdpa")
     kiv = filled(model, ids, KIVCache(kiv_model.config, exact, impl="reference"), "kiv")
-    original = filled(model, ids, KIVCache(kiv_model.config, KIVConfig(), impl=OriginalPool), "kiv")  # all of it is hot
+    original = filled(
+        model, ids, KIVCache(kiv_model.config, KIVConfig(), impl=original_pool), "kiv"
+    )  # all of it is hot
     assert kiv.cache.tokens().cold_ram > 700
     truth = Subject("", copy.deepcopy(plain.model).double(), copy.deepcopy(plain.cache))
     for layer in truth.cache.layers:
@@ -55,12 +58,12 @@ def test_all_caches_hold_the_same_context(model, ids):
     assert {layer.get_seq_length() for layer in kiv.cache.layers} == {TOKENS + 3}
 
 
-def test_the_context_matters(model, ids):
+def test_the_context_matters(model: Gemma3ForCausalLM, ids: torch.Tensor) -> None:
     short, long = (filled(model, ids, DynamicCache(config=model.config), "sdpa", tokens) for tokens in (500, TOKENS))
     assert not torch.equal(short.step(ids[:, :1]), long.step(ids[:, :1]))
 
 
-def test_random_chunks_repeat_and_follow_the_spread(model, ids):
+def test_random_chunks_repeat_and_follow_the_spread(model: Gemma3ForCausalLM, ids: torch.Tensor) -> None:
     spread = measure_spreads(model, ids)[1]
     first, second = (torch.cat([k for k, _ in random_chunks(spread, 5000, seed=1, chunk=512)], 2) for _ in range(2))
     assert torch.equal(first, second)
@@ -69,7 +72,7 @@ def test_random_chunks_repeat_and_follow_the_spread(model, ids):
     torch.testing.assert_close(first.float().std(2, keepdim=True), spread.key.deviation, rtol=0.1, atol=0.02)
 
 
-def test_clocks_time_every_layer_and_leave_no_trace(model, ids):
+def test_clocks_time_every_layer_and_leave_no_trace(model: Gemma3ForCausalLM, ids: torch.Tensor) -> None:
     subject = filled(model, ids, KIVCache(twin(model, "kiv").config, KIVConfig(), impl="reference"), "kiv")
     before = subject.stores()
     with Clocks(subject) as clocks:
@@ -81,7 +84,8 @@ def test_clocks_time_every_layer_and_leave_no_trace(model, ids):
     assert subject.stores() == before
 
 
-def test_twins_share_weights_and_nothing_else(model):
+def test_twins_share_weights_and_nothing_else(model: Gemma3ForCausalLM) -> None:
     second = twin(model, "kiv")
     assert all(mine is theirs for mine, theirs in zip(model.parameters(), second.parameters(), strict=True))
-    assert (model.config._attn_implementation, second.config._attn_implementation) == ("sdpa", "kiv")
+    attention = [one.config._attn_implementation for one in (model, second)]  # pyright: ignore[reportPrivateUsage]
+    assert attention == ["sdpa", "kiv"]

@@ -13,7 +13,7 @@ from benchmarks.original import HOT_TOKENS, PAGE_TOKENS, TOP_PAGES, TOP_TOKENS, 
 HEADS, GROUPS, WIDTH = 2, 3, 8
 
 
-def by_loops(key, value, query, scale):
+def by_loops(key: torch.Tensor, value: torch.Tensor, query: torch.Tensor, scale: float) -> tuple[torch.Tensor, int]:
     """Output [HQ, D] and the number of pages fetched, for keys and values [H, T, D] and a query [HQ, D]."""
     total = key.shape[1]
     pages = max(0, (total - HOT_TOKENS) // PAGE_TOKENS)
@@ -36,7 +36,7 @@ def by_loops(key, value, query, scale):
 
 @pytest.mark.parametrize("total", [5, HOT_TOKENS + PAGE_TOKENS - 1, HOT_TOKENS + 40 * PAGE_TOKENS + 17])
 @pytest.mark.parametrize("chunk", [977, 10_000])
-def test_decode_is_the_rule_in_loops(total, chunk):
+def test_decode_is_the_rule_in_loops(total: int, chunk: int) -> None:
     generator = torch.Generator().manual_seed(total)
     key, value = (torch.randn(HEADS, total, WIDTH, generator=generator) for _ in range(2))
     query = torch.randn(HEADS * GROUPS, WIDTH, generator=generator)
@@ -51,7 +51,7 @@ def test_decode_is_the_rule_in_loops(total, chunk):
     assert sum(store.tokens()) == store.length == total
 
 
-def test_prompts_are_attended_exactly():
+def test_prompts_are_attended_exactly() -> None:
     generator = torch.Generator().manual_seed(1)
     key, value = (torch.randn(1, HEADS, 2400, WIDTH, generator=generator).double() for _ in range(2))
     query = torch.randn(1, HEADS * GROUPS, 100, WIDTH, generator=generator).double()
@@ -65,7 +65,7 @@ def test_prompts_are_attended_exactly():
     torch.testing.assert_close(store.attend(query, scale=WIDTH**-0.5), expected)
 
 
-def test_what_the_rule_cannot_do_is_refused():
+def test_what_the_rule_cannot_do_is_refused() -> None:
     store = OriginalStore()
     with pytest.raises(KIVUnsupportedError, match="one sequence"):
         store.append(torch.zeros(2, 1, 3, 4), torch.zeros(2, 1, 3, 4))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import TYPE_CHECKING
 
 import pytest
 
 from benchmarks import regression
 from benchmarks.layer_steps import GEOMETRIES
 from benchmarks.regression import COUNTED, WORKING_TREE, compared, history, installed, measure
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WITHOUT = importlib.util.find_spec("pytest_benchmark") is None
 
@@ -17,7 +21,7 @@ def run(ms: float, count: int = 10) -> regression.Run:
     return {"a, 4K": {"ms": ms, **dict.fromkeys(COUNTED, count)}}
 
 
-def test_ratios_are_old_to_new_of_the_medians():
+def test_ratios_are_old_to_new_of_the_medians() -> None:
     table = compared(("aaa", [run(2.0, 30), run(9.0, 30), run(4.0, 30)]), ("bbb", [run(1.0), run(2.0), run(7.0)]))
     assert "aaa → bbb" in table.title
     assert table.rows == [("a, 4K", "2 (4 → 2)", *["3 (30 → 10)"] * len(COUNTED))]
@@ -25,7 +29,9 @@ def test_ratios_are_old_to_new_of_the_medians():
 
 
 @pytest.mark.skipif(WITHOUT, reason="needs pytest-benchmark")
-def test_the_shortest_cases_of_packages_built_anew_are_measured_and_kept(tmp_path, monkeypatch):
+def test_the_shortest_cases_of_packages_built_anew_are_measured_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(regression, "HISTORY", tmp_path / "history")
     label, site = installed(WORKING_TREE, tmp_path)
     assert (label, site) == ("working-tree", tmp_path / label)
@@ -38,7 +44,7 @@ def test_the_shortest_cases_of_packages_built_anew_are_measured_and_kept(tmp_pat
 
 
 @pytest.mark.skipif(WITHOUT, reason="needs pytest-benchmark")
-def test_packages_from_elsewhere_are_refused(tmp_path, monkeypatch):
+def test_packages_from_elsewhere_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(regression, "HISTORY", tmp_path / "history")
     with pytest.raises(SystemExit, match="other packages than those to be measured"):
         measure("elsewhere", tmp_path, ["-k", "4K"])

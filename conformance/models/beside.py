@@ -16,7 +16,7 @@ _STATES = 6  # of the encoder: an image or a sound of this many tokens
 
 
 def is_encoder_decoder(model: Any) -> bool:
-    """Whether the text goes to a decoder that attends across to an encoder's states."""
+    """Say whether the text goes to a decoder that attends across to an encoder's states."""
     return "decoder_input_ids" in inspect.signature(model.forward).parameters and model.config.is_encoder_decoder
 
 

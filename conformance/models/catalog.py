@@ -58,12 +58,12 @@ def text_part(model_type: str) -> str:
 
 
 def causal_types() -> list[str]:
-    """Every model type of transformers' causal-LM mapping."""
+    """Return every model type of transformers' causal-LM mapping."""
     return sorted(_CAUSAL)
 
 
 def multimodal_types() -> list[str]:
-    """Model types that take text beside something else and are not in the causal-LM mapping."""
+    """Return model types that take text beside something else and are not in the causal-LM mapping."""
     return sorted({*_MULTIMODAL, *_SPEECH} - set(_CAUSAL))
 
 

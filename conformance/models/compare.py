@@ -48,14 +48,14 @@ def compare(model_type: str, candidate: PoolFactory = FastPool) -> Outcome:
         outcome.verdict, outcome.reason = "no cache", f"{cls.__name__}.forward has no argument for a cache"
         return outcome
     try:
-        stock, close = _stock(model_type)
+        stock, close = stock_model(model_type)
     except Exception as error:  # whatever keeps a tiny model from being built is the row's reason
         outcome.verdict, outcome.reason = "not tried", _first_line(error)
         return outcome
     try:
         ids = text(stock)
         expected = _stock_answers(stock, ids)
-        bound = close * float(_told(expected["one shot"]).abs().max())
+        bound = close * float(without_masked(expected["one shot"]).abs().max())
         batch = _padded(stock, ids)
     except Exception as error:  # whatever keeps the stock cache from working is the row's reason
         outcome.verdict, outcome.reason = "no cache", _first_line(error)
@@ -86,16 +86,17 @@ def _compare_all(
     bound: float,
     batch: _Batch | None,
 ) -> None:
+    caches = {name: KIVCache(kiv.config, EXACT) for name in expected}
     for name, logits in expected.items():
-        cache = KIVCache(kiv.config, EXACT)
-        _judge(outcome, name, feed(kiv, ids, cache, PIECES[name]), logits, bound)
+        _judge(outcome, name, feed(kiv, ids, caches[name], PIECES[name]), logits, bound)
+    *_, cache = caches.values()
     layers = cache.kiv_layers()
     used = [i for i, layer in layers.items() if layer.get_seq_length() > 0]
     outcome.kiv_layers = len(used)
     outcome.cold_tokens = cache.tokens(used[0]).cold_ram if used else 0
     if used and "chunks" in expected:
         starved = feed(kiv, ids, KIVCache(kiv.config, STARVED), PIECES["chunks"])
-        outcome.control = _distance(starved, expected["chunks"]) / bound
+        outcome.control = distance_of(starved, expected["chunks"]) / bound
     if batch is not None:
         got = feed(kiv, batch.ids, KIVCache(kiv.config, EXACT), PIECES["chunks"], batch.mask)
         # What a padding query answers is nobody's business, and differs between transformers' own implementations.
@@ -145,14 +146,14 @@ def _padded(stock: Any, ids: torch.Tensor) -> _Batch | None:
         return None
 
 
-def _stock(model_type: str) -> tuple[Any, float]:
+def stock_model(model_type: str) -> tuple[Any, float]:
     """Return the stock model, and how far right logits may lie apart, as a share of the largest.
 
     In float64 right answers agree to 1e-10 on any processor. A model that attends in float32 all the same, or cannot
     run in float64, is compared in float32, where 1e-4 is far beyond what any order of sums moves. A model that caps its
     logits attends by its own code: older transformers take sdpa for it, which leaves the cap out.
     """
-    wide, watch, attention = tiny_model(model_type, None, dtype=torch.float64), _AttentionInFloat32(), None
+    wide, watch, attention = tiny_model(model_type, None, dtype=torch.float64), AttentionInFloat32(), None
     if getattr(wide.config.get_text_config(decoder=True), "attn_logit_softcapping", None):
         attention = "eager"
         wide = tiny_model(model_type, attention, dtype=torch.float64)
@@ -164,8 +165,8 @@ def _stock(model_type: str) -> tuple[Any, float]:
     return (tiny_model(model_type, attention), 1e-4) if watch.seen else (wide, 1e-10)
 
 
-class _AttentionInFloat32(TorchFunctionMode):
-    """Notes whether scores or weights of attention, which have four dimensions, were computed in float32."""
+class AttentionInFloat32(TorchFunctionMode):
+    """Note whether scores or weights of attention, which have four dimensions, were computed in float32."""
 
     seen = False
 
@@ -177,18 +178,19 @@ class _AttentionInFloat32(TorchFunctionMode):
 
 
 def _judge(outcome: Outcome, name: str, got: torch.Tensor, right: torch.Tensor, bound: float) -> None:
-    ratio = _distance(got, right) / bound
+    ratio = distance_of(got, right) / bound
     if not ratio <= 1 and not outcome.reason:
         outcome.reason = f"{name}: {ratio:.3g} times the bound {bound:.2g}"
     outcome.ratio = max(outcome.ratio, ratio)
 
 
-def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    distance = float((_told(a) - _told(b)).abs().max())
+def distance_of(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the largest difference of two tensors of logits, infinity where it is NaN."""
+    distance = float((without_masked(a) - without_masked(b)).abs().max())
     return distance if distance == distance else float("inf")
 
 
-def _told(logits: torch.Tensor) -> torch.Tensor:
+def without_masked(logits: torch.Tensor) -> torch.Tensor:
     """Return logits in float64, 0 where one stands for "never": that is the least number of whatever dtype it had."""
     return logits.double().masked_fill(logits < _NEVER, 0.0)
 

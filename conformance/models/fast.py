@@ -94,7 +94,7 @@ class _CountingPool(ComparePool):
 
 
 def _partial(report: AttendReport, config: KIVConfig) -> int:
-    """How many selections of `report` are a choice: more cold tokens than may be selected."""
+    """Count the selections of `report` that are a choice: more cold tokens than may be selected."""
     blocks = [block for block in report.blocks if block.mode == "retrieve"]
     choices = [block for block in blocks if block.cold_pages * config.page_tokens > (config.retrieve_tokens or 0)]
     return sum(int((block.selected_positions >= 0).any(dim=-1).sum()) for block in choices)

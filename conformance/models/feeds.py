@@ -62,6 +62,7 @@ def feed(
         0 where a token is padding.
     """
     argument = cache_argument(type(model))
+    assert argument is not None, "its `forward` takes no cache"
     crossed = is_encoder_decoder(model)
     if crossed:
         cache = cross_cache(cache)

@@ -23,7 +23,7 @@ class EndsWith(StoppingCriteria):
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         """Return one flag for each sequence."""
         return torch.full((input_ids.shape[0],), input_ids.shape[1] >= self.tokens)
 
@@ -88,7 +88,8 @@ def generate(model: Any, cache: Any, mode: str) -> torch.Tensor | Exception:
 
 def test_assisted_decoding() -> None:
     """The assistant is a smaller model, so that proposals are rejected too, and both caches crop."""
-    stock, kiv = tiny_model("llama", None), use_kiv(tiny_model("llama", None))
+    stock, kiv = tiny_model("llama", None), tiny_model("llama", None)
+    use_kiv(kiv)
     assistant = tiny_model("llama", None, seed=6)
     ids = text(stock)
     settings = {"assistant_model": assistant, "max_new_tokens": 12, "do_sample": False}

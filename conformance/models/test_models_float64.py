@@ -8,7 +8,7 @@ import pytest
 import torch
 from kiv_fast.store import FastStore
 
-from .compare import _stock, compare
+from .compare import compare, stock_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ def without_gradients() -> Iterator[None]:
 @pytest.mark.parametrize(("model_type", "dtype"), [("llama", torch.float64), ("gptj", torch.float32)])
 def test_a_model_that_attends_in_float32_is_compared_in_float32(model_type: str, dtype: torch.dtype) -> None:
     """Its own rounding would else be taken for KIV's fault."""
-    assert _stock(model_type)[0].dtype == dtype
+    assert stock_model(model_type)[0].dtype == dtype
 
 
 @pytest.mark.parametrize(("model_type", "fault"), [("llama", 1e-8), ("gptj", 1e-2)])

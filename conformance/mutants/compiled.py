@@ -17,7 +17,7 @@ from kiv_fast.ops import library
 from .source import replaced
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 PACKAGE = Path(__file__).parents[2] / "packages" / "kiv-fast"
 SOURCES = PACKAGE / "src" / "kiv_fast" / "ops" / "csrc"
@@ -69,7 +69,7 @@ class CompiledFault:
         return replaced(source, self.old, self.new, self.file)
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def applied(self) -> Generator[None]:
         """Have a library with the fault loaded instead of the right one while this lasts.
 
         The kernels are compiled for one set of instructions, which stands for the others too.

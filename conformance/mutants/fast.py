@@ -9,7 +9,7 @@ REAL = "packages/kiv-fast/tests/test_real_faults.py"
 
 
 def real(test: str) -> tuple[str, ...]:
-    """One test of `REAL`."""
+    """Name one test of `REAL`."""
     return (f"{REAL}::test_{test}",)
 
 

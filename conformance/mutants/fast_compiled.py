@@ -9,7 +9,7 @@ OPS = "packages/kiv-fast/tests/test_ops.py::test_"
 
 
 def ops(test: str) -> tuple[str, ...]:
-    """One of the tests that compare the compiled operations with those in PyTorch."""
+    """Name one of the tests that compare the compiled operations with those in PyTorch."""
     return (f"{OPS}{test}",)
 
 

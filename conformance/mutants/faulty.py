@@ -70,7 +70,7 @@ def in_child(fault: Fault | CompiledFault | None, tests: Sequence[str]) -> tuple
 
 
 def stale(faults: Sequence[Fault | CompiledFault]) -> list[str]:
-    """Why some of the faults can no longer be made: what they replace is gone, or was written twice."""
+    """Say why some of the faults can no longer be made: what they replace is gone, or was written twice."""
     found: list[str] = []
     for fault in faults:
         try:
@@ -81,7 +81,7 @@ def stale(faults: Sequence[Fault | CompiledFault]) -> list[str]:
 
 
 def grouped(faults: Sequence[Fault | CompiledFault]) -> list[list[str]]:
-    """All tests of the faults, those that want the same options together, as arguments for pytest."""
+    """Return all tests of the faults, those that want the same options together, as arguments for pytest."""
     nodes: dict[tuple[str, ...], set[str]] = {}
     for fault in faults:
         options = tuple(test for test in fault.tests if test.startswith("-"))

@@ -9,7 +9,7 @@ REAL = "packages/kiv-hf/tests/test_real_hf_faults.py"
 
 
 def real(test: str) -> tuple[str, ...]:
-    """One test of `REAL`."""
+    """Name one test of `REAL`."""
     return (f"{REAL}::test_{test}",)
 
 

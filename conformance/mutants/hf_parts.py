@@ -254,7 +254,7 @@ FAULTS = [
     ),
     Fault(
         "a streamed head counts no more tokens than it chose",
-        "kiv_hf.cli.trace:Trace._cold_tokens",
+        "kiv_hf.cli.tally:Tally._cold_tokens",
         "torch.where(block.streamed, cold, n)",
         "n",
         (f"{TESTS}cli_parts.py",),

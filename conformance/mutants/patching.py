@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .source import code_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Mutant:
     look: str = ""
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def applied(self) -> Generator[None]:
         """Give the reference the fault while this lasts."""
         with ExitStack() as stack:
             for owner, attribute, change in self.patches:

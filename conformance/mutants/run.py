@@ -17,7 +17,7 @@ from ..failure import Mismatch, Scene
 from ..target import Target, load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 HERE = Path(__file__).parent.parent
 FIRST = ("test_ch11_equality", "test_machine", "test_ch02_state", "test_ch10_tiers", "test_ch09_life_cycle")
@@ -34,10 +34,10 @@ class Death:
     assertion: str
 
 
-def tests() -> list[tuple[str, Callable[[Target], None]]]:
-    """Every test of the suite that needs a target and nothing else, as functions of the target."""
+def tests() -> list[tuple[str, Callable[[Target], object]]]:
+    """Return every test of the suite that needs a target and nothing else, as functions of the target."""
     stems = [*FIRST, *sorted(p.stem for p in HERE.glob("test_ch*.py") if p.stem not in FIRST)]
-    found: list[tuple[str, Callable[[Target], None]]] = []
+    found: list[tuple[str, Callable[[Target], object]]] = []
     for stem in stems:
         module = importlib.import_module(f"conformance.{stem}")
         for name, thing in vars(module).items():
@@ -49,7 +49,7 @@ def tests() -> list[tuple[str, Callable[[Target], None]]]:
     return found
 
 
-def _expand(name: str, test: Callable[..., None]) -> Iterator[tuple[str, Callable[[Target], None]]]:
+def _expand(name: str, test: Callable[..., object]) -> Iterator[tuple[str, Callable[[Target], object]]]:
     """Yield the test for each of its parameters; nothing if it needs no target."""
     cases: list[dict[str, Any]] = [{}]
     for mark in getattr(test, "pytestmark", []):
@@ -79,7 +79,7 @@ def first_failure(target: Target, look: str = "") -> Death | None:
 
 
 @contextmanager
-def without(assertion: str) -> Iterator[None]:
+def without(assertion: str) -> Generator[None]:
     """Run the suite as if the assertion with this text were deleted."""
     require, mismatch = Scene.require, Scene.mismatch
 

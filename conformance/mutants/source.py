@@ -18,7 +18,7 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Fault:
         return code_of(function, replaced(source, self.old, self.new, self.where))
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def applied(self) -> Generator[None]:
         """Give the function the fault while this lasts."""
         function, faulty = self.function(), self._faulty()
         right, function.__code__ = function.__code__, faulty
@@ -59,13 +59,16 @@ class Fault:
             function.__code__ = right
 
     def function(self) -> FunctionType:
-        """Where the fault goes."""
+        """Find where the fault goes."""
         module, _, path = self.where.partition(":")
         thing: Any = importlib.import_module(module)
         for name in path.split("."):
             thing = inspect.getattr_static(thing, name)
-        thing = thing.func if isinstance(thing, cached_property) else thing
-        found = inspect.unwrap(thing.fget if isinstance(thing, property) else thing)
+        if isinstance(thing, cached_property):
+            thing = thing.func
+        elif isinstance(thing, property):
+            thing = thing.fget
+        found: Any = inspect.unwrap(thing)
         assert isinstance(found, FunctionType), self.where
         return found
 

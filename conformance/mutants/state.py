@@ -1,4 +1,4 @@
-"""Faults in partition, life cycle, placement and report (SPEC 2, 9 and 10)."""
+"""Faults in partition, life cycle and placement (SPEC 2, 9 and 10)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kiv_reference.growing import Growing
 from kiv_reference.index import SAMPLE_TOKENS
 from kiv_reference.partition import Partition
 from kiv_reference.pool import ReferencePool
-from kiv_reference.report import BlockReport, TierBytes, TierTokens
+from kiv_reference.report import TierBytes, TierTokens
 from kiv_reference.store import ReferenceStore
 from kiv_reference.tokens import Tokens
 
@@ -20,8 +20,6 @@ from .retrieval import more
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from kiv_reference.call import BlockCall
 
 
 @mutant("page off by one position", (Partition, "page"))
@@ -132,7 +130,7 @@ def _clone(kept: Any) -> Any:
 
 
 def _forgets(*names: str) -> Callable[[Any], Any]:
-    """Sequences are chosen for everything but the tensors named."""
+    """Choose sequences for everything but the tensors named."""
 
     def change(original: Any) -> Any:
         def changed(self: Tokens, rows: torch.Tensor) -> None:
@@ -157,7 +155,7 @@ mutant("reorder forgets values", (Tokens, "select"), look="9.3")(_forgets("value
 
 @mutant("repeat tiles instead of repeating in place", (ReferenceStore, "repeat_interleave"), look="9.3")
 def _(original: Any) -> Any:
-    def changed(self: ReferenceStore, repeats: int) -> None:
+    def changed(self: Any, repeats: int) -> None:
         if repeats < 1 or self.contents is None:
             original(self, repeats)
             return
@@ -178,7 +176,7 @@ def _(original: Any) -> Any:
 
 @mutant("the caller's tensor is kept, not copied", (Growing, "append"), look="9.1")
 def _(original: Any) -> Any:
-    def changed(self: Growing, rows: torch.Tensor) -> None:
+    def changed(self: Any, rows: torch.Tensor) -> None:
         if self._length == 0:
             self.buffer, self._length = rows, rows.shape[2]
         else:
@@ -199,7 +197,7 @@ def _(original: Any) -> Any:
 
 @mutant("reset keeps the tokens of the pool", (ReferenceStore, "memory"), look="9.5")
 def _(original: Any) -> Any:
-    def changed(self: ReferenceStore) -> TierBytes:
+    def changed(self: Any) -> TierBytes:
         self._high = max(getattr(self, "_high", TierBytes(0, 0, 0)), original(self))
         return self._high
 
@@ -227,8 +225,10 @@ def _(original: Any) -> Any:
 @mutant("negative rows count from the end", (ReferenceStore, "_select"), look="9.3")
 def _(original: Any) -> Any:
     def changed(self: ReferenceStore, rows: torch.Tensor, same_size: bool) -> None:
-        good = self.contents is not None and rows.ndim == 1 and rows.numel() and rows.dtype == torch.int64
-        original(self, rows % self.contents.valid.shape[0] if good else rows, same_size)
+        held = self.contents
+        if held is not None and rows.ndim == 1 and rows.numel() and rows.dtype == torch.int64:
+            rows = rows % held.valid.shape[0]
+        original(self, rows, same_size)
 
     return changed
 
@@ -258,56 +258,3 @@ def _(original: Any) -> Any:
         return parts._replace(sinks=parts.hot, hot=parts.sinks)
 
     return changed
-
-
-def _reports(name: str, change: Callable[[BlockReport, BlockCall], dict[str, Any]], look: str = "") -> None:
-    """Register a mutant whose block report says something else than was done."""
-
-    def lie(original: Any) -> Any:
-        def changed(self: BlockCall, results: Any) -> BlockReport:
-            report = original(self, results)
-            return dataclasses.replace(report, **change(report, self))
-
-        return changed
-
-    mutant(name, (call.BlockCall, "_report"), look=look)(lie)
-
-
-_reports(
-    "report: exact and estimated mass swapped",
-    lambda r, _: {"exact_mass": r.estimated_mass, "estimated_mass": r.exact_mass},
-)
-_reports(
-    "report: mass as if nothing were missed",
-    lambda r, _: {"exact_mass": r.exact_mass + r.estimated_mass, "estimated_mass": 0 * r.estimated_mass},
-)
-_reports(
-    "report: mass at padded queries",
-    lambda r, _: {"exact_mass": torch.where(r.exact_mass + r.estimated_mass == 0, 1.0, r.exact_mass)},
-)
-_reports(
-    "report: bound rounded down",
-    lambda r, _: {"missed_bound": None if r.missed_bound is None else r.missed_bound * (1 - 2.0**-22)},
-)
-_reports(
-    "report: bound always given",
-    lambda r, _: {"missed_bound": r.exact_mass * 0 if r.missed_bound is None else r.missed_bound},
-    look="6.2",
-)
-_reports("report: candidates in descending order", lambda r, _: {"candidate_positions": r.candidate_positions.flip(2)})
-_reports("report: selection in descending order", lambda r, _: {"selected_positions": r.selected_positions.flip(2)})
-_reports(
-    "report: rows filled up by their last entry", lambda r, _: {"selected_positions": _filled(r.selected_positions)}
-)
-_reports("report: value bytes of all candidates", lambda r, _: {"value_bytes": max(r.key_bytes, r.value_bytes)})
-_reports("report: key bytes of one head", lambda r, _: {"key_bytes": r.key_bytes // r.streamed.numel()})
-_reports("report: cold pages after the call", lambda r, c: {"cold_pages": c.config.cold_pages(c.block.stop)})
-_reports("report: first query counted within the call", lambda r, _: {"first_query": 0})
-_reports("report: nothing streamed", lambda r, _: {"streamed": torch.zeros_like(r.streamed)})
-
-
-def _filled(positions: torch.Tensor) -> torch.Tensor:
-    """No -1 but in rows that hold nothing else."""
-    if positions.shape[2] == 0:
-        return positions
-    return torch.where(positions < 0, positions.amax(dim=2, keepdim=True).expand_as(positions), positions)

@@ -11,7 +11,7 @@ import transformers
 from kiv_hf import KIVCache, KIVError, use_kiv
 from transformers import DynamicCache, EncoderDecoderCache
 
-from conformance.models.compare import EXACT, _AttentionInFloat32, _distance, _told
+from conformance.models.compare import EXACT, AttentionInFloat32, distance_of, without_masked
 from conformance.models.corrections import corrections_for
 from conformance.models.shrink import shrink
 
@@ -132,7 +132,7 @@ def _refuse(row: Row, shape: str, error: KIVError, expected: dict[str, str]) -> 
 
 def _stock(name: str) -> tuple[Any, float]:
     """Return the stock model, and how far right scores may lie apart as a share of the largest."""
-    wide, watch = tiny(name, torch.float64), _AttentionInFloat32()
+    wide, watch = tiny(name, torch.float64), AttentionInFloat32()
     with watch:
         answers, error = _answers(Subject(wide, None), SHAPES["greedy"])
     exact = answers and error is None and not watch.seen
@@ -154,16 +154,16 @@ def _difference(ours: Any, theirs: Any, bound: float) -> str:
         return f"sequences {ours.sequences.tolist()} instead of {theirs.sequences.tolist()}"
     for part in ("scores", "logits", "sequences_scores"):
         mine, right = getattr(ours, part, None), getattr(theirs, part, None)
-        if (mine is None) != (right is None):
-            return f"{part} of one alone"
-        if right is None:
+        if mine is None and right is None:
             continue
+        if mine is None or right is None:
+            return f"{part} of one alone"
         a, b = (torch.stack(list(each)) for each in (mine, right))
         if a.shape != b.shape:
             return f"{part} of shape {list(a.shape)} instead of {list(b.shape)}"
-        limit = bound * float(_told(b).abs().max())
-        if not _distance(a, b) <= limit:
-            return f"{part} off by {_distance(a, b):.3g}, bound {limit:.2g}"
+        limit = bound * float(without_masked(b).abs().max())
+        if not distance_of(a, b) <= limit:
+            return f"{part} off by {distance_of(a, b):.3g}, bound {limit:.2g}"
     return ""
 
 

@@ -103,21 +103,21 @@ def _repeating(subject: Subject) -> dict[str, Any]:
 
 
 def _stops_early(subject: Subject) -> None:
-    """One row ends at its second new token, and is padded while the other goes on."""
+    """End one row at its second new token; it is padded while the other goes on."""
     plain = subject.generate(**subject.prompt())
     end = int(plain.sequences[0, TOKENS + 1])
     subject.generate(**subject.prompt(), eos_token_id=end, min_new_tokens=0)
 
 
 def _goes_on(subject: Subject, ids: torch.Tensor, mask: torch.Tensor) -> None:
-    """In two turns, with the cache of the first."""
+    """Generate in two turns, with the cache of the first."""
     first = subject.generate(**subject.fed(ids, mask), max_new_tokens=3, min_new_tokens=3)
     mask = torch.cat([mask, mask.new_ones(mask.shape[0], 3)], dim=1)
     subject.generate(**subject.fed(first.sequences, mask), past_key_values=first.past_key_values)
 
 
 def _embeddings_go_on(subject: Subject) -> None:
-    """In two turns as embeddings: the answer holds the new tokens alone."""
+    """Generate in two turns as embeddings: the answer holds the new tokens alone."""
     if is_encoder_decoder(subject.model):
         raise NotImplementedError("the embeddings would go to the encoder again")
     ids = subject.text()

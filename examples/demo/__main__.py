@@ -15,7 +15,7 @@ from kiv_hf.cli.app import one_message
 from kiv_hf.cli.ask import Screen, Settings, converse, load
 from kiv_hf.cli.display import decode_text, outcome_table, waiting
 from kiv_hf.cli.models.source import find_source, load_tokenizer
-from kiv_hf.cli.trace import Trace
+from kiv_hf.cli.tally import Tally
 from kiv_hf.impls import DEFAULT_IMPL
 from rich.console import Console
 from rich.panel import Panel
@@ -56,19 +56,19 @@ def main() -> int:
         )
     )
     out.rule("through KIV")
-    trace = Trace(haystack.fact, CONFIG.page_tokens)
+    tally = Tally(haystack.fact, CONFIG.page_tokens)
     cache = KIVCache(model.config, CONFIG, impl=arguments.impl, ops=arguments.ops)
-    kiv = converse(model, tokenizer, haystack.ids, cache, settings, Screen(out, out), trace=trace)
+    kiv = converse(model, tokenizer, haystack.ids, cache, settings, Screen(out, out), tally=tally)
     out.rule("through DynamicCache")
     plain = converse(model, tokenizer, haystack.ids, DynamicCache(config=model.config), settings, Screen(out, out))
 
     answers = {"KIV": kiv, "DynamicCache": plain}
     texts = {name: tokenizer.decode(run.answer, skip_special_tokens=True).strip() for name, run in answers.items()}
     out.rule("result")
-    out.print(side_by_side(answers, texts), outcome_table(kiv, cache, trace))
-    out.print(retrieval_text(trace))
+    out.print(side_by_side(answers, texts), outcome_table(kiv, cache, tally))
+    out.print(retrieval_text(tally))
     cache.close()
-    success = found(texts["KIV"]) and trace.selected_hits > 0
+    success = found(texts["KIV"]) and tally.selected_hits > 0
     out.print("[bold green]KIV found the fact.[/]" if success else "[bold red]KIV did not find the fact.[/]")
     return 0 if success else 1
 
@@ -81,12 +81,12 @@ def side_by_side(runs: dict[str, Run], texts: dict[str, str]) -> Table:
     return table
 
 
-def retrieval_text(trace: Trace) -> str:
+def retrieval_text(tally: Tally) -> str:
     """Say how often tokens of the fact were retrieved."""
-    verdict = "[bold]retrieved[/]" if trace.selected_hits else "[bold]not retrieved[/]"
+    verdict = "[bold]retrieved[/]" if tally.selected_hits else "[bold]not retrieved[/]"
     return (
-        f"The fact was {verdict}: tokens of it were candidates in {trace.candidate_hits:,} of {trace.retrievals:,} "
-        f"retrievals (decode steps x layers x KV heads), and in {trace.selected_hits:,} of them selected and attended "
+        f"The fact was {verdict}: tokens of it were candidates in {tally.candidate_hits:,} of {tally.retrievals:,} "
+        f"retrievals (decode steps x layers x KV heads), and in {tally.selected_hits:,} of them selected and attended "
         "exactly."
     )
 

@@ -8,12 +8,13 @@ Tensor parallelism needs KV heads for all: the model that is asked by default ha
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from kiv_hf import KIVCache, KIVConfig
 from torch import distributed
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.distributed import DistributedConfig
+from transformers.distributed import DistributedConfig  # pyright: ignore[reportPrivateImportUsage]
 
 SIZES = {"pipeline": "pp_size", "tensor": "tp_size"}
 kind = sys.argv[1]
@@ -22,16 +23,17 @@ text = Path("LICENSE").read_text()[:4000] + "\n\nQuestion: Which licence is this
 
 distributed.init_process_group()
 rank, processes = distributed.get_rank(), distributed.get_world_size()
+split: dict[str, Any] = {SIZES[kind]: processes}
 tokenizer = AutoTokenizer.from_pretrained(name)
 model = AutoModelForCausalLM.from_pretrained(
     name,
     attn_implementation="kiv",
     dtype="float32",
-    distributed_config=DistributedConfig(**{SIZES[kind]: processes}),
+    distributed_config=DistributedConfig(**split),
 )
 # Small budgets, so that there is something to choose even in a short text; leave them out for your own.
-small = {"hot_tokens": 128, "page_tokens": 64, "candidate_tokens": 256, "retrieve_tokens": 128}
-cache = KIVCache(model.config, KIVConfig(**small))
+small = KIVConfig(hot_tokens=128, page_tokens=64, candidate_tokens=256, retrieve_tokens=128)
+cache = KIVCache(model.config, small)
 inputs = tokenizer(text, return_tensors="pt").to(model.device)
 output = model.generate(**inputs, past_key_values=cache, max_new_tokens=8, do_sample=False)
 

@@ -45,7 +45,7 @@ def compile_library(source: Path, target: Path, levels: Mapping[str, tuple[str, 
         subprocess.run([*compiler, "-shared", "-pthread", "-o", str(target), *objects, "-lm"], check=True)
 
 
-class Operations(BuildHookInterface):
+class Operations(BuildHookInterface[Any]):
     """Add the library to the wheel, whose name then tells the system that it is for."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from platformdirs import user_cache_path
 
-from .documents import LongDocument
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .documents import LongDocument
 
 TEXT_TOKENS = 64
 """All queries of the last this many positions are kept too."""

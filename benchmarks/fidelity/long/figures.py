@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from kiv_reference.select import LATE
 
 from .outputs import output_error, with_page_tail
 from .ranking import group_scores, mask, ordered, selected
-from .scene import Scene
-from .zoo import Index
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .scene import Scene
+    from .zoo import Index
 
 TOP_TOKENS = (4, 64)
 """Recall is counted of so many of the heaviest cold tokens."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
-from .capture import Capture
 from .figures import Found, Truth, figures, truth
 from .scene import Scene, cold_tokens, scenes
 from .zoo import ZOO
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .capture import Capture
 
 KINDS = ("text", "questions")
 DIGITS = 5

@@ -5,10 +5,9 @@ Captures are made on first use: minutes a document, the whole book an hour or tw
 
 from __future__ import annotations
 
-import argparse
 import platform
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.report import Result
 
@@ -18,6 +17,9 @@ from .measure import measured
 from .picture import points
 from .plan import HOT_TOKENS, Plan, plans
 from .tables import NOTES, add_document, add_targets, title
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def measure(plan: Plan) -> dict[str, Any]:

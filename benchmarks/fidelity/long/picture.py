@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.models import MODELS
-from benchmarks.report import Result
 
 from .documents import LongDocument
 from .measure import KINDS
 from .tables import NAMES, percent
 from .zoo import DOUBLED, EXACT, NEW, ORIGINAL, QUEST
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from benchmarks.report import Result
 
 NAMED_SHARE = 0.016
 """Share of candidates in the lower row."""

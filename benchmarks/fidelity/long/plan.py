@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .capture import capture_path
 from .documents import LongDocument, Text
 from .scene import cold_tokens
+
+if TYPE_CHECKING:
+    import argparse
 
 HOT_TOKENS = {"gemma": 2048, "smollm2": 1024, "qwen": 1024}
 

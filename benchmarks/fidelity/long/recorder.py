@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from kiv_hf import KIVCache, KIVConfig
 from kiv_hf.impls import resolve_impl
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from benchmarks.models import load_model, load_tokenizer, twin
 
@@ -18,9 +16,16 @@ from ..contexts import CHUNK_TOKENS
 from ..continuation import Continuation
 from ..documents import answered, prompt_ids
 from ..queries import SAMPLE_TOKENS, sampled
-from ..tasks import Passage, Question
 from .capture import TEXT_TOKENS, Capture, Fact, Layer
 from .documents import COMMENT, LongDocument
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kiv_reference.contract import PoolFactory
+    from transformers import PreTrainedModel
+
+    from ..tasks import Passage, Question
 
 READING, ASKING, ANSWERING = "reading", "asking", "answering"
 
@@ -100,11 +105,12 @@ class RecordedPool:
 def read(model: PreTrainedModel, ids: torch.Tensor, *, exact: bool) -> tuple[KIVCache, dict[int, Recorder]]:
     """Let a model under "kiv" read ``ids [1, T]``, with full attention or by retrieval; recorders by layer."""
     by_retrieval = KIVConfig(prefill="retrieve", exact_suffix_tokens=0)
-    cache = KIVCache(model.config, KIVConfig(retrieve_tokens=None) if exact else by_retrieval, impl=RecordedPool)
+    config = KIVConfig(retrieve_tokens=None) if exact else by_retrieval
+    cache = KIVCache(model.config, config, impl=cast("PoolFactory", RecordedPool))
     with torch.no_grad():
         for chunk in tqdm(ids.split(CHUNK_TOKENS, dim=1), unit="k tokens", disable=None):
             model(input_ids=chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return cache, {index: layer.store.recorder for index, layer in cache.kiv_layers().items()}
+    return cache, {index: cast("Any", layer.store).recorder for index, layer in cache.kiv_layers().items()}
 
 
 def record(document: LongDocument) -> Capture:
@@ -134,9 +140,9 @@ def ask(name: str, model: PreTrainedModel, cache: KIVCache, recorders: dict[int,
     continuation = Continuation(model, cache.fork(), one_by_one=False)
 
     def write(most: int, settled: Callable[[list[int]], bool]) -> list[int]:
-        _do(recorders, ASKING)
+        set_doing(recorders, ASKING)
         logits = continuation.read(prompt_ids(name, question))
-        _do(recorders, ANSWERING)
+        set_doing(recorders, ANSWERING)
         return continuation.greedy(logits, most, settled)
 
     right = answered(name, question, write)
@@ -144,7 +150,8 @@ def ask(name: str, model: PreTrainedModel, cache: KIVCache, recorders: dict[int,
     return right
 
 
-def _do(recorders: dict[int, Recorder], doing: str) -> None:
+def set_doing(recorders: dict[int, Recorder], doing: str) -> None:
+    """Tell every recorder what the model does now."""
     for recorder in recorders.values():
         recorder.doing = doing
 

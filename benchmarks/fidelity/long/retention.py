@@ -5,13 +5,11 @@ Questions go through the cache a token at a time, after a document that was read
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from kiv_hf import KIVCache
 from tqdm import tqdm
 
@@ -19,12 +17,19 @@ from benchmarks.models import load_tokenizer
 
 from ..contexts import FULL, Context, System, asked
 from ..documents import answered, prompt_ids
-from ..journal import Journal, Record
-from ..tasks import Question
-from .documents import LongDocument
 from .figures import retrieve_tokens
 from .plan import HOT_TOKENS
 from .scene import cold_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+
+    import torch
+    from kiv_reference import LayerStore
+
+    from ..journal import Journal, Record
+    from ..tasks import Question
+    from .documents import LongDocument
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ def ask(context: Context, model: str, question: Question, system: System) -> Rec
     if isinstance(continuation.cache, KIVCache):
         for layer in continuation.cache.kiv_layers().values():
             counted.append(CountedStore(layer.store))
-            layer.store = counted[-1]
+            layer.store = cast("LayerStore", counted[-1])
     logits = continuation.read(prompt_ids(model, question))
     right = answered(model, question, lambda most, settled: continuation.greedy(logits, most, settled))
     continuation.close()
@@ -103,7 +108,7 @@ def ask(context: Context, model: str, question: Question, system: System) -> Rec
     return {"task": question.task, "right": right, "widened": widened, "blocks": blocks}
 
 
-def outcomes(journal: Journal, document: LongDocument, shares: Sequence[float], impl: str) -> Iterator[Outcome]:
+def outcomes(journal: Journal, document: LongDocument, shares: Sequence[float], impl: str) -> Generator[Outcome]:
     """Ask whatever the journal lacks about a document."""
     ids = load_tokenizer(document.model)(document.content, return_tensors="pt").input_ids
     systems = [System(FULL), *(at_share(document.model, share, ids.shape[1], impl) for share in shares)]

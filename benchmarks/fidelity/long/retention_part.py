@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from benchmarks.models import MODELS
 from benchmarks.report import Result
@@ -15,6 +12,12 @@ from ..contexts import FULL
 from ..journal import open_journal
 from .documents import LongDocument, Text
 from .retention import Outcome, outcomes, share_name
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from matplotlib.figure import Figure
 
 SHARES = (0.25, 0.06, 0.016, 0.008)
 """Candidates as a share of the cold tokens."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
 from .capture import TEXT_TOKENS, Capture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SINK_TOKENS = 4
 PAGE_TOKENS = 512

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.models import MODELS
-from benchmarks.report import Cell, Result
 
 from .documents import EXACT_TOKENS
 from .measure import KINDS
-from .plan import Plan
 from .zoo import DOUBLED
+
+if TYPE_CHECKING:
+    from benchmarks.report import Cell, Result
+
+    from .plan import Plan
 
 NAMES = {"kjv": "King James", "code": "code"}
 

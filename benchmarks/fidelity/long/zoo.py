@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-
-import torch
+from typing import TYPE_CHECKING
 
 from .codes import code_bytes, code_estimates
 from .ranking import by_turns, group_scores
-from .scene import Scene
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from .scene import Scene
 
 
 @dataclass(frozen=True)

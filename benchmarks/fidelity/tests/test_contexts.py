@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from kiv_hf import KIVCache, KIVConfig
-from transformers import Cache, Gemma3ForCausalLM
 
 from benchmarks.fidelity.contexts import fill, prefill
 from benchmarks.fidelity.continuation import Continuation, fork_stock
 from benchmarks.fidelity.queries import SampledQueries
 from benchmarks.fidelity.tests.tiny import tiny_gemma
 from benchmarks.models import twin
+
+if TYPE_CHECKING:
+    from transformers import Cache, Gemma3ForCausalLM
 
 TOKENS = 300
 
@@ -38,14 +42,14 @@ def filled(model: Gemma3ForCausalLM, ids: torch.Tensor, config: KIVConfig) -> Co
     return Continuation(kiv_model, cache, one_by_one=True)
 
 
-def test_in_exact_mode_it_is_full_attention(model: Gemma3ForCausalLM, ids: torch.Tensor):
+def test_in_exact_mode_it_is_full_attention(model: Gemma3ForCausalLM, ids: torch.Tensor) -> None:
     context, following = ids[:, :TOKENS], ids[:, TOKENS:]
     full = stock(model, prefill(model, context)).feed(following)
     mine = filled(model, context, KIVConfig(hot_tokens=32, retrieve_tokens=None)).feed(following)
     torch.testing.assert_close(mine, full, rtol=1e-9, atol=1e-9)
 
 
-def test_a_filled_cache_is_a_prefilled_one(model: Gemma3ForCausalLM, ids: torch.Tensor):
+def test_a_filled_cache_is_a_prefilled_one(model: Gemma3ForCausalLM, ids: torch.Tensor) -> None:
     context, following = ids[:, :TOKENS], ids[:, TOKENS:]
     config = KIVConfig(hot_tokens=32, page_tokens=8, index_channels=4, candidate_tokens=32, retrieve_tokens=8)
     kiv_model = twin(model, "kiv")
@@ -58,7 +62,7 @@ def test_a_filled_cache_is_a_prefilled_one(model: Gemma3ForCausalLM, ids: torch.
     assert not torch.allclose(expected, exact, rtol=1e-3, atol=1e-4), "nothing was left out: the test shows nothing"
 
 
-def test_a_fork_leaves_the_context_alone(model: Gemma3ForCausalLM, ids: torch.Tensor):
+def test_a_fork_leaves_the_context_alone(model: Gemma3ForCausalLM, ids: torch.Tensor) -> None:
     context, following = ids[:, :TOKENS], ids[:, TOKENS:]
     kiv_model = twin(model, "kiv")
     cache = KIVCache(kiv_model.config, KIVConfig(hot_tokens=32, page_tokens=8, candidate_tokens=32, retrieve_tokens=8))
@@ -69,7 +73,7 @@ def test_a_fork_leaves_the_context_alone(model: Gemma3ForCausalLM, ids: torch.Te
     assert torch.equal(first, again)
 
 
-def test_a_stock_fork_leaves_the_context_alone(model: Gemma3ForCausalLM, ids: torch.Tensor):
+def test_a_stock_fork_leaves_the_context_alone(model: Gemma3ForCausalLM, ids: torch.Tensor) -> None:
     context, following = ids[:, :TOKENS], ids[:, TOKENS:]
     full = prefill(model, context)
     first = stock(model, fork_stock(full)).feed(following)
@@ -78,7 +82,7 @@ def test_a_stock_fork_leaves_the_context_alone(model: Gemma3ForCausalLM, ids: to
 
 
 @pytest.mark.parametrize("kind", ["kiv", "stock"])
-def test_reading_is_feeding_without_the_logits_between(model: Gemma3ForCausalLM, ids: torch.Tensor, kind: str):
+def test_reading_is_feeding_without_the_logits_between(model: Gemma3ForCausalLM, ids: torch.Tensor, kind: str) -> None:
     context, following = ids[:, :TOKENS], ids[:, TOKENS:]
     config = KIVConfig(hot_tokens=32, page_tokens=8, index_channels=4, candidate_tokens=32, retrieve_tokens=8)
     make = (
@@ -89,7 +93,7 @@ def test_reading_is_feeding_without_the_logits_between(model: Gemma3ForCausalLM,
     torch.testing.assert_close(read.read(ids[:, :1]), fed.feed(ids[:, :1])[-1], rtol=1e-9, atol=1e-9)
 
 
-def test_greedy_stops_where_it_is_told(model: Gemma3ForCausalLM, ids: torch.Tensor):
+def test_greedy_stops_where_it_is_told(model: Gemma3ForCausalLM, ids: torch.Tensor) -> None:
     continuation = stock(model, prefill(model, ids[:, :TOKENS]))
     logits = continuation.feed(ids[:, TOKENS:])[-1]
     assert len(continuation.greedy(logits, 5, lambda found: len(found) == 2)) == 2

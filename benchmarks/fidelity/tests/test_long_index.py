@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -19,6 +20,9 @@ from benchmarks.fidelity.long.outputs import output_error, with_page_tail
 from benchmarks.fidelity.long.ranking import by_turns, group_scores, mask, ordered, selected
 from benchmarks.fidelity.long.scene import PAGE_TOKENS, SINK_TOKENS, Scene
 from benchmarks.fidelity.long.zoo import DOUBLED, EXACT, NEW, ORIGINAL, QUEST, ZOO, box_scores, mean_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def scene(pages: int = 4, queries: int = 3, heads: int = 2, width: int = 16, hot: int = 100, seed: int = 0) -> Scene:
@@ -42,18 +46,18 @@ def scene(pages: int = 4, queries: int = 3, heads: int = 2, width: int = 16, hot
     )
 
 
-def test_more_channels_than_there_are_code_all():
+def test_more_channels_than_there_are_code_all() -> None:
     made = scene()
     assert torch.equal(code_estimates(made, 64), code_estimates(made, 16))
 
 
-def test_estimates_are_those_of_the_reference_page_by_page():
+def test_estimates_are_those_of_the_reference_page_by_page() -> None:
     """Real-like keys: channels that differ much in spread and mean, bfloat16, one of them constant."""
     made = scene(pages=3, width=96, hot=200, seed=7)
     spread = torch.logspace(-2, 1, 96)
     key = (made.key * spread + 5 * spread.flip(0)).bfloat16().float()
     key[:, 11] = 0.75
-    made = Scene(**vars(made) | {"key": key})
+    made = replace(made, key=key)
     valid = torch.ones(PAGE_TOKENS, dtype=torch.bool)
     for coded in (64, 96):
         mine = code_estimates(made, coded).unflatten(2, (-1, PAGE_TOKENS))
@@ -70,7 +74,7 @@ def test_estimates_are_those_of_the_reference_page_by_page():
             assert 0 < (mine[:, :, page] - unrounded).abs().max() < 0.01 * unrounded.std()
 
 
-def test_weights_are_of_the_samples_just_before_a_page_becomes_cold():
+def test_weights_are_of_the_samples_just_before_a_page_becomes_cold() -> None:
     made = scene(pages=3, hot=100)
     weights = query_weights(made)
     for page in range(3):
@@ -80,36 +84,36 @@ def test_weights_are_of_the_samples_just_before_a_page_becomes_cold():
         torch.testing.assert_close(weights[page], made.sampled[earlier].abs().amax(dim=(0, 1)))
 
 
-def test_without_samples_every_channel_counts_alike():
+def test_without_samples_every_channel_counts_alike() -> None:
     made = scene(pages=1)
-    none = Scene(**vars(made) | {"sampled_positions": made.sampled_positions + 10_000})
+    none = replace(made, sampled_positions=made.sampled_positions + 10_000)
     assert (query_weights(none) == 1).all()
 
 
-def test_bytes_are_counted():
+def test_bytes_are_counted() -> None:
     expected = {NEW: 32 + (64 * (2 + 4 + 4) + 256 * 4) / 512, QUEST: 2 * 2 * 256 / 16, ORIGINAL: 4, EXACT: 512}
     assert {index: index.index_bytes(256) for index in expected} == expected
     assert code_bytes(64, 96) == code_bytes(64, 64)
 
 
-def test_heads_that_choose_for_themselves_take_turns():
+def test_heads_that_choose_for_themselves_take_turns() -> None:
     scores = torch.tensor([[[5.0, 4.0, 0.0, 0.0], [0.0, 1.0, 2.0, 3.0]]])
     order = ordered(by_turns(scores))
     assert set(order[0, :2].tolist()) == {0, 3}
     assert set(order[0].tolist()) == {0, 1, 2, 3}
 
 
-def test_ties_go_to_the_lower_index():
+def test_ties_go_to_the_lower_index() -> None:
     assert ordered(torch.tensor([[1.0, 2.0, 2.0, 0.0]])).tolist() == [[1, 2, 0, 3]]
 
 
-def test_the_group_score_is_the_sum_of_exponentials():
+def test_the_group_score_is_the_sum_of_exponentials() -> None:
     scores = torch.tensor([[[0.0, 1.0], [3.0, 2.0]]])
     expected = torch.tensor([[math.exp(-1) + 1, 1 + math.exp(-1)]])
     torch.testing.assert_close(group_scores(scores), expected)
 
 
-def test_the_exact_index_finds_everything():
+def test_the_exact_index_finds_everything() -> None:
     made = scene(heads=1)
     budgets = [16, 200]
     found = figures(made, EXACT, truth(made, budgets), budgets)
@@ -120,7 +124,7 @@ def test_the_exact_index_finds_everything():
     assert (found[200].top64 == 1).all()
 
 
-def test_captured_mass_is_that_of_the_selected():
+def test_captured_mass_is_that_of_the_selected() -> None:
     made = scene()
     known = truth(made, [64])
     best = group_scores(made.cold_logits).topk(retrieve_tokens(64), dim=1).indices
@@ -150,7 +154,7 @@ def needle_scene() -> tuple[Scene, int]:
     return made, needle - SINK_TOKENS
 
 
-def test_codes_find_a_needle_that_pages_hide():
+def test_codes_find_a_needle_that_pages_hide() -> None:
     made, needle = needle_scene()
     known = truth(made, [64])
     assert int(known.top[0][0, 0]) == needle
@@ -159,23 +163,23 @@ def test_codes_find_a_needle_that_pages_hide():
     assert heaviest == {NEW.name: True, ORIGINAL.name: False, EXACT.name: True}
 
 
-def test_everything_selected_is_full_attention():
+def test_everything_selected_is_full_attention() -> None:
     made = scene(pages=2)
     everything = torch.arange(made.cold_tokens).expand(len(made.query), -1)
     output = with_page_tail(made, everything, everything, made.cold_logits)
     torch.testing.assert_close(output, made.full_output)
 
 
-def test_a_tail_counts_what_was_left_out():
+def test_a_tail_counts_what_was_left_out() -> None:
     made = scene()
-    flat = Scene(**vars(made) | {"value": torch.ones_like(made.value)})  # any tail is right where all values are equal
+    flat = replace(made, value=torch.ones_like(made.value))  # any tail is right where all values are equal
     candidates = ordered(group_scores(flat.cold_logits))[:, :100]
     chosen = selected(flat.cold_logits, candidates, 50)
     assert output_error(flat, with_page_tail(flat, candidates, chosen, flat.cold_logits)).max() < 1e-5
     assert output_error(made, with_page_tail(made, candidates, chosen, made.cold_logits)).max() > 0.1
 
 
-def test_the_tail_weighs_by_exact_logits_where_they_are_known():
+def test_the_tail_weighs_by_exact_logits_where_they_are_known() -> None:
     made = scene()
     candidates = ordered(group_scores(made.cold_logits))[:, :100]
     chosen = selected(made.cold_logits, candidates, 50)
@@ -185,7 +189,7 @@ def test_the_tail_weighs_by_exact_logits_where_they_are_known():
     torch.testing.assert_close(with_page_tail(made, candidates, chosen, wild), exact)
 
 
-def test_indices_have_names_of_their_own_and_score_every_token():
+def test_indices_have_names_of_their_own_and_score_every_token() -> None:
     assert len({index.name for index in ZOO}) == len(ZOO)
     made = scene(width=128)
     for index in ZOO:
@@ -193,7 +197,7 @@ def test_indices_have_names_of_their_own_and_score_every_token():
         assert index.index_bytes(128) > 0
 
 
-def test_no_key_of_a_box_scores_more_than_the_box():
+def test_no_key_of_a_box_scores_more_than_the_box() -> None:
     made = scene()
     boxes, means = box_scores(made, 16), mean_scores(made, 16)
     assert (boxes >= made.cold_logits - 1e-4).all()
@@ -206,7 +210,9 @@ def test_no_key_of_a_box_scores_more_than_the_box():
 @pytest.mark.parametrize("noise", [0.0, 1.0, 4.0])
 @pytest.mark.parametrize("budget", [40, 200, 1500])
 @pytest.mark.parametrize("retrieve", [retrieve_tokens, default_tokens])
-def test_what_is_widened_is_what_the_reference_widens(noise: float, budget: int, retrieve: Callable[[int], int]):
+def test_what_is_widened_is_what_the_reference_widens(
+    noise: float, budget: int, retrieve: Callable[[int], int]
+) -> None:
     made = scene(queries=12, seed=8)
     wrong = torch.randn(made.cold_logits.shape, generator=torch.Generator().manual_seed(9))
     order = ordered(group_scores(made.cold_logits + noise * wrong))
@@ -220,14 +226,14 @@ def test_what_is_widened_is_what_the_reference_widens(noise: float, budget: int,
         assert any(expected)
 
 
-def test_nothing_is_widened_where_every_token_is_a_candidate():
+def test_nothing_is_widened_where_every_token_is_a_candidate() -> None:
     made = scene(pages=1)
     order = ordered(-group_scores(made.cold_logits))  # as bad as can be
     assert late(made, order, 256, 128).all()
     assert not late(made, order, PAGE_TOKENS, 256).any()
 
 
-def test_doubled_figures_are_those_of_twice_the_candidates_where_they_double():
+def test_doubled_figures_are_those_of_twice_the_candidates_where_they_double() -> None:
     made = scene(queries=40, width=128, seed=10)
     known = truth(made, [64, 128])
     narrow = figures(made, NEW, known, [64, 128])

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from matplotlib.figure import Figure
-from transformers import LlamaForCausalLM
 
 from benchmarks.fidelity import contexts
 from benchmarks.fidelity.contexts import FULL
@@ -32,6 +29,11 @@ from benchmarks.fidelity.long.retention_part import (
 )
 from benchmarks.fidelity.tasks import Question, fitted
 from benchmarks.fidelity.tests.tiny import tiny_llama
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import LlamaForCausalLM
 
 TOKENS = 1900
 """Of the tiny model's document: 512 of them are cold."""
@@ -57,7 +59,7 @@ def _lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-def test_the_first_document_is_what_it_was_before_there_were_others(lines: list[str]):
+def test_the_first_document_is_what_it_was_before_there_were_others(lines: list[str]) -> None:
     first = LongDocument("smollm2", "kjv", 8000)
     assert first == LongDocument("smollm2", "kjv", 8000, 0)
     assert first.name == "smollm2-kjv-8000"
@@ -67,7 +69,7 @@ def test_the_first_document_is_what_it_was_before_there_were_others(lines: list[
     )
 
 
-def test_documents_alike_have_other_facts_in_other_stretches_of_the_text(lines: list[str]):
+def test_documents_alike_have_other_facts_in_other_stretches_of_the_text(lines: list[str]) -> None:
     alike = [LongDocument("smollm2", "kjv", 3200, number) for number in range(4)]  # the fourth begins the text again
     assert len({document.name for document in alike}) == 4
     assert len({document.quiz for document in alike}) == 4
@@ -77,7 +79,7 @@ def test_documents_alike_have_other_facts_in_other_stretches_of_the_text(lines: 
     assert all(len(document.content) <= 3200 for document in alike)
 
 
-def test_a_series_goes_on_until_full_attention_answers_enough():
+def test_a_series_goes_on_until_full_attention_answers_enough() -> None:
     series = Series("smollm2", "kjv", 7600, 2, 4)
     assert series.wanted(1, LEAST_ANSWERED)
     assert not series.wanted(2, LEAST_ANSWERED)
@@ -86,7 +88,7 @@ def test_a_series_goes_on_until_full_attention_answers_enough():
     assert series.document(3) == LongDocument("smollm2", "kjv", 7600, 3)
 
 
-def test_the_plan_asks_three_models_and_can_answer_enough():
+def test_the_plan_asks_three_models_and_can_answer_enough() -> None:
     options = argparse.Namespace(quick=False, models=["gemma", "smollm2", "qwen"], longest=None)
     chosen, shares = planned(options)
     assert {series.model for series in chosen} == {"gemma", "smollm2", "qwen"}
@@ -109,7 +111,7 @@ class Report:
         return [argparse.Namespace(mode=mode, widened=torch.tensor(w)) for mode, w in modes.items()]
 
 
-def test_a_counted_store_counts_blocks_that_retrieved_and_is_the_store_in_all_else():
+def test_a_counted_store_counts_blocks_that_retrieved_and_is_the_store_in_all_else() -> None:
     store = argparse.Namespace(attend=lambda query, scale: query * scale, report=Report(), tokens=7)
     counted = retention.CountedStore(store)
     for _ in range(3):
@@ -125,7 +127,7 @@ def outcome(task: str, **right: bool) -> Outcome:
     )
 
 
-def test_only_what_full_attention_answers_is_counted():
+def test_only_what_full_attention_answers_is_counted() -> None:
     found = [
         outcome("needle", full=True, quarter=True, few=False),
         outcome("needle", full=True, quarter=True, few=True),
@@ -141,7 +143,7 @@ def test_only_what_full_attention_answers_is_counted():
     assert widened([outcome("needle", full=False)], 0.25) is None
 
 
-def test_budgets_are_those_of_the_long_regime():
+def test_budgets_are_those_of_the_long_regime() -> None:
     config = at_share("smollm2", 0.06, 7600, "reference").config
     assert config is not None
     assert (config.hot_tokens, config.candidate_tokens, config.retrieve_tokens) == (1024, 369, 184)
@@ -151,7 +153,7 @@ def test_budgets_are_those_of_the_long_regime():
 
 
 @pytest.fixture(name="tiny")
-def _tiny(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> Iterator[LlamaForCausalLM]:
+def _tiny(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> LlamaForCausalLM:
     """A tiny model in place of the real ones; it answers everything, as whatever it says is right."""
     model = tiny_llama()
     monkeypatch.setattr(contexts, "load_model", lambda name: model)
@@ -163,7 +165,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> Iterator[LlamaFo
 
 def test_blocks_are_counted_by_step_layer_and_head(
     tiny: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     written: list[int] = []
     monkeypatch.setattr(Question, "right", lambda self, text: written.append(len(text)) or True)
     document = LongDocument("smollm2", "kjv", TOKENS)
@@ -179,7 +181,7 @@ def test_blocks_are_counted_by_step_layer_and_head(
 
 def test_a_run_that_was_cut_off_goes_on_where_it_was(
     tiny: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     document = LongDocument("smollm2", "kjv", TOKENS)
     for rest in (2, 1):
         journal = Journal(tmp_path / "a.jsonl")
@@ -197,13 +199,13 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(
 @pytest.mark.usefixtures("lines")
 def test_kiv_is_asked_what_full_attention_answers_alone(
     tiny: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(Question, "right", lambda self, text: False)
     made = next(outcomes(Journal(tmp_path / "a.jsonl"), LongDocument("smollm2", "kjv", TOKENS), (0.25,), "reference"))
     assert made.right == {FULL: False}
 
 
-def test_tables_targets_and_a_picture_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_tables_targets_and_a_picture_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(journal: Any, document: LongDocument, shares: Any, impl: str) -> list[Outcome]:
         right = {FULL: True} | {share_name(share): share > 0.01 for share in shares}
         counts = dict.fromkeys(right, 8)
@@ -227,7 +229,7 @@ def test_tables_targets_and_a_picture_of_a_run(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "fidelity_retention.png").stat().st_size > 10_000
 
 
-def test_too_few_answers_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_too_few_answers_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention_part, "outcomes", lambda *a: [outcome("needle", full=False)] * 26)
     monkeypatch.setattr(retention_part, "open_journal", lambda options, part: Journal(tmp_path / "a.jsonl"))
     options = argparse.Namespace(quick=False, models=["smollm2"], longest=None, impl="fast")

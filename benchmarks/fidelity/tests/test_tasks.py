@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +19,9 @@ from benchmarks.fidelity.tasks import (
     variable_tracking,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 LINES = [f"And it came to pass in line {i}." for i in range(400)]
 
 QUIZZES = {
@@ -29,16 +33,16 @@ QUIZZES = {
 
 
 @pytest.fixture(params=list(QUIZZES), name="make")
-def _make(request: pytest.FixtureRequest):
+def _make(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return QUIZZES[request.param]
 
 
-def test_a_seed_fixes_all(make):
+def test_a_seed_fixes_all(make: Callable[..., Any]) -> None:
     assert make(random.Random(5)) == make(random.Random(5))
     assert make(random.Random(5)) != make(random.Random(6))
 
 
-def test_every_passage_is_planted_at_its_depth(make):
+def test_every_passage_is_planted_at_its_depth(make: Callable[..., Any]) -> None:
     quiz: Quiz = make(random.Random(1))
     text = document(LINES, quiz)
     for passage in quiz.passages:
@@ -50,19 +54,19 @@ def test_every_passage_is_planted_at_its_depth(make):
 
 
 @pytest.mark.parametrize("name", ["needle", "words"])
-def test_the_document_holds_the_answer_once(name: str):
+def test_the_document_holds_the_answer_once(name: str) -> None:
     quiz: Quiz = QUIZZES[name](random.Random(2))
     text = document(LINES, quiz)
     for question in quiz.questions:
         assert text.count(f"{question.prompt} {question.answer}") == 1
 
 
-def test_ten_phrasings_with_ten_answers():
+def test_ten_phrasings_with_ten_answers() -> None:
     assert len({rest.split()[0] for _, rest in NEEDLES}) == 10
     assert len(needle_grid(random.Random(0), [i / 10 for i in range(10)]).questions) == 10
 
 
-def test_a_question_knows_its_answer():
+def test_a_question_knows_its_answer() -> None:
     question = Question("needle", "The password is", "umbrella", 0.5)
     assert question.right(" umbrella.\nAnd")
     assert question.right("Umbrella")
@@ -70,7 +74,7 @@ def test_a_question_knows_its_answer():
     assert not question.right("")
 
 
-def test_two_hops_follow_each_other():
+def test_two_hops_follow_each_other() -> None:
     quiz = variable_tracking(random.Random(3), 2)
     pairs = zip(*[iter(quiz.passages)] * 2, strict=True)
     for (early, late), (first, second) in zip(pairs, zip(*[iter(quiz.questions)] * 2, strict=True), strict=True):
@@ -80,7 +84,7 @@ def test_two_hops_follow_each_other():
         assert second.answer not in second.prompt
 
 
-def test_fitted_is_the_longest_that_fits():
+def test_fitted_is_the_longest_that_fits() -> None:
     quiz = needle_grid(random.Random(0), [0.5])
 
     def count(text: str) -> int:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "max_position_embeddings": 4096}
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 4096,
+}
 
 
 def tiny_llama(vocabulary: int = 97) -> LlamaForCausalLM:
@@ -26,5 +33,6 @@ def tiny_gemma(sliding_window: int) -> Gemma3ForCausalLM:
         layer_types=["sliding_attention", "full_attention"] * 2,
         **SIZES,
     )
-    config._attn_implementation = "sdpa"
-    return Gemma3ForCausalLM(config).eval()
+    model = Gemma3ForCausalLM(config).eval()
+    model.set_attn_implementation("sdpa")
+    return model

@@ -1,8 +1,11 @@
 """A disk tier whose system calls fail on demand, and a store that is fed through the failures."""
 
+from __future__ import annotations
+
 import contextlib
 import errno
 import os
+from typing import TYPE_CHECKING, Any, Literal, get_args
 from unittest import mock
 
 import torch
@@ -10,71 +13,79 @@ from fast_helpers import SCALE
 from kiv_fast.tiers.file_io import FileIO
 from kiv_reference.errors import KIVError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kiv_reference import LayerStore
+
 CHUNKS = [60, *[1] * 30]
 
-METHODS = ("create", "allocate", "write", "read", "expect_random", "will_need", "close")
+Method = Literal["create", "allocate", "write", "read", "expect_random", "will_need", "close"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
 class Faulty(FileIO):
-    """Does something else at the n-th call of one kind: raises an error, by default."""
+    """Do something else at the n-th call of one kind: raise an error, by default."""
 
-    def __init__(self, method=None, at=0, error=errno.EIO, short=False):
+    def __init__(self, method: Method | None = None, at: int = 0, error: int = errno.EIO, short: bool = False) -> None:
         self.method, self.at, self.error, self.short = method, at, error, short
-        self.calls = dict.fromkeys(METHODS, 0)
-        self.open = set()
+        self.calls: dict[str | None, int] = {None: 0, **dict.fromkeys(METHODS, 0)}
+        self.open: set[int] = set()
 
-    def fault(self):
+    def fault(self) -> None:
         raise OSError(self.error, "injected")
 
-    def _count(self, method):
+    def _count(self, method: Method) -> None:
         self.calls[method] += 1
         if self.method == method and self.calls[method] == self.at:
             self.fault()
 
-    def create(self, folder):
+    def create(self, folder: str) -> int:
         self._count("create")
         handle = super().create(folder)
         self.open.add(handle)
         return handle
 
-    def allocate(self, handle, nbytes):
+    def allocate(self, handle: int, nbytes: int) -> None:
         self._count("allocate")
         super().allocate(handle, nbytes)
 
-    def write(self, handle, buffer, offset):
+    def write(self, handle: int, buffer: memoryview, offset: int) -> int:
         self._count("write")
         return super().write(handle, buffer[: max(1, len(buffer) // 3)] if self.short else buffer, offset)
 
-    def read(self, handle, buffers, offset):
+    def read(self, handle: int, buffers: Sequence[memoryview], offset: int) -> int:
         self._count("read")
         if self.short:
             buffers = [buffers[0][: max(1, len(buffers[0]) // 3)]]
         return super().read(handle, buffers, offset)
 
-    def expect_random(self, handle):
+    def expect_random(self, handle: int) -> None:
         self._count("expect_random")
         super().expect_random(handle)
 
-    def will_need(self, handle, offset, nbytes):
+    def will_need(self, handle: int, offset: int, nbytes: int) -> None:
         self._count("will_need")
         super().will_need(handle, offset, nbytes)
 
-    def close(self, handle):
+    def close(self, handle: int) -> None:
         self.open.remove(handle)
         super().close(handle)  # as the system does: whatever a close answers, the file is closed
         self._count("close")
 
 
-def unnamed_files(possible):
-    """Whether the file system knows files without a name."""
+def unnamed_files(possible: bool) -> contextlib.AbstractContextManager[Any]:
+    """Say whether the file system knows files without a name."""
     return contextlib.nullcontext() if possible else mock.patch.object(os, "O_TMPFILE", 0)
 
 
-def steady(store, data):
-    """Feed token by token; a call that fails is made again. Returns the outputs and the errors."""
-    outputs, errors, start = [], [], 0
+def steady(store: LayerStore, data: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[KIVError]]:
+    """Feed token by token, again where a call fails, and return the outputs and the errors."""
+    outputs: list[torch.Tensor] = []
+    errors: list[KIVError] = []
+    start = 0
 
-    def note(error):
+    def note(error: KIVError) -> None:
         errors.append(error)
         assert len(errors) < 100, "an error that never ends"
 

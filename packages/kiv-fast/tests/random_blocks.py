@@ -1,18 +1,27 @@
 """Blocks of every shape: stores of random tokens, and what is asked of their cold pages."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
+from fast_helpers import state_of
 from hypothesis import strategies as st
 from kiv_fast import FastPool
 from kiv_fast.call import _view
 from kiv_fast.ops.arguments import Queries
 from kiv_reference import KIVConfig
 
+if TYPE_CHECKING:
+    from kiv_fast.retrieval.candidates import View
+    from kiv_fast.store import FastStore
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @st.composite
-def blocks(draw, whole=False):
-    """A store, what a block sees of its cold pages, its queries, and how many candidates and selected tokens.
+def blocks(draw: st.DrawFn, whole: bool = False) -> tuple[FastStore, View, Queries, int, int]:
+    """Return a store, what a block sees of its cold pages, its queries, and how many candidates and selected tokens.
 
     With `whole` scores are exact in float32 (SPEC 11.1), and there are many ties.
     """
@@ -22,7 +31,12 @@ def blocks(draw, whole=False):
     pages, hot, seed = draw(st.integers(1, 11)), draw(st.integers(0, 300)), draw(st.integers(0, 1 << 20))
     sinks, queries = draw(st.integers(0, 3)), draw(st.sampled_from([1, 1, 2, 5]))
     group = "max" if whole else draw(st.sampled_from(["exp_sum", "max"]))
-    sizes = {"sink_tokens": sinks, "page_tokens": size, "index_channels": draw(st.integers(1, 64)), "group": group}
+    sizes: dict[str, Any] = {
+        "sink_tokens": sinks,
+        "page_tokens": size,
+        "index_channels": draw(st.integers(1, 64)),
+        "group": group,
+    }
     store = FastPool(
         KIVConfig(hot_tokens=hot, prefill="window", candidate_tokens=1, retrieve_tokens=1, **sizes), ops="torch"
     ).layer_store()
@@ -43,7 +57,7 @@ def blocks(draw, whole=False):
     key, value, query = key.to(dtype), value.to(dtype), query.to(dtype)
     store.append(key, value, valid)
     store.attend(query, scale=1.0)
-    view = _view(store.state, 0, pages, length)
+    view = _view(state_of(store), 0, pages, length)
     scale = 0.25 if whole else draw(st.sampled_from([0.05, 0.3, 1.0]))
     softcap, learned = draw(st.sampled_from([None, None, 2.0])), None
     if draw(st.booleans()):

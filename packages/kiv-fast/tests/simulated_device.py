@@ -7,11 +7,16 @@ shape or a copy that the host needs from the device is a wait, and is kept with 
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 import torch
+from kiv_fast.device.transfer import CudaStreams
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DEVICE = torch.device("meta")
 """The one kind of device beside the CPU that every build of torch knows; real numbers stand behind it here."""
@@ -24,25 +29,25 @@ class OnDevice(torch.Tensor):
     """A tensor that says it is on the device."""
 
     @staticmethod
-    def __new__(cls, inner):
-        made = torch.Tensor._make_wrapper_subclass(
+    def __new__(cls: Any, inner: torch.Tensor) -> Any:
+        made: Any = torch.Tensor._make_wrapper_subclass(
             cls, inner.shape, inner.stride(), inner.storage_offset(), dtype=inner.dtype, device=DEVICE
         )
         made.inner = inner
         return made
 
-    def tolist(self):
+    def tolist(self) -> Any:
         return self.cpu().tolist()
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise AssertionError(f"{func} outside of a SimulatedDevice")
 
 
 class _Literals(TorchFunctionMode):
     """`torch.tensor` of numbers makes no call that a device could see when it is told the device itself."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.tensor and kwargs.get("device") == DEVICE:
             return func(*args, **{**kwargs, "device": "cpu"}).to(DEVICE)
@@ -52,19 +57,20 @@ class _Literals(TorchFunctionMode):
 class SimulatedDevice(TorchDispatchMode):
     """While it is entered, `DEVICE` works; `waits` are the places where the host waited for it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.waits, self._literals = [], _Literals()
+        self.waits: list[str] = []
+        self._literals = _Literals()
 
-    def __enter__(self):
+    def __enter__(self) -> Any:
         self._literals.__enter__()
         return super().__enter__()
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._literals.__exit__(*error)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = func.name().split("::")[1].split(".")[0]
         tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
@@ -89,11 +95,11 @@ class SimulatedDevice(TorchDispatchMode):
         return result
 
     @staticmethod
-    def _inner(x):
+    def _inner(x: Any) -> Any:
         return x.inner if isinstance(x, OnDevice) else x
 
     @staticmethod
-    def _where(name):
+    def _where(name: str) -> str:
         frame = outermost = sys._getframe()
         while frame is not None and "/kiv_fast/" not in frame.f_code.co_filename:
             frame, outermost = frame.f_back, frame
@@ -101,31 +107,33 @@ class SimulatedDevice(TorchDispatchMode):
         return f"{code.co_filename.split('/')[-1]}:{code.co_name}:{name}"
 
 
-class SimulatedStreams:
+class SimulatedStreams(CudaStreams):
     """`CudaStreams` of the simulated device: a slot must stay as it is until its event, or the end, was waited for."""
 
-    def __init__(self, device):
+    def __init__(self, device: torch.device) -> None:
         assert device == DEVICE
-        self._flying, self._begun = [], 0
+        super().__init__(device)
+        self._flying: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        self._begun = 0
 
-    def pinned(self, nbytes):
+    def pinned(self, nbytes: int) -> torch.Tensor:
         return torch.full((nbytes,), 255, dtype=torch.uint8)
 
-    def copy(self, host):
+    def copy(self, host: torch.Tensor) -> torch.Tensor:
         self._begun += 1
         self._flying.append((self._begun, host, host.clone()))
         return host.to(DEVICE, copy=True, non_blocking=True)
 
-    def send(self, host):
+    def send(self, host: torch.Tensor) -> torch.Tensor:
         return host.to(DEVICE, non_blocking=True)
 
-    def land(self, until):
-        """The copies up to a number are over."""
+    def land(self, until: int) -> None:
+        """Note that the copies up to a number are over."""
         for _, host, sent in [entry for entry in self._flying if entry[0] <= until]:
             same = host.contiguous().view(torch.uint8), sent.contiguous().view(torch.uint8)
             assert torch.equal(*same), "a slot was filled again before its copy was over"
         self._flying = [entry for entry in self._flying if entry[0] > until]
 
-    def record(self):
+    def record(self) -> Callable[[], None]:
         until = self._begun
         return lambda: self.land(until)

@@ -58,7 +58,7 @@ def check_circles(found: set[tuple[str, str]]) -> None:
     TopologicalSorter(graph).prepare()
 
 
-def test_imports_go_downwards_and_not_in_circles():
+def test_imports_go_downwards_and_not_in_circles() -> None:
     found = arrows({path.relative_to(ROOT.parent).as_posix(): path.read_text() for path in ROOT.rglob("*.py")})
     assert len(found) > 100
     assert not upwards(found)
@@ -66,13 +66,13 @@ def test_imports_go_downwards_and_not_in_circles():
 
 
 @pytest.mark.parametrize("line", ["from ..pool import A", "from .. import pool", "import kiv_fast.pool"])
-def test_an_import_upwards_is_found(line):
+def test_an_import_upwards_is_found(line: str) -> None:
     hidden = f"if TYPE_CHECKING:\n    {line}"
     found = arrows({"kiv_fast/pool.py": "", "kiv_fast/tiers/ram.py": hidden})
     assert upwards(found) == [("kiv_fast.tiers.ram", "kiv_fast.pool")]
 
 
-def test_a_circle_within_a_layer_is_found():
+def test_a_circle_within_a_layer_is_found() -> None:
     hidden = "def f():\n    from . import a"
     with pytest.raises(CycleError):
         check_circles(arrows({"kiv_fast/tiers/a.py": "from .b import B", "kiv_fast/tiers/b.py": hidden}))

@@ -2,7 +2,7 @@ import pytest
 from kiv_fast.pages.block_table import BlockTable, IdPool
 
 
-def test_ids_return_when_their_last_holder_goes():
+def test_ids_return_when_their_last_holder_goes() -> None:
     pool = IdPool()
     ids = pool.take(3)
     pool.share(ids[:2])
@@ -12,7 +12,7 @@ def test_ids_return_when_their_last_holder_goes():
     assert pool.drop([0]) == [0]
 
 
-def test_a_free_id_cannot_be_dropped_or_shared():
+def test_a_free_id_cannot_be_dropped_or_shared() -> None:
     pool = IdPool()
     pool.drop(pool.take(1))
     with pytest.raises(AssertionError, match="a free id"):
@@ -21,7 +21,7 @@ def test_a_free_id_cannot_be_dropped_or_shared():
         pool.share([0])
 
 
-def test_a_row_knows_its_consecutive_pages_and_its_padding():
+def test_a_row_knows_its_consecutive_pages_and_its_padding() -> None:
     row = BlockTable()
     row.extend([4, 5, 6], [4, 4, 4], 4, True)
     assert (row.whole, row.finite, row.padded) == (3, 3, False)
@@ -34,7 +34,7 @@ def test_a_row_knows_its_consecutive_pages_and_its_padding():
     assert (row.whole, row.finite) == (2, 2)
 
 
-def test_a_copy_shares_no_list():
+def test_a_copy_shares_no_list() -> None:
     row = BlockTable()
     row.extend([0], [4], 4, True)
     row.copy().extend([1], [4], 4, True)

@@ -4,19 +4,30 @@
 Spies count the bytes that files and tensors really give; the counters of the pool are not asked.
 """
 
+from __future__ import annotations
+
 import gc
 import os
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from fast_helpers import SCALE, draw, index_bytes
+from fast_helpers import SCALE, draw, index_bytes, state_of
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from kiv_fast import FastPool, Tuning
 from kiv_fast.device.gather import Gather
 from kiv_fast.memory.growable_table import Table
 from kiv_fast.tiers.file_io import FileIO
+from kiv_fast.tiers.tiered import TieredArena
 from kiv_reference import KIVConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import torch
+    from kiv_fast.store import FastStore
 
 CONFIG = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=6, candidate_tokens=20, retrieve_tokens=7)
 TUNING = Tuning(chunk_bytes=4096, first_segment_bytes=4096)
@@ -25,7 +36,7 @@ QUICK = settings(
     max_examples=15,
     deadline=None,
     derandomize=True,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=cast("list[HealthCheck]", list(HealthCheck)),
     phases=(Phase.explicit, Phase.generate),  # an example is small enough as it is
 )
 
@@ -33,21 +44,21 @@ QUICK = settings(
 class CountingIO(FileIO):
     """Counts the bytes that are read from files, and notes each read."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.reads = []
 
-    def read(self, handle, buffers, offset):
+    def read(self, handle: int, buffers: Sequence[memoryview], offset: int) -> int:
         count = super().read(handle, buffers, offset)
         self.reads.append(count)
         return count
 
 
 @pytest.fixture
-def gathered(monkeypatch):
+def gathered(monkeypatch: pytest.MonkeyPatch) -> dict[Any, int]:
     """Bytes gathered from each table in RAM, by its identity."""
     counts, rows = {}, Gather.rows
 
-    def counting(self, table, width, units, out=None):
+    def counting(self: Any, table: Any, width: int, units: Any, out: Any = None) -> torch.Tensor:
         found = rows(self, table, width, units, out)
         counts[id(table)] = counts.get(id(table), 0) + found.nbytes
         return found
@@ -56,7 +67,7 @@ def gathered(monkeypatch):
     return counts
 
 
-def allowed(store):
+def allowed(store: FastStore) -> tuple[int, int]:
     """Bytes of the candidates' keys, and of the selected rows, of the last call."""
     (block,) = store.report.blocks
     assert block.mode == "retrieve"
@@ -64,7 +75,7 @@ def allowed(store):
     return keys, int((block.selected_positions >= 0).sum()) * WIDTH * ITEM
 
 
-def steps(store, data, prompt):
+def steps(store: FastStore, data: Sequence[torch.Tensor], prompt: int) -> Iterator[None]:
     """Fill a store, then yield after each append of a decode step, and after its attend."""
     store.append(*(part[:, :, :prompt] for part in data[:2]))
     store.attend(data[2][:, :, :prompt], scale=SCALE)
@@ -76,11 +87,11 @@ def steps(store, data, prompt):
 
 @given(seed=st.integers(0, 999), prompt=st.integers(80, 300))
 @QUICK
-def ram_steps(gathered, seed, prompt):
+def ram_steps(gathered: dict[Any, int], seed: int, prompt: int) -> None:
     pool = FastPool(CONFIG, tuning=TUNING, ops="torch")  # the compiled ones read rows where they lie
     store = pool.layer_store()
     for _ in steps(store, draw(seed, prompt + 6), prompt):
-        arena = store.state.cold.arena
+        arena = state_of(store).cold.arena
         if gathered.get("open"):
             keys, values = allowed(store)
             assert gathered.get(id(arena._key), 0) <= keys
@@ -90,13 +101,13 @@ def ram_steps(gathered, seed, prompt):
     gathered.clear()
 
 
-def test_a_step_gathers_candidates_and_selected_rows(gathered):
+def test_a_step_gathers_candidates_and_selected_rows(gathered: dict[Any, int]) -> None:
     ram_steps(gathered)
 
 
 @given(seed=st.integers(0, 999), prompt=st.integers(80, 300), ram=st.integers(2_000, 30_000))
 @QUICK
-def disk_steps(folder, seed, prompt, ram):
+def disk_steps(folder: Path, seed: int, prompt: int, ram: int) -> None:
     data = draw(seed, prompt + 6)
     io = CountingIO()
     base = (prompt + 6) // CONFIG.page_tokens * 400  # of samples, the index and tables, which never leave RAM
@@ -110,13 +121,14 @@ def disk_steps(folder, seed, prompt, ram):
             assert all(count % (WIDTH * ITEM) == 0 for count in io.reads)
         first = False
         io.reads.clear()
-        arena = store.state.cold.arena
+        arena = state_of(store).cold.arena
+        assert isinstance(arena, TieredArena)
         held = arena.resident * arena.page_bytes + index_bytes(store)
         assert held <= pool.memory().ram <= base + ram
     pool.close()
 
 
-def test_a_step_reads_no_more_from_disk(tmp_path):
+def test_a_step_reads_no_more_from_disk(tmp_path: Path) -> None:
     disk_steps(os.fspath(tmp_path))
 
 
@@ -155,7 +167,7 @@ def test_a_prefill_by_retrieval_reads_no_more_as_the_context_grows(tmp_path):
 
 @given(prompt=st.integers(60, 200), forks=st.integers(0, 2), cut=st.integers(0, 60))
 @QUICK
-def live_tensors(prompt, forks, cut):
+def live_tensors(prompt: int, forks: int, cut: int) -> None:
     """Tensors on the device that the states of a pool refer to take no more than `memory()` says."""
     pool = FastPool(CONFIG, tuning=TUNING)
     stores = [pool.layer_store()]
@@ -165,20 +177,22 @@ def live_tensors(prompt, forks, cut):
     stores[-1].crop(prompt - cut)
     gc.collect()
     seen = {}
-    for state in (store.state for store in stores):
+    pages = {page for store in stores for row in state_of(store).rows for page in row.pages}
+    for state in map(state_of, stores):
         cold, parts = state.cold, [*state.recent._sinks, *state.recent._hot]
         for tensor in parts:
             seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        pages = {page for store in stores for row in store.state.rows for page in row.pages}
         tables = [table for table in (*vars(cold.arena).values(), *vars(cold.index).values()) if type(table) is Table]
         assert tables
         assert cold.arena.page_bytes * len(pages) <= pool.memory().ram
-        on_device = sum(table.record_bytes for table in tables if table in cold.index._tables[:-1])
+    index = state_of(stores[0]).cold.index
+    assert index is not None
+    on_device = sum(table.record_bytes for table in index._tables[:-1] if type(table) is Table)
     assert sum(seen.values()) + len(pages) * on_device <= pool.memory().device
     for store in stores:
         store.reset()
     assert pool.memory() == (0, 0, 0)
 
 
-def test_what_lives_is_what_memory_says():
+def test_what_lives_is_what_memory_says() -> None:
     live_tensors()

@@ -1,27 +1,38 @@
 """Stores work under any default device of torch: what they make is made where the keys are, or in RAM."""
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from fast_helpers import SCALE, draw
 from kiv_fast import FastPool
-from kiv_reference import ReferencePool
+from kiv_reference import KIVConfig, LayerStore, ReferencePool, StorePool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from kiv_reference.report import TierBytes, TierTokens
 
 
 @pytest.fixture
-def elsewhere():
+def elsewhere() -> Iterator[Callable[[], None]]:
     yield lambda: torch.set_default_device("meta")
     torch.set_default_device(None)  # not to what it was: to name it would be a mode for the rest of the process
 
 
-def work(pool, rows, masks):
+def work(
+    pool: StorePool, rows: Any, masks: Any
+) -> tuple[list[Any], tuple[TierBytes, TierBytes, TierTokens, TierTokens]]:
     """All that a store does; every output, and what is held at the end."""
     store = pool.layer_store()
     data = draw(3, 120, batch=2)
     outputs = []
 
-    def call(store, start, stop, mask=None, **kwargs):
+    def call(store: LayerStore, start: int, stop: int, mask: torch.Tensor | None = None, **kwargs: Any) -> None:
         key, value, query = (part[: store_batch(store), :, start:stop] for part in data)
         store.append(key, value, mask)
         outputs.append(store.attend(query, scale=SCALE, **kwargs))
@@ -51,7 +62,7 @@ def work(pool, rows, masks):
     return outputs, counts
 
 
-def store_batch(store):
+def store_batch(store: LayerStore) -> int:
     memory = getattr(store, "_state", None) or getattr(store, "contents", None)
     if memory is None:
         return 2
@@ -69,7 +80,9 @@ def store_batch(store):
         {"group": "max", "tail": "none"},
     ],
 )
-def test_a_store_does_the_same(tiers, change, config, tmp_path, elsewhere):
+def test_a_store_does_the_same(
+    tiers: str, change: Any, config: KIVConfig, tmp_path: Path, elsewhere: Callable[[], None]
+) -> None:
     config = replace(config, **change)
     if tiers == "disk":
         config = replace(config, ram_bytes=30_000, spill_dir=tmp_path)

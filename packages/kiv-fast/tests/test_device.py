@@ -1,6 +1,9 @@
 """The code path of a device that is not the CPU, on a simulated one: the same answers, and few waits of the host."""
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -8,9 +11,16 @@ from fast_helpers import SCALE, assert_close, draw
 from kiv_fast import FastPool, Tuning, shared
 from kiv_fast.device.gather import Gather, works
 from kiv_fast.device.transfer import Transfer
-from kiv_fast.memory.pinning import SlabPinning
+from kiv_fast.memory.pinning import CudaRuntime, SlabPinning
 from kiv_reference.errors import KIVNonFiniteError
 from simulated_device import DEVICE, OnDevice, SimulatedDevice, SimulatedStreams
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from kiv_fast.store import FastStore
+    from kiv_reference import KIVConfig
 
 CHUNKS = [286, *[1] * 5]
 
@@ -24,27 +34,27 @@ EVICTION = ["put", "put", "fetch", "_code"]
 """Keys, values, and the errors of pages that leave the hot window; are their mean values finite?"""
 
 
-class Runtime:
+class Runtime(CudaRuntime):
     """Registers everything."""
 
-    def register(self, address, nbytes):
+    def register(self, address: int, nbytes: int) -> None:
         pass
 
-    def unregister(self, address):
+    def unregister(self, address: int) -> None:
         pass
 
 
 @pytest.fixture(params=[True, False], ids=["mapped", "staged"])
-def mapped(request):
+def mapped(request: pytest.FixtureRequest) -> bool:
     return request.param
 
 
 @pytest.fixture
-def streams(monkeypatch, mapped):
+def streams(monkeypatch: pytest.MonkeyPatch, mapped: bool) -> list[SimulatedStreams]:
     """Of all stores on the simulated device, which reads host memory by itself if it is `mapped`."""
     made = []
 
-    def gather_for(device, direct):
+    def gather_for(device: torch.device, direct: bool) -> Gather:
         if device != DEVICE:
             return Gather(Transfer())
         made.append(SimulatedStreams(device))
@@ -59,7 +69,14 @@ def streams(monkeypatch, mapped):
 SMALL = Tuning(chunk_bytes=4096)
 
 
-def feed(store, data, device, modifiers, valid=None, chunks=CHUNKS):
+def feed(
+    store: FastStore,
+    data: Sequence[torch.Tensor],
+    device: torch.device | str,
+    modifiers: Any,
+    valid: torch.Tensor | None = None,
+    chunks: Sequence[int] = CHUNKS,
+) -> tuple[torch.Tensor, list[Any]]:
     """Append and attend chunk by chunk; outputs, candidates and selections, on the CPU."""
     outputs, chosen, start = [], [], 0
     for n in chunks:
@@ -90,7 +107,9 @@ CASES = {
     ("case", "padded", "mapped"),
     [*[(case, padded, True) for case in CASES for padded in (False, True)], ("plain", False, False)],
 )
-def test_a_device_answers_as_the_cpu_does(config, case, padded, dtype, streams, tmp_path):
+def test_a_device_answers_as_the_cpu_does(
+    config: KIVConfig, case: str, padded: bool, dtype: torch.dtype, streams: list[SimulatedStreams], tmp_path: Path
+) -> None:
     fields, modifiers = CASES[case]
     config = replace(config, spill_dir=tmp_path, **fields)
     if config.ram_bytes is not None:
@@ -116,7 +135,7 @@ def test_a_device_answers_as_the_cpu_does(config, case, padded, dtype, streams, 
         each.land(10**9)
 
 
-def waits_of_steps(config, tuning=None):
+def waits_of_steps(config: KIVConfig, tuning: Tuning | None = None) -> list[list[str]]:
     """For each decode step, the functions that waited for the device."""
     steps, start, chunks = [], 0, [286, *[1] * 9]
     data = draw(1, sum(chunks))
@@ -132,46 +151,50 @@ def waits_of_steps(config, tuning=None):
     return steps[1:]
 
 
-def count_steps(steps, step):
+def count_steps(steps: list[list[str]], step: list[str]) -> None:
     """Every step waits as `step`; those after which a page leaves, for that as well."""
     evicting = [waits for waits in steps if waits == step + EVICTION]
     assert len(evicting) in (len(steps) // 4, len(steps) // 4 + 1)
     assert [waits for waits in steps if waits not in evicting] == [step] * (len(steps) - len(evicting))
 
 
-def test_the_waits_of_a_decode_step(config, streams, mapped):
+def test_the_waits_of_a_decode_step(config: KIVConfig, streams: list[SimulatedStreams], mapped: bool) -> None:
     """Whether or not candidates are doubled; where the host gathers, it waits for more of them too."""
     coded = replace(config, index_channels=config.index_channels if mapped else 10**6)
     count_steps(waits_of_steps(coded), STEP if mapped else STAGED_STEP)
 
 
 @pytest.mark.parametrize("mapped", [False])
-def test_the_host_gathers_once_more_where_candidates_are_doubled(config, streams, mapped):
+def test_the_host_gathers_once_more_where_candidates_are_doubled(
+    config: KIVConfig, streams: list[SimulatedStreams], mapped: bool
+) -> None:
     steps = [step for step in waits_of_steps(config) if step[-1] == "fetch"]
     assert {len(step) for step in steps} == {len(STAGED_STEP), len(STAGED_STEP) + 1}
 
 
 @pytest.mark.parametrize("mapped", [True])
-def test_pages_under_a_ram_budget_are_read_by_the_host(config, streams, tmp_path):
+def test_pages_under_a_ram_budget_are_read_by_the_host(
+    config: KIVConfig, streams: list[SimulatedStreams], tmp_path: Path
+) -> None:
     steps = waits_of_steps(replace(config, ram_bytes=60_000, spill_dir=tmp_path))
     assert STAGED_STEP in steps
 
 
-def step(store, data, at, device):
+def step(store: FastStore, data: Sequence[torch.Tensor], at: int, device: torch.device | str) -> torch.Tensor:
     """Append and attend the token at position `at`."""
     key, value, query = (part[:, :, at : at + 1].to(device) for part in data)
     store.append(key, value)
     return store.attend(query, scale=SCALE).to("cpu")
 
 
-def spoil(data, part, at, number):
+def spoil(data: Sequence[torch.Tensor], part: Any, at: Any, number: float) -> list[torch.Tensor]:
     """The same with one number of a key, value or query (0, 1, 2) replaced."""
     spoilt = [tensor.clone() for tensor in data]
     spoilt[part][0, 0, at, 3] = number
     return spoilt
 
 
-def test_an_infinite_value_is_seen_by_whom_it_concerns(config, streams):
+def test_an_infinite_value_is_seen_by_whom_it_concerns(config: KIVConfig, streams: list[SimulatedStreams]) -> None:
     data = spoil(draw(4, 300, dtype=torch.float64), 1, 293, torch.inf)
     chunks = [286, *[1] * 14]
     expected, _ = feed(FastPool(config).layer_store(), data, "cpu", {}, chunks=chunks)
@@ -182,7 +205,7 @@ def test_an_infinite_value_is_seen_by_whom_it_concerns(config, streams):
 
 
 @pytest.mark.parametrize("part", [0, 2], ids=["key", "query"])
-def test_a_token_that_is_refused_leaves_no_trace(config, streams, part):
+def test_a_token_that_is_refused_leaves_no_trace(config: KIVConfig, streams: list[SimulatedStreams], part: int) -> None:
     data = draw(3, 200, dtype=torch.float64)
     bad = spoil(data, part, 190, torch.nan)
     whole = FastPool(config).layer_store()
@@ -200,7 +223,7 @@ def test_a_token_that_is_refused_leaves_no_trace(config, streams, part):
         assert_close(output, step(whole, data, 190, "cpu"))
 
 
-def test_a_trial_tells_whether_the_device_reads_host_memory():
+def test_a_trial_tells_whether_the_device_reads_host_memory() -> None:
     runtime = SlabPinning(Runtime(), 1 << 40)
     with SimulatedDevice():
         transfer = Transfer(SimulatedStreams(DEVICE))
@@ -208,7 +231,7 @@ def test_a_trial_tells_whether_the_device_reads_host_memory():
         assert not works(Gather(transfer, lambda tensor: OnDevice(tensor[:8].clone())), DEVICE, runtime)
 
 
-def test_a_wait_that_is_not_listed_shows():
+def test_a_wait_that_is_not_listed_shows() -> None:
     with SimulatedDevice() as device:
         assert int(torch.ones(3, device=DEVICE).sum()) == 3
         torch.ones(3, device=DEVICE).nonzero()
@@ -222,11 +245,13 @@ def test_a_wait_that_is_not_listed_shows():
         torch.ones(3, device=DEVICE).copy_(torch.ones(3))
         assert len(device.waits) == 6
         with pytest.raises(AssertionError, match="mixes devices"):
-            torch.ones(3, device=DEVICE) + torch.ones(3)
+            torch.add(torch.ones(3, device=DEVICE), torch.ones(3))
 
 
 @pytest.mark.parametrize("mapped", [False])
-def test_a_slot_that_is_used_again_too_early_shows(config, streams, monkeypatch):
+def test_a_slot_that_is_used_again_too_early_shows(
+    config: KIVConfig, streams: list[SimulatedStreams], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = replace(config, candidate_tokens=120, retrieve_tokens=100)
     waits_of_steps(config)
     monkeypatch.setattr(SimulatedStreams, "record", lambda self: lambda: None)

@@ -1,18 +1,23 @@
+from __future__ import annotations
+
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from fast_helpers import SCALE, assert_close, draw, feed, index_bytes
+from fast_helpers import SCALE, assert_close, draw, feed, index_bytes, state_of
 from kiv_fast import FastPool, Tuning
 from kiv_fast.attention import exact
-from kiv_reference import ReferencePool
+from kiv_reference import KIVConfig, ReferencePool
 
 
 @pytest.mark.parametrize("chunks", [[300], [100, 100, 100], [37, 263], [299, 1]])
 @pytest.mark.parametrize("value_width", [16, 8, 24])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_exact_calls_are_full_attention(config, chunks, value_width, dtype):
+def test_exact_calls_are_full_attention(
+    config: KIVConfig, chunks: list[int], value_width: int, dtype: torch.dtype
+) -> None:
     config = replace(config, retrieve_tokens=None)
     data = draw(0, 300, batch=2, value_width=value_width, dtype=dtype)
     key, value, query = data
@@ -22,7 +27,7 @@ def test_exact_calls_are_full_attention(config, chunks, value_width, dtype):
     assert_close(feed(FastPool(config, tuning=Tuning(tile_tokens=64)).layer_store(), data, chunks), full)
 
 
-def test_a_second_attend_gives_the_same_bits(config):
+def test_a_second_attend_gives_the_same_bits(config: KIVConfig) -> None:
     store = FastPool(replace(config, prefill="retrieve", query_block_tokens=8)).layer_store()
     key, value, query = draw(1, 300)
     store.append(key, value)
@@ -30,19 +35,19 @@ def test_a_second_attend_gives_the_same_bits(config):
     assert torch.equal(store.attend(query, scale=SCALE), first)
 
 
-def test_device_memory_grows_with_the_context_by_the_index_alone(config):
+def test_device_memory_grows_with_the_context_by_the_index_alone(config: KIVConfig) -> None:
     pool = FastPool(config)
     store = pool.layer_store()
     grown = []
     for chunk in range(8):
         feed(store, draw(chunk, 120), [120])
         cold = pool.config.cold_pages(store.length)
-        grown.append(pool.memory().device - store.state.cold.index_bytes - pool.scratch.nbytes)
-        assert pool.memory().ram == cold * store.state.cold.arena.page_bytes + index_bytes(store)
+        grown.append(pool.memory().device - state_of(store).cold.index_bytes - pool.scratch.nbytes)
+        assert pool.memory().ram == cold * state_of(store).cold.arena.page_bytes + index_bytes(store)
     assert len(set(grown)) == 1
 
 
-def test_infinite_values_show_only_where_they_are_attended(config):
+def test_infinite_values_show_only_where_they_are_attended(config: KIVConfig) -> None:
     key, value, query = draw(2, 60)
     value[:, :, 40] = torch.inf
     store = FastPool(config).layer_store()
@@ -55,7 +60,9 @@ def test_infinite_values_show_only_where_they_are_attended(config):
 @pytest.mark.parametrize("chunks", [[40], [20, 20], [1] * 40])
 @pytest.mark.parametrize("logit", [1e3, 1e6, 1e8, 1e17, 1e36])
 @pytest.mark.parametrize("sinks", [False, True])
-def test_equal_huge_logits_still_average_over_tiles(config, chunks, logit, sinks):
+def test_equal_huge_logits_still_average_over_tiles(
+    config: KIVConfig, chunks: list[int], logit: float, sinks: bool
+) -> None:
     # Logits without rounding, so that only the merge of tiles can lose the number of tokens in each.
     config = replace(config, retrieve_tokens=None)
     size = 2.0 ** round(math.log2(logit))
@@ -74,8 +81,8 @@ def test_equal_huge_logits_still_average_over_tiles(config, chunks, logit, sinks
     torch.testing.assert_close(fast, reference, rtol=0, atol=2 * exact.LOST)
 
 
-def test_ordinary_logits_stay_with_fused_attention(config, monkeypatch):
-    def plain(*arguments):
+def test_ordinary_logits_stay_with_fused_attention(config: KIVConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain(*arguments: Any) -> None:
         raise AssertionError("logits were written out")
 
     monkeypatch.setattr(exact, "_plain", plain)

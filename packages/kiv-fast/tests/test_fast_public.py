@@ -8,11 +8,11 @@ from kiv_reference import KIVConfig, LayerStore, StorePool
 ALLOWED = {f"kiv_reference.{name}" for name in ("contract", "config", "report", "errors", "checks")}
 
 
-def test_public_names_are_pinned():
+def test_public_names_are_pinned() -> None:
     assert kiv_fast.__all__ == ["Counters", "FastPool", "Tuning"]
 
 
-def test_nothing_of_the_reference_is_used_but_its_types():
+def test_nothing_of_the_reference_is_used_but_its_types() -> None:
     files = list(pathlib.Path(kiv_fast.__file__).parent.rglob("*.py"))
     assert len(files) > 10
     for file in files:
@@ -23,14 +23,14 @@ def test_nothing_of_the_reference_is_used_but_its_types():
             assert used <= ALLOWED, (file.name, used)
 
 
-def test_the_block_table_has_no_tensor():
+def test_the_block_table_has_no_tensor() -> None:
     source = (pathlib.Path(kiv_fast.__file__).parent / "pages" / "block_table.py").read_text()
     modules = [n.module for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom)]
     imports = [a.name for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Import) for a in n.names]
     assert not any("torch" in (name or "") for name in modules + imports)
 
 
-def test_the_classes_obey_the_contract():
+def test_the_classes_obey_the_contract() -> None:
     pool: StorePool = FastPool(KIVConfig())
     store: LayerStore = pool.layer_store()
     for kind, thing in ((StorePool, pool), (LayerStore, store)):

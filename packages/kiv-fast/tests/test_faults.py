@@ -1,24 +1,30 @@
 """Faults of the disk, injected at every call: a typed error, nothing lost, and the next call works."""
 
+from __future__ import annotations
+
 import errno
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from fast_helpers import draw, feed
-from faulty_disk import CHUNKS, METHODS, Faulty, steady
+from faulty_disk import CHUNKS, METHODS, Faulty, Method, steady
 from kiv_fast import FastPool
 from kiv_fast.tiers.file_io import FileIO
 from kiv_reference.errors import KIVBudgetError, KIVStorageError
 
+if TYPE_CHECKING:
+    from kiv_reference import KIVConfig
 
-def test_short_counts_are_not_errors(small, config):
+
+def test_short_counts_are_not_errors(small: KIVConfig, config: KIVConfig) -> None:
     data = draw(5, sum(CHUNKS))
     expected = feed(FastPool(config).layer_store(), data, CHUNKS)
     assert torch.equal(feed(FastPool(small, Faulty(short=True)).layer_store(), data, CHUNKS), expected)
 
 
 @pytest.mark.parametrize("method", ["create", "allocate", "write", "read"])
-def test_every_call_may_fail_once(small, config, method):
+def test_every_call_may_fail_once(small: KIVConfig, config: KIVConfig, method: Method) -> None:
     data = draw(5, sum(CHUNKS))
     expected = feed(FastPool(config).layer_store(), data, CHUNKS)
     counting = Faulty()
@@ -42,7 +48,9 @@ def test_every_call_may_fail_once(small, config, method):
 
 @pytest.mark.parametrize("error", ["EIO", "EMFILE", "ENFILE", "ENOMEM", "EACCES", "EROFS", "ENOSPC", "EDQUOT", "EFBIG"])
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "close"])
-def test_every_error_of_every_call_is_named_and_passes(small, config, method, error):
+def test_every_error_of_every_call_is_named_and_passes(
+    small: KIVConfig, config: KIVConfig, method: Method, error: str
+) -> None:
     data, number = draw(5, sum(CHUNKS)), getattr(errno, error)
     expected = feed(FastPool(config).layer_store(), data, CHUNKS)
     io = Faulty(method, 1, number)
@@ -52,6 +60,7 @@ def test_every_error_of_every_call_is_named_and_passes(small, config, method, er
     full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and method not in ("read", "will_need")
     assert type(raised) is (KIVBudgetError if full else KIVStorageError)
     assert f"of a scratch file in {small.spill_dir}" in str(raised)
+    assert isinstance(raised.__cause__, OSError)
     assert raised.__cause__.errno == number
     assert torch.equal(output, expected)
     pool.close()
@@ -59,7 +68,7 @@ def test_every_error_of_every_call_is_named_and_passes(small, config, method, er
     assert pool.memory() == (0, 0, 0)
 
 
-def test_a_file_that_does_not_close_well_is_gone_all_the_same(small, config):
+def test_a_file_that_does_not_close_well_is_gone_all_the_same(small: KIVConfig, config: KIVConfig) -> None:
     io = Faulty("close", 1)
     pool = FastPool(small, io)
     store = pool.layer_store()
@@ -73,16 +82,16 @@ def test_a_file_that_does_not_close_well_is_gone_all_the_same(small, config):
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 @pytest.mark.parametrize("method", ["allocate", "write"])
-def test_a_full_disk_is_a_budget_error(small, error, method):
+def test_a_full_disk_is_a_budget_error(small: KIVConfig, error: int, method: Method) -> None:
     pool = FastPool(small, Faulty(method, 2, error))
     _, errors = steady(pool.layer_store(), draw(5, sum(CHUNKS)))
     assert [type(e) for e in errors] == [KIVBudgetError] or method == "allocate"
     assert all("Free disk space" in str(e) for e in errors)
 
 
-def test_a_full_disk_refuses_before_anything_changes(small):
+def test_a_full_disk_refuses_before_anything_changes(small: KIVConfig) -> None:
     class Full(FileIO):
-        def allocate(self, handle, nbytes):
+        def allocate(self, handle: int, nbytes: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     pool = FastPool(small, Full())

@@ -1,27 +1,36 @@
 """What happens around the disk tier: the process killed, signals, files cut short, folders deleted, memory refused."""
 
+from __future__ import annotations
+
 import multiprocessing
 import os
 import signal
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from fast_helpers import draw, feed
-from faulty_disk import CHUNKS, METHODS, Faulty, steady, unnamed_files
+from faulty_disk import CHUNKS, METHODS, Faulty, Method, steady, unnamed_files
 from kiv_fast import FastPool
 from kiv_fast.tiers.file_io import FileIO
 from kiv_reference.errors import KIVStorageError, KIVUsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from kiv_reference import KIVConfig
 
 
 class Killing(Faulty):
     """The process ends at the n-th call, as kill -9 ends it."""
 
-    def fault(self):
+    def fault(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill(config, data, method, at, unnamed):
+def kill(config: KIVConfig, data: Sequence[torch.Tensor], method: Method, at: int, unnamed: bool) -> None:
     """Feed a store until its process ends at the n-th call of `method`."""
     with unnamed_files(unnamed):
         pool = FastPool(config, Killing(method, at))
@@ -30,7 +39,7 @@ def kill(config, data, method, at, unnamed):
 
 
 @pytest.fixture(scope="module")
-def server():
+def server() -> Any:
     """Forks processes from one without threads: in a fork of this one, torch would wait for its threads for ever."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kiv_fast"])
@@ -39,7 +48,7 @@ def server():
 
 @pytest.mark.parametrize("unnamed", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-def test_kill_9_leaves_no_file(small, method, unnamed, tmp_path, server):
+def test_kill_9_leaves_no_file(small: KIVConfig, method: Method, unnamed: bool, tmp_path: Path, server: Any) -> None:
     data = draw(5, sum(CHUNKS))
     counting = Faulty()
     with unnamed_files(unnamed):
@@ -54,7 +63,7 @@ def test_kill_9_leaves_no_file(small, method, unnamed, tmp_path, server):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_with_many_tables_can_fork(config):
+def test_a_process_with_many_tables_can_fork(config: KIVConfig) -> None:
     stores = [FastPool(config).layer_store() for _ in range(8)]
     for store in stores:
         feed(store, draw(5, 60), [60])
@@ -64,7 +73,7 @@ def test_a_process_with_many_tables_can_fork(config):
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_signals_interrupt_nothing(small, config):
+def test_signals_interrupt_nothing(small: KIVConfig, config: KIVConfig) -> None:
     data = draw(5, sum(CHUNKS))
     expected = feed(FastPool(config).layer_store(), data, CHUNKS)
     seen = []
@@ -79,7 +88,7 @@ def test_signals_interrupt_nothing(small, config):
     assert torch.equal(output, expected)
 
 
-def test_a_file_cut_short_is_an_error_and_no_zeros(small):
+def test_a_file_cut_short_is_an_error_and_no_zeros(small: KIVConfig) -> None:
     io = Faulty()
     pool = FastPool(small, io)
     store, data = pool.layer_store(), draw(5, sum(CHUNKS))
@@ -96,7 +105,7 @@ def test_a_file_cut_short_is_an_error_and_no_zeros(small):
     assert steady(store, data)[1] == []
 
 
-def test_a_folder_that_is_deleted_keeps_what_it_holds(small, config, tmp_path):
+def test_a_folder_that_is_deleted_keeps_what_it_holds(small: KIVConfig, config: KIVConfig, tmp_path: Path) -> None:
     place = tmp_path / "spill"
     place.mkdir()
     data = draw(5, sum(CHUNKS))
@@ -113,7 +122,7 @@ def test_a_folder_that_is_deleted_keeps_what_it_holds(small, config, tmp_path):
     assert late.memory() == (0, 0, 0)
 
 
-def test_nobody_else_can_open_a_file(tmp_path, monkeypatch):
+def test_nobody_else_can_open_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for flag in (os.O_TMPFILE, 0):
         monkeypatch.setattr(os, "O_TMPFILE", flag)
         handle = FileIO().create(str(tmp_path))
@@ -124,8 +133,8 @@ def test_nobody_else_can_open_a_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_cannot_lose_its_name_is_closed(tmp_path, monkeypatch):
-    def unlink(path):
+def test_a_file_that_cannot_lose_its_name_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unlink(path: Path) -> None:
         raise PermissionError("sticky")
 
     monkeypatch.setattr(os, "O_TMPFILE", 0)

@@ -160,7 +160,7 @@ assert torch.equal(torch.cat([before, after], dim=2), whole(first))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.parametrize("case", CASES)
-def test_processes_do_not_share_what_they_write(case, tmp_path):
+def test_processes_do_not_share_what_they_write(case: str, tmp_path: Path) -> None:
     paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, "-c", HEAD + CASES[case], str(tmp_path)],

@@ -87,16 +87,15 @@ CASES = {
     ("case", "disk"),
     [(case, disk) for case in CASES for disk in (False, True)],
 )
-def test_the_system_holds_what_is_booked(case, disk, tmp_path):
-    *shape, tokens = CASES[case]
+def test_the_system_holds_what_is_booked(case: str, disk: bool, tmp_path: Path) -> None:
+    dtype, heads, width, page, tokens = CASES[case]
     ram = None
     if disk:
-        _, heads, width, page = shape
-        size = 2 if shape[0] == "bfloat16" else 4
+        size = 2 if dtype == "bfloat16" else 4
         pages = 12 * tokens // page
         # All summaries and the notes about pages, and a third of the pages.
         ram = pages * (heads * width * (12 + 2 * size * page // 3) + 512 + 100 * heads)
-    arguments = json.dumps([str(tmp_path), *shape, tokens, ram])
+    arguments = json.dumps([str(tmp_path), *CASES[case], ram])
     done = subprocess.run([sys.executable, "-c", PROGRAM, arguments], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
     looks = [json.loads(line) for line in done.stdout.splitlines()]

@@ -1,18 +1,26 @@
 """Whatever a caller hands over is answered by an error of KIV, and what the store holds stays as it was."""
 
+from __future__ import annotations
+
 import copy
 import io
 import pickle
 from dataclasses import fields, replace
 from fractions import Fraction
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from fast_helpers import SCALE, draw
 from kiv_fast import FastPool
-from kiv_reference import KIVConfig, ReferencePool
+from kiv_reference import KIVConfig, LayerStore, ReferencePool, StorePool
 from kiv_reference.errors import KIVConfigError, KIVError, KIVUsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
 
 LENGTH = 40
 KEY, VALUE, QUERY = draw(1, LENGTH + 1, batch=2)
@@ -20,7 +28,7 @@ NEW = tuple(part[:, :, -1:] for part in (KEY, VALUE, QUERY))
 ROWS = torch.tensor([1, 0])
 
 
-def wrong_tensors(right):
+def wrong_tensors(right: torch.Tensor) -> dict[str, Any | str | float | object | torch.Tensor | None]:
     """What is no tensor, or not one of these numbers."""
     return {
         "none": None,
@@ -126,7 +134,7 @@ WRONG_ROWS = {
 }
 
 
-def table():
+def table() -> Iterator[tuple[str, Callable[..., Any]]]:
     """Name and call of every case."""
     key, value, query = NEW
     parts = {"key": key, "value": value, "query": query}
@@ -160,10 +168,10 @@ def table():
 
 
 TABLE = dict(table())
-POOLS = {"reference": ReferencePool, "fast": FastPool}
+POOLS: dict[str, Callable[[KIVConfig], StorePool]] = {"reference": ReferencePool, "fast": FastPool}
 
 
-def filled(pool):
+def filled(pool: StorePool) -> LayerStore:
     """A store in the middle of its work: the last token is appended, and not attended."""
     store = pool.layer_store()
     store.append(KEY[:, :, : LENGTH - 1], VALUE[:, :, : LENGTH - 1])
@@ -171,13 +179,15 @@ def filled(pool):
     return store
 
 
-def test_the_table_is_long():
+def test_the_table_is_long() -> None:
     assert len(TABLE) >= 150
 
 
 @pytest.mark.parametrize("implementation", POOLS)
 @pytest.mark.parametrize("tiers", ["RAM", "disk"])
-def test_every_hostile_call_is_refused_by_name(implementation, tiers, config, tmp_path):
+def test_every_hostile_call_is_refused_by_name(
+    implementation: str, tiers: str, config: KIVConfig, tmp_path: Path
+) -> None:
     if tiers == "disk":
         config = replace(config, ram_bytes=30_000, spill_dir=tmp_path)
     pool, twin = POOLS[implementation](config), POOLS[implementation](config)
@@ -193,8 +203,8 @@ def test_every_hostile_call_is_refused_by_name(implementation, tiers, config, tm
 
 
 @pytest.mark.parametrize("implementation", POOLS)
-def test_an_empty_store_refuses_them_too(implementation, config):
-    store = POOLS[implementation](config).layer_store()
+def test_an_empty_store_refuses_them_too(implementation: str, config: KIVConfig) -> None:
+    store: Any = POOLS[implementation](config).layer_store()
     with pytest.raises(KIVError):
         store.attend("a", scale=SCALE)
     for wrong in (None, [0], "a", np.zeros(1)):
@@ -203,8 +213,8 @@ def test_an_empty_store_refuses_them_too(implementation, config):
 
 
 @pytest.mark.parametrize("implementation", POOLS)
-def test_integers_of_other_kinds_are_integers(implementation, config):
-    store = filled(POOLS[implementation](config))
+def test_integers_of_other_kinds_are_integers(implementation: str, config: KIVConfig) -> None:
+    store: Any = filled(POOLS[implementation](config))
     store.crop(np.int64(30))
     store.crop(torch.tensor(20))
     store.repeat_interleave(np.int32(2))
@@ -219,7 +229,9 @@ def test_integers_of_other_kinds_are_integers(implementation, config):
     [copy.copy, copy.deepcopy, pickle.dumps, lambda it: torch.save(it, io.BytesIO())],
     ids=["copy", "deepcopy", "pickle", "torch.save"],
 )
-def test_a_copy_is_refused_and_the_original_goes_on(implementation, what, copied, config):
+def test_a_copy_is_refused_and_the_original_goes_on(
+    implementation: str, what: str, copied: Callable[..., Any], config: KIVConfig
+) -> None:
     pool = POOLS[implementation](config)
     store, other = filled(pool), filled(POOLS[implementation](config))
     before = pool.memory()
@@ -235,14 +247,14 @@ INTEGER_FIELDS = [field.name for field in fields(KIVConfig) if field.type in ("i
 
 @pytest.mark.parametrize("name", INTEGER_FIELDS)
 @pytest.mark.parametrize("value", [2**63, 2**64, 10**30])
-def test_an_integer_beyond_what_a_tensor_holds_is_refused(name, value):
+def test_an_integer_beyond_what_a_tensor_holds_is_refused(name: str, value: int) -> None:
     with pytest.raises(KIVConfigError, match=name):
-        KIVConfig(**{name: value})
+        KIVConfig(**dict[str, Any]({name: value}))
 
 
 @pytest.mark.parametrize("implementation", POOLS)
 @pytest.mark.parametrize("name", sorted({*INTEGER_FIELDS} - {"sink_tokens", "page_tokens"}))  # which take room
-def test_the_largest_integers_work(implementation, name, config, tmp_path):
+def test_the_largest_integers_work(implementation: str, name: str, config: KIVConfig, tmp_path: Path) -> None:
     if name == "retrieve_tokens":
         config = replace(config, candidate_tokens=2**63 - 1)
     config = replace(config, spill_dir=tmp_path, **{name: 2**63 - 1})

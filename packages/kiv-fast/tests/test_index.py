@@ -1,10 +1,13 @@
 """The index of pages: codes bit for bit those of the reference, errors never rounded down, the queries sampled."""
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from fast_helpers import SCALE, draw, feed
+from fast_helpers import SCALE, draw, feed, state_of
 from faulty_disk import Faulty
 from kiv_fast import FastPool, Tuning
 from kiv_fast.device.transfer import Transfer
@@ -14,8 +17,14 @@ from kiv_fast.shape import Shape
 from kiv_reference.errors import KIVStorageError
 from kiv_reference.index import index_page
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def pages(seed, dtype):
+    from kiv_fast.store import FastStore
+    from kiv_reference import KIVConfig
+
+
+def pages(seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Five pages of 24 tokens, two heads and ten channels, odd ones among them; values, validity, weights."""
     generator = torch.Generator().manual_seed(seed)
     key = torch.randn(5, 2, 24, 10, generator=generator, dtype=dtype) * 10 ** torch.randint(
@@ -31,7 +40,7 @@ def pages(seed, dtype):
     return key, torch.randn(5, 2, 24, 3, generator=generator, dtype=dtype), valid, weights
 
 
-def unpacked(coded, tokens=24):
+def unpacked(coded: Any, tokens: int = 24) -> torch.Tensor:
     """Codes ``[n, H, P, 2 W]``, one channel after the other."""
     packed = coded.codes.transpose(3, 4).flatten(4, 5).flatten(2, 3)[:, :, :tokens]
     return torch.cat([packed & 15, packed >> 4], dim=3)
@@ -40,7 +49,7 @@ def unpacked(coded, tokens=24):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("channels", [1, 2, 5, 8, 10])
 @pytest.mark.parametrize("padded", [False, True])
-def test_codes_are_those_of_the_reference(channels, padded, dtype):
+def test_codes_are_those_of_the_reference(channels: int, padded: bool, dtype: torch.dtype) -> None:
     for seed in range(10):
         key, value, valid, weights = pages(seed, dtype)
         key[:, :, :, 9] *= 1e-30
@@ -59,7 +68,7 @@ def test_codes_are_those_of_the_reference(channels, padded, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_no_key_is_further_from_its_approximate_key_than_is_noted(dtype):
+def test_no_key_is_further_from_its_approximate_key_than_is_noted(dtype: torch.dtype) -> None:
     for seed in range(20):
         key, value, valid, weights = pages(seed, dtype)
         coded = code_pages(key, value, valid, weights, 5)
@@ -71,16 +80,17 @@ def test_no_key_is_further_from_its_approximate_key_than_is_noted(dtype):
         assert bool((coded.error.double() <= away + 2e-6 * (away + coded.base.abs())).all())
 
 
-def tables(store):
+def tables(store: FastStore) -> list[torch.Tensor]:
     """What is known of a store's pages, in the order of the row."""
-    cold = store.state.cold
-    index = cold.page_index(store.state.rows[0], store.state.pages, None)
+    cold = state_of(store).cold
+    index = cold.page_index(state_of(store).rows[0], state_of(store).pages, None)
+    assert cold.index is not None
     return [index.records(table).clone() for table in cold.index._tables]
 
 
 @pytest.mark.parametrize("prefill", ["exact", "retrieve"])
 @pytest.mark.parametrize("chunks", [[400], [1] * 400, [63, 1, 64, 65, 7, 200], [300, *[1] * 100]])
-def test_the_index_is_a_function_of_the_tokens(config, chunks, prefill):
+def test_the_index_is_a_function_of_the_tokens(config: KIVConfig, chunks: list[int], prefill: str) -> None:
     config = replace(config, prefill=prefill, query_block_tokens=8)
     data = draw(1, 400)
     expected = FastPool(config).layer_store()
@@ -93,7 +103,7 @@ def test_the_index_is_a_function_of_the_tokens(config, chunks, prefill):
         assert torch.equal(mine, right)
 
 
-def test_the_index_after_a_crop_is_that_of_the_tokens(config):
+def test_the_index_after_a_crop_is_that_of_the_tokens(config: KIVConfig) -> None:
     data, other = draw(1, 300), draw(2, 300)
     store = FastPool(config).layer_store()
     feed(store, data, [300])
@@ -108,7 +118,7 @@ def test_the_index_after_a_crop_is_that_of_the_tokens(config):
         assert torch.equal(mine, right)
 
 
-def samples(length, seen, batch=1):
+def samples(length: int, seen: Any, batch: int = 1) -> Samples:
     """Samples of a store of one channel whose query at position p is p + 1, attended in calls of 64 where `seen`."""
     found, shape = Samples(Shape(batch, 1, 1, 1, torch.float32, torch.device("cpu"))), []
     for first in range(0, length, 64):
@@ -119,19 +129,19 @@ def samples(length, seen, batch=1):
     return found
 
 
-def test_the_last_sixteen_multiples_count():
+def test_the_last_sixteen_multiples_count() -> None:
     found = samples(64 * 40, seen={0, 1, 5, 20, 38, 39})
     weights = found.weights(0, [63, 64, 127, 128, 320, 383, 384, 64 * 17, 64 * 18, 64 * 22, 64 * 23, 64 * 37, 64 * 40])
     assert weights.flatten().tolist() == [1, 64, 64, 128, 128, 128, 384, 384, 384, 1344, 1344, 1, 2560]
 
 
-def test_a_second_attend_samples_nothing():
+def test_a_second_attend_samples_nothing() -> None:
     found = samples(128, seen={0, 1})
     found.take(torch.full((1, 1, 2, 64, 1), 1000.0), 128, None, Transfer())
     assert found.weights(0, [128]).item() == 128
 
 
-def test_a_padded_position_is_not_sampled():
+def test_a_padded_position_is_not_sampled() -> None:
     found = Samples(Shape(2, 1, 1, 1, torch.float32, torch.device("cpu")))
     valid = torch.ones(2, 64, dtype=torch.bool)
     valid[1, 63] = False
@@ -140,7 +150,7 @@ def test_a_padded_position_is_not_sampled():
 
 
 @pytest.mark.parametrize(("stop", "share"), [(192, 0), (290, 0), (290, 0.3), (290, 0.7), (290, 1)])
-def test_an_attend_that_fails_samples_nothing(config, tmp_path, stop, share):
+def test_an_attend_that_fails_samples_nothing(config: KIVConfig, tmp_path: Path, stop: int, share: float) -> None:
     """Another, with other queries, is the first then: also for the pages that blocks before the failure made cold."""
     data, other = draw(1, 400), draw(2, 400)
     io = Faulty()
@@ -148,16 +158,17 @@ def test_an_attend_that_fails_samples_nothing(config, tmp_path, stop, share):
     config = replace(config, exact_suffix_tokens=0)
     outcomes, reads = [], 0
     for failing in (False, True):
-        store = FastPool(config, io).layer_store()
+        pool = FastPool(config, io)
+        store = pool.layer_store()
         feed(store, tuple(part[:, :, :191] for part in data), [*[32] * 5, 31])
         store.append(*(part[:, :, 191:stop] for part in data[:2]))
         if failing:
             assert store.tokens().cold_disk > 0
-            before, pages = store._pool.memory().device, store.state.pages
+            before, pages = pool.memory().device, state_of(store).pages
             io.method, io.at = "read", io.calls["read"] + max(1, int(share * reads))
             with pytest.raises(KIVStorageError):
                 store.attend(other[2][:, :, 191:stop], scale=SCALE)
-            assert (store.state.pages, store._pool.memory().device) == (pages, before)
+            assert (state_of(store).pages, pool.memory().device) == (pages, before)
         reads = io.calls["read"]
         outcomes.append(store.attend(data[2][:, :, 191:stop], scale=SCALE))
         reads = io.calls["read"] - reads
@@ -168,7 +179,7 @@ def test_an_attend_that_fails_samples_nothing(config, tmp_path, stop, share):
 
 
 @pytest.mark.parametrize("group", ["exp_sum", "max"])
-def test_estimates_that_are_computed_anew_are_the_same(config, group):
+def test_estimates_that_are_computed_anew_are_the_same(config: KIVConfig, group: str) -> None:
     data, chunks = draw(4, 300), [280, *[1] * 20]
     config = replace(config, group=group)
     outputs = []

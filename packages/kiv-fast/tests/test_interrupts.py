@@ -1,18 +1,29 @@
 """An exception at any line of a call: it came about or can be made again, or the store refuses by name until reset."""
 
+from __future__ import annotations
+
 import dataclasses
 import itertools
 import os
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import kiv_fast
 import pytest
 import torch
 from fast_helpers import SCALE, draw
-from faulty_disk import Faulty
+from faulty_disk import Faulty, Method
 from kiv_fast import FastPool, interrupts
 from kiv_reference.errors import KIVUsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import FrameType
+
+    from kiv_fast.store import FastStore
+    from kiv_reference import KIVConfig
 
 SOURCES = os.path.dirname(kiv_fast.__file__)
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
@@ -30,14 +41,18 @@ DATA = draw(3, 70, batch=2)
 VALID = torch.ones(2, 30, dtype=torch.bool)
 VALID[0, 4] = False
 
+Line = tuple[str, int]
+"""A file and a number."""
+
 
 class Lines:
-    """Counts the lines of kiv_fast as they run, and raises at one of them."""
+    """Count the lines of kiv_fast as they run, and raise at one of them."""
 
-    def __init__(self, place=None, error=None):
-        self.place, self.error, self.seen, self.hit = place, error, {}, False
+    def __init__(self, place: tuple[Line, int] | None = None, error: type[BaseException] = KeyboardInterrupt) -> None:
+        self.place, self.error, self.hit = place, error, False
+        self.seen: dict[Line, int] = {}
 
-    def _trace(self, frame, event, argument):
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
         # Python itself goes on after an exception in a finalizer: `__del__`, and what tables call to be unpinned.
         file = frame.f_code.co_filename
         if not file.startswith(SOURCES) or frame.f_code.co_name == "__del__" or file.endswith("pinning.py"):
@@ -50,23 +65,23 @@ class Lines:
                 raise self.error
         return self._trace
 
-    def __enter__(self):
+    def __enter__(self) -> Lines:
         sys.settrace(self._trace)
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         sys.settrace(None)
 
 
-def take(store, start, stop, valid=None):
+def take(store: FastStore, start: int, stop: int, valid: torch.Tensor | None = None) -> None:
     store.append(DATA[0][:, :, start:stop], DATA[1][:, :, start:stop], valid)
 
 
-def answer(store, start, stop):
+def answer(store: FastStore, start: int, stop: int) -> torch.Tensor:
     return store.attend(DATA[2][:, :, start:stop], scale=SCALE)
 
 
-CALLS = {
+CALLS: dict[str, Callable[[FastPool, FastStore], Any]] = {
     "first append": lambda pool, store: take(store, 0, 30, VALID),
     "append": lambda pool, store: take(store, 40, 49),
     "attend": lambda pool, store: answer(store, 30, 40),
@@ -84,7 +99,7 @@ CALLS = {
 }
 
 
-def prepared(config, name):
+def prepared(config: KIVConfig, name: str) -> tuple[FastPool, FastStore, FastStore]:
     """A pool with a store, amid a call, and an older fork of it."""
     pool = FastPool(config, Faulty())
     store = pool.layer_store()
@@ -97,7 +112,13 @@ def prepared(config, name):
     return pool, store, fork
 
 
-def plain(told):
+def disk_of(pool: FastPool) -> Faulty:
+    """Return the disk that `prepared` gave a pool."""
+    assert isinstance(pool._io, Faulty)
+    return pool._io
+
+
+def plain(told: Any) -> Any:
     """In numbers."""
     if dataclasses.is_dataclass(told):
         return [plain(getattr(told, field.name)) for field in dataclasses.fields(told)]
@@ -106,7 +127,7 @@ def plain(told):
     return told.tolist() if isinstance(told, torch.Tensor) else told
 
 
-def later(store):
+def later(store: FastStore) -> tuple[Any, ...]:
     """What the store answers next: whether its state is right."""
     length = store.length
     batch = 2 if store.state is None else store.state.shape.batch
@@ -115,7 +136,7 @@ def later(store):
     return length, store.attend(query, scale=SCALE).tolist(), plain(store.valid)
 
 
-def refused(do):
+def refused(do: Callable[[], Any]) -> tuple[Any, bool]:
     """What a call returns, and whether the store says that it must be reset."""
     try:
         return do(), False
@@ -128,7 +149,7 @@ def refused(do):
 class Calls:
     """One call, made without an interrupt: what it should come to."""
 
-    def __init__(self, config, name):
+    def __init__(self, config: KIVConfig, name: str) -> None:
         self.config, self.name, self.call = config, name, CALLS[name]
         self.call(*prepared(config, name)[:2])  # what a process does once for all
         pool, store, fork = prepared(config, name)
@@ -146,7 +167,7 @@ class Calls:
             self.call(pool, store)
             self.ends.append(later(store))
 
-    def interrupted(self, place, error):
+    def interrupted(self, place: tuple[Line, int], error: type[BaseException]) -> bool:
         """Raise at a place, make the call again, and look at everything. Returns whether it was refused then."""
         pool, store, fork = prepared(self.config, self.name)
         with suppress(error), Lines(place, error) as lines:
@@ -166,28 +187,28 @@ class Calls:
             store.reset()
             fork.reset()
             assert pool.memory() == (0, 0, 0)
-            assert not pool._io.open
+            assert not disk_of(pool).open
             take(store, 0, 30, VALID)
             answer(store, 0, 30)
         pool.close()
         assert pool.memory() == (0, 0, 0)
-        assert not pool._io.open
+        assert not disk_of(pool).open
         return broken
 
-    def try_some(self, share):
+    def try_some(self, share: int) -> int:
         """Raise at one in so many places, with each class of error in turn. Returns how often a store was broken."""
         tries = zip(self.places[::share], itertools.cycle(ERRORS), strict=False)
         return sum(self.interrupted(place, error) for place, error in tries)
 
 
 @pytest.fixture(params=[None, 16_000], ids=["RAM", "disk"])
-def small(request, config, tmp_path):
+def small(request: pytest.FixtureRequest, config: KIVConfig, tmp_path: Path) -> KIVConfig:
     tiers = {} if request.param is None else {"ram_bytes": request.param, "spill_dir": tmp_path}
     return dataclasses.replace(config, prefill="retrieve", query_block_tokens=8, **tiers)
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_an_exception_at_any_line(small, name):
+def test_an_exception_at_any_line(small: KIVConfig, name: str) -> None:
     calls = Calls(small, name)
     broken = calls.try_some(SHARE if small.ram_bytes is None else 2 * SHARE)
     if name in ("report", "valid", "memory", "tokens", "close"):
@@ -195,14 +216,14 @@ def test_an_exception_at_any_line(small, name):
 
 
 @pytest.mark.parametrize("name", ["append", "crop", "select", "reset"])
-def test_without_the_mark_it_goes_wrong(small, name, monkeypatch):
+def test_without_the_mark_it_goes_wrong(small: KIVConfig, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls(small, name)
     monkeypatch.setattr(interrupts.Change, "__enter__", lambda self: None)
     with pytest.raises((AssertionError, LookupError, RuntimeError, ValueError)):
         calls.try_some(SHARE // 2)
 
 
-def test_a_store_that_was_interrupted_refuses_all_but_reset_and_others_go_on(small):
+def test_a_store_that_was_interrupted_refuses_all_but_reset_and_others_go_on(small: KIVConfig) -> None:
     pool, store, fork = prepared(small, "append")
     other = pool.layer_store()
     take(other, 0, 30, VALID)
@@ -228,9 +249,11 @@ def test_a_store_that_was_interrupted_refuses_all_but_reset_and_others_go_on(sma
 
 @pytest.mark.parametrize("error", [TimeoutError, OSError])
 @pytest.mark.parametrize("method", ["create", "allocate", "write", "close"])
-def test_a_signal_handlers_oserror_is_not_one_of_the_disk(config, tmp_path, method, error):
+def test_a_signal_handlers_oserror_is_not_one_of_the_disk(
+    config: KIVConfig, tmp_path: Path, method: Method, error: type[OSError] | type[TimeoutError]
+) -> None:
     class Alarmed(Faulty):
-        def fault(self):
+        def fault(self) -> None:
             raise error("a signal's handler")
 
     config = dataclasses.replace(config, ram_bytes=16_000, spill_dir=tmp_path)
@@ -238,7 +261,7 @@ def test_a_signal_handlers_oserror_is_not_one_of_the_disk(config, tmp_path, meth
     pool = FastPool(config, io)
     store = pool.layer_store()
 
-    def use():
+    def use() -> None:
         take(store, 0, 60)
         answer(store, 0, 60)
         store.reset()
@@ -258,8 +281,10 @@ def test_a_signal_handlers_oserror_is_not_one_of_the_disk(config, tmp_path, meth
 @pytest.mark.parametrize(
     "system_call", ["kiv_fast.tiers.file_io.FileIO.create", "kiv_fast.memory.growable_table.mmap.mmap"]
 )
-def test_a_signal_handlers_oserror_in_other_system_calls(config, tmp_path, monkeypatch, system_call):
-    def alarmed(*arguments, **settings):
+def test_a_signal_handlers_oserror_in_other_system_calls(
+    config: KIVConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system_call: str
+) -> None:
+    def alarmed(*arguments: Any, **settings: Any) -> None:
         raise TimeoutError("a signal's handler")
 
     pool = FastPool(dataclasses.replace(config, ram_bytes=16_000, spill_dir=tmp_path))

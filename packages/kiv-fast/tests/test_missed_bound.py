@@ -10,7 +10,7 @@ LARGE = 2.0**53
 """From here on float64 has no halves."""
 
 
-def test_the_bound_holds_where_products_cancel():
+def test_the_bound_holds_where_products_cancel() -> None:
     """The selected token's score of 1.5 is computed as 2, and that of the one left out, 1, as 0."""
     config = KIVConfig(
         hot_tokens=0, sink_tokens=0, page_tokens=2, candidate_tokens=2, retrieve_tokens=1, exact_suffix_tokens=0
@@ -25,7 +25,8 @@ def test_the_bound_holds_where_products_cancel():
     store.attend(query[:, :, 4:], scale=1.0, bound=True)
     (block,) = store.report.blocks
     assert block.candidate_positions.tolist() == [[[0, 1]]]
-    selected = block.selected_positions.item()
+    selected = int(block.selected_positions.item())
     scores = [1.5, 1.0]
     missed = math.exp(scores[1 - selected]) / (math.exp(scores[0]) + math.exp(scores[1]))
+    assert block.missed_bound is not None
     assert block.missed_bound.item() >= missed

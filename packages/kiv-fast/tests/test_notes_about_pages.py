@@ -1,51 +1,62 @@
 """What is noted about pages: a few bytes for each (SPEC 10.3), and no more work to look one up where there are many."""
 
+from __future__ import annotations
+
 import gc
 import os
 import sys
 import tracemalloc
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import kiv_fast
 import numpy as np
 import pytest
 import torch
-from fast_helpers import SCALE, draw
+from fast_helpers import SCALE, draw, state_of
 from kiv_fast import FastPool
 from kiv_fast.pages.block_table import IdPool
 from kiv_fast.pages.integers import Integers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import FrameType
+
+    from kiv_fast.store import FastStore
+    from kiv_reference import KIVConfig
 
 SOURCES = os.path.dirname(kiv_fast.__file__)
 HEADS, PAGE, BLOCK = 2, 4, 256
 
 
 @pytest.fixture(params=[False, True], ids=["RAM", "disk"])
-def store(request, config, tmp_path):
+def store(request: pytest.FixtureRequest, config: KIVConfig, tmp_path: Path) -> FastStore:
     tiers = {"ram_bytes": 3_000_000, "spill_dir": tmp_path} if request.param else {}
     return FastPool(replace(config, page_tokens=PAGE, prefill="retrieve", **tiers)).layer_store()
 
 
-def fill(store, pages):
+def fill(store: FastStore, pages: int) -> int:
     key, value, _ = draw(1, PAGE, heads=HEADS)
     for _ in range(pages // 64):
         store.append(*(part.repeat(1, 1, 64, 1) for part in (key, value)))
     store.append(key[:, :, :1], value[:, :, :1])
-    return len(store.state.rows[0].pages)
+    return len(state_of(store).rows[0].pages)
 
 
-def look(store):
+def look(store: FastStore) -> None:
     store.append(*draw(2, 1, heads=HEADS)[:2])
     store.attend(draw(3, 1, heads=HEADS)[2], scale=SCALE)
 
 
-def traced():
+def traced() -> int:
     """Bytes that lines of kiv_fast asked for: other threads of the process are not counted."""
     gc.collect()
     mine = tracemalloc.Filter(True, os.path.join(SOURCES, "*"))
     return sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces([mine]).traces)
 
 
-def test_a_page_costs_a_few_bytes(store):
+def test_a_page_costs_a_few_bytes(store: FastStore) -> None:
     """Tables of records are mappings, which are not counted here: what is left is notes."""
     disk = store._pool.config.ram_bytes is not None
     tracemalloc.start()
@@ -63,11 +74,11 @@ def test_a_page_costs_a_few_bytes(store):
     assert grown / more <= 9 / 8 * (20 + (15 if disk else 0)) + 4
 
 
-def lines(do):
+def lines(do: Callable[[], object]) -> int:
     """How many lines of kiv_fast run."""
     seen = 0
 
-    def trace(frame, event, argument):
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal seen
         if not frame.f_code.co_filename.startswith(SOURCES):
             return None
@@ -82,22 +93,22 @@ def lines(do):
     return seen
 
 
-def test_a_look_at_many_pages_runs_as_many_lines(store):
+def test_a_look_at_many_pages_runs_as_many_lines(store: FastStore) -> None:
     counts = []
 
-    def look_at_the_same_pages():
-        store.state.cold.arena.tile(list(range(8)))
-        store.state.cold.arena.keys(torch.arange(8).expand(HEADS, -1), torch.zeros(HEADS, 8, dtype=torch.int64))
+    def look_at_the_same_pages() -> None:
+        state_of(store).cold.arena.tile(list(range(8)))
+        state_of(store).cold.arena.keys(torch.arange(8).expand(HEADS, -1), torch.zeros(HEADS, 8, dtype=torch.int64))
 
     for pages in (4096, 8192):
         fill(store, pages)
         look(store)
-        assert store.state.cold.arena.pages_on_disk(np.arange(8)) in (0, 8)
+        assert state_of(store).cold.arena.pages_on_disk(np.arange(8, dtype=np.int32)) in (0, 8)
         counts.append(lines(look_at_the_same_pages))
     assert counts[1] <= 1.2 * counts[0]
 
 
-def test_free_ids_are_taken_from_the_lowest_on():
+def test_free_ids_are_taken_from_the_lowest_on() -> None:
     ids = IdPool()
     assert ids.take(3 * BLOCK) == list(range(3 * BLOCK))
     gone = [3, BLOCK - 1, BLOCK, 2 * BLOCK + 7]
@@ -112,7 +123,7 @@ def test_free_ids_are_taken_from_the_lowest_on():
     assert ids.take(2) == [0, 1]
 
 
-def test_numbers_return_their_memory():
+def test_numbers_return_their_memory() -> None:
     numbers = Integers([3, 1])
     numbers.extend([4] * 10_000)
     numbers.resize(10_500, -1)

@@ -1,11 +1,15 @@
 """The compiled operations against those in PyTorch, on blocks of every shape, with the instructions of this machine."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from fast_helpers import state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kiv_fast import FastPool
@@ -15,6 +19,13 @@ from kiv_fast.ops.arguments import Queries, Rows, Tile
 from kiv_fast.ops.ranking import group_scores
 from kiv_reference import KIVConfig
 from random_blocks import blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kiv_fast.retrieval.candidates import View
+    from kiv_fast.store import FastStore
+    from kiv_reference.config import Group
 
 compiled = pytest.mark.skipif(library.load() is None, reason="kiv-fast was built without a C compiler")
 LEVELS = range(1 + (library.load() or SimpleNamespace(level=0)).level)
@@ -26,17 +37,17 @@ ROUNDING = {torch.float32: 2e-5, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 class Wide:
     """Estimates and mean values of float32 in float64: what is computed from them has no rounding to speak of."""
 
-    def __init__(self, estimates):
+    def __init__(self, estimates: Any) -> None:
         index = estimates.index
         mean, ids = SimpleNamespace(tensor=index.records(index.mean).double()), np.arange(index.pages, dtype=np.int32)
         self.index = replace(index, mean=mean, ids=ids, whole=True)
         self._parts = [(chunk, part.double()) for chunk, part in estimates.all()]
 
-    def all(self):
+    def all(self) -> Iterator[tuple[Any, Any]]:
         return iter(self._parts)
 
 
-def rows(view, in_place):
+def rows(view: Any, in_place: Any) -> tuple[Rows, ...]:
     """Keys and values of the cold tokens, as they are handed to the compiled operations."""
     arena = view.cold.arena
     return tuple(
@@ -45,7 +56,7 @@ def rows(view, in_place):
     )
 
 
-def best(scores, chosen, exact):
+def best(scores: torch.Tensor, chosen: Any, exact: Any) -> None:
     """Check that `chosen` int [H, n] are the best of [H, I], ascending; up to rounding unless `exact`."""
     chosen = chosen.long()
     assert bool((chosen[:, 1:] > chosen[:, :-1]).all())
@@ -59,12 +70,12 @@ def best(scores, chosen, exact):
     assert bool((most - least <= 1e-4 * (1 + least.abs())).all())
 
 
-def ranked(scores, group):
+def ranked(scores: torch.Tensor, group: Group) -> torch.Tensor:
     """Group scores, whose differences are those of the scores, if they are not too small for float32."""
     return scores if group == "max" else scores.log().clamp_(min=-80.0)
 
 
-def check(level, kept, in_place, block, exact=False):
+def check(level: Any, kept: Any, in_place: Any, block: Any, exact: bool = False) -> None:
     """Each operation's result against PyTorch's, given the same."""
     _store, view, queries, candidates, selected = block
     ops, group = CpuOps(library.Library(library.library_path(), level), kept), view.index.group
@@ -96,7 +107,7 @@ def check(level, kept, in_place, block, exact=False):
     assert found.keys == candidates * found.at.shape[0] + len(late) * (wide - candidates)
 
 
-def attended(ops, retrieved, exactly, view, queries):
+def attended(ops: Any, retrieved: Any, exactly: Any, view: Any, queries: Any) -> None:
     """Check outputs and masses with a tail and without against those in float64."""
     (scanned, found, values), (estimates, double, raw) = retrieved, exactly
     exact = found._replace(at=found.candidates.long(), raw=raw, chosen=found.chosen.long())
@@ -115,7 +126,7 @@ def attended(ops, retrieved, exactly, view, queries):
             torch.testing.assert_close(share.double(), its, rtol=0, atol=2e-5)
 
 
-def bounded(ops, scanned, keys, found, plain, scores, view):
+def bounded(ops: Any, scanned: Any, keys: Any, found: Any, plain: Any, scores: Any, view: Any) -> None:
     """Check what is held and the missed bound, and tokens of one head that are taken whole."""
     queries, error = plain.queries, view.index.records(view.cold.index.error)
     held = ops.held(queries, view.always)
@@ -140,7 +151,7 @@ def bounded(ops, scanned, keys, found, plain, scores, view):
 @pytest.mark.parametrize("level", LEVELS)
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(block=blocks(), kept=st.sampled_from([0, 1 << 24]), in_place=st.booleans())
-def test_operations(level, block, kept, in_place):
+def test_operations(level: int, block: Any, kept: Any, in_place: bool) -> None:
     check(level, kept, in_place, block)
 
 
@@ -148,26 +159,28 @@ def test_operations(level, block, kept, in_place):
 @pytest.mark.parametrize("level", LEVELS)
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(block=blocks(whole=True), kept=st.sampled_from([0, 1 << 24]), in_place=st.booleans())
-def test_of_equal_scores_the_first_are_taken(level, block, kept, in_place):
+def test_of_equal_scores_the_first_are_taken(level: int, block: Any, kept: Any, in_place: bool) -> None:
     check(level, kept, in_place, block, exact=True)
 
 
-def block_of(key, query, size, scale, candidates):
+def block_of(
+    key: torch.Tensor, query: torch.Tensor, size: Any, scale: Any, candidates: Any
+) -> tuple[FastStore, View, Queries, Any, int]:
     """A block whose last query asks about cold pages of `size` tokens with these keys [1, H, T, 8]."""
     heads, tokens = key.shape[1:3]
-    sizes = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": size, "index_channels": 8}
+    sizes: dict[str, Any] = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": size, "index_channels": 8}
     config = KIVConfig(**sizes, candidate_tokens=1, retrieve_tokens=1, prefill="window")
     store = FastPool(config, ops="torch").layer_store()
     store.append(key, key)
     store.attend(query, scale=1.0)
     asked = Queries(query[0, :, -1:].unflatten(0, (heads, -1)), tokens - 1, None, scale, None, None)
-    return store, _view(store.state, 0, tokens // size, tokens), asked, candidates, 5
+    return store, _view(state_of(store), 0, tokens // size, tokens), asked, candidates, 5
 
 
 @compiled
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("kept", [0, 1 << 24])
-def test_a_sample_that_misleads(level, kept):
+def test_a_sample_that_misleads(level: int, kept: int) -> None:
     """The tokens that are looked at first are all better than the others, and fewer than are wanted."""
     generator = torch.Generator().manual_seed(1)
     key, query = torch.randn(1, 2, 64 * 40, 8, generator=generator), torch.rand(1, 4, 64 * 40, 8, generator=generator)
@@ -178,7 +191,7 @@ def test_a_sample_that_misleads(level, kept):
 
 @compiled
 @pytest.mark.parametrize("level", LEVELS)
-def test_a_page_far_below_a_wrong_estimate(level):
+def test_a_page_far_below_a_wrong_estimate(level: int) -> None:
     """One token's estimate is 90 more than its score; beside that score another page's logit is not small."""
     key = torch.zeros(2, 16, 8)
     key[:, 1:9] = 16 * torch.eye(
@@ -193,14 +206,20 @@ def test_a_page_far_below_a_wrong_estimate(level):
 @compiled
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("group", ["exp_sum", "max"])
-def test_scores_that_are_no_numbers_are_taken_once(level, group):
+def test_scores_that_are_no_numbers_are_taken_once(level: int, group: Group) -> None:
     """Scores beyond float32 are infinite, and their differences NaN: what is chosen are tokens all the same."""
-    sizes = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": 20, "candidate_tokens": 1, "retrieve_tokens": 1}
+    sizes: dict[str, Any] = {
+        "hot_tokens": 0,
+        "sink_tokens": 0,
+        "page_tokens": 20,
+        "candidate_tokens": 1,
+        "retrieve_tokens": 1,
+    }
     store = FastPool(KIVConfig(prefill="window", group=group, **sizes), ops="torch").layer_store()
     sign = torch.randn(1, 2, 201, 8, generator=torch.Generator().manual_seed(1)).sign()
     store.append(3e38 * sign, sign)
     store.attend(3e38 * sign, scale=1.0)
-    view = _view(store.state, 0, 10, 201)
+    view = _view(state_of(store), 0, 10, 201)
     queries = Queries(3e38 * sign[0, :, None, -1:], 200, None, 1.0, None, None)
     for kept, (keys, _) in ((0, rows(view, True)), (1 << 24, rows(view, False))):
         ops = CpuOps(library.Library(library.library_path(), level), kept)
@@ -213,7 +232,7 @@ def test_scores_that_are_no_numbers_are_taken_once(level, group):
 @compiled
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", list(ROUNDING))
-def test_outputs_are_rounded_to_nearest(level, dtype):
+def test_outputs_are_rounded_to_nearest(level: int, dtype: torch.dtype) -> None:
     """The mean of two values that weigh the same, from the smallest to the largest numbers."""
     generator = torch.Generator().manual_seed(1)
     most = 15 if dtype == torch.float16 else 100

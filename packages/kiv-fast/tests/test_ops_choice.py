@@ -1,5 +1,9 @@
 """Which operations a pool takes: by name, or those that can serve."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
 from kiv_fast import FastPool
@@ -7,22 +11,27 @@ from kiv_fast.ops import library
 from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 @pytest.mark.skipif(library.load() is None, reason="kiv-fast was built without a C compiler")
-def test_their_name_stands_for_them_alone():
+def test_their_name_stands_for_them_alone() -> None:
     store = FastPool(KIVConfig(), ops="cpu").layer_store()
     numbers = torch.zeros(1, 1, 1, 4, dtype=torch.float64)
     with pytest.raises(KIVUnsupportedError, match="float64 on cpu, 4 channels"):
         store.append(numbers, numbers)
 
 
-def test_unknown_operations_are_refused():
+def test_unknown_operations_are_refused() -> None:
     with pytest.raises(KIVUsageError, match="'gpu'"):
-        FastPool(KIVConfig(), ops="gpu")
+        FastPool(KIVConfig(), ops="gpu")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(("content", "why"), [(None, "built without a C compiler"), (b"text", "does not load")])
-def test_without_a_library_the_reason_is_told(monkeypatch, tmp_path, content, why):
+def test_without_a_library_the_reason_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, why: str
+) -> None:
     path = tmp_path / "libkiv.so"
     if content is not None:
         path.write_bytes(content)

@@ -1,18 +1,21 @@
 """Parts that no answer of a short text depends on: ids in any order, the second of two tiles, rounding, room."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from fast_helpers import SCALE, assert_close, draw, feed, index_bytes
+from fast_helpers import SCALE, assert_close, draw, feed, index_bytes, state_of
 from kiv_fast import FastPool, Tuning
 from kiv_fast.device.gather import Gather
 from kiv_fast.device.transfer import Transfer
 from kiv_fast.memory import growable_table
 from kiv_fast.memory.growable_table import Table
 from kiv_fast.memory.ledger import Account, Ledger
-from kiv_fast.memory.pinning import LEAST_BYTES, Region, SlabPinning
+from kiv_fast.memory.pinning import LEAST_BYTES, CudaRuntime, Region, SlabPinning
 from kiv_fast.pages.block_table import BlockTable
 from kiv_fast.pages.integers import Integers
 from kiv_fast.retrieval.bound import round_up
@@ -21,8 +24,11 @@ from kiv_fast.tiers.file_io import FileIO
 from kiv_reference import KIVConfig, ReferencePool
 from kiv_reference.errors import KIVBudgetError
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def test_exact_attention_over_pages_that_lie_anywhere(config):
+
+def test_exact_attention_over_pages_that_lie_anywhere(config: KIVConfig) -> None:
     """A row that was selected keeps its high ids, and gets the low ones that the other left; some are padding."""
     store = FastPool(replace(config, retrieve_tokens=None)).layer_store()
     key, value, query = draw(1, 200, batch=2, dtype=torch.float64)
@@ -34,7 +40,7 @@ def test_exact_attention_over_pages_that_lie_anywhere(config):
     for start, stop in ((100, 160), (160, 199), (199, 200)):
         store.append(key[:, :, start:stop], value[:, :, start:stop], valid[:, start:stop])
         output = store.attend(query[:, :, start:stop], scale=SCALE)
-    pages = list(store.state.rows[0].pages)
+    pages = list(state_of(store).rows[0].pages)
     assert pages != sorted(pages)
     expected = torch.nn.functional.scaled_dot_product_attention(
         query[:, :, 199:], key, value, valid[:, None, None], scale=SCALE, enable_gqa=True
@@ -42,16 +48,20 @@ def test_exact_attention_over_pages_that_lie_anywhere(config):
     assert_close(output, expected)
 
 
-def test_flags_that_were_handed_out_may_be_changed(config):
+def test_flags_that_were_handed_out_may_be_changed(config: KIVConfig) -> None:
     store = FastPool(config).layer_store()
     valid = torch.arange(20)[None] != 5
-    store.append(*draw(13, 20)[:2], valid)
-    store.valid.fill_(False)
+    key, value, _ = draw(13, 20)
+    store.append(key, value, valid)
+    given = store.valid
+    assert given is not None
+    given.fill_(False)
+    assert store.valid is not None
     assert torch.equal(store.valid, valid)
 
 
-def test_a_device_reads_registered_memory_alone():
-    def mapped(tensor):
+def test_a_device_reads_registered_memory_alone() -> None:
+    def mapped(tensor: torch.Tensor) -> torch.Tensor:
         raise AssertionError("the device was given an address that it does not know")
 
     table = Table((2,), torch.float32, torch.device("cpu"))
@@ -61,7 +71,7 @@ def test_a_device_reads_registered_memory_alone():
     assert found.tolist() == [[6, 7], [2, 3]]
 
 
-def test_the_buffers_of_a_step_are_booked(config):
+def test_the_buffers_of_a_step_are_booked(config: KIVConfig) -> None:
     """Those that a decode step gathers keys and values into."""
     pool = FastPool(replace(config, candidate_tokens=64, retrieve_tokens=40), ops="torch")
     store = pool.layer_store()
@@ -70,7 +80,7 @@ def test_the_buffers_of_a_step_are_booked(config):
     assert 0 < used <= pool.scratch.nbytes <= pool.memory().device
 
 
-def test_a_segment_has_its_room_on_disk(tmp_path):
+def test_a_segment_has_its_room_on_disk(tmp_path: Path) -> None:
     """So that a full disk shows when room is made, and not in the write of a page."""
     io = FileIO()
     handle = io.create(os.fspath(tmp_path))
@@ -82,7 +92,7 @@ def test_a_segment_has_its_room_on_disk(tmp_path):
         io.close(handle)
 
 
-def test_tiles_of_a_repeated_call_are_not_overwritten(config, tmp_path):
+def test_tiles_of_a_repeated_call_are_not_overwritten(config: KIVConfig, tmp_path: Path) -> None:
     """What has left the hot window meanwhile is read from disk, tile by tile, into the same memory."""
     config = replace(config, hot_tokens=24, prefill="retrieve", query_block_tokens=32, exact_suffix_tokens=0)
     tuning = Tuning(tile_tokens=8)
@@ -98,7 +108,7 @@ def test_tiles_of_a_repeated_call_are_not_overwritten(config, tmp_path):
     assert torch.equal(store.attend(query[:, :, 118:], scale=SCALE), first)
 
 
-def test_a_share_is_never_rounded_down():
+def test_a_share_is_never_rounded_down() -> None:
     """A bound that is less than the share that it bounds by one rounding is no bound (SPEC 6.2)."""
     shares = torch.rand(10_000, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     assert bool((round_up(shares).double() >= shares).all())
@@ -106,9 +116,9 @@ def test_a_share_is_never_rounded_down():
 
 
 @pytest.mark.parametrize(("limit", "far", "streamed"), [(1 - 1e-9, 0.0, True), (1e-50, -200.0, False)])
-def test_limits_that_float32_does_not_hold(limit, far, streamed):
+def test_limits_that_float32_does_not_hold(limit: float, far: float, streamed: bool) -> None:
     """Of two channels only the one is coded at which the query does not look; and in float32 the limits are 1 and 0."""
-    sizes = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": 4, "index_channels": 1}
+    sizes: dict[str, Any] = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": 4, "index_channels": 1}
     config = KIVConfig(**sizes, candidate_tokens=2, retrieve_tokens=1, max_missed_mass=limit)
     key = torch.zeros(1, 1, 21, 2)
     key[0, 0, :20, 0] = torch.tensor([-100.0, 100.0]).repeat(10)
@@ -124,8 +134,9 @@ def test_limits_that_float32_does_not_hold(limit, far, streamed):
 
 
 @pytest.mark.parametrize("tier", ["device", "ram", "disk"])
-def test_the_last_byte_of_a_budget_is_the_last(tier):
-    ledger = Ledger(KIVConfig(**{f"{tier}_bytes": 10}))
+def test_the_last_byte_of_a_budget_is_the_last(tier: str) -> None:
+    limit: dict[str, Any] = {f"{tier}_bytes": 10}
+    ledger = Ledger(KIVConfig(**limit))
     account = Account(ledger)
     account.take(**{tier: 7})
     with pytest.raises(KIVBudgetError, match=r"11 bytes"):
@@ -134,7 +145,7 @@ def test_the_last_byte_of_a_budget_is_the_last(tier):
     account.take(**{tier: 3})
 
 
-def test_numbers_begin_where_torch_puts_them():
+def test_numbers_begin_where_torch_puts_them() -> None:
     whole = torch.arange(65.0)
     for start in range(4):
         part = whole[start:]
@@ -143,7 +154,7 @@ def test_numbers_begin_where_torch_puts_them():
 
 
 @pytest.mark.parametrize("pages", [1, 2, 3, 4, 5, 6])
-def test_keys_of_candidates_are_read_in_chunks(config, pages):
+def test_keys_of_candidates_are_read_in_chunks(config: KIVConfig, pages: int) -> None:
     """Twenty candidates, so many at a time: the last chunk may be smaller; and the codes of some pages at a time."""
     tuning = Tuning(chunk_bytes=pages * config.page_tokens * 2 * 16 * 8, kept_bytes=0)
     data = draw(8, 120, dtype=torch.float64)
@@ -151,17 +162,17 @@ def test_keys_of_candidates_are_read_in_chunks(config, pages):
     assert_close(feed(FastPool(config, tuning=tuning).layer_store(), data, [100, *[1] * 20]), expected)
 
 
-def test_tables_that_double(config, monkeypatch):
+def test_tables_that_double(config: KIVConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system reserves no addresses, and there are more pages than a first table has room for."""
     data = draw(11, 420)
     expected = feed(FastPool(config).layer_store(), data, [200, 200, *[1] * 20])
     monkeypatch.setattr(growable_table, "reserve", lambda *arguments: None)
     store = FastPool(config).layer_store()
     assert torch.equal(feed(store, data, [200, 200, *[1] * 20]), expected)
-    assert store.state.pages > growable_table.FIRST_RECORDS
+    assert state_of(store).pages > growable_table.FIRST_RECORDS
 
 
-def test_a_copy_of_a_row_shares_no_list():
+def test_a_copy_of_a_row_shares_no_list() -> None:
     row = BlockTable(Integers([1]), Integers([2]), 1, 1, True)
     copy = row.copy()
     for name, value in vars(row).items():
@@ -175,12 +186,12 @@ def test_a_copy_of_a_row_shares_no_list():
     assert (list(copy.pages), list(copy.counts)) == ([1], [2])
 
 
-def test_slabs_of_a_table_that_went_may_be_pinned_again(recwarn):
-    class Runtime:
-        def register(self, address, nbytes):
+def test_slabs_of_a_table_that_went_may_be_pinned_again(recwarn: pytest.WarningsRecorder) -> None:
+    class Runtime(CudaRuntime):
+        def register(self, address: int, nbytes: int) -> None:
             pass
 
-        def unregister(self, address):
+        def unregister(self, address: int) -> None:
             pass
 
     pinning = SlabPinning(Runtime(), LEAST_BYTES)

@@ -1,27 +1,37 @@
 """Registering host memory, against a runtime that keeps book of what was registered."""
 
+from __future__ import annotations
+
 import gc
 import warnings
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from fast_helpers import draw, feed
+from fast_helpers import draw, feed, state_of
 from kiv_fast import FastPool, shared
 from kiv_fast.memory import growable_table, pinning
 from kiv_fast.memory.growable_table import Table
-from kiv_fast.memory.pinning import SlabPinning, pinning_for
+from kiv_fast.memory.pinning import CudaRuntime, SlabPinning, pinning_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kiv_fast.store import FastStore
+    from kiv_reference import KIVConfig
 
 CHUNKS = [3000, *[1] * 20]
 
 
-class BookKeeper:
-    """Refuses what a runtime would refuse, and more from the n-th registration on."""
+class BookKeeper(CudaRuntime):
+    """Refuse what a runtime would refuse, and more from the n-th registration on."""
 
-    def __init__(self, fail_at=None):
-        self.slabs, self.calls, self.fail_at = {}, 0, fail_at
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.slabs: dict[int, int] = {}
+        self.calls, self.fail_at = 0, fail_at
 
-    def register(self, address, nbytes):
+    def register(self, address: int, nbytes: int) -> None:
         self.calls += 1
         if self.fail_at is not None and self.calls >= self.fail_at:
             raise RuntimeError("out of lockable memory")
@@ -30,11 +40,11 @@ class BookKeeper:
         assert all(address + nbytes <= a or a + n <= address for a, n in self.slabs.items()), "slabs overlap"
         self.slabs[address] = nbytes
 
-    def unregister(self, address):
+    def unregister(self, address: int) -> None:
         del self.slabs[address]
 
-    def covers(self, first, stop):
-        """Whether all of an interval is registered."""
+    def covers(self, first: int, stop: int) -> bool:
+        """Say whether all of an interval is registered."""
         while first < stop:
             within = [a + n for a, n in self.slabs.items() if a <= first < a + n]
             if not within:
@@ -44,41 +54,48 @@ class BookKeeper:
 
 
 @pytest.fixture
-def small_slabs(monkeypatch):
+def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pinning, "LEAST_BYTES", 1 << 13)
     monkeypatch.setattr(pinning, "MOST_BYTES", 1 << 15)
 
 
-def pinned_pool(config, runtime, monkeypatch, limit=1 << 40):
+def pinned_pool(
+    config: KIVConfig, runtime: BookKeeper, monkeypatch: pytest.MonkeyPatch, limit: int = 1 << 40
+) -> FastPool:
     monkeypatch.setattr(shared, "pinning_for", lambda device: SlabPinning(runtime, limit))
     return FastPool(config)
 
 
-def tables(store):
-    cold = store.state.cold
+def tables(store: FastStore) -> list[Table]:
+    cold = state_of(store).cold
     return [cold.arena._key, cold.arena._value]
 
 
-def test_slabs_cover_what_is_used_and_go_with_it(config, small_slabs, monkeypatch):
+def test_slabs_cover_what_is_used_and_go_with_it(
+    config: KIVConfig, small_slabs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = draw(0, sum(CHUNKS))
     expected = feed(FastPool(config).layer_store(), data, CHUNKS)
     runtime = BookKeeper()
     several = pinned_pool(config, runtime, monkeypatch)
     store = several.layer_store()
     assert torch.equal(feed(store, data, CHUNKS), expected)
-    pages = store.state.pages
-    for table in tables(store):
-        first = table.tensor.data_ptr()
-        assert runtime.covers(first, first + pages * table.record_bytes)
-        assert not runtime.covers(first, first + 2 * pages * table.record_bytes + 2 * pinning.MOST_BYTES)
+    pages = state_of(store).pages
+
+    def look() -> None:  # it lets go of the tables
+        for table in tables(store):
+            first = table.tensor.data_ptr()
+            assert runtime.covers(first, first + pages * table.record_bytes)
+            assert not runtime.covers(first, first + 2 * pages * table.record_bytes + 2 * pinning.MOST_BYTES)
+
+    look()
     assert len(set(runtime.slabs.values())) > 1
-    del table
     several.close()
     gc.collect()
     assert runtime.slabs == {}
 
 
-def test_a_record_is_registered_once(small_slabs):
+def test_a_record_is_registered_once(small_slabs: None) -> None:
     runtime = BookKeeper()
     table = Table((1024,), torch.float32, torch.device("cpu"), SlabPinning(runtime, 1 << 40))
     for record in range(30):
@@ -89,7 +106,7 @@ def test_a_record_is_registered_once(small_slabs):
     assert runtime.calls == calls == len(runtime.slabs)
 
 
-def test_a_table_that_moves_is_not_pinned(small_slabs, monkeypatch):
+def test_a_table_that_moves_is_not_pinned(small_slabs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(growable_table, "RESERVE_BYTES", 1 << 15)
     runtime = BookKeeper()
     table = Table((512,), torch.float32, torch.device("cpu"), SlabPinning(runtime, 1 << 40))
@@ -101,7 +118,9 @@ def test_a_table_that_moves_is_not_pinned(small_slabs, monkeypatch):
 
 
 @pytest.mark.parametrize("fail_at", [1, 2, 5])
-def test_a_failure_warns_once_and_loses_nothing(config, small_slabs, monkeypatch, fail_at):
+def test_a_failure_warns_once_and_loses_nothing(
+    config: KIVConfig, small_slabs: None, monkeypatch: pytest.MonkeyPatch, fail_at: int
+) -> None:
     data = draw(1, sum(CHUNKS))
     expected = feed(FastPool(config).layer_store(), data, CHUNKS)
     runtime = BookKeeper(fail_at)
@@ -120,7 +139,7 @@ def test_a_failure_warns_once_and_loses_nothing(config, small_slabs, monkeypatch
     assert runtime.slabs == {}
 
 
-def test_all_slabs_together_are_bounded(config, small_slabs, monkeypatch):
+def test_all_slabs_together_are_bounded(config: KIVConfig, small_slabs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = BookKeeper()
     several = pinned_pool(config, runtime, monkeypatch, limit=100_000)
     store = several.layer_store()
@@ -129,7 +148,7 @@ def test_all_slabs_together_are_bounded(config, small_slabs, monkeypatch):
     assert 0 < sum(runtime.slabs.values()) <= 100_000
 
 
-def test_pinned_memory_is_not_given_back(small_slabs):
+def test_pinned_memory_is_not_given_back(small_slabs: None) -> None:
     """The device would go on to see the old memory, and the host the new."""
     for kept in (True, False):
         means = SlabPinning(BookKeeper(), 1 << 40) if kept else None
@@ -141,7 +160,9 @@ def test_pinned_memory_is_not_given_back(small_slabs):
         assert bool((table.tensor[0] == 1).all())
 
 
-def test_only_what_a_device_reads_is_pinned(config, small_slabs, monkeypatch, tmp_path):
+def test_only_what_a_device_reads_is_pinned(
+    config: KIVConfig, small_slabs: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Pages that may go to disk are read by the host."""
     assert pinning_for(torch.device("cpu")) is None
     runtime = BookKeeper()

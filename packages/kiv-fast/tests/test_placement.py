@@ -1,19 +1,27 @@
 """Where bytes live never changes a result (SPEC 10.1), and every byte comes back."""
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from fast_helpers import SCALE, draw, feed, index_bytes
+from fast_helpers import SCALE, draw, feed, index_bytes, state_of
 from kiv_fast import FastPool
 from kiv_reference.errors import KIVBudgetError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kiv_reference import KIVConfig
 
 CHUNKS = [90, 1, 1, 30, 1, 1, 1, 1, 50, *[1] * 24]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("prefill", ["exact", "retrieve"])
-def test_every_budget_gives_the_same_bits(config, prefill, dtype, tmp_path):
+def test_every_budget_gives_the_same_bits(config: KIVConfig, prefill: str, dtype: torch.dtype, tmp_path: Path) -> None:
     config = replace(config, prefill=prefill, query_block_tokens=8, exact_suffix_tokens=4)
     data = draw(0, sum(CHUNKS), dtype=dtype)
     pool = FastPool(config)
@@ -37,12 +45,12 @@ def test_every_budget_gives_the_same_bits(config, prefill, dtype, tmp_path):
         feed(refusing, data, CHUNKS)
 
 
-def test_forks_and_rows_share_pages(config):
+def test_forks_and_rows_share_pages(config: KIVConfig) -> None:
     """What they do not share is in RAM their sampled queries."""
     pool = FastPool(config)
     store = pool.layer_store()
     feed(store, draw(2, 200), [200])
-    before, sampled = pool.memory().ram, store.state.held.bytes.ram
+    before, sampled = pool.memory().ram, state_of(store).held.bytes.ram
     assert sampled > 0
     store.repeat_interleave(3)
     fork = store.fork()
@@ -55,7 +63,7 @@ def test_forks_and_rows_share_pages(config):
     assert pool.memory() == (0, 0, 0)
 
 
-def test_a_store_that_is_dropped_gives_its_bytes_back(config):
+def test_a_store_that_is_dropped_gives_its_bytes_back(config: KIVConfig) -> None:
     pool = FastPool(config)
     store = pool.layer_store()
     feed(store, draw(2, 100), [100])
@@ -63,7 +71,7 @@ def test_a_store_that_is_dropped_gives_its_bytes_back(config):
     assert pool.memory() == (0, 0, 0)
 
 
-def test_budgets_hold_for_all_layers_together(config, tmp_path):
+def test_budgets_hold_for_all_layers_together(config: KIVConfig, tmp_path: Path) -> None:
     data = draw(4, 120)
     alone = FastPool(config)
     store = alone.layer_store()
@@ -82,18 +90,18 @@ def test_budgets_hold_for_all_layers_together(config, tmp_path):
 
 
 @pytest.mark.parametrize("device", [0, 5_000])
-def test_the_device_budget_is_hard(config, device):
+def test_the_device_budget_is_hard(config: KIVConfig, device: int) -> None:
     pool = FastPool(replace(config, device_bytes=device))
     with pytest.raises(KIVBudgetError, match="device_bytes"):
         pool.layer_store().append(*draw(0, 400)[:2])
     assert pool.memory() == (0, 0, 0)
 
 
-def test_pages_of_one_layer_give_way_to_the_index_of_another(config, tmp_path):
+def test_pages_of_one_layer_give_way_to_the_index_of_another(config: KIVConfig, tmp_path: Path) -> None:
     """Layers that are filled one after the other: the first has taken all RAM for its pages when the second comes."""
     key, value, query = draw(2, 400)
 
-    def play(pool):
+    def play(pool: FastPool) -> list[Any]:
         outputs = []
         for store in (pool.layer_store(), pool.layer_store()):
             for part in range(0, 400, 40):
@@ -110,14 +118,15 @@ def test_pages_of_one_layer_give_way_to_the_index_of_another(config, tmp_path):
     assert pool.memory().ram <= room
 
 
-def test_pages_that_came_first_are_on_disk(config, tmp_path):
+def test_pages_that_came_first_are_on_disk(config: KIVConfig, tmp_path: Path) -> None:
     data = draw(2, 300)
     whole = FastPool(config).layer_store()
     feed(whole, data, [300])
     store = FastPool(replace(config, ram_bytes=index_bytes(whole) + 8_000, spill_dir=tmp_path)).layer_store()
+    pages, on_disk = state_of(whole).rows[0].pages.array, 0
     for start in range(0, 300, 20):
         feed(store, [part[:, :, start : start + 20] for part in data], [20])
-        arena, pages = store.state.cold.arena, store.state.rows[0].pages.array
+        arena, pages = state_of(store).cold.arena, state_of(store).rows[0].pages.array
         on_disk = arena.pages_on_disk(pages)
         assert arena.pages_on_disk(pages[:on_disk]) == on_disk
     assert 0 < on_disk < len(pages)
@@ -125,12 +134,14 @@ def test_pages_that_came_first_are_on_disk(config, tmp_path):
 
 @pytest.mark.parametrize("width", [3, 5, 16])
 @pytest.mark.parametrize("retrieve_tokens", [None, 7])
-def test_where_the_callers_memory_begins_changes_no_bit(config, width, retrieve_tokens):
+def test_where_the_callers_memory_begins_changes_no_bit(
+    config: KIVConfig, width: int, retrieve_tokens: int | None
+) -> None:
     """Products of short rows round otherwise where they begin elsewhere."""
     config = replace(config, retrieve_tokens=retrieve_tokens)
     key, value, query = draw(7, 200, heads=1, width=width, value_width=3)
 
-    def moved(tensor, by):
+    def moved(tensor: torch.Tensor, by: int) -> torch.Tensor:
         room = torch.empty(tensor.numel() + by)
         return room[by:].view(tensor.shape).copy_(tensor)
 

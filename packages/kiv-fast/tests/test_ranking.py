@@ -15,7 +15,7 @@ NUMBERS = {
 
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(data=st.data())
-def test_the_best_are_those_of_a_stable_sort(data):
+def test_the_best_are_those_of_a_stable_sort(data: st.DataObject) -> None:
     items, numbers = data.draw(st.integers(1, 24)), NUMBERS[data.draw(st.sampled_from(list(NUMBERS)))]
     row = st.lists(numbers, min_size=items, max_size=items)
     scores = torch.tensor(data.draw(st.lists(row, min_size=1, max_size=3)))

@@ -1,12 +1,21 @@
 """Memory may be refused at any operation: nothing is lost, the same call works again, and every byte comes back."""
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from fast_helpers import SCALE, draw
 from kiv_fast import FastPool, Tuning
 from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from kiv_reference import KIVConfig
 
 PLACES = 25
 """Operations that are refused in turn, evenly spread over all that the calls below make."""
@@ -18,11 +27,11 @@ ASKS_FOR_NOTHING = ("__get__", "numel", "element_size", "data_ptr", "dim", "_set
 class Refusing(TorchFunctionMode):
     """Refuses the n-th operation of torch, as a device does that is out of memory; counts all."""
 
-    def __init__(self, at=0):
+    def __init__(self, at: int = 0) -> None:
         super().__init__()
         self.at, self.calls = at, 0
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls += func.__name__ not in ASKS_FOR_NOTHING
         if self.calls == self.at:
             self.calls += 1
@@ -30,7 +39,7 @@ class Refusing(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def calls_of(padded):
+def calls_of(padded: bool) -> Iterator[Callable[..., Any]]:
     """What is done to a store, call by call: prompt, decode, crop, batch, fork."""
     data, start = draw(3, 80, batch=2), 0
     for n in (30, 1, 1, 25, 1, 1, 1, 1, 1, 1):
@@ -49,7 +58,7 @@ def calls_of(padded):
     yield lambda store: store.crop(20)
 
 
-def play(config, padded, mode):
+def play(config: KIVConfig, padded: bool, mode: Any) -> tuple[list[Any], int, int]:
     """All answers, device bytes in the end, and how many calls were refused."""
     pool, answers, refused = FastPool(config, tuning=Tuning(chunk_bytes=4096)), [], 0
     store = pool.layer_store()
@@ -70,7 +79,7 @@ def play(config, padded, mode):
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("ram", [None, 16_000])
-def test_refused_memory_changes_nothing(config, padded, ram, tmp_path):
+def test_refused_memory_changes_nothing(config: KIVConfig, padded: bool, ram: int | None, tmp_path: Path) -> None:
     config = replace(config, prefill="retrieve", query_block_tokens=8, exact_suffix_tokens=4)
     config = replace(config, ram_bytes=ram, spill_dir=tmp_path)
     mode = Refusing()

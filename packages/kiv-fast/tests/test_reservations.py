@@ -1,23 +1,32 @@
 """What has reserved room is not refused it later, and what is refused changes nothing (SPEC 10.2, 10.4)."""
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from fast_helpers import SCALE, draw, feed
+from fast_helpers import SCALE, draw, feed, state_of
 from kiv_fast import FastPool
 from kiv_reference.errors import KIVBudgetError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
-def part(data, start, stop):
+    from kiv_reference import KIVConfig
+
+
+def part(data: Sequence[torch.Tensor], start: int, stop: int) -> tuple[torch.Tensor, ...]:
     return tuple(tensor[:, :, start:stop] for tensor in data)
 
 
-def test_the_reservation_of_one_store_outlives_that_of_its_fork(config, tmp_path):
+def test_the_reservation_of_one_store_outlives_that_of_its_fork(config: KIVConfig, tmp_path: Path) -> None:
     """A store and its fork wait with their last tokens; whatever budget accepted them must hold what they make cold."""
     key, value, query = draw(1, 120)
 
-    def play(pool):
+    def play(pool: FastPool) -> Any:
         one = pool.layer_store()
         one.append(key[:, :, :60], value[:, :, :60])
         other = one.fork()
@@ -41,11 +50,11 @@ def test_the_reservation_of_one_store_outlives_that_of_its_fork(config, tmp_path
     assert 0 < held < len(budgets)
 
 
-def test_evicted_pages_leave_the_disk_reserved_by_others(config, tmp_path):
+def test_evicted_pages_leave_the_disk_reserved_by_others(config: KIVConfig, tmp_path: Path) -> None:
     """A store waits with its last tokens; another needs RAM, for which pages of the first must go to disk."""
     data, others = draw(1, 160), draw(2, 160)
 
-    def play(pool):
+    def play(pool: FastPool) -> Any:
         waiting = pool.layer_store()
         feed(waiting, part(data, 0, 100), [100])
         waiting.append(*part(data, 100, 160)[:2])
@@ -65,7 +74,7 @@ def test_evicted_pages_leave_the_disk_reserved_by_others(config, tmp_path):
     assert refused > 0
 
 
-def test_a_step_whose_tokens_were_taken_in_has_room_for_its_pages(config, tmp_path):
+def test_a_step_whose_tokens_were_taken_in_has_room_for_its_pages(config: KIVConfig, tmp_path: Path) -> None:
     data, chunks = draw(1, 300), [200, *[1] * 100]
     expected, refused = feed(FastPool(config).layer_store(), data, chunks), 0
     for ram in range(30_000, 50_000, 4_000):
@@ -86,7 +95,7 @@ def test_a_step_whose_tokens_were_taken_in_has_room_for_its_pages(config, tmp_pa
     assert refused > 0
 
 
-def test_a_crop_that_does_not_fit_changes_nothing(config):
+def test_a_crop_that_does_not_fit_changes_nothing(config: KIVConfig) -> None:
     """The hot window has eight tokens, in a buffer for sixteen, and would have 39, in a larger one."""
     data = draw(3, 202)
     pool = FastPool(replace(config, page_tokens=32))
@@ -99,12 +108,12 @@ def test_a_crop_that_does_not_fit_changes_nothing(config):
         store.crop(201)
     assert (pool.memory(), store.length) == (held, 202)
     assert torch.equal(store.attend(data[2], scale=SCALE), expected)
-    pool.ledger._limits = (held.device + (40 - 16) * store.state.shape.token_bytes, None, None)
+    pool.ledger._limits = (held.device + (40 - 16) * state_of(store).shape.token_bytes, None, None)
     store.crop(201)
     assert pool.memory().device <= pool.ledger._limits[0]
 
 
-def test_a_crop_holds_no_more_than_its_tokens(config):
+def test_a_crop_holds_no_more_than_its_tokens(config: KIVConfig) -> None:
     data = draw(3, 300)
     for length in range(0, 300, 9):
         pool, fresh = FastPool(config), FastPool(config)

@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import os
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,10 +14,13 @@ from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVUsageError
 from safetensors.torch import load
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 CPU = torch.device("cpu")
 
 
-def test_a_segment_is_a_safetensors_file_at_page_boundaries(tmp_path):
+def test_a_segment_is_a_safetensors_file_at_page_boundaries(tmp_path: Path) -> None:
     shape = Shape(1, 2, 8, 4, torch.bfloat16, CPU)
     pool = FastPool(KIVConfig(page_tokens=16, ram_bytes=0, spill_dir=tmp_path))
     segments, ledger = Segments(shape, pool.resources(CPU)), pool.ledger
@@ -36,18 +42,18 @@ def test_a_segment_is_a_safetensors_file_at_page_boundaries(tmp_path):
     assert ledger.used.disk == 0
 
 
-def test_places_of_a_file_that_went_are_given_again(tmp_path):
+def test_places_of_a_file_that_went_are_given_again(tmp_path: Path) -> None:
     shape = Shape(1, 1, 1, 1, torch.float32, CPU)
     tuning = Tuning(first_segment_bytes=16, most_segment_bytes=32)  # two pages of eight bytes, then four
     pool = FastPool(KIVConfig(page_tokens=1, ram_bytes=0, spill_dir=tmp_path), tuning=tuning)
     segments, ledger = Segments(shape, pool.resources(CPU)), pool.ledger
 
-    def write(number):
+    def write(number: int) -> int:
         place = segments.write(*(memoryview(bytearray(4 * [n])) for n in (number, number + 1)))
         held[place] = number
         return place
 
-    def check():
+    def check() -> None:
         for place, number in held.items():
             for value in (False, True):
                 buffer = memoryview(bytearray(4))
@@ -73,7 +79,7 @@ def test_places_of_a_file_that_went_are_given_again(tmp_path):
     assert ledger.used.disk == 0
 
 
-def test_a_folder_that_is_missing_or_in_memory_is_refused(tmp_path, monkeypatch):
+def test_a_folder_that_is_missing_or_in_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KIVUsageError, match="existing folder"):
         folder_for(tmp_path / "none")
     assert not in_memory(str(tmp_path)) or in_memory(str(tmp_path.parent))
@@ -82,7 +88,7 @@ def test_a_folder_that_is_missing_or_in_memory_is_refused(tmp_path, monkeypatch)
         folder_for(tmp_path)
 
 
-def test_a_pool_without_a_ram_budget_needs_no_folder(config, tmp_path):
+def test_a_pool_without_a_ram_budget_needs_no_folder(config: KIVConfig, tmp_path: Path) -> None:
     store = FastPool(replace(config, spill_dir=tmp_path / "none")).layer_store()
     store.append(torch.zeros(1, 1, 100, 4), torch.zeros(1, 1, 100, 4))
     assert store.tokens().cold_disk == 0

@@ -1,8 +1,11 @@
 """What a decode step of one store costs, counted: operations of torch, calls into the library, calls of Python."""
 
+from __future__ import annotations
+
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import kiv_fast
 import pytest
@@ -11,6 +14,12 @@ from kiv_fast import FastPool
 from kiv_fast.ops import library
 from kiv_reference import KIVConfig
 from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from kiv_fast.store import FastStore
 
 MOST_OPERATIONS = {"cpu": 12, "torch": 230}
 """Of torch and of the library, of a retrieving step."""
@@ -24,16 +33,16 @@ HEADS, GROUPS, WIDTH, SCALE = 3, 3, 64, 0.125
 class Operations(TorchDispatchMode):
     """Counts what torch is asked to do."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.counts = Counter()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.counts[str(func)] += 1
         return func(*args, **(kwargs or {}))
 
 
-def filled(ops, length, dtype):
+def filled(ops: Any, length: int, dtype: torch.dtype) -> tuple[FastStore, tuple[torch.Tensor, torch.Tensor]]:
     """A store of so many tokens that has answered a step, and what a step asks."""
     store = FastPool(KIVConfig(), ops=ops).layer_store()
     generator = torch.Generator().manual_seed(length)
@@ -51,19 +60,19 @@ def filled(ops, length, dtype):
 
 
 @torch.no_grad()
-def decode(store, step):
+def decode(store: FastStore, step: tuple[torch.Tensor, torch.Tensor]) -> None:
     key, query = step
     store.append(key, key)
     store.attend(query, scale=SCALE)
 
 
 @pytest.fixture
-def asked_of_library(monkeypatch):
+def asked_of_library(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Calls into the library, by name."""
     counts, found = Counter(), library.load()
 
-    def counting(name, call):
-        def counted(*arguments):
+    def counting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
             counts[f"library.{name}"] += 1
             return call(*arguments)
 
@@ -84,7 +93,7 @@ EVERY = [
 
 
 @pytest.mark.parametrize(("ops", "dtype", "length"), EVERY)
-def test_operations_of_a_step(ops, dtype, length, asked_of_library):
+def test_operations_of_a_step(ops: str, dtype: torch.dtype, length: int, asked_of_library: Counter[str]) -> None:
     store, step = filled(ops, length, dtype)
     asked_of_library.clear()
     with Operations() as operations:
@@ -96,11 +105,11 @@ def test_operations_of_a_step(ops, dtype, length, asked_of_library):
 
 
 @pytest.mark.parametrize(("ops", "dtype", "length"), EVERY)
-def test_calls_of_a_step(ops, dtype, length):
+def test_calls_of_a_step(ops: str, dtype: torch.dtype, length: int) -> None:
     store, step = filled(ops, length, dtype)
     calls, folder = Counter(), str(Path(kiv_fast.__file__).parent)
 
-    def count(frame, event, _):
+    def count(frame: FrameType, event: str, _: Any) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(folder):
             calls[frame.f_code.co_name] += 1
 

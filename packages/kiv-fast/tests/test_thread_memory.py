@@ -14,20 +14,21 @@ LIMIT = 16 << 20
 
 
 @pytest.mark.skipif(library.load() is None, reason="nothing is compiled")
-def test_threads_that_end_leave_no_memory():
+def test_threads_that_end_leave_no_memory() -> None:
     """Each takes a megabyte: 40 of them would leave as many."""
     config = KIVConfig(hot_tokens=64, page_tokens=64, candidate_tokens=4096, retrieve_tokens=2048)
     store = FastPool(config, ops="cpu").layer_store()
-    key, value, query = draw(0, 16_384, groups=8, width=32, value_width=256)
+    key, value, _ = draw(0, 16_384, width=32, value_width=256)
     store.append(key, value)
-    step = [part[:, :, :1] for part in (key, value, query)]
+    query = draw(0, 1, heads=8, width=32)[2]  # [1, 16, 1, 32]: eight heads a KV head
+    step = key[:, :, :1], value[:, :, :1], query
 
-    def decode():
+    def decode() -> None:
         with torch.no_grad():
             store.append(*step[:2])
             store.attend(step[2], scale=SCALE)
 
-    def in_a_thread():
+    def in_a_thread() -> None:
         thread = threading.Thread(target=decode)
         thread.start()
         thread.join()

@@ -1,15 +1,25 @@
 """Forks of one store, each in a thread of its own, give what they give one after the other, bit for bit."""
 
+from __future__ import annotations
+
 import gc
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from fast_helpers import SCALE, draw, index_bytes
+from fast_helpers import SCALE, draw, index_bytes, state_of
 from kiv_fast import FastPool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from kiv_fast.store import FastStore
+    from kiv_reference import KIVConfig
 
 THREADS = 6
 PROMPT, STEPS = 240, 16
@@ -17,7 +27,7 @@ ROOM_BYTES = 24 << 10  # beside summaries: what forks add, but not half of the p
 
 
 @pytest.fixture
-def restless():
+def restless() -> Iterator[None]:
     """Threads that take turns as often as Python lets them."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -25,13 +35,13 @@ def restless():
     sys.setswitchinterval(before)
 
 
-def step(store, data, at):
+def step(store: FastStore, data: Sequence[torch.Tensor], at: int) -> torch.Tensor:
     key, value, query = (part[:, :, at : at + 1] for part in data)
     store.append(key, value)
     return store.attend(query, scale=SCALE)
 
 
-def work(store, seed):
+def work(store: FastStore, seed: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """A life of a fork: decode, crop, fork again, change the batch; all its answers."""
     data = draw(seed, STEPS)
     answers = [step(store, data, at) for at in range(STEPS // 2)]
@@ -49,7 +59,7 @@ def work(store, seed):
     return torch.cat(answers, dim=2), selected
 
 
-def forks(config):
+def forks(config: KIVConfig) -> tuple[FastPool, FastStore, list[FastStore]]:
     pool = FastPool(config)
     store = pool.layer_store()
     key, value, query = draw(99, PROMPT)
@@ -60,7 +70,9 @@ def forks(config):
 
 @pytest.mark.parametrize("disk", [False, True], ids=["RAM", "disk"])
 @pytest.mark.parametrize(("retrieve_tokens", "prefill"), [(7, "exact"), (7, "retrieve"), (None, "exact")])
-def test_forks_in_threads(config, tmp_path, disk, retrieve_tokens, prefill, restless):
+def test_forks_in_threads(
+    config: KIVConfig, tmp_path: Path, disk: bool, retrieve_tokens: int | None, prefill: str, restless: None
+) -> None:
     config = replace(config, retrieve_tokens=retrieve_tokens, prefill=prefill)
     pool, store, alone = forks(config)
     if disk:
@@ -80,12 +92,12 @@ def test_forks_in_threads(config, tmp_path, disk, retrieve_tokens, prefill, rest
     assert pool.memory() == (0, 0, 0)
 
 
-def test_garbage_inside_a_call_is_released_after_it(config, monkeypatch):
+def test_garbage_inside_a_call_is_released_after_it(config: KIVConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that dies in the middle of another's call, in the same thread, as collected cycles do."""
     pool, store, others = forks(config)
-    write = store.state.cold.arena.write
+    write = state_of(store).cold.arena.write
 
-    def collect(*args):
+    def collect(*args: Any) -> None:
         held = pool.ledger.used
         assert others
         others.clear()
@@ -93,7 +105,7 @@ def test_garbage_inside_a_call_is_released_after_it(config, monkeypatch):
         assert pool.ledger.used == held, "a dead store was released inside a call"
         write(*args)
 
-    monkeypatch.setattr(store.state.cold.arena, "write", collect)
+    monkeypatch.setattr(state_of(store).cold.arena, "write", collect)
     key, value, query = draw(3, 4)
     store.append(key, value)
     store.attend(query, scale=SCALE)
@@ -103,12 +115,14 @@ def test_garbage_inside_a_call_is_released_after_it(config, monkeypatch):
     assert pool.memory() == (0, 0, 0)
 
 
-def test_a_dead_store_is_released_while_another_thread_is_in_a_call(config, monkeypatch):
+def test_a_dead_store_is_released_while_another_thread_is_in_a_call(
+    config: KIVConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool, store, others = forks(config)
     inside, go_on = threading.Event(), threading.Event()
-    finish = store.state.finish
+    finish = state_of(store).finish
 
-    def wait():
+    def wait() -> None:
         inside.set()
         assert go_on.wait(20)
         finish()

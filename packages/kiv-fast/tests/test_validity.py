@@ -8,7 +8,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_flags_are_those_that_were_appended(seed):
+def test_flags_are_those_that_were_appended(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     validity, expected = Validity(2, CPU), torch.ones(2, 0, dtype=torch.bool)
     for _ in range(40):
@@ -36,7 +36,7 @@ def test_flags_are_those_that_were_appended(seed):
             assert part is None or torch.equal(part, expected[row, start:])
 
 
-def test_no_flag_takes_room_while_all_tokens_are_valid():
+def test_no_flag_takes_room_while_all_tokens_are_valid() -> None:
     validity = Validity(3, CPU)
     validity = validity.extended(None, 0, 1000)
     assert validity.nbytes == validity.bytes_with(10**6, padded=False) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from kiv_hf import KIVCache, KIVConfig
@@ -19,7 +20,6 @@ from transformers import (
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -31,7 +31,13 @@ VOCABULARY = 97
 TEXT_TOKENS = 96
 
 # A hot window far smaller than the text: most tokens are cold.
-PAGES = {"hot_tokens": 8, "sink_tokens": 2, "page_tokens": 4, "index_channels": 5, "query_block_tokens": 5}
+PAGES: dict[str, Any] = {
+    "hot_tokens": 8,
+    "sink_tokens": 2,
+    "page_tokens": 4,
+    "index_channels": 5,
+    "query_block_tokens": 5,
+}
 EXACT = KIVConfig(retrieve_tokens=None, **PAGES)
 # The whole path of retrieval, in prefill too, with nothing left out: where cold tokens are more than 25, of which there
 # is nothing to choose, all are ranked by their codes and taken for max_missed_mass (SPEC 6.3); beyond 100 it streams.
@@ -51,15 +57,15 @@ FEEDS = {"one shot": [TEXT_TOKENS], "chunks": [31, 1, 2, 29, 1, 32], "token by t
 class TinyModel:
     """A model with the attention "kiv", its twin with transformers' own attention, and a text."""
 
-    kiv: PreTrainedModel
-    stock: PreTrainedModel
+    kiv: Any
+    stock: Any
     ids: torch.Tensor  # [1, TEXT_TOKENS]
 
     @property
-    def config(self):
+    def config(self) -> Any:
         return self.kiv.config
 
-    def cache(self, config: KIVConfig = EXACT, **kwargs) -> KIVCache:
+    def cache(self, config: KIVConfig = EXACT, **kwargs: Any) -> KIVCache:
         return KIVCache(self.config, config, **kwargs)
 
     def stock_cache(self) -> DynamicCache:
@@ -74,7 +80,7 @@ class TinyModel:
         return (1e-10 if logits.dtype == torch.float64 else 1e-4) * logits.abs().max().item()
 
 
-def feed(model, ids, cache, lengths, **kwargs) -> torch.Tensor:
+def feed(model: Any, ids: torch.Tensor, cache: Any, lengths: list[int], **kwargs: Any) -> torch.Tensor:
     """Logits [B, T, vocabulary] of `ids`, fed in pieces of `lengths`."""
     mask = kwargs.pop("attention_mask", None)
     logits, start = [], 0
@@ -85,7 +91,9 @@ def feed(model, ids, cache, lengths, **kwargs) -> torch.Tensor:
     return torch.cat(logits, dim=1)
 
 
-def pair(config_class, model_class, attention="sdpa", dtype=torch.float64, **settings) -> TinyModel:
+def pair(
+    config_class: Any, model_class: Any, attention: str = "sdpa", dtype: torch.dtype = torch.float64, **settings: Any
+) -> TinyModel:
     """In float64, where right answers agree on any processor, and a wrong one stands out."""
     sizes = {
         "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
@@ -109,9 +117,10 @@ def pair(config_class, model_class, attention="sdpa", dtype=torch.float64, **set
 
 def falcon_h1() -> FalconH1ForCausalLM:
     """A model with a linear state beside the attention of each layer, in transformers' own attention."""
+    fields: dict[str, Any] = {"head_dim": 8}  # it takes this from the classes above it
     config = FalconH1Config(
-        vocab_size=60, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8,
+        **fields, vocab_size=60, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8,
         mamba_n_groups=1, mamba_chunk_size=8, initializer_range=0.3, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(1)

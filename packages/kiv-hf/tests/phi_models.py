@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from hf_models import EXACT, VOCABULARY
 from kiv_hf import KIVCache, KIVConfig, rope_for_length, use_kiv
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 SHORT = 24
 """Longest text with the short factors."""
 NEW = 16
 TYPES = ["phi3", "phimoe", "phi4_multimodal"]
 IMAGE_TOKEN = 90
-ROPE = {
+ROPE: dict[str, Any] = {
     "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, 1.2, 1.5, 2.0],
     "long_factor": [3.0, 5.0, 9.0, 14.0], "factor": 8.0,
 }  # fmt: skip
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.35, "max_position_embeddings": 8 * SHORT,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": [VOCABULARY - 1],
 }  # fmt: skip
-TYPE_SIZES = {
+TYPE_SIZES: dict[str, Any] = {
     "phi3": {"original_max_position_embeddings": SHORT},
     "phimoe": {"num_local_experts": 4},
     "phi4_multimodal": {
@@ -44,33 +46,39 @@ PHIMOE_ROPE = {"original_max_position_embeddings": SHORT, "short_mscale": 1.1, "
 IDS = torch.randint(2, IMAGE_TOKEN, (1, 2 * SHORT), generator=torch.Generator().manual_seed(7))
 
 
+def forget_warnings() -> None:
+    """Let transformers warn again of what it has warned of."""
+    once: Any = logging.Logger.__dict__["warning_once"]
+    once.cache_clear()
+
+
 @dataclass
 class Phi:
     """A tiny model in float64 without KIV, its twin with KIV, and what each of them generates."""
 
-    stock: PreTrainedModel
-    kiv: PreTrainedModel
+    stock: Any
+    kiv: Any
 
     def cache(self, config: KIVConfig = EXACT) -> KIVCache:
         return KIVCache(self.kiv.config, config)
 
-    def truth(self, ids, **settings):
+    def truth(self, ids: torch.Tensor, **settings: Any) -> Any:
         return self.generate(self.stock, ids, use_cache=False, **settings)
 
-    def truth_under(self, tokens, ids):
+    def truth_under(self, tokens: int, ids: torch.Tensor) -> Any:
         with rope_for_length(self.stock, tokens):
             return self.truth(ids)
 
-    def generate(self, model, ids, **settings):
+    def generate(self, model: Any, ids: torch.Tensor | None, **settings: Any) -> Any:
         settings = {"max_new_tokens": NEW, "do_sample": False, **settings}
         return model.generate(ids, return_dict_in_generate=True, output_scores=True, **settings)
 
 
-def build(model_type: str, rope: dict | None = None, **sizes) -> Phi:
+def build(model_type: str, rope: dict[str, Any] | None = None, **sizes: Any) -> Phi:
     if rope is None:
         rope = ROPE | (PHIMOE_ROPE if model_type == "phimoe" else {})
 
-    def model():
+    def model() -> Any:
         fields = copy.deepcopy(SIZES | TYPE_SIZES.get(model_type, {}) | sizes | {"rope_parameters": rope})
         config = CONFIG_MAPPING[model_type](**fields)
         torch.manual_seed(5)
@@ -82,7 +90,7 @@ def build(model_type: str, rope: dict | None = None, **sizes) -> Phi:
     return Phi(model(), use_kiv(model()))
 
 
-def assert_same(got, expected):
+def assert_same(got: Any, expected: Any) -> None:
     assert torch.equal(got.sequences, expected.sequences)
     for one, other in zip(got.scores, expected.scores, strict=True):  # float32, as generate hands them out
         finite = other.isfinite()

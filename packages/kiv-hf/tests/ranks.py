@@ -12,21 +12,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hf_models import EXACT, FEEDS, FULL_BUDGET, STARVED, feed
 from kiv_hf import KIVCache
 from transformers import AutoModelForCausalLM
 
+if TYPE_CHECKING:
+    from kiv_reference import KIVConfig
+
 RANKS = 2
 TIMEOUT_S = 1200  # of a hang: a busy machine may take many times as long as an idle one
-JOBS = {"pipeline": {"pp_size": RANKS}, "tensor": {"tp_size": RANKS}}
+JOBS: dict[str, dict[str, Any]] = {"pipeline": {"pp_size": RANKS}, "tensor": {"tp_size": RANKS}}
 IMPLS = ("reference", "fast")
 
 
-def outcomes(model, ids: torch.Tensor) -> dict:
+def outcomes(model: Any, ids: torch.Tensor) -> dict[str, Any]:
     """Feed `ids` [1, TEXT_TOKENS] in every way. Nothing here knows whether the model is whole."""
-    found: dict = {"logits": {}, "tokens": {}, "lengths": {}, "heads": {}}
+    found: dict[str, Any] = {"logits": {}, "tokens": {}, "lengths": {}, "heads": {}}
     with torch.no_grad():
         for impl in IMPLS:
             _feed_in_every_way(model, ids, impl, found)
@@ -35,15 +39,15 @@ def outcomes(model, ids: torch.Tensor) -> dict:
     return found
 
 
-def _feed_in_every_way(model, ids: torch.Tensor, impl: str, found: dict) -> None:
+def _feed_in_every_way(model: Any, ids: torch.Tensor, impl: str, found: dict[str, Any]) -> None:
     batch = torch.cat([ids, ids.roll(7, dims=1)])
     mask = torch.ones_like(batch)
     mask[1, :7] = 0
 
-    def cache(config=EXACT) -> KIVCache:
+    def cache(config: KIVConfig = EXACT) -> KIVCache:
         return KIVCache(model.config, config, impl=impl)
 
-    def generate(tokens, cache, **settings) -> torch.Tensor:
+    def generate(tokens: torch.Tensor, cache: Any, **settings: Any) -> torch.Tensor:
         return model.generate(tokens, past_key_values=cache, do_sample=False, max_new_tokens=6, **settings)
 
     logits, tokens = found["logits"], found["tokens"]
@@ -65,7 +69,7 @@ def _feed_in_every_way(model, ids: torch.Tensor, impl: str, found: dict) -> None
 
 def work(job: str, folder: Path) -> None:
     """Be one of the processes."""
-    from transformers.distributed import DistributedConfig
+    from transformers.distributed import DistributedConfig  # pyright: ignore[reportPrivateImportUsage]
 
     model = AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="kiv", distributed_config=DistributedConfig(**JOBS[job])
@@ -76,7 +80,7 @@ def work(job: str, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-def run_ranks(job: str, folder: Path) -> list[dict]:
+def run_ranks(job: str, folder: Path) -> list[dict[str, Any]]:
     """Run `work` in two processes and return what each found. An error of one, or the time limit, ends both.
 
     Raises
@@ -90,7 +94,7 @@ def run_ranks(job: str, folder: Path) -> list[dict]:
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(RANKS)}
     shared |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     logs = [folder / f"{job}-{rank}.log" for rank in range(RANKS)]
-    processes: list[subprocess.Popen] = []
+    processes: list[subprocess.Popen[bytes]] = []
     try:
         for rank, log in enumerate(logs):
             with log.open("w") as output:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 import torch
 from hf_models import EXACT, FEEDS, FULL_BUDGET, STARVED, TinyModel, feed, pair
 from kiv_hf.cache.adapters import Staged, adapt, halves, interleaved, latent, repeated
 from kiv_reference.errors import KIVUnsupportedError
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, DiffLlamaConfig, DiffLlamaForCausalLM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kiv_reference import KIVConfig
 
 MODELS = {
     "latent": lambda: pair(
@@ -20,13 +27,13 @@ MODELS = {
 
 
 @pytest.fixture(params=MODELS)
-def adapted(request) -> TinyModel:
+def adapted(request: pytest.FixtureRequest) -> TinyModel:
     return MODELS[request.param]()
 
 
 @pytest.mark.parametrize("lengths", FEEDS.values(), ids=FEEDS.keys())
 @pytest.mark.parametrize("config", [EXACT, FULL_BUDGET], ids=["exact", "full budget"])
-def test_logits_equal_those_of_the_stock_cache(adapted, config, lengths):
+def test_logits_equal_those_of_the_stock_cache(adapted: TinyModel, config: KIVConfig, lengths: list[int]) -> None:
     expected = feed(adapted.stock, adapted.ids, adapted.stock_cache(), lengths)
     cache = adapted.cache(config)
     logits = feed(adapted.kiv, adapted.ids, cache, lengths)
@@ -34,13 +41,13 @@ def test_logits_equal_those_of_the_stock_cache(adapted, config, lengths):
     assert cache.tokens().cold_ram > 48
 
 
-def test_the_comparison_can_fail(adapted):
+def test_the_comparison_can_fail(adapted: TinyModel) -> None:
     expected = feed(adapted.stock, adapted.ids, adapted.stock_cache(), FEEDS["chunks"])
     logits = feed(adapted.kiv, adapted.ids, adapted.cache(STARVED), FEEDS["chunks"])
     assert (logits - expected).abs().max().item() > 10 * adapted.rounding()
 
 
-def test_beams_crop_and_fork_keep_the_adapter(adapted):
+def test_beams_crop_and_fork_keep_the_adapter(adapted: TinyModel) -> None:
     settings = {"max_new_tokens": 6, "do_sample": False, "num_beams": 2, "early_stopping": True}
     expected = adapted.stock.generate(adapted.ids, past_key_values=adapted.stock_cache(), **settings)
     assert torch.equal(adapted.kiv.generate(adapted.ids, past_key_values=adapted.cache(), **settings), expected)
@@ -54,13 +61,13 @@ def test_beams_crop_and_fork_keep_the_adapter(adapted):
         assert (logits - right).abs().max().item() <= adapted.rounding()
 
 
-def test_latents_are_kept_as_latents():
+def test_latents_are_kept_as_latents() -> None:
     """One head of latents and rotary channels, whatever the number of heads; nothing is computed for old tokens."""
     model = MODELS["latent"]()
     widths = []
     expand = type(model.kiv.model.layers[0].self_attn).expand_kv
 
-    def measure(self, latents, rotary):
+    def measure(self: Any, latents: torch.Tensor, rotary: torch.Tensor) -> Any:
         widths.append(latents.shape[2])
         return expand(self, latents, rotary)
 
@@ -78,10 +85,10 @@ def test_latents_are_kept_as_latents():
         attention.expand_kv = expand
 
 
-def test_a_change_that_starts_late_is_refused(adapted):
+def test_a_change_that_starts_late_is_refused(adapted: TinyModel) -> None:
     cache = adapted.cache()
     feed(adapted.kiv, adapted.ids[:, :50], cache, [50])
-    for layer in cache.layers:
+    for layer in cache.kiv_layers().values():
         layer.adapter = None
     with pytest.raises(KIVUnsupportedError, match="Attention over a KIV layer"):
         adapted.kiv(adapted.ids[:, 50:], past_key_values=cache)
@@ -90,13 +97,13 @@ def test_a_change_that_starts_late_is_refused(adapted):
 class Expanding(torch.nn.Module):
     """Latents to keys and values, with a term that is not linear on request."""
 
-    def __init__(self, bent: float = 0.0):
+    def __init__(self, bent: float = 0.0) -> None:
         super().__init__()
         self.bent = bent
         generator = torch.Generator().manual_seed(3)
         self.weight = torch.randn(2, 6, 5 + 4, generator=generator).double()
 
-    def expand_kv(self, latents, rotary):
+    def expand_kv(self, latents: torch.Tensor, rotary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         both = latents @ self.weight + self.bent * (latents**2).sum(-1, keepdim=True)
         return torch.cat([both[..., :5], rotary.expand(-1, 2, -1, -1)], -1), both[..., 5:]
 
@@ -104,12 +111,12 @@ class Expanding(torch.nn.Module):
 class TestByNumbers:
     """An adapter looks at numbers: what is nearly its change is not its change."""
 
-    def states(self, heads=2, key=6, value=3):
+    def states(self, heads: int = 2, key: int = 6, value: int = 3) -> Staged:
         generator = torch.Generator().manual_seed(1)
         shapes = ((1, heads, 7, key), (1, heads, 7, value))
         return Staged(*(torch.randn(shape, generator=generator).double() for shape in shapes))
 
-    def test_latent_scores_and_outputs_equal_the_expanded_ones(self):
+    def test_latent_scores_and_outputs_equal_the_expanded_ones(self) -> None:
         module, staged = Expanding(), self.states(heads=1)
         key, value = module.expand_kv(*staged)
         found = latent(module, staged, key, value)
@@ -121,27 +128,30 @@ class TestByNumbers:
         weights = scores.softmax(-1)
         assert torch.allclose(found.output(weights @ found.states.value), weights @ value, rtol=0, atol=1e-10)
 
-    def test_an_expansion_that_is_not_linear_is_not_latent(self):
+    def test_an_expansion_that_is_not_linear_is_not_latent(self) -> None:
         module, staged = Expanding(bent=0.1), self.states(heads=1)
         assert latent(module, staged, *module.expand_kv(*staged)) is None
 
     @pytest.mark.parametrize("adapter", [latent, halves, repeated, interleaved], ids=lambda f: f.__name__)
-    def test_other_numbers_are_not_recognised(self, adapter):
+    def test_other_numbers_are_not_recognised(self, adapter: Callable[..., Any]) -> None:
         staged = self.states(heads=2, value=6)
         for times in (1, 2):
             wrong = staged.key.repeat(1, times, 1, 1) * 1.01, staged.value.repeat(1, times, 1, 1)
             assert adapter(torch.nn.Module(), staged, *wrong) is None
 
-    def test_orders_of_repeated_heads_are_told_apart(self):
+    def test_orders_of_repeated_heads_are_told_apart(self) -> None:
         staged = self.states()
         tiled = [states.repeat(1, 2, 1, 1) for states in staged]
         in_place = [states.repeat_interleave(2, 1) for states in staged]
         module = torch.nn.Module()
-        assert adapt(None, module, staged, *tiled)[0] is repeated
-        assert adapt(None, module, staged, *in_place)[0] is interleaved
+        for made, kind in ((tiled, repeated), (in_place, interleaved)):
+            adapted = adapt(None, module, staged, *made)
+            assert adapted is not None
+            assert adapted[0] is kind
         assert adapt(repeated, module, staged, *in_place) is None
         query = torch.arange(8.0).reshape(1, 8, 1, 1)
         found = repeated(module, staged, *tiled)
+        assert found is not None
         # Heads 0 to 3 belong to the copies of KV heads 0, 1, two query heads each.
         assert found.query(query).flatten().tolist() == [0, 1, 4, 5, 2, 3, 6, 7]
         assert torch.equal(found.output(found.query(query)), query)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hf_models import EXACT, FEEDS, STARVED, TEXT_TOKENS, VOCABULARY
@@ -24,13 +26,14 @@ LAYERS = {
 }  # fmt: skip
 
 
-def build(name: str):
+def build(name: str) -> Any:
     model_class, sizes = MODELS[name]
     torch.manual_seed(5)
-    return model_class(CONFIG_MAPPING[name](vocab_size=VOCABULARY, **LAYERS, **sizes)).eval().double()
+    config: Any = CONFIG_MAPPING[name]
+    return model_class(config(vocab_size=VOCABULARY, **LAYERS, **sizes)).eval().double()
 
 
-def decode(model, cache, lengths: list[int]) -> torch.Tensor:
+def decode(model: Any, cache: Any, lengths: list[int]) -> torch.Tensor:
     """Return the logits [1, TEXT_TOKENS, VOCABULARY] of a decoder that attends across to `STATES`."""
     both = EncoderDecoderCache(cache, DynamicCache())
     with torch.no_grad():
@@ -42,7 +45,7 @@ def decode(model, cache, lengths: list[int]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_equal_those_of_the_stock_cache(name):
+def test_logits_equal_those_of_the_stock_cache(name: str) -> None:
     model = build(name)
     expected = [decode(model, DynamicCache(config=model.config), lengths) for lengths in FEEDS.values()]
     bound = CLOSE * expected[0].abs().max().item()
@@ -55,22 +58,23 @@ def test_logits_equal_those_of_the_stock_cache(name):
     assert (starved - expected[0]).abs().max().item() > 10 * bound
 
 
-def test_an_encoder_keeps_its_own_attention():
+def test_an_encoder_keeps_its_own_attention() -> None:
     """Positions have a bias in SpeechT5's encoder, and none in its decoder."""
-    model = build("speecht5")
+    model: Any = build("speecht5")
     sound = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(9)).double()
     encoder = model.speecht5.encoder.wrapped_encoder
     with torch.no_grad():
         expected = encoder(sound).last_hidden_state
-        assert torch.equal(use_kiv(model).speecht5.encoder.wrapped_encoder(sound).last_hidden_state, expected)
+        use_kiv(model)
+        assert torch.equal(encoder(sound).last_hidden_state, expected)
 
 
 @pytest.mark.parametrize("is_decoder", [True, False])
-def test_one_class_for_decoder_and_encoder_of_text(is_decoder):
+def test_one_class_for_decoder_and_encoder_of_text(is_decoder: bool) -> None:
     """BLIP's: causal in a decoder, with a cache or without, and in both directions in an encoder."""
     torch.manual_seed(5)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "encoder_hidden_size": 32, "projection_dim": 16}
-    layers = {"num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
+    layers: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
     config = BlipTextConfig(vocab_size=VOCABULARY, max_position_embeddings=128, **sizes, **layers)
     model = BlipTextLMHeadModel(config).eval().double()
     arguments = {"input_ids": IDS, "encoder_hidden_states": STATES, "is_decoder": is_decoder}
@@ -90,4 +94,5 @@ def test_one_class_for_decoder_and_encoder_of_text(is_decoder):
                 dim=1,
             )
             assert (logits - expected).abs().max().item() <= bound
+            assert isinstance(both.self_attention_cache, KIVCache)
             assert both.self_attention_cache.tokens().cold_ram > TEXT_TOKENS // 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hf_models import EXACT, FEEDS, FULL_BUDGET, STARVED, TEXT_TOKENS, VOCABULARY, feed
@@ -23,7 +25,7 @@ _NAMES_D = {
 }  # fmt: skip
 _DECODER = {"is_decoder": True, "use_cache": True}
 
-MODELS = {
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "bloom": ("bloom", _NAMES_B),
     "falcon, rotary, one KV head": ("falcon", {**_NAMES_C, "multi_query": True}),
     "falcon, rotary, two KV heads": ("falcon", {**_NAMES_C, "new_decoder_architecture": True, "num_kv_heads": 2}),
@@ -55,9 +57,9 @@ SINGLE = {"bloom", "codegen", "gpt_neo", "gptj", "mpt", "xglm"}
 ALIBI = ["bloom", "falcon, ALiBi", "falcon, ALiBi, one KV head", "mpt"]
 
 
-def build(name: str, dtype: torch.dtype | None = None):
+def build(name: str, dtype: torch.dtype | None = None) -> Any:
     model_type, sizes = MODELS[name]
-    tokens = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
+    tokens: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
     torch.manual_seed(5)
     return (
         AutoModelForCausalLM.from_config(CONFIG_MAPPING[model_type](**sizes, **tokens))
@@ -67,20 +69,20 @@ def build(name: str, dtype: torch.dtype | None = None):
 
 
 @pytest.fixture(params=MODELS)
-def name(request) -> str:
+def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 IDS = torch.randint(2, VOCABULARY, (1, TEXT_TOKENS), generator=torch.Generator().manual_seed(7))
 
 
-def rounding(model) -> float:
+def rounding(model: Any) -> float:
     """How far right logits may lie apart, whatever the processor."""
     logits = feed(model, IDS, DynamicCache(config=model.config), [TEXT_TOKENS])
     return (1e-10 if logits.dtype == torch.float64 else 1e-4) * logits.abs().max().item()
 
 
-def test_logits_equal_those_of_the_stock_cache(name):
+def test_logits_equal_those_of_the_stock_cache(name: str) -> None:
     model = build(name)
     bound = rounding(model)
     expected = {kind: feed(model, IDS, DynamicCache(config=model.config), lengths) for kind, lengths in FEEDS.items()}
@@ -95,7 +97,7 @@ def test_logits_equal_those_of_the_stock_cache(name):
     assert (starved - expected["chunks"]).abs().max().item() > 10 * bound
 
 
-def test_other_caches_keep_working(name):
+def test_other_caches_keep_working(name: str) -> None:
     """After `use_kiv` a stock cache, and no cache at all, give what they gave before."""
     model = build(name)
     bound = rounding(model)
@@ -109,7 +111,7 @@ def test_other_caches_keep_working(name):
     assert (model(IDS, use_cache=False).logits - expected).abs().max().item() <= bound
 
 
-def test_generate_in_a_left_padded_batch(name):
+def test_generate_in_a_left_padded_batch(name: str) -> None:
     if name == "git":
         pytest.skip("with a mask and no image, GIT itself widens the mask by an image that is not there")
     model = build(name)
@@ -124,7 +126,7 @@ def test_generate_in_a_left_padded_batch(name):
     assert torch.equal(got, expected)
 
 
-def test_weights_and_names_stay(name):
+def test_weights_and_names_stay(name: str) -> None:
     model = build(name)
     before = {key: weight.clone() for key, weight in model.state_dict().items()}
     classes = {kind: kind.forward for kind in map(type, model.modules())}
@@ -138,7 +140,7 @@ def test_weights_and_names_stay(name):
 
 
 @pytest.mark.parametrize("model_name", ALIBI)
-def test_alibi_in_half_precision(model_name):
+def test_alibi_in_half_precision(model_name: str) -> None:
     """The bias keeps its precision in the channels: KIV errs as the stock cache does, measured against float64."""
     truth = feed(build(model_name, torch.float64), IDS, None, [TEXT_TOKENS])
     model = build(model_name, torch.bfloat16)
@@ -152,7 +154,7 @@ class TestPositionBias:
     @pytest.mark.parametrize(("dtype", "exact"), [
         (torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 1e-5), (torch.float16, 1e-5),
     ])  # fmt: skip
-    def test_channels_add_the_bias(self, dtype, exact):
+    def test_channels_add_the_bias(self, dtype: torch.dtype, exact: float) -> None:
         bias = torch.linspace(0, 3000, 11, dtype=torch.float64).view(1, 1, 11)
         query = torch.zeros(1, 1, 11, 4, dtype=dtype)
         scale = 80**-0.5
@@ -160,7 +162,7 @@ class TestPositionBias:
         scores = scale * (longer_query.double() @ longer_key.double().transpose(-1, -2))
         assert (scores - bias[:, :, None]).abs().max() <= exact * 3000
 
-    def test_content_is_untouched(self):
+    def test_content_is_untouched(self) -> None:
         query, key = torch.randn(2, 1, 3, 5, 4)
         longer_query, longer_key = with_position_bias(query, key, torch.zeros(1, 3, 5), 0.5)
         assert torch.equal(longer_query[..., :4], query)
@@ -168,7 +170,7 @@ class TestPositionBias:
         assert longer_key[..., 4:].abs().max() == 0
 
 
-def test_a_hook_of_offloaded_weights_sees_the_new_class():
+def test_a_hook_of_offloaded_weights_sees_the_new_class() -> None:
     accelerate = pytest.importorskip("accelerate")
     model = build("bloom")
     expected = feed(model, IDS, DynamicCache(config=model.config), FEEDS["chunks"])
@@ -179,7 +181,7 @@ def test_a_hook_of_offloaded_weights_sees_the_new_class():
     assert (logits - expected).abs().max().item() <= bound
 
 
-def test_learned_prompts_are_refused():
+def test_learned_prompts_are_refused() -> None:
     model = build("mvp")
     model.config.use_prompt = True
     attention = model.model.decoder.layers[0].self_attn

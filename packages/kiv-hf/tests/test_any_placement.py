@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
-from hf_models import EXACT, FEEDS, OLD_TORCH, TINY_MODELS, VOCABULARY, feed
+from hf_models import EXACT, FEEDS, OLD_TORCH, TINY_MODELS, VOCABULARY, TinyModel, feed
 from kiv_hf import KIVCache, use_kiv
 from kiv_reference.errors import KIVUnsupportedError
 from test_any_adapters import MODELS as ADAPTED
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch._dynamo.exc import Unsupported
 from transformers import PreTrainedTokenizerFast, pipeline
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MODELS = {**TINY_MODELS, **ADAPTED}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", MODELS)
-def test_precision(name, dtype):
+def test_precision(name: str, dtype: torch.dtype) -> None:
     """In float64 as the stock cache; in half precision KIV errs as the stock cache does, measured against float64."""
     tiny, twin = MODELS[name](), MODELS[name]()
     for model in (tiny.stock, tiny.kiv, twin.stock):
@@ -32,7 +38,7 @@ def test_precision(name, dtype):
         assert (logits - truth).square().mean() <= 4 * (stock - truth).square().mean()
 
 
-def test_offloaded_weights(llama, tmp_path):
+def test_offloaded_weights(llama: TinyModel, tmp_path: Path) -> None:
     """Weights in RAM or in files, brought to the device for each layer."""
     accelerate = pytest.importorskip("accelerate")
     expected = feed(llama.stock, llama.ids, llama.stock_cache(), FEEDS["chunks"])
@@ -45,7 +51,7 @@ def test_offloaded_weights(llama, tmp_path):
     assert (feed(twin, llama.ids, llama.cache(), FEEDS["chunks"]) - expected).abs().max().item() <= bound
 
 
-def test_a_device_map(llama, tmp_path):
+def test_a_device_map(llama: TinyModel, tmp_path: Path) -> None:
     """Loaded in parts: some layers stay in memory, some lie in a folder."""
     accelerate = pytest.importorskip("accelerate")
     expected = feed(llama.stock, llama.ids, llama.stock_cache(), FEEDS["chunks"])
@@ -56,7 +62,7 @@ def test_a_device_map(llama, tmp_path):
     assert (logits - expected).abs().max().item() <= llama.rounding()
 
 
-def test_a_model_without_weights_is_refused(llama):
+def test_a_model_without_weights_is_refused(llama: TinyModel) -> None:
     with torch.device("meta"):
         model = type(llama.kiv)(llama.config)
     with pytest.raises(KIVUnsupportedError, match="meta"):
@@ -64,7 +70,7 @@ def test_a_model_without_weights_is_refused(llama):
 
 
 @pytest.mark.gradients
-def test_training_is_refused(llama):
+def test_training_is_refused(llama: TinyModel) -> None:
     with pytest.raises(KIVUnsupportedError, match="gradients"):
         llama.kiv.train()(llama.ids, past_key_values=llama.cache())
     with pytest.raises(KIVUnsupportedError, match="gradients"):
@@ -75,7 +81,7 @@ def test_training_is_refused(llama):
 
 @pytest.mark.skipif(OLD_TORCH, reason="transformers 5.23 compiles no model, with its own cache either, below torch 2.7")
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_a_compiled_model(name):
+def test_a_compiled_model(name: str) -> None:
     """What is around the attention is compiled; KIV itself runs as it is."""
     tiny = TINY_MODELS[name]()
     expected = feed(tiny.stock, tiny.ids, tiny.stock_cache(), FEEDS["chunks"])
@@ -84,13 +90,13 @@ def test_a_compiled_model(name):
     assert (logits - expected).abs().max().item() <= tiny.rounding()
 
 
-def test_one_graph_for_the_whole_model_is_refused(llama):
+def test_one_graph_for_the_whole_model_is_refused(llama: TinyModel) -> None:
     compiled = torch.compile(llama.kiv, backend="eager", fullgraph=True)
-    with pytest.raises(torch._dynamo.exc.Unsupported):
+    with pytest.raises(Unsupported):
         compiled(llama.ids, past_key_values=llama.cache())
 
 
-def test_the_text_generation_pipeline(llama):
+def test_the_text_generation_pipeline(llama: TinyModel) -> None:
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", bos_token="w1")
@@ -106,7 +112,7 @@ def test_the_text_generation_pipeline(llama):
     assert cache.tokens().cold_ram > 0
 
 
-def test_cache_implementation_is_left_alone(llama):
+def test_cache_implementation_is_left_alone(llama: TinyModel) -> None:
     """Naming a kind of cache beside a KIVCache is transformers' error; without a cache the name works as ever."""
     settings = {"max_new_tokens": 3, "do_sample": False, "cache_implementation": "dynamic"}
     with pytest.raises(ValueError, match="cache_implementation"):
@@ -115,12 +121,12 @@ def test_cache_implementation_is_left_alone(llama):
     assert torch.equal(llama.kiv.generate(llama.ids, **settings), expected)
 
 
-def test_no_cache_at_all(llama):
+def test_no_cache_at_all(llama: TinyModel) -> None:
     expected = llama.stock(llama.ids, use_cache=False).logits
     assert (llama.kiv(llama.ids, use_cache=False).logits - expected).abs().max().item() <= llama.rounding()
 
 
-def test_use_kiv_is_the_same_as_the_name(llama):
+def test_use_kiv_is_the_same_as_the_name(llama: TinyModel) -> None:
     model = use_kiv(llama.stock)
     logits = model(llama.ids, past_key_values=KIVCache(model.config, EXACT)).logits
     assert torch.equal(logits, llama.kiv(llama.ids, past_key_values=llama.cache()).logits)

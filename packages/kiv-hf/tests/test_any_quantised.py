@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.real
 
 FACTS = "The river is green. The tower is old. The dog is called Bruno. The bread is fresh. The road is long. "
 QUESTION, BEGUN = FACTS * 3 + "What is the dog called?", "The dog is called"
-HOT = {"hot_tokens": 16, "sink_tokens": 4, "page_tokens": 8}
+HOT: dict[str, Any] = {"hot_tokens": 16, "sink_tokens": 4, "page_tokens": 8}
 EXACT = KIVConfig(retrieve_tokens=None, **HOT)
 STARVED = KIVConfig(
     retrieve_tokens=1, candidate_tokens=1, prefill="retrieve", exact_suffix_tokens=0, tail="none", **HOT
@@ -37,9 +38,9 @@ def folder() -> Path:
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_the_answer_is_that_of_the_stock_cache(folder, bits):
+def test_the_answer_is_that_of_the_stock_cache(folder: Path, bits: str) -> None:
     """Where layers round what goes through them, a last bit becomes a step: truth is the same weights in float64."""
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model, twin = (
@@ -52,10 +53,10 @@ def test_the_answer_is_that_of_the_stock_cache(folder, bits):
     )
     ids = tokenizer(chat + BEGUN, return_tensors="pt").input_ids
 
-    def answer(attention, cache, model=model) -> tuple[str, torch.Tensor]:
+    def answer(attention: str, cache: Any, model: Any = model) -> tuple[str, torch.Tensor]:
         model.set_attn_implementation(attention)
-        settings = {"do_sample": False, "max_new_tokens": 3, "return_dict_in_generate": True, "output_logits": True}
-        output = model.generate(ids, past_key_values=cache, **settings)
+        model.generation_config.update(do_sample=False, max_new_tokens=3)
+        output = model.generate(ids, past_key_values=cache, return_dict_in_generate=True, output_logits=True)
         words = tokenizer.decode(output.sequences[0, ids.shape[1] :])
         cache.reset()
         return words, model(ids, past_key_values=cache).logits  # of every token: a step at one of them counts little

@@ -6,6 +6,7 @@ import copy
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,47 +17,56 @@ from kiv_reference.errors import KIVError
 from test_any_patches import IDS, MODELS, SINGLE, rounding
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
 TEXT_TYPES = {"falcon", "git", "gpt_neo", "gptj"}
 IN_TABLES = [name for name in MODELS if name.split(",")[0] in TEXT_TYPES]
-TOKENS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
+TOKENS: dict[str, Any] = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}
 
 
-def configuration(name) -> PreTrainedConfig:
+def configuration(name: str) -> PreTrainedConfig:
     model_type, sizes = MODELS[name]
     return CONFIG_MAPPING[model_type](**copy.deepcopy(sizes), **TOKENS)
 
 
-def built(name, config=None, make=AutoModelForCausalLM.from_config, **kwargs) -> PreTrainedModel:
+def built(
+    name: str,
+    config: PreTrainedConfig | None = None,
+    make: Callable[..., Any] = AutoModelForCausalLM.from_config,
+    **kwargs: Any,
+) -> PreTrainedModel:
     torch.manual_seed(5)
     model = make(configuration(name) if config is None else config, **kwargs)
     return model.eval().to(torch.float32 if name in SINGLE else torch.float64)
 
 
-def by_the_automatic_class(name, folder):
+def by_the_automatic_class(name: str, folder: Path) -> PreTrainedModel:
     return built(name, attn_implementation="kiv")
 
 
-def by_its_own_class(name, folder):
+def by_its_own_class(name: str, folder: Path) -> PreTrainedModel:
     return built(name, make=type(built(name))._from_config, attn_implementation="kiv")
 
 
-def from_files(name, folder):
+def from_files(name: str, folder: Path) -> Any:
     stock = built(name)
     stock.save_pretrained(folder)
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="kiv", dtype=stock.dtype).eval()
 
 
-def from_a_used_configuration(name, folder):
+def from_a_used_configuration(name: str, folder: Path) -> PreTrainedModel:
     return built(name, use_kiv(built(name)).config)
 
 
 @pytest.fixture(params=[by_the_automatic_class, by_its_own_class, from_files, from_a_used_configuration])
-def build(request, tmp_path):
+def build(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], Any]:
     return lambda name: request.param(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", IN_TABLES)
-def test_a_model_from_a_table_serves_every_cache(name, build):
+def test_a_model_from_a_table_serves_every_cache(name: str, build: Callable[[str], Any]) -> None:
     stock, model = built(name), build(name)
     bound = rounding(stock)
     expected = feed(stock, IDS, DynamicCache(config=stock.config), FEEDS["chunks"])
@@ -70,7 +80,7 @@ def test_a_model_from_a_table_serves_every_cache(name, build):
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in IN_TABLES])
-def test_a_model_of_its_own_attention_says_use_kiv(name, build):
+def test_a_model_of_its_own_attention_says_use_kiv(name: str, build: Callable[[str], Any]) -> None:
     stock, model = built(name), build(name)
     expected = feed(stock, IDS, DynamicCache(config=stock.config), FEEDS["chunks"])
     with pytest.raises(KIVError, match="use_kiv"):
@@ -100,11 +110,11 @@ SUPERGLUE = {
 }  # fmt: skip
 
 
-def see(model):
+def see(model: Any) -> Any:
     return model(PIXELS)[0]
 
 
-def match(model):
+def match(model: Any) -> Any:
     numbers = torch.Generator().manual_seed(3)
     points, descriptors, scores = (torch.rand(1, 2, 9, *more, generator=numbers).double() for more in [(2,), (16,), ()])
     mask = torch.ones(1, 2, 9, dtype=torch.int)
@@ -114,11 +124,11 @@ def match(model):
     ]
 
 
-def speak(model):
+def speak(model: Any) -> torch.Tensor:
     return feed(model, IDS, DynamicCache(config=model.config), FEEDS["chunks"])
 
 
-def refine(model):
+def refine(model: Any) -> Any:
     mask = torch.ones(1, TEXT_TOKENS, dtype=torch.long)
     mask[:, :7] = 0
     return model(2, IDS[..., None].expand(-1, -1, 8), attention_mask=mask).logits
@@ -136,7 +146,7 @@ OTHERS = {
 }
 
 
-def classes(name):
+def classes(name: str) -> tuple[Any, Callable[[], Any]]:
     file, prefix, suffix, sizes, _ = OTHERS[name]
     package = f"transformers.models.{name.split(',')[0]}"
     modeling = pytest.importorskip(f"{package}.modeling_{file}", reason="not in this version of transformers")
@@ -145,7 +155,7 @@ def classes(name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_models_without_a_kiv_version_are_as_without_kiv(name):
+def test_models_without_a_kiv_version_are_as_without_kiv(name: str) -> None:
     kind, config = classes(name)
     run = OTHERS[name][4]
     expected = run(built(name, config(), kind._from_config))
@@ -157,14 +167,14 @@ def test_models_without_a_kiv_version_are_as_without_kiv(name):
     assert torch.equal(run(again), expected)
 
 
-def test_bark_refuses_a_kiv_cache_by_name():
+def test_bark_refuses_a_kiv_cache_by_name() -> None:
     kind, config = classes("bark")
     model = built("bark", config(), kind._from_config, attn_implementation="kiv")
     with pytest.raises(KIVError, match="use_kiv"):
         feed(model, IDS, KIVCache(model.config, EXACT), FEEDS["chunks"])
 
 
-def test_every_table_of_transformers_is_tested():
+def test_every_table_of_transformers_is_tested() -> None:
     lookup = re.compile(r"\w+\[\s*(?:\w+\.)*_?attn_implementation\s*\](?!\s*=)")
     files = Path(transformers.__file__).parent.glob("models/*/modeling_*.py")
     found = {file.parent.name for file in files for line in lookup.findall(file.read_text()) if "CLASSES" in line}
@@ -178,12 +188,12 @@ NO_CLASSES = {"eager": "a word"}
 class ModelThatComesWithItsWeights(PreTrainedModel):
     config_class = PreTrainedConfig
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.attention = ATTENTION_CLASSES[config._attn_implementation]()
 
 
-def test_a_modeling_file_outside_transformers():
+def test_a_modeling_file_outside_transformers() -> None:
     model = ModelThatComesWithItsWeights._from_config(PreTrainedConfig(), attn_implementation="kiv")
     assert type(model.attention) is torch.nn.Flatten
     assert NO_CLASSES == {"eager": "a word"}

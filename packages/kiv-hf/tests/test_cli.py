@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from cli_models import NATIVE_TOKENS, save_llama, tokenizer
 from kiv_hf.cli.app import app
 from kiv_hf.cli.prompt import compose
 from transformers import AutoModelForCausalLM, DynamicCache
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TEXT = "In the beginning God created the heaven and the earth. And the earth was without form, and void. " * 4
 SMALL = [
@@ -20,26 +24,26 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
-def text(tmp_path):
+def text(tmp_path: Path) -> Path:
     file = tmp_path / "text.txt"
     file.write_text(TEXT, encoding="utf-8")
     return file
 
 
-def run(*arguments, stdin=None):
+def run(*arguments: Any, stdin: str | None = None) -> Result:
     return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["ask", *map(str, arguments)], input=stdin)
 
 
-def prompt_tokens(question, chat=False):
+def prompt_tokens(question: str, chat: bool = False) -> int:
     return len(compose(tokenizer(chat), TEXT, question))  # a token for each character
 
 
-def test_answers_and_accounts(model, text):
+def test_answers_and_accounts(model: Path, text: Path) -> None:
     result = run("-m", model, "-f", text, *SMALL, "--index-channels", "3", "What was void?")
     assert result.exit_code == 0, result.output
     read = prompt_tokens("What was void?")
@@ -61,18 +65,20 @@ def test_answers_and_accounts(model, text):
 
 
 @pytest.mark.parametrize("impl", ["fast", "compare"])
-def test_what_computes_a_step_is_chosen_and_told(model, text, impl):
+def test_what_computes_a_step_is_chosen_and_told(model: Path, text: Path, impl: str) -> None:
     result = run("-m", model, "-f", text, *SMALL, "--impl", impl, "--ops", "torch", "What was void?")
     assert result.exit_code == 0, result.output
     assert re.search(r"operations +│ +torch +│", result.stderr)
 
 
-def test_the_reference_is_told_by_its_name(model, text):
+def test_the_reference_is_told_by_its_name(model: Path, text: Path) -> None:
     result = run("-m", model, "-f", text, *SMALL, "--impl", "reference", "What was void?")
     assert re.search(r"operations +│ +ReferencePool +│", result.stderr)
 
 
-def test_operations_that_cannot_serve_are_refused_before_the_model_is_loaded(model, text, monkeypatch):
+def test_operations_that_cannot_serve_are_refused_before_the_model_is_loaded(
+    model: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("kiv_hf.cli.ask.load", None)
     monkeypatch.setattr("kiv_fast.ops.load", lambda: None)
     missing = run("-m", model, "-f", text, "--ops", "cpu", "What was void?")
@@ -86,43 +92,43 @@ def test_operations_that_cannot_serve_are_refused_before_the_model_is_loaded(mod
     assert "'fortran' is not one of auto, torch, cpu" in unknown.stderr
 
 
-def test_exact_mode_answers_as_a_plain_cache(model, text):
+def test_exact_mode_answers_as_a_plain_cache(model: Path, text: Path) -> None:
     question = "What was void?"
     result = run("-m", model, "-f", text, *SMALL[:4], *SMALL[-4:], "--exact", question)
     assert result.exit_code == 0, result.output
     assert re.search(r"cold tokens .* \d+, all attended exactly", result.stderr)
-    plain = AutoModelForCausalLM.from_pretrained(model)
+    plain: Any = AutoModelForCausalLM.from_pretrained(model)
     ids = tokenizer()(compose(tokenizer(), TEXT, question), return_tensors="pt").input_ids
     with torch.no_grad():
         output = plain.generate(
             ids, past_key_values=DynamicCache(config=plain.config), max_new_tokens=8, do_sample=False
         )
-    answer = tokenizer().decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+    answer = str(tokenizer().decode(output[0, ids.shape[1] :], skip_special_tokens=True))
     assert result.stdout == answer + "\n"
     assert "100.00% held exactly, 0.00% estimated" in result.stderr
 
 
-def test_standard_input_is_a_text_like_any_other(model, text):
+def test_standard_input_is_a_text_like_any_other(model: Path, text: Path) -> None:
     from_file = run("-m", model, "-f", text, *SMALL, "What was void?")
     from_stdin = run("-m", model, "-f", "-", *SMALL, "What was void?", stdin=TEXT)
     assert from_stdin.exit_code == 0, from_stdin.output
     assert from_file.stdout == from_stdin.stdout
 
 
-def test_a_chat_template_is_used(text, tmp_path):
+def test_a_chat_template_is_used(text: Path, tmp_path: Path) -> None:
     result = run("-m", save_llama(tmp_path / "chat", chat=True), "-f", text, *SMALL, "What was void?")
     assert result.exit_code == 0, result.output
     assert prompt_tokens("What was void?", chat=True) != prompt_tokens("What was void?")
     assert f"{prompt_tokens('What was void?', chat=True)} read" in result.stderr
 
 
-def test_no_decode_step_is_no_error(model, text):
+def test_no_decode_step_is_no_error(model: Path, text: Path) -> None:
     result = run("-m", model, "-f", text, *SMALL[:4], "--max-new-tokens", "1", "What was void?")
     assert result.exit_code == 0, result.output
     assert result.stderr.count("no step") == 3
 
 
-def test_beyond_the_native_length_is_a_warning(model, text):
+def test_beyond_the_native_length_is_a_warning(model: Path, text: Path) -> None:
     within = run("-m", model, "-f", text, *SMALL, "What was void?")
     text.write_text(TEXT * 2, encoding="utf-8")
     beyond = run("-m", model, "-f", text, *SMALL, "What was void?")
@@ -131,7 +137,7 @@ def test_beyond_the_native_length_is_a_warning(model, text):
     assert "more than the" not in within.stderr
 
 
-def test_progress_goes_to_standard_error(model, text):
+def test_progress_goes_to_standard_error(model: Path, text: Path) -> None:
     result = run("-m", model, "-f", text, *SMALL, "What was void?")
     read = prompt_tokens("What was void?")
     assert f"{read}/{read} tokens" in result.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -19,22 +20,26 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31mred\x7f\r\x00\x85"
 
 
-def test_a_pipe_that_nobody_writes_to(tmp_path):
+def test_a_pipe_that_nobody_writes_to(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with pytest.raises(KIVUsageError, match=r"pipe or a device.*--file -"):
         text.read_text(str(pipe))
 
 
-def test_a_device_without_end():
+def test_a_device_without_end() -> None:
     with pytest.raises(KIVUsageError, match="/dev/zero, which is a pipe or a device"):
         text.read_text("/dev/zero")
 
 
-def test_a_text_beyond_the_limit(tmp_path, monkeypatch):
+def test_a_text_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "long.txt"
     monkeypatch.setattr(text, "LARGEST_BYTES", 100)
     file.write_text("a" * 100, encoding="utf-8")
@@ -47,15 +52,15 @@ def test_a_text_beyond_the_limit(tmp_path, monkeypatch):
         text.read_text("-")
 
 
-def test_control_characters_are_dropped():
+def test_control_characters_are_dropped() -> None:
     controls = [chr(code) for code in [*range(0x20), *range(0x7F, 0xA0)]]
     assert printable("".join(controls)) == "\t\n"
     assert printable("a é 日 🎉 \u00a0") == "a é 日 🎉 \u00a0"
 
 
-def test_the_answer_does_not_drive_the_terminal():
+def test_the_answer_does_not_drive_the_terminal() -> None:
     class Reader:
-        def decode(self, ids, **keywords):
+        def decode(self, ids: torch.Tensor, **keywords: Any) -> str:
             return HOSTILE + "\n"
 
     screen = io.StringIO()
@@ -68,7 +73,7 @@ def test_the_answer_does_not_drive_the_terminal():
 
 
 @pytest.mark.parametrize("where", ["file", "model"])
-def test_neither_do_names_in_errors(tmp_path, where):
+def test_neither_do_names_in_errors(tmp_path: Path, where: str) -> None:
     plain = tmp_path / "text.txt"
     plain.write_text("a", encoding="utf-8")
     hostile = f"/no/such/{HOSTILE}".replace("\0", "")
@@ -80,14 +85,14 @@ def test_neither_do_names_in_errors(tmp_path, where):
 
 
 @pytest.fixture
-def fake_gguf(tmp_path, monkeypatch):
+def fake_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[Any]]:
     """A file that stands for a ``.gguf``; the list of what was converted from it."""
     made = []
     config = LlamaConfig(
         vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, head_dim=8
     )
 
-    def load(*arguments, **keywords):
+    def load(*arguments: Any, **keywords: Any) -> LlamaForCausalLM:
         made.append(arguments)
         return LlamaForCausalLM(config)
 
@@ -99,11 +104,11 @@ def fake_gguf(tmp_path, monkeypatch):
     return file, made
 
 
-def cut(file):
+def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
-def flip(file):
+def flip(file: Path) -> None:
     contents = bytearray(file.read_bytes())
     contents[len(contents) // 2] ^= 1
     file.write_bytes(contents)
@@ -111,7 +116,9 @@ def flip(file):
 
 @pytest.mark.parametrize("damage", [cut, flip, os.unlink])
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", manifest.NAME])
-def test_a_damaged_conversion_is_made_again(fake_gguf, damage, name):
+def test_a_damaged_conversion_is_made_again(
+    fake_gguf: tuple[Path, list[Any]], damage: Callable[..., Any], name: str
+) -> None:
     file, made = fake_gguf
     folder = gguf.convert(file, torch.float32)
     whole = {part.name: part.stat().st_size for part in folder.iterdir()}
@@ -123,7 +130,7 @@ def test_a_damaged_conversion_is_made_again(fake_gguf, damage, name):
     assert gguf.converted(file) == folder
 
 
-def test_large_files_are_checked_by_size(fake_gguf, monkeypatch):
+def test_large_files_are_checked_by_size(fake_gguf: tuple[Path, list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "HASHED_BYTES", 10)
     file, _ = fake_gguf
     folder = gguf.convert(file, torch.float32)
@@ -132,12 +139,13 @@ def test_large_files_are_checked_by_size(fake_gguf, monkeypatch):
     assert gguf.converted(file) is None
 
 
-def test_what_a_killed_process_left_is_swept(fake_gguf):
+def test_what_a_killed_process_left_is_swept(fake_gguf: tuple[Path, list[Any]]) -> None:
     file, _ = fake_gguf
     parent, elsewhere = gguf.cache_folder(file), gguf.cache_folder(file).parent / "another-file"
     parent.mkdir(parents=True)
     elsewhere.mkdir()
     began = unfinished._began(os.getpid())
+    assert began is not None
     machine, pid = unfinished._machine(), os.getpid()
     ended = 2**22 + 1  # beyond the largest number of a process
     stale = [
@@ -152,13 +160,13 @@ def test_what_a_killed_process_left_is_swept(fake_gguf):
     for folder in stale + at_work:
         folder.mkdir()
         (folder / "part").write_text("", encoding="utf-8")
-    os.utime(stale[2], (time.time() - 2 * unfinished.FORGOTTEN_S,) * 2)
+    os.utime(stale[2], (long_ago := time.time() - 2 * unfinished.FORGOTTEN_S, long_ago))
     gguf.convert(file, torch.float32)
     assert [folder.exists() for folder in stale] == [False] * 3
     assert [folder.exists() for folder in at_work] == [True] * 2
 
 
-def test_a_folder_in_work_names_its_process(tmp_path):
+def test_a_folder_in_work_names_its_process(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     with unfinished.scratch_folder(tmp_path / "a") as scratch:
         unfinished.sweep(tmp_path)

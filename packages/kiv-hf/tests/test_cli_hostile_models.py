@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cli_models import save_llama
@@ -13,18 +14,21 @@ from kiv_hf.cli import template
 from kiv_hf.cli.app import app
 from typer.testing import CliRunner
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_llama(tmp_path_factory.mktemp("model"), chat=True)
 
 
 @pytest.fixture
-def model(whole, tmp_path):
+def model(whole: Path, tmp_path: Path) -> Path:
     return shutil.copytree(whole, tmp_path / "copy")
 
 
-def message(model, tmp_path):
+def message(model: Any, tmp_path: Path) -> str:
     text = tmp_path / "text.txt"
     text.write_text("In the beginning.", encoding="utf-8")
     arguments = ["ask", "-m", str(model), "-f", str(text), "--max-new-tokens", "2", "Why?"]
@@ -35,7 +39,7 @@ def message(model, tmp_path):
     return result.stderr
 
 
-def with_template(model, source):
+def with_template(model: Any, source: str) -> Any:
     (model / "chat_template.jinja").write_text(source, encoding="utf-8")
     return model
 
@@ -54,14 +58,14 @@ def with_template(model, source):
         ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "takes more than 10 s"),
     ],
 )
-def test_a_chat_template_in_error(model, tmp_path, source, finding):
+def test_a_chat_template_in_error(model: Path, tmp_path: Path, source: str, finding: str) -> None:
     said = message_of_template(model, tmp_path, source)
     assert finding in said
     assert "chat" in said
     assert "choose another model" in said
 
 
-def message_of_template(model, tmp_path, source):
+def message_of_template(model: Any, tmp_path: Path, source: str) -> str:
     with_template(model, source)
     text = tmp_path / "text.txt"
     text.write_text("In the beginning.", encoding="utf-8")
@@ -71,7 +75,7 @@ def message_of_template(model, tmp_path, source):
     return result.stderr
 
 
-def test_a_template_sees_what_transformers_gives_it():
+def test_a_template_sees_what_transformers_gives_it() -> None:
     from cli_models import tokenizer
 
     made = tokenizer(chat=True)
@@ -106,7 +110,7 @@ def test_a_template_sees_what_transformers_gives_it():
         ("dtype", {}),
     ],
 )
-def test_a_malformed_field(model, tmp_path, field, value):
+def test_a_malformed_field(model: Path, tmp_path: Path, field: str, value: Any) -> None:
     file = model / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), field: value}), encoding="utf-8")
     said = message(model, tmp_path)
@@ -115,13 +119,13 @@ def test_a_malformed_field(model, tmp_path, field, value):
 
 @pytest.mark.parametrize("contents", ["", "{", "[]", "7", "[" * 100_000, '"text"', "\x1b"])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])
-def test_a_file_of_nonsense(model, tmp_path, name, contents):
+def test_a_file_of_nonsense(model: Path, tmp_path: Path, name: str, contents: str) -> None:
     (model / name).write_text(contents, encoding="utf-8")
     message(model, tmp_path)
 
 
 @pytest.mark.parametrize("length", [0, 4, 100, -1])
-def test_weights_that_are_cut(model, tmp_path, length):
+def test_weights_that_are_cut(model: Path, tmp_path: Path, length: int) -> None:
     file = model / "model.safetensors"
     file.write_bytes(file.read_bytes()[:length])
     said = message(model, tmp_path)
@@ -129,7 +133,7 @@ def test_weights_that_are_cut(model, tmp_path, length):
     assert "truncated" in said or length == 0
 
 
-def test_weights_with_a_broken_header(model, tmp_path):
+def test_weights_with_a_broken_header(model: Path, tmp_path: Path) -> None:
     file = model / "model.safetensors"
     contents = bytearray(file.read_bytes())
     contents[20] = 0
@@ -138,7 +142,7 @@ def test_weights_with_a_broken_header(model, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json", "model.safetensors"])
-def test_a_pipe_in_place_of_a_file(model, tmp_path, name):
+def test_a_pipe_in_place_of_a_file(model: Path, tmp_path: Path, name: str) -> None:
     (model / name).unlink(missing_ok=True)
     os.mkfifo(model / name)
     said = message(model, tmp_path)
@@ -147,7 +151,7 @@ def test_a_pipe_in_place_of_a_file(model, tmp_path, name):
 
 
 @pytest.mark.parametrize(("layers", "heads"), [(10**9, 4), (2, 0)])
-def test_a_gguf_out_of_all_proportion(tmp_path, layers, heads):
+def test_a_gguf_out_of_all_proportion(tmp_path: Path, layers: int, heads: int) -> None:
     file = tmp_path / "model.gguf"
     writer = GGUFWriter(file, "llama")
     writer.add_block_count(layers)
@@ -158,7 +162,7 @@ def test_a_gguf_out_of_all_proportion(tmp_path, layers, heads):
     assert "count" in message(file, tmp_path)
 
 
-def test_a_gguf_with_too_little_in_it(tmp_path):
+def test_a_gguf_with_too_little_in_it(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     writer = GGUFWriter(file, "llama")
     writer.add_block_count(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -11,23 +12,26 @@ from kiv_hf import KIVCache, KIVConfig
 from kiv_hf.cli.display import cold_text
 from kiv_hf.cli.estimate import check_memory, estimate
 from kiv_hf.cli.models import gguf
-from kiv_hf.cli.trace import ColdTokens, Trace
+from kiv_hf.cli.tally import ColdTokens, Tally
 from kiv_hf.cli.units import format_bytes, parse_bytes
 from kiv_reference import ReferencePool
 from kiv_reference.errors import KIVBudgetError
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
     ("text", "count"),
     [("0", 0), ("12", 12), ("2KB", 2000), ("2 KiB", 2048), ("1.5MiB", 3 * 2**19), ("3gb", 3 * 10**9), ("1TiB", 2**40)],
 )
-def test_sizes_are_read(text, count):
+def test_sizes_are_read(text: str, count: int) -> None:
     assert parse_bytes(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1", "1e9", "5 apples", "1,000"])
-def test_what_is_no_size_is_refused(text):
+def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no size"):
         parse_bytes(text)
 
@@ -35,16 +39,16 @@ def test_what_is_no_size_is_refused(text):
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 KB"), (1_234_567, "1.23 MB"), (999_600, "1 MB")]
 )
-def test_sizes_are_written(count, text):
+def test_sizes_are_written(count: int, text: str) -> None:
     assert format_bytes(count) == text
 
 
-def llama_config(**more):
+def llama_config(**more: Any) -> LlamaConfig:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
     return LlamaConfig(vocab_size=50, num_key_value_heads=2, head_dim=8, **sizes, **more)
 
 
-def test_the_estimate_counts_what_the_cache_then_holds():
+def test_the_estimate_counts_what_the_cache_then_holds() -> None:
     model_config, config = llama_config(), KIVConfig(hot_tokens=16, page_tokens=4, index_channels=6)
     need = estimate(model_config, config, torch.float32, tokens=100, chunk_tokens=50)
     model = LlamaForCausalLM(model_config).eval()
@@ -63,7 +67,7 @@ def test_the_estimate_counts_what_the_cache_then_holds():
     assert need.near - sampled - errors + more == cache.memory().device
 
 
-def test_sliding_layers_count_their_window_only():
+def test_sliding_layers_count_their_window_only() -> None:
     config = Gemma3TextConfig(
         vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=6, num_attention_heads=4,
         num_key_value_heads=1, head_dim=8, sliding_window=10,
@@ -79,7 +83,7 @@ def test_sliding_layers_count_their_window_only():
     assert exact.near == 5 * 10 * row_bytes
 
 
-def test_a_spilling_implementation_needs_no_more_ram_than_its_budget(monkeypatch):
+def test_a_spilling_implementation_needs_no_more_ram_than_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     config = KIVConfig(ram_bytes=10_000)
     need = estimate(llama_config(), config, torch.float32, 100_000, 512)
     free = need.total - need.cold + 10_000
@@ -92,7 +96,7 @@ def test_a_spilling_implementation_needs_no_more_ram_than_its_budget(monkeypatch
         check_memory(need, config, "cpu", spills=False)
 
 
-def test_the_trace_says_whether_the_watched_tokens_were_retrieved():
+def test_the_trace_says_whether_the_watched_tokens_were_retrieved() -> None:
     config = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, candidate_tokens=8, retrieve_tokens=4)
     torch.manual_seed(0)
     key, value = torch.randn(2, 1, 2, 90, 8)
@@ -103,20 +107,21 @@ def test_the_trace_says_whether_the_watched_tokens_were_retrieved():
     store.append(key[:, :, :1], value[:, :, :1])
     query = 20 * torch.cat([key[:, :1, wanted : wanted + 1], key[:, 1:, 80:81]], dim=1)  # head 1 looks elsewhere
     store.attend(query, scale=1.0)
-    trace = Trace(range(wanted, wanted + 1), page_tokens=4)
-    trace.add({0: store.report})
+    tally = Tally(range(wanted, wanted + 1), page_tokens=4)
+    tally.add({0: store.report})
     (block,) = store.report.blocks
-    assert (block.mode, trace.retrievals) == ("retrieve", 2)
+    assert (block.mode, tally.retrievals) == ("retrieve", 2)
     assert wanted in block.selected_positions[0, 0]
     assert wanted not in block.candidate_positions[0, 1]
-    assert (trace.candidate_hits, trace.selected_hits) == (1, 1)
-    assert trace.widened == block.widened.sum()
-    assert trace.cold_tokens == (80, 8 * (1 + trace.widened / 2), 4)
-    assert trace.exact_mass is not None
-    assert trace.exact_mass + trace.estimated_mass == pytest.approx(1)
+    assert (tally.candidate_hits, tally.selected_hits) == (1, 1)
+    assert tally.widened == block.widened.sum()
+    assert tally.cold_tokens == (80, 8 * (1 + tally.widened / 2), 4)
+    assert tally.exact_mass is not None
+    assert tally.estimated_mass is not None
+    assert tally.exact_mass + tally.estimated_mass == pytest.approx(1)
 
 
-def test_the_trace_counts_a_streamed_head_as_whole():
+def test_the_trace_counts_a_streamed_head_as_whole() -> None:
     """One head cannot hold the bound, the other can."""
     config = KIVConfig(
         hot_tokens=8, sink_tokens=2, page_tokens=4, candidate_tokens=8, retrieve_tokens=4, max_missed_mass=0.01
@@ -129,17 +134,17 @@ def test_the_trace_counts_a_streamed_head_as_whole():
     store.attend(torch.cat([20 * key[:, :1, 41:42], 0 * key[:, 1:, :1]], dim=1), scale=1.0)
     (block,) = store.report.blocks
     assert block.streamed.tolist() == [[False, True]]
-    trace = Trace(range(41, 42), page_tokens=4)
-    trace.add({0: store.report})
+    tally = Tally(range(41, 42), page_tokens=4)
+    tally.add({0: store.report})
     taken = int((block.selected_positions[0, 0] >= 0).sum())
-    assert trace.cold_tokens == (80, (int((block.candidate_positions[0, 0] >= 0).sum()) + 80) / 2, (taken + 80) / 2)
-    assert (trace.candidate_hits, trace.selected_hits) == (2, 2)
+    assert tally.cold_tokens == (80, (int((block.candidate_positions[0, 0] >= 0).sum()) + 80) / 2, (taken + 80) / 2)
+    assert (tally.candidate_hits, tally.selected_hits) == (2, 2)
 
 
-def test_an_empty_trace_has_no_shares():
-    assert Trace().exact_mass is None
-    assert Trace().estimated_mass is None
-    assert Trace().cold_tokens is None
+def test_an_empty_trace_has_no_shares() -> None:
+    assert Tally().exact_mass is None
+    assert Tally().estimated_mass is None
+    assert Tally().cold_tokens is None
 
 
 @pytest.mark.parametrize(
@@ -151,19 +156,21 @@ def test_an_empty_trace_has_no_shares():
         ((12800, 4096, 1024.4), "4,096 candidates of 12,800, 1,024 attended exactly"),
     ],
 )
-def test_cold_tokens_in_words(cold, said, monkeypatch):
-    monkeypatch.setattr(Trace, "cold_tokens", cold and ColdTokens(*cold))
-    assert cold_text(Trace()) == said
+def test_cold_tokens_in_words(
+    cold: tuple[int, ...] | tuple[int, int, float] | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tally, "cold_tokens", cold and ColdTokens(*cold))
+    assert cold_text(Tally()) == said
 
 
-def test_doubled_candidates_in_words(monkeypatch):
-    monkeypatch.setattr(Trace, "cold_tokens", ColdTokens(12800, 5120, 1024))
+def test_doubled_candidates_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tally, "cold_tokens", ColdTokens(12800, 5120, 1024))
     said = "5,120 candidates of 12,800, 1,024 attended exactly; candidates doubled in 25.0%"
-    assert cold_text(Trace(retrievals=8, widened=2)) == said
+    assert cold_text(Tally(retrievals=8, widened=2)) == said
 
 
 @pytest.fixture
-def fake_gguf(tmp_path, monkeypatch):
+def fake_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that stands for a ``.gguf``, and transformers made to load a tiny model from it."""
     monkeypatch.setattr(gguf, "user_cache_path", lambda name: tmp_path / "cache")
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *arguments, **keywords: tokenizer())
@@ -175,28 +182,28 @@ def fake_gguf(tmp_path, monkeypatch):
     return file
 
 
-def test_a_conversion_is_made_once(fake_gguf, monkeypatch):
+def test_a_conversion_is_made_once(fake_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert gguf.converted(fake_gguf) is None
     folder = gguf.convert(fake_gguf, torch.float32)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
     assert gguf.converted(fake_gguf) == folder
     assert gguf.converted(fake_gguf, torch.bfloat16) is None
 
-    def refuse(*arguments, **keywords):
+    def refuse(*arguments: Any, **keywords: Any) -> None:
         raise AssertionError("converted twice")
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
     assert gguf.convert(fake_gguf, torch.float32) == folder
 
 
-def test_another_file_is_another_conversion(fake_gguf):
+def test_another_file_is_another_conversion(fake_gguf: Path) -> None:
     before = gguf.cache_folder(fake_gguf)
     fake_gguf.write_bytes(b"GGUF" + bytes(101))
     assert gguf.cache_folder(fake_gguf) != before
 
 
-def test_a_conversion_that_breaks_off_leaves_nothing(fake_gguf, monkeypatch):
-    def break_off(self, folder):
+def test_a_conversion_that_breaks_off_leaves_nothing(fake_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_off(self: Any, folder: Path) -> None:
         (folder / "config.json").write_text("{}")
         raise OSError("no space left on device")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from hf_models import EXACT, feed, pair
+from hf_models import EXACT, TinyModel, feed, pair
 from kiv_hf import KIVCache, use_kiv
 from kiv_reference.errors import KIVUsageError
 from transformers import (
@@ -23,7 +24,10 @@ from transformers import (
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer, LinearAttentionLayer
 from transformers.models.udop.modeling_udop import BaseModelOutputWithAttentionMask
 
-LAYERS = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+LAYERS: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 OTHERS = {
     "Gemma 3": (
         lambda: Gemma3TextConfig(num_hidden_layers=6, sliding_window=32),
@@ -37,37 +41,37 @@ OTHERS = {
     "12 layers": (lambda: LlamaConfig(num_hidden_layers=12, **LAYERS), "a cache of 12 layers, and a model of 3"),
     "40 layers": (lambda: LlamaConfig(num_hidden_layers=40, **LAYERS), "a cache of 40 layers, and a model of 3"),
     "KV heads": (
-        lambda: LlamaConfig(num_hidden_layers=3, **LAYERS | {"num_key_value_heads": 4}),
+        lambda: LlamaConfig(num_hidden_layers=3, **(LAYERS | dict[str, Any](num_key_value_heads=4))),
         "num_key_value_heads=4, and a model of num_key_value_heads=2",
     ),
     "query heads": (
-        lambda: LlamaConfig(num_hidden_layers=3, **LAYERS | {"num_attention_heads": 8}),
+        lambda: LlamaConfig(num_hidden_layers=3, **(LAYERS | dict[str, Any](num_attention_heads=8))),
         "num_attention_heads=8, and a model of num_attention_heads=4",
     ),
     "width": (
-        lambda: LlamaConfig(num_hidden_layers=3, **LAYERS | {"head_dim": 16}),
+        lambda: LlamaConfig(num_hidden_layers=3, **(LAYERS | dict[str, Any](head_dim=16))),
         "head_dim=16, and a model of head_dim=8",
     ),
 }
 
 
 @pytest.fixture(scope="module")
-def three():
+def three() -> Iterator[TinyModel]:
     with torch.inference_mode():
         yield pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=3)
 
 
-def empty_of_tokens(cache) -> bool:
+def empty_of_tokens(cache: Any) -> bool:
     return cache.lengths() == set() and not sum(cache.memory())
 
 
-def empty(cache) -> bool:
+def empty(cache: Any) -> bool:
     return not any(layer.is_initialized or layer.get_seq_length() for layer in cache.layers) and not sum(cache.memory())
 
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("padded", [False, True])
-def test_another_model_is_refused_before_anything_changes(three, name, padded):
+def test_another_model_is_refused_before_anything_changes(three: TinyModel, name: str, padded: bool) -> None:
     config, says = OTHERS[name]
     cache = KIVCache(config(), EXACT)
     mask = torch.ones_like(three.ids)
@@ -78,7 +82,7 @@ def test_another_model_is_refused_before_anything_changes(three, name, padded):
     assert empty(cache)
 
 
-def test_a_window_of_another_length(gemma3):
+def test_a_window_of_another_length(gemma3: TinyModel) -> None:
     config = copy.deepcopy(gemma3.config)
     config.sliding_window = 13
     cache = KIVCache(config, EXACT)
@@ -87,7 +91,7 @@ def test_a_window_of_another_length(gemma3):
     assert empty(cache)
 
 
-def test_a_layer_of_another_kind(gemma3):
+def test_a_layer_of_another_kind(gemma3: TinyModel) -> None:
     config = copy.deepcopy(gemma3.config)
     config.layer_types = ["full_attention", "full_attention", "sliding_attention"]
     cache = KIVCache(config, EXACT)
@@ -96,16 +100,16 @@ def test_a_layer_of_another_kind(gemma3):
     assert empty(cache)
 
 
-def four_dimensional(tokens, past=0):
+def four_dimensional(tokens: int, past: int = 0) -> torch.Tensor:
     """A mask of the caller's own: KIV is asked for none then."""
     return torch.ones(1, 1, tokens, past + tokens, dtype=torch.bool).tril(past)
 
 
 @pytest.fixture
-def untouched(monkeypatch):
+def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows and linear states that nobody may write to."""
 
-    def touched(*_, **__):
+    def touched(*_: Any, **__: Any) -> None:
         raise AssertionError
 
     for layer, names in ((DynamicSlidingWindowLayer, ["update"]), (LinearAttentionLayer, ["update_conv_state"])):
@@ -115,7 +119,7 @@ def untouched(monkeypatch):
 
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.usefixtures("untouched")
-def test_a_mask_of_the_callers_own_hides_nothing(three, name):
+def test_a_mask_of_the_callers_own_hides_nothing(three: TinyModel, name: str) -> None:
     config, says = OTHERS[name]
     cache = KIVCache(config(), EXACT)
     with pytest.raises(KIVUsageError, match=says):
@@ -123,7 +127,7 @@ def test_a_mask_of_the_callers_own_hides_nothing(three, name):
     assert empty(cache)
 
 
-def windows(layers):
+def windows(layers: Any) -> TinyModel:
     return pair(
         Gemma3TextConfig, Gemma3ForCausalLM, num_hidden_layers=layers, sliding_window=12, query_pre_attn_scalar=8,
         layer_types=["sliding_attention"] * layers,
@@ -131,7 +135,7 @@ def windows(layers):
 
 
 @pytest.mark.parametrize("layers", [2, 12, 40])
-def test_a_model_of_windows_alone(layers, untouched):
+def test_a_model_of_windows_alone(layers: int, untouched: None) -> None:
     """No KIV layer sees the pass."""
     model, cache = windows(3), KIVCache(Gemma3TextConfig(**windows(layers).config.to_dict()), EXACT)
     masks = {"full_attention": None, "sliding_attention": four_dimensional(96)}
@@ -140,7 +144,7 @@ def test_a_model_of_windows_alone(layers, untouched):
     assert empty(cache)
 
 
-def test_with_a_mask_of_the_callers_own_in_the_middle_of_a_text(three, gemma3):
+def test_with_a_mask_of_the_callers_own_in_the_middle_of_a_text(three: TinyModel, gemma3: TinyModel) -> None:
     """Its first layer is a window."""
     cache, other = gemma3.cache(), gemma3.cache()
     for each in (cache, other):
@@ -153,8 +157,14 @@ def test_with_a_mask_of_the_callers_own_in_the_middle_of_a_text(three, gemma3):
 
 
 @pytest.mark.usefixtures("untouched")
-def test_a_linear_state_is_not_touched_either():
-    sizes = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 32, "num_key_value_heads": 2, "pad_token_id": 0}
+def test_a_linear_state_is_not_touched_either() -> None:
+    sizes: dict[str, Any] = {
+        "vocab_size": 60,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+    }
     kinds = ["conv", "full_attention", "conv", "full_attention"]
     one, other = (
         Lfm2Config(**sizes, num_attention_heads=4, num_hidden_layers=layers, layer_types=kinds[:layers])
@@ -167,7 +177,7 @@ def test_a_linear_state_is_not_touched_either():
     assert empty_of_tokens(cache)
 
 
-def test_a_refused_cache_serves_its_own_model_still(three, llama):
+def test_a_refused_cache_serves_its_own_model_still(three: TinyModel, llama: TinyModel) -> None:
     cache = llama.cache()
     with pytest.raises(KIVUsageError, match="a cache of 2 layers, and a model of 3"):
         three.kiv(three.ids, past_key_values=cache)
@@ -183,27 +193,27 @@ def test_a_refused_cache_serves_its_own_model_still(three, llama):
     copy.deepcopy,
     lambda config: type(config).from_dict(config.to_dict() | {"attn_implementation": "kiv"}),
 ], ids=["deepcopy", "from_dict"])  # fmt: skip
-def test_an_equal_configuration_serves(tiny, equal):
+def test_an_equal_configuration_serves(tiny: TinyModel, equal: Callable[..., Any]) -> None:
     cache = KIVCache(equal(tiny.config), EXACT)
     logits = feed(tiny.kiv, tiny.ids, cache, [50, 46])
     right = feed(tiny.stock, tiny.ids, tiny.stock_cache(), [50, 46])
     assert (logits - right).abs().max().item() <= tiny.rounding()
 
 
-SPEECH = {
+SPEECH: dict[str, Any] = {
     "vocab_size": 97, "d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "decoder_layers": 2,
     "encoder_layers": 3, "decoder_attention_heads": 4, "encoder_attention_heads": 2, "init_std": 0.3,
 }  # fmt: skip
 
 
-def test_only_the_decoder_of_an_encoder_decoder_counts():
+def test_only_the_decoder_of_an_encoder_decoder_counts() -> None:
     """transformers gives the cache a copy of its configuration, and the model reads one with both parts' fields."""
     torch.manual_seed(5)
     model = Speech2TextForConditionalGeneration(Speech2TextConfig(**SPEECH)).eval()
     states = BaseModelOutputWithAttentionMask(last_hidden_state=torch.randn(1, 6, 32))
     ids = torch.arange(3, 43)[None]
 
-    def run(cache):
+    def run(cache: Any) -> torch.Tensor:
         with torch.inference_mode():
             pieces = [
                 model(decoder_input_ids=piece, encoder_outputs=states, past_key_values=cache).logits
@@ -215,7 +225,7 @@ def test_only_the_decoder_of_an_encoder_decoder_counts():
     use_kiv(model)
     got = run(EncoderDecoderCache(KIVCache(model.config, EXACT), DynamicCache()))
     assert (got - right).abs().max().item() <= 1e-4 * right.abs().max().item()
-    other = Speech2TextConfig(**SPEECH | {"decoder_layers": 3})
+    other = Speech2TextConfig(**(SPEECH | dict[str, Any](decoder_layers=3)))
     other._attn_implementation = "kiv"
     with pytest.raises(KIVUsageError, match="a cache of 3 layers, and a model of 2"):
         run(EncoderDecoderCache(KIVCache(other, EXACT), DynamicCache()))

@@ -5,26 +5,31 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 import torch
 from hf_interfaces import registered
-from hf_models import PAGES
-from kiv_hf import KIVConfig
+from hf_models import PAGES, TinyModel
+from kiv_hf import KIVCache, KIVConfig
 from kiv_reference.errors import KIVBudgetError, KIVNonFiniteError, KIVUsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class TestBrokenForward:
     """A forward pass that breaks off leaves layers of different lengths: refused until a crop or reset."""
 
-    def interrupt(self, model, index, part):
-        def stop(*_):
+    def interrupt(self, model: Any, index: int, part: str) -> Any:
+        def stop(*_: Any) -> None:
             raise KeyboardInterrupt
 
         return getattr(model.model.layers[index], part).register_forward_pre_hook(stop)
 
     @pytest.mark.parametrize("index", [0, 1])
     @pytest.mark.parametrize("part", ["self_attn", "mlp"])
-    def test_is_noticed(self, tiny, index, part):
+    def test_is_noticed(self, tiny: TinyModel, index: int, part: str) -> None:
         cache = tiny.cache()
         tiny.kiv(tiny.ids[:, :50], past_key_values=cache)
         hook = self.interrupt(tiny.kiv, index, part)
@@ -42,12 +47,12 @@ class TestBrokenForward:
         expected = tiny.stock(tiny.ids, past_key_values=tiny.stock_cache()).logits
         assert (logits - expected).abs().max().item() <= tiny.rounding()
 
-    def stage(self, tiny):
+    def stage(self, tiny: TinyModel) -> KIVCache:
         """A cache whose first KIV layer waits for an attention call that never comes."""
         cache = tiny.cache()
         tiny.kiv(tiny.ids[:, :50], past_key_values=cache)
 
-        def stop(*_, **__):
+        def stop(*_: Any, **__: Any) -> None:
             raise KeyboardInterrupt
 
         with registered(attention=stop), pytest.raises(KeyboardInterrupt):
@@ -62,7 +67,7 @@ class TestBrokenForward:
         lambda cache: cache.layers[0].crop(-1),
         lambda cache: cache.layers[1].reorder_cache(torch.tensor([0])),
     ])  # fmt: skip
-    def test_nothing_but_crop_reset_and_close(self, llama, use):
+    def test_nothing_but_crop_reset_and_close(self, llama: TinyModel, use: Callable[..., Any]) -> None:
         cache = self.stage(llama)
         assert cache.get_seq_length() == 96
         with pytest.raises(KIVUsageError, match=r"cache\.reset"):
@@ -71,13 +76,13 @@ class TestBrokenForward:
         assert cache.get_seq_length() == 0
         cache.close()
 
-    def test_another_cache_of_the_thread_is_not_concerned(self, llama):
+    def test_another_cache_of_the_thread_is_not_concerned(self, llama: TinyModel) -> None:
         self.stage(llama)
         logits = llama.kiv(llama.ids, past_key_values=llama.cache()).logits
         plain = llama.kiv(llama.ids, past_key_values=llama.stock_cache()).logits
         assert (logits - plain).abs().max().item() <= llama.rounding()
 
-    def test_keys_that_are_not_finite(self, llama):
+    def test_keys_that_are_not_finite(self, llama: TinyModel) -> None:
         llama.kiv.model.layers[1].self_attn.k_proj.weight.data[0, 0] = float("nan")
         cache = llama.cache()
         with pytest.raises(KIVNonFiniteError):
@@ -86,7 +91,7 @@ class TestBrokenForward:
         with pytest.raises(KIVNonFiniteError):
             llama.kiv(llama.ids, past_key_values=cache)
 
-    def test_a_budget_that_is_too_small(self, llama):
+    def test_a_budget_that_is_too_small(self, llama: TinyModel) -> None:
         config = KIVConfig(retrieve_tokens=None, ram_bytes=1000, disk_bytes=0, **PAGES)
         with pytest.raises(KIVBudgetError):
             llama.kiv(llama.ids, past_key_values=llama.cache(config))

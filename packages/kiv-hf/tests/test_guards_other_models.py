@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from hf_interfaces import attention_gets, registered
-from hf_models import PAGES, feed
+from hf_models import PAGES, TinyModel, feed
 from kiv_hf import KIVCache, KIVConfig
 from kiv_reference.errors import KIVBudgetError, KIVUnsupportedError
 from transformers import AttentionInterface, CLIPVisionConfig, CLIPVisionModel, LlavaConfig
 from transformers import LlavaForConditionalGeneration as Llava
 
-VISION = {
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VISION: dict[str, Any] = {
     "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8,
     "patch_size": 4, "projection_dim": 16, "initializer_range": 0.3,
 }  # fmt: skip
@@ -24,25 +28,25 @@ class Stop(RuntimeError):
     """What a test breaks a forward pass with."""
 
 
-def stop(*_, **__):
+def stop(*_: Any, **__: Any) -> None:
     raise Stop
 
 
-def in_attention(llama, cache):
+def in_attention(llama: TinyModel, cache: Any) -> None:
     """Between the cache update and KIV's attention."""
     with registered(attention=stop):
         llama.kiv(llama.ids[:, 50:], past_key_values=cache)
 
 
-def in_attention_by_an_interrupt(llama, cache):
-    def interrupt(*_, **__):
+def in_attention_by_an_interrupt(llama: TinyModel, cache: Any) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with registered(attention=interrupt):
         llama.kiv(llama.ids[:, 50:], past_key_values=cache)
 
 
-def in_the_mlp(llama, cache):
+def in_the_mlp(llama: TinyModel, cache: Any) -> None:
     hook = llama.kiv.model.layers[0].mlp.register_forward_pre_hook(stop)
     try:
         llama.kiv(llama.ids[:, 50:], past_key_values=cache)
@@ -50,16 +54,16 @@ def in_the_mlp(llama, cache):
         hook.remove()
 
 
-def of_a_mask(llama, cache):
+def of_a_mask(llama: TinyModel, cache: Any) -> None:
     llama.kiv(llama.ids[:, 50:], past_key_values=cache, attention_mask=torch.ones(1, 1, 46, 96, dtype=torch.bool))
 
 
-def of_foreign_tensors(llama, cache):
+def of_foreign_tensors(llama: TinyModel, cache: Any) -> None:
     with attention_gets(lambda k, v: (k.clone(), v)):
         llama.kiv(llama.ids[:, 50:], past_key_values=cache)
 
 
-def of_a_budget(llama, _cache):
+def of_a_budget(llama: TinyModel, _cache: Any) -> None:
     llama.kiv(
         llama.ids, past_key_values=llama.cache(KIVConfig(retrieve_tokens=None, ram_bytes=1000, disk_bytes=0, **PAGES))
     )
@@ -76,7 +80,7 @@ def vision() -> CLIPVisionModel:
 
 @pytest.mark.parametrize("broken", BREAKS)
 @pytest.mark.parametrize("cache_lives", [True, False])
-def test_a_tower_without_masks_runs_after_it(llama, broken, cache_lives):
+def test_a_tower_without_masks_runs_after_it(llama: TinyModel, broken: Callable[..., Any], cache_lives: bool) -> None:
     pixels = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     tower = vision()
     expected = tower(pixels).last_hidden_state
@@ -95,14 +99,14 @@ def test_a_tower_without_masks_runs_after_it(llama, broken, cache_lives):
     assert held.value is not None
 
 
-def test_a_module_around_both_does_not_prolong_it(llama):
+def test_a_module_around_both_does_not_prolong_it(llama: TinyModel) -> None:
     """As in an agent that is a module itself, catches the failure and asks another of its models."""
     tower, pixels = vision(), torch.ones(1, 3, 8, 8)
     expected = tower(pixels).last_hidden_state
     tower.set_attn_implementation("kiv")
 
     class Both(torch.nn.Module):
-        def forward(self):
+        def forward(self) -> Any:
             with pytest.raises(Stop):
                 in_attention(llama, llama.cache())
             return tower(pixels).last_hidden_state
@@ -112,7 +116,7 @@ def test_a_module_around_both_does_not_prolong_it(llama):
     assert (got - expected).abs().max().item() <= 1e-4 * expected.abs().max().item()
 
 
-def test_the_same_model_with_images_goes_on_with_another_cache():
+def test_the_same_model_with_images_goes_on_with_another_cache() -> None:
     torch.manual_seed(0)
     text = {
         "model_type": "llama", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
@@ -128,7 +132,7 @@ def test_the_same_model_with_images_goes_on_with_another_cache():
     model.set_attn_implementation("kiv")
     kiv = AttentionInterface()["kiv"]
 
-    def broken(module, query, key, *arguments, **kwargs):
+    def broken(module: Any, query: torch.Tensor, key: torch.Tensor, *arguments: Any, **kwargs: Any) -> Any:
         if key.shape[2] == ids.shape[1]:
             raise Stop
         return kiv(module, query, key, *arguments, **kwargs)
@@ -141,7 +145,7 @@ def test_the_same_model_with_images_goes_on_with_another_cache():
 
 
 @pytest.mark.parametrize("take", [lambda k, v: (k.clone(), v.clone()), lambda k, v: (k * 1, v)])
-def test_while_it_runs_changed_tensors_are_refused(gemma3, take):
+def test_while_it_runs_changed_tensors_are_refused(gemma3: TinyModel, take: Callable[..., Any]) -> None:
     """The tokens that wait are this pass's own: a number over them would be wrong."""
     cache = gemma3.cache()
     gemma3.kiv(gemma3.ids[:, :50], past_key_values=cache)
@@ -149,7 +153,7 @@ def test_while_it_runs_changed_tensors_are_refused(gemma3, take):
         gemma3.kiv(gemma3.ids[:, 50:], past_key_values=cache)
 
 
-def test_no_frame_is_kept_of_a_pass_that_went_well(llama):
+def test_no_frame_is_kept_of_a_pass_that_went_well(llama: TinyModel) -> None:
     cache = llama.cache()
     feed(llama.kiv, llama.ids, cache, [50, 46])
     gone = weakref.ref(cache)

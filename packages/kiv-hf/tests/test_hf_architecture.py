@@ -73,27 +73,27 @@ def upwards(graph: Graph) -> list[tuple[str, str]]:
     return [(a, b) for a, targets in graph.items() for b in targets if height(a) < height(b)]
 
 
-def test_there_is_no_circle():
+def test_there_is_no_circle() -> None:
     graph = arrows()
     assert len(graph) > 40
     assert sum(map(len, graph.values())) > len(graph)
     assert circle(graph) == []
 
 
-def test_imports_go_down():
+def test_imports_go_down() -> None:
     assert upwards(arrows()) == []
 
 
-def test_every_part_has_its_place():
+def test_every_part_has_its_place() -> None:
     parts = {[*name.split("."), "kiv_hf"][1] for name in arrows()}
     assert parts == set().union(*ORDER)
 
 
 @pytest.mark.parametrize("block", ["from .b import x", "if TYPE_CHECKING:\n    from kiv_hf.cache.b import x"])
-def test_a_circle_is_found(block):
+def test_a_circle_is_found(block: str) -> None:
     graph = {"kiv_hf.cache.a": set(imported("kiv_hf.cache.a", block)), "kiv_hf.cache.b.x": {"kiv_hf.cache.a"}}
     assert circle(graph) == ["kiv_hf.cache.a", "kiv_hf.cache.b.x"]
 
 
-def test_an_import_upwards_is_found():
+def test_an_import_upwards_is_found() -> None:
     assert upwards({"kiv_hf.guards.a": ["kiv_hf.rope.b", "kiv_hf.cache.c"]}) == [("kiv_hf.guards.a", "kiv_hf.cache.c")]

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
-from hf_models import FULL_BUDGET, falcon_h1, pair
+from hf_models import FULL_BUDGET, TinyModel, falcon_h1, pair
 from kiv_hf import KIVCache, KIVConfig, use_kiv
 from kiv_reference.errors import KIVBudgetError, KIVUnsupportedError, KIVUsageError
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Lfm2Config, Lfm2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    DynamicCache,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 RETRIEVAL = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, candidate_tokens=12, retrieve_tokens=5)
 
 ROWS = (2.5, "a", [0, 1], None, torch.tensor([0.5, 1.7]))
 
 
-def llama():
+def llama() -> TinyModel:
     return pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=2)
 
 
-def gemma3():
+def gemma3() -> TinyModel:
     return pair(
         Gemma3TextConfig, Gemma3ForCausalLM, num_hidden_layers=2, sliding_window=12,
         layer_types=["sliding_attention", "full_attention"], query_pre_attn_scalar=8,
@@ -28,7 +40,7 @@ def gemma3():
 
 
 @pytest.fixture(params=[llama, gemma3])
-def filled(request):
+def filled(request: pytest.FixtureRequest) -> tuple[TinyModel, KIVCache, DynamicCache]:
     model = request.param()
     cache, stock = model.cache(), model.stock_cache()
     with torch.no_grad():
@@ -37,7 +49,7 @@ def filled(request):
     return model, cache, stock
 
 
-def require_equal(model, cache, stock):
+def require_equal(model: Any, cache: Any, stock: Any) -> None:
     with torch.no_grad():
         logits = model.kiv(model.ids[:, 60:], past_key_values=cache).logits
         right = model.stock(model.ids[:, 60:], past_key_values=stock).logits
@@ -45,7 +57,7 @@ def require_equal(model, cache, stock):
 
 
 @pytest.mark.parametrize("operation", ["reorder_cache", "batch_select_indices"])
-def test_rows_that_are_none(filled, operation):
+def test_rows_that_are_none(filled: tuple[TinyModel, KIVCache, DynamicCache], operation: str) -> None:
     model, cache, stock = filled
     batch = model.ids.shape[0]
     for rows in (*ROWS, torch.tensor([batch] * batch), torch.tensor([], dtype=torch.long)):
@@ -54,16 +66,16 @@ def test_rows_that_are_none(filled, operation):
     require_equal(model, cache, stock)
 
 
-def test_too_few_rows(filled):
+def test_too_few_rows(filled: tuple[TinyModel, KIVCache, DynamicCache]) -> None:
     """A window of transformers' own would take them, and hold fewer sequences than the KIV layers."""
     model, cache, stock = filled
     with pytest.raises(KIVUsageError):
-        cache.reorder_cache(torch.zeros(model.ids.shape[0] + 1, dtype=torch.long))
+        cache.reorder_cache(cast("torch.LongTensor", torch.zeros(model.ids.shape[0] + 1, dtype=torch.long)))
     require_equal(model, cache, stock)
 
 
 @pytest.mark.parametrize("repeats", [0, -1, 2.5, "a", None, True, [2]])
-def test_repeats_that_are_none(filled, repeats):
+def test_repeats_that_are_none(filled: tuple[TinyModel, KIVCache, DynamicCache], repeats: Any) -> None:
     model, cache, stock = filled
     with pytest.raises(KIVUsageError):
         cache.batch_repeat_interleave(repeats)
@@ -71,7 +83,7 @@ def test_repeats_that_are_none(filled, repeats):
 
 
 @pytest.mark.parametrize("tokens", [2.5, float("nan"), "a", None, [1], torch.tensor([1, 2]), -2.0])
-def test_lengths_that_are_none(filled, tokens):
+def test_lengths_that_are_none(filled: tuple[TinyModel, KIVCache, DynamicCache], tokens: Any) -> None:
     model, cache, stock = filled
     with pytest.raises(KIVUsageError):
         cache.crop(tokens)
@@ -79,7 +91,7 @@ def test_lengths_that_are_none(filled, tokens):
 
 
 @pytest.mark.parametrize("operation", ["batch_repeat_interleave", "batch_select_indices"])
-def test_linear_state_behind_full_attention(operation):
+def test_linear_state_behind_full_attention(operation: str) -> None:
     config = Lfm2Config(
         vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, layer_types=["full_attention", "conv"],
@@ -96,7 +108,7 @@ def test_linear_state_behind_full_attention(operation):
     assert torch.equal(again, right)
 
 
-def test_a_mask_of_another_length():
+def test_a_mask_of_another_length() -> None:
     model = llama()
     cache = model.cache()
     with torch.no_grad():
@@ -105,12 +117,12 @@ def test_a_mask_of_another_length():
         cache.batch_select_indices(torch.tensor([True]))
 
 
-def two_rows(model):
+def two_rows(model: Any) -> torch.Tensor:
     return torch.cat([model.ids[:1, :60], model.ids[:1, :60].flip(1)])
 
 
-def noted(change, changed):
-    def call(rows):
+def noted(change: Callable[[Any], object], changed: list[Any]) -> Callable[[Any], None]:
+    def call(rows: Any) -> None:
         change(rows)
         changed.append(rows)
 
@@ -118,7 +130,7 @@ def noted(change, changed):
 
 
 @pytest.mark.parametrize("rows", [3, torch.tensor([0, 0, 1, 1, 0]), torch.tensor([1, 0, 1, 0, 1])])
-def test_a_budget_that_has_room_in_some_layers(rows):
+def test_a_budget_that_has_room_in_some_layers(rows: int | torch.Tensor) -> None:
     """The layers that had room take the change back: the text goes on with the sequences that it had."""
     model = llama()
     ids, config = two_rows(model), replace(FULL_BUDGET, candidate_tokens=12, prefill="exact")
@@ -136,7 +148,7 @@ def test_a_budget_that_has_room_in_some_layers(rows):
                 model.kiv(ids[:, :59], past_key_values=cache)
             except KIVBudgetError:
                 continue
-            first, changed = cache.layers[0].store, []
+            first, changed = cache.kiv_layers()[0].store, []
             for name in ("select", "repeat_interleave"):
                 setattr(first, name, noted(getattr(first, name), changed))
             try:
@@ -150,7 +162,7 @@ def test_a_budget_that_has_room_in_some_layers(rows):
     assert changed_first
 
 
-def test_a_budget_and_a_change_that_drops_a_sequence():
+def test_a_budget_and_a_change_that_drops_a_sequence() -> None:
     model = llama()
     config, told = RETRIEVAL, set()
     with torch.no_grad():
@@ -170,27 +182,27 @@ def test_a_budget_and_a_change_that_drops_a_sequence():
     assert True in told
 
 
-def test_a_refused_reordering_of_a_hybrid(monkeypatch):
+def test_a_refused_reordering_of_a_hybrid(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is taken back is the linear state too."""
     model = use_kiv(falcon_h1())
     ids = torch.randint(3, 60, (2, 61), generator=torch.Generator().manual_seed(0))
     cache = KIVCache(model.config, RETRIEVAL)
 
-    def full(rows):
+    def full(rows: Any) -> None:
         raise KIVBudgetError("full")
 
     with torch.no_grad():
         model(ids[:, :60], past_key_values=cache)
         twin = cache.fork()
         with monkeypatch.context() as patch:
-            patch.setattr(cache.layers[-1].store, "reorder", full)
+            patch.setattr(cache.kiv_layers()[max(cache.kiv_layers())].store, "reorder", full)
             with pytest.raises(KIVBudgetError, match="full"):
-                cache.reorder_cache(torch.tensor([1, 0]))
+                cache.reorder_cache(cast("torch.LongTensor", torch.tensor([1, 0])))
         again, right = (model(ids[:, 60:], past_key_values=kept).logits for kept in (cache, twin))
     assert torch.equal(again, right)
 
 
-def test_an_empty_cache_has_no_batch():
+def test_an_empty_cache_has_no_batch() -> None:
     model = llama()
     cache = model.cache()
     with torch.no_grad():

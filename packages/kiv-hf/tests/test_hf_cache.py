@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
-from hf_models import EXACT, FULL_BUDGET, falcon_h1, feed
+from hf_models import EXACT, FULL_BUDGET, TinyModel, falcon_h1, feed
 from kiv_hf import KIVCache, KIVConfig, __all__
 from kiv_hf.cache.hybrid import KIVHybridLayer
 from kiv_hf.cache.layer import KIVLayer
@@ -16,31 +17,34 @@ from kiv_reference.errors import KIVUnsupportedError, KIVUsageError
 from transformers import DynamicCache
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, DynamicSlidingWindowLayer
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 FIRST, REST = slice(None, 60), slice(60, None)
 
 
-def continued(tiny, cache, ids=None):
+def continued(tiny: TinyModel, cache: Any, ids: torch.Tensor | None = None) -> Any:
     """Logits of the text's rest on `cache`."""
     return tiny.kiv((tiny.ids if ids is None else ids)[:, REST], past_key_values=cache).logits
 
 
-def filled(tiny, config=EXACT, ids=None):
+def filled(tiny: TinyModel, config: KIVConfig = EXACT, ids: torch.Tensor | None = None) -> KIVCache:
     cache = tiny.cache(config)
     tiny.kiv((tiny.ids if ids is None else ids)[:, FIRST], past_key_values=cache)
     return cache
 
 
 class TestLayers:
-    def test_full_attention_is_replaced_and_the_rest_is_not(self, gemma3):
+    def test_full_attention_is_replaced_and_the_rest_is_not(self, gemma3: TinyModel) -> None:
         kinds = [type(layer) for layer in gemma3.cache().layers]
         assert kinds == [DynamicSlidingWindowLayer, KIVLayer, KIVLayer]
         assert KIVLayer not in DYNAMIC_LAYER_TYPE_MAPPING.values()
 
-    def test_it_is_a_dynamic_cache_that_is_never_compiled(self, llama):
+    def test_it_is_a_dynamic_cache_that_is_never_compiled(self, llama: TinyModel) -> None:
         assert isinstance(llama.cache(), DynamicCache)
         assert not llama.cache().is_compileable
 
-    def test_layers_made_on_demand(self, llama):
+    def test_layers_made_on_demand(self, llama: TinyModel) -> None:
         """Configurations that name no layers get theirs with the first update."""
         cache = llama.cache()
         cache.layers, cache.layer_class_to_replicate = [], cache._new_layer
@@ -49,11 +53,11 @@ class TestLayers:
         assert [type(layer) for layer in cache.layers] == [KIVLayer, KIVLayer]
         assert (logits - expected).abs().max().item() <= llama.rounding()
 
-    def test_keys_and_values_are_not_to_be_had(self, llama):
-        layer = llama.cache().layers[0]
+    def test_keys_and_values_are_not_to_be_had(self, llama: TinyModel) -> None:
+        layer = llama.cache().kiv_layers()[0]
         assert layer.keys is None
         assert layer.values is None
-        layer = filled(llama).layers[0]
+        layer = filled(llama).kiv_layers()[0]
         with pytest.raises(KIVUnsupportedError, match="no tensor of all keys"):
             _ = layer.keys
         with pytest.raises(KIVUnsupportedError, match="no tensor of all values"):
@@ -64,7 +68,7 @@ class TestLayers:
 
 class TestLifeCycle:
     @pytest.mark.parametrize("config", [EXACT, FULL_BUDGET], ids=["exact", "full budget"])
-    def test_crop_and_go_on(self, tiny, config):
+    def test_crop_and_go_on(self, tiny: TinyModel, config: KIVConfig) -> None:
         cache = tiny.cache(config)
         cache.activate_past_recording()
         tiny.kiv(tiny.ids[:, FIRST], past_key_values=cache)
@@ -75,7 +79,7 @@ class TestLifeCycle:
         expected = feed(tiny.stock, tiny.ids, tiny.stock_cache(), [60, 36])[:, REST]
         assert (continued(tiny, cache) - expected).abs().max().item() <= tiny.rounding()
 
-    def test_crop_into_the_cold_part_and_beyond(self, llama):
+    def test_crop_into_the_cold_part_and_beyond(self, llama: TinyModel) -> None:
         cache = filled(llama)
         cache.crop(-50)
         logits = llama.kiv(llama.ids[:, 10:], past_key_values=cache).logits
@@ -86,19 +90,19 @@ class TestLifeCycle:
         with pytest.raises(KIVUsageError, match="negative"):
             cache.crop(3)
 
-    def test_a_crop_that_a_sliding_layer_refuses_changes_nothing(self, gemma3):
+    def test_a_crop_that_a_sliding_layer_refuses_changes_nothing(self, gemma3: TinyModel) -> None:
         cache = filled(gemma3)
         with pytest.raises(RuntimeError, match="activate_past_recording"):
             cache.crop(-3)
         assert cache.lengths() == {60}
 
-    def test_reorder_repeat_and_select(self, tiny):
+    def test_reorder_repeat_and_select(self, tiny: TinyModel) -> None:
         ids = torch.cat([tiny.ids, tiny.ids.flip(1), tiny.ids.roll(5, 1)])
         kiv, stock = filled(tiny, ids=ids), tiny.stock_cache()
         tiny.stock(ids[:, FIRST], past_key_values=stock)
         rows = torch.tensor([2, 0, 0])
         for cache in (kiv, stock):
-            cache.reorder_cache(rows)
+            cache.reorder_cache(cast("torch.LongTensor", rows))
             cache.batch_repeat_interleave(2)
             cache.batch_select_indices(torch.tensor([0, 3, 5]))
             cache.batch_select_indices(torch.tensor([True, False, True]))
@@ -106,16 +110,16 @@ class TestLifeCycle:
         expected = tiny.stock(ids[:, REST], past_key_values=stock).logits
         assert (continued(tiny, kiv, ids) - expected).abs().max().item() <= tiny.rounding()
 
-    def test_batch_changes_of_an_empty_cache(self, llama):
+    def test_batch_changes_of_an_empty_cache(self, llama: TinyModel) -> None:
         cache = llama.cache()
-        cache.reorder_cache(torch.tensor([0]))
+        cache.reorder_cache(cast("torch.LongTensor", torch.tensor([0])))
         cache.batch_repeat_interleave(2)
         cache.batch_select_indices(torch.tensor([1]))
         cache.crop(-1)
         assert cache.get_seq_length() == 0
 
     @pytest.mark.parametrize("copied", [lambda cache: cache.fork(), copy.deepcopy], ids=["fork", "deepcopy"])
-    def test_forks_go_their_own_ways(self, tiny, copied):
+    def test_forks_go_their_own_ways(self, tiny: TinyModel, copied: Callable[..., Any]) -> None:
         cache = filled(tiny)
         twin = copied(cache)
         other = tiny.ids.flip(1)
@@ -127,7 +131,7 @@ class TestLifeCycle:
             expected = feed(tiny.stock, ids, tiny.stock_cache(), [60, 36])[:, REST]
             assert (got - expected).abs().max().item() <= tiny.rounding()
 
-    def test_reset_and_use_again_for_another_batch_and_model(self, llama):
+    def test_reset_and_use_again_for_another_batch_and_model(self, llama: TinyModel) -> None:
         cache = filled(llama)
         cache.reset()
         assert cache.memory() == (0, 0, 0)
@@ -137,7 +141,7 @@ class TestLifeCycle:
         expected = llama.kiv(ids, past_key_values=llama.stock_cache()).logits
         assert (logits - expected).abs().max().item() <= 4 * llama.rounding()
 
-    def test_close(self, llama):
+    def test_close(self, llama: TinyModel) -> None:
         cache = filled(llama)
         twin = cache.fork()
         cache.close()
@@ -151,7 +155,7 @@ class TestLifeCycle:
 
 
 class TestReports:
-    def test_tokens_memory_and_reports(self, gemma3):
+    def test_tokens_memory_and_reports(self, gemma3: TinyModel) -> None:
         cache = filled(gemma3, FULL_BUDGET)
         assert sum(cache.tokens()) == 60
         assert cache.tokens() == cache.tokens(2)
@@ -161,7 +165,7 @@ class TestReports:
         with pytest.raises(KIVUsageError, match=r"\[1, 2\]"):
             cache.tokens(0)
 
-    def test_before_the_first_token(self, llama):
+    def test_before_the_first_token(self, llama: TinyModel) -> None:
         cache = llama.cache()
         assert cache.reports() == {}
         assert sum(cache.tokens()) == 0
@@ -171,13 +175,13 @@ class TestHybridLayers:
     """Linear and full attention in one layer."""
 
     @pytest.fixture
-    def models(self):
+    def models(self) -> tuple[Any, Any, torch.Tensor]:
         stock = falcon_h1()
         kiv = copy.deepcopy(stock)
         kiv.set_attn_implementation("kiv")
         return kiv, stock, torch.randint(2, 60, (2, 70))
 
-    def test_logits_beams_and_forks(self, models):
+    def test_logits_beams_and_forks(self, models: tuple[Any, Any, torch.Tensor]) -> None:
         kiv, stock, ids = models
         cache, plain = KIVCache(kiv.config, EXACT), DynamicCache(config=stock.config)
         assert all(type(layer) is KIVHybridLayer for layer in cache.layers)
@@ -188,21 +192,21 @@ class TestHybridLayers:
         assert (got - expected).abs().max().item() <= bound
         twin = cache.fork()
         rows = torch.tensor([1, 1])
-        cache.reorder_cache(rows)
-        plain.reorder_cache(rows)
+        cache.reorder_cache(cast("torch.LongTensor", rows))
+        plain.reorder_cache(cast("torch.LongTensor", rows))
         expected = feed(stock, ids[:, 50:], plain, [1] * 20)
         assert (feed(kiv, ids[:, 50:], cache, [1] * 20) - expected).abs().max().item() <= bound
         assert cache.tokens().cold_ram > 30
         assert twin.get_seq_length() == 50
         assert feed(kiv, ids[:, 50:], twin, [1] * 20).isfinite().all()
 
-    def test_generate(self, models):
+    def test_generate(self, models: tuple[Any, Any, torch.Tensor]) -> None:
         kiv, stock, ids = models
         settings = {"max_new_tokens": 8, "do_sample": False, "num_beams": 2}
         expected = stock.generate(ids, past_key_values=DynamicCache(config=stock.config), **settings)
         assert torch.equal(kiv.generate(ids, past_key_values=KIVCache(kiv.config, EXACT), **settings), expected)
 
-    def test_batch_changes_that_transformers_does_by_halves(self, models):
+    def test_batch_changes_that_transformers_does_by_halves(self, models: tuple[Any, Any, torch.Tensor]) -> None:
         kiv, _, ids = models
         cache = KIVCache(kiv.config, EXACT)
         kiv(ids, past_key_values=cache)
@@ -214,15 +218,15 @@ class TestHybridLayers:
 
 
 class TestChoices:
-    def test_public_names(self):
+    def test_public_names(self) -> None:
         assert __all__ == ["KIVCache", "KIVConfig", "KIVError", "rope_for_length", "use_kiv"]
 
-    def test_implementations(self, llama):
+    def test_implementations(self, llama: TinyModel) -> None:
         assert resolve_impl("reference") is ReferencePool
         assert resolve_impl(DEFAULT_IMPL) is type(llama.cache().pool)
         made = []
 
-        def factory(config):
+        def factory(config: KIVConfig) -> ReferencePool:
             made.append(config)
             return ReferencePool(config)
 
@@ -232,13 +236,14 @@ class TestChoices:
         assert KIVCache(llama.config).pool.config == KIVConfig()
 
     @pytest.mark.parametrize("impl", ["quick", "", 3, None])
-    def test_an_unknown_implementation(self, llama, impl):
+    def test_an_unknown_implementation(self, llama: TinyModel, impl: int | str | None) -> None:
         with pytest.raises(KIVUsageError, match="'reference', 'fast', 'compare'"):
             llama.cache(impl=impl)
 
-    def test_operations(self, llama):
+    def test_operations(self, llama: TinyModel) -> None:
         for impl in ("fast", "compare"):
-            assert llama.cache(EXACT, impl=impl, ops="torch").pool.operations == "torch"
+            pool: Any = llama.cache(EXACT, impl=impl, ops="torch").pool
+            assert pool.operations == "torch"
         for impl in ("reference", ReferencePool):
             assert llama.cache(EXACT, impl=impl, ops="auto").pool.config == EXACT
             with pytest.raises(KIVUsageError, match="impl='fast' alone"):
@@ -246,7 +251,7 @@ class TestChoices:
         with pytest.raises(KIVUsageError, match="'fortran'"):
             llama.cache(EXACT, ops="fortran")
 
-    def test_an_implementation_that_is_not_there(self, llama, monkeypatch):
+    def test_an_implementation_that_is_not_there(self, llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(resolve_impl.__globals__["IMPLEMENTATIONS"], "fast", ("kiv_reference", "FastPool"))
         with pytest.raises(KIVUnsupportedError, match=r"kiv_reference\.FastPool"):
             llama.cache(impl="fast")
@@ -254,6 +259,6 @@ class TestChoices:
         with pytest.raises(KIVUnsupportedError, match="kiv_nowhere"):
             llama.cache(impl="fast")
 
-    def test_a_model_in_place_of_its_configuration(self, llama):
+    def test_a_model_in_place_of_its_configuration(self, llama: TinyModel) -> None:
         with pytest.raises(KIVUsageError, match=r"model\.config"):
             KIVCache(llama.kiv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -11,6 +12,11 @@ from kiv_hf.compare.divergence import KIVDivergenceError
 from kiv_hf.compare.pool import ComparePool
 from kiv_reference import ReferencePool
 from kiv_reference.report import AttendReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kiv_reference.store import ReferenceStore
 
 CONFIG = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=3, candidate_tokens=12, retrieve_tokens=5)
 CODED = replace(CONFIG, index_channels=6)
@@ -37,18 +43,18 @@ def turned(positions: torch.Tensor) -> torch.Tensor:
     return positions.flip(0)
 
 
-def attended(config: KIVConfig, part: str = "", fault=None) -> AttendReport:
+def attended(config: KIVConfig, part: str = "", fault: Any = None) -> AttendReport:
     """Attend in two calls, the last of one query; `fault` changes a `part` of the last report."""
 
-    def candidate(config):
+    def candidate(config: KIVConfig) -> ReferencePool:
         pool = ReferencePool(config)
         made = pool.layer_store
 
-        def layer_store():
+        def layer_store() -> ReferenceStore:
             store = made()
             attend = store.attend
 
-            def wrong(query, **modifiers):
+            def wrong(query: torch.Tensor, **modifiers: Any) -> torch.Tensor:
                 output = attend(query, **modifiers)
                 if fault is not None and query.shape[2] == 1:
                     (block,) = store.report.blocks
@@ -76,7 +82,7 @@ CONFIGS = {"coded": (CODED, 12, 5), "widened": (CONFIG, 24, 5), "limited": (LIMI
 
 
 @pytest.mark.parametrize(("config", "read", "taken"), CONFIGS.values(), ids=CONFIGS)
-def test_what_is_right_is_not_found_wrong(config, read, taken):
+def test_what_is_right_is_not_found_wrong(config: KIVConfig, read: int, taken: int) -> None:
     (block,) = attended(config).blocks
     assert block.mode == "retrieve"
     candidates, selected = ((rows >= 0).sum(-1) for rows in (block.candidate_positions, block.selected_positions))
@@ -87,7 +93,7 @@ def test_what_is_right_is_not_found_wrong(config, read, taken):
 @pytest.mark.parametrize("config", [CONFIG, LIMITED], ids=["retrieval", "limited"])
 @pytest.mark.parametrize("fault", [swapped, short, hot, turned])
 @pytest.mark.parametrize(("part", "clause"), [("candidate_positions", "4.4"), ("selected_positions", "4.6")])
-def test_another_choice_is_found(config, part, clause, fault):
+def test_another_choice_is_found(config: KIVConfig, part: str, clause: str, fault: Callable[..., Any]) -> None:
     with pytest.raises(KIVDivergenceError, match=f"SPEC {clause}"):
         attended(config, part, fault)
 
@@ -95,7 +101,7 @@ def test_another_choice_is_found(config, part, clause, fault):
 @pytest.mark.parametrize(
     ("part", "clause", "count"), [("candidate_positions", "4.4", 24), ("selected_positions", "4.6", 5)]
 )
-def test_a_position_chosen_twice_is_found(part, clause, count):
+def test_a_position_chosen_twice_is_found(part: str, clause: str, count: int) -> None:
     """Whichever is left out for it, the worst of the chosen ones too."""
     for out in range(count):
         kept = [i for i in range(count) if i != out]
@@ -104,19 +110,19 @@ def test_a_position_chosen_twice_is_found(part, clause, count):
 
 
 @pytest.mark.parametrize(("config", "clause"), [(CODED, "4.4"), (CONFIG, "4.4"), (LIMITED, "4.6"), (WHOLE, "4.4")])
-def test_a_wrong_word_about_widening_is_found(config, clause):
+def test_a_wrong_word_about_widening_is_found(config: KIVConfig, clause: str) -> None:
     with pytest.raises(KIVDivergenceError, match=f"SPEC {clause}"):
         attended(config, "widened", torch.logical_not)
 
 
 @pytest.mark.parametrize(("part", "clause"), [("candidate_positions", "4.4"), ("selected_positions", "4.6")])
-def test_a_choice_short_of_the_whole_is_found(part, clause):
+def test_a_choice_short_of_the_whole_is_found(part: str, clause: str) -> None:
     """The candidates that hold `max_missed_mass` are C, 2 C or 4 C, and all of them are selected."""
     with pytest.raises(KIVDivergenceError, match=f"SPEC {clause}"):
         attended(WHOLE, part, short)
 
 
-def test_the_codes_are_those_of_the_dtype():
+def test_the_codes_are_those_of_the_dtype() -> None:
     """3/16 of the range, rounded down, has the code 3 in float32 and 2 in float64; candidates follow the first."""
     high = torch.tensor(1.9999999)
     near = (3 * high.double() / 16 * (1 - 2**-26)).float()

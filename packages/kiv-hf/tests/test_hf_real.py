@@ -7,6 +7,7 @@ import json
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 pytestmark = pytest.mark.real
 
 TOKENS = 320
-HOT = {"hot_tokens": 32, "sink_tokens": 4, "page_tokens": 16}
+HOT: dict[str, Any] = {"hot_tokens": 32, "sink_tokens": 4, "page_tokens": 16}
 EXACT = KIVConfig(retrieve_tokens=None, **HOT)
 # Up to four times the candidates are selected whole, so that nothing is missed (SPEC 6.3).
 FULL = KIVConfig(
@@ -51,12 +52,12 @@ def text() -> str:
     return " ".join(json.loads(line)["text"] for line in lines[:60])
 
 
-def run(model, ids, cache, lengths) -> torch.Tensor:
+def run(model: Any, ids: torch.Tensor, cache: Any, lengths: list[int]) -> torch.Tensor:
     return feed(model, ids, cache, lengths, logits_to_keep=KEPT)
 
 
 @pytest.fixture(scope="module", params=[smollm2, gemma3_270m], ids=lambda find: find.__name__)
-def real(request):
+def real(request: pytest.FixtureRequest) -> tuple[Any, torch.Tensor, Any, dict[str, float]]:
     """Model, ids [1, TOKENS], and for each way to feed: last logits in float64, the stock cache's error in float32."""
     path = request.param()
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
@@ -64,7 +65,7 @@ def real(request):
     ids = tokenizer(text(), return_tensors="pt").input_ids[:, :TOKENS]
     assert ids.shape == (1, TOKENS)
 
-    def stock(which) -> dict[str, torch.Tensor]:
+    def stock(which: Any) -> dict[str, torch.Tensor]:
         return {name: run(which, ids, DynamicCache(config=which.config), feeds) for name, feeds in FEEDS.items()}
 
     with torch.no_grad():
@@ -75,7 +76,9 @@ def real(request):
 
 @pytest.mark.parametrize("name", FEEDS)
 @pytest.mark.parametrize("config", [EXACT, FULL], ids=["exact", "full budget"])
-def test_logits_err_as_those_of_the_stock_cache(real, config, name):
+def test_logits_err_as_those_of_the_stock_cache(
+    real: tuple[Any, torch.Tensor, Any, dict[str, float]], config: KIVConfig, name: str
+) -> None:
     model, ids, truth, stock = real
     cache = KIVCache(model.config, config)
     logits = run(model, ids, cache, FEEDS[name])
@@ -89,7 +92,7 @@ def test_logits_err_as_those_of_the_stock_cache(real, config, name):
         assert not any(block.streamed.any() for block in blocks)
 
 
-def test_the_comparison_can_fail(real):
+def test_the_comparison_can_fail(real: tuple[Any, torch.Tensor, Any, dict[str, float]]) -> None:
     model, ids, truth, stock = real
     starved = KIVConfig(retrieve_tokens=1, candidate_tokens=1, tail="none", **HOT)
     logits = run(model, ids, KIVCache(model.config, starved), FEEDS["token by token"])

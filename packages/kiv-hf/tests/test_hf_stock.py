@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hf_models import FEEDS, feed
+from hf_models import FEEDS, TinyModel, feed
 from kiv_hf.attention.stock import eager_only, stock_attention, stock_mask
 from kiv_reference.errors import KIVShapeError, KIVUnsupportedError
 from transformers import GptOssConfig, LlamaConfig, StaticCache
@@ -12,7 +12,7 @@ from transformers import GptOssConfig, LlamaConfig, StaticCache
 
 @pytest.mark.parametrize("lengths", FEEDS.values(), ids=FEEDS.keys())
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_dynamic_cache_gives_the_same_bits(tiny, lengths, padded):
+def test_a_dynamic_cache_gives_the_same_bits(tiny: TinyModel, lengths: list[int], padded: bool) -> None:
     mask = torch.ones(1, 96, dtype=torch.long)
     mask[0, : 7 if padded else 0] = 0
     expected = feed(tiny.stock, tiny.ids, tiny.stock_cache(), lengths, attention_mask=mask)
@@ -20,7 +20,7 @@ def test_a_dynamic_cache_gives_the_same_bits(tiny, lengths, padded):
     assert torch.equal(got[:, 7:], expected[:, 7:])
 
 
-def test_a_dynamic_cache_after_a_kiv_cache(tiny):
+def test_a_dynamic_cache_after_a_kiv_cache(tiny: TinyModel) -> None:
     """What a KIVCache left in the thread does not leak into another cache's forward pass."""
     feed(tiny.kiv, tiny.ids, tiny.cache(), FEEDS["chunks"])
     expected = feed(tiny.stock, tiny.ids, tiny.stock_cache(), FEEDS["chunks"])
@@ -28,14 +28,14 @@ def test_a_dynamic_cache_after_a_kiv_cache(tiny):
 
 
 @pytest.mark.parametrize("lengths", [[40, 1, 55], [96]])
-def test_a_static_cache_gives_the_same_bits(llama, lengths):
+def test_a_static_cache_gives_the_same_bits(llama: TinyModel, lengths: list[int]) -> None:
     caches = [StaticCache(config=llama.config, max_cache_len=128) for _ in range(2)]
     expected = feed(llama.stock, llama.ids, caches[0], lengths)
     assert torch.equal(feed(llama.kiv, llama.ids, caches[1], lengths), expected)
 
 
 @pytest.mark.gradients
-def test_training_without_a_cache(tiny):
+def test_training_without_a_cache(tiny: TinyModel) -> None:
     """Gradients of every weight, bit for bit."""
     for model in (tiny.kiv, tiny.stock):
         model.train()
@@ -45,13 +45,13 @@ def test_training_without_a_cache(tiny):
         assert ours.grad is None or torch.equal(ours.grad, theirs.grad)
 
 
-def test_packed_sequences_without_a_cache(llama):
+def test_packed_sequences_without_a_cache(llama: TinyModel) -> None:
     positions = torch.cat([torch.arange(40), torch.arange(56)])[None]
     settings = {"position_ids": positions, "use_cache": False}
     assert torch.equal(llama.kiv(llama.ids, **settings).logits, llama.stock(llama.ids, **settings).logits)
 
 
-def test_a_stock_layer_that_gets_the_mask_of_a_kiv_layer(llama):
+def test_a_stock_layer_that_gets_the_mask_of_a_kiv_layer(llama: TinyModel) -> None:
     """None means the lower-right triangle to KIV, the upper-left one to sdpa: it is spelled out."""
     cache = llama.cache()
     llama.kiv(llama.ids[:, :90], past_key_values=cache)
@@ -69,17 +69,20 @@ def test_a_stock_layer_that_gets_the_mask_of_a_kiv_layer(llama):
         stock_attention(module, query[:, :, -6:], key[:, :2], value[:, :2], padding[:, 1:])
 
 
-def test_softcap_without_an_eager_function():
+def test_softcap_without_an_eager_function() -> None:
     query, key = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4)
     with pytest.raises(KIVUnsupportedError, match="eager_attention_forward"):
         stock_attention(torch.nn.Identity(), query, key, key, None, softcap=2.0)
 
 
-def test_models_that_do_not_support_sdpa_get_the_masks_of_eager():
+def test_models_that_do_not_support_sdpa_get_the_masks_of_eager() -> None:
     """Some of them add to the mask or widen it: its form, numbers to add or truth values, matters."""
     assert eager_only(GptOssConfig)
     assert not eager_only(LlamaConfig)
     assert not eager_only(type(None))
     sizes = {"batch_size": 1, "q_length": 3, "kv_length": 5, "q_offset": 2}
-    assert stock_mask(GptOssConfig(), **sizes).is_floating_point()
-    assert stock_mask(LlamaConfig(), **sizes).dtype == torch.bool
+    added, chosen = stock_mask(GptOssConfig(), **sizes), stock_mask(LlamaConfig(), **sizes)
+    assert added is not None
+    assert added.is_floating_point()
+    assert chosen is not None
+    assert chosen.dtype == torch.bool

@@ -13,19 +13,19 @@ SENTENCE = "kiv_hf works with transformers >=5.18,<5.24; got {}. Install one: pi
 
 
 @pytest.mark.parametrize("version", ["4.57.1", "5.17.0", "5.24.0", "5.24.0.dev0", "6.0"])
-def test_versions_that_were_not_tried(version):
+def test_versions_that_were_not_tried(version: str) -> None:
     with pytest.raises(KIVUnsupportedError) as refused:
         check_version(version)
     assert str(refused.value) == SENTENCE.format(version)
 
 
 @pytest.mark.parametrize("version", ["5.18.0", "5.23.0", "5.23.1.dev0", "5.19.0rc1"])
-def test_versions_that_were(version):
+def test_versions_that_were(version: str) -> None:
     check_version(version)
 
 
 @pytest.mark.parametrize("version", ["5.17.0", "5.24.0"])
-def test_importing_says_it(version):
+def test_importing_says_it(version: str) -> None:
     """In a process of its own, because this one has imported the package."""
     lines = f"import transformers; transformers.__version__ = {version!r}; import kiv_hf"
     ended = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=1200)

@@ -1,19 +1,29 @@
 """Ctrl-C inside `generate`: the cache goes on from what it holds, or refuses by name until reset; it is never wrong."""
 
+from __future__ import annotations
+
 import gc
 import os
 import sys
 from contextlib import suppress
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import kiv_fast
 import kiv_hf
 import pytest
 import torch
-from hf_models import EXACT, FULL_BUDGET
+from hf_models import EXACT, FULL_BUDGET, TinyModel
 from kiv_reference.errors import KIVError
 
-SOURCES = tuple(os.path.dirname(package.__file__) for package in (kiv_hf, kiv_fast))
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import FrameType
+
+    from kiv_reference import KIVConfig
+
+SOURCES = tuple(os.path.dirname(str(package.__file__)) for package in (kiv_hf, kiv_fast))
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 SHARE = 4 if NIGHTLY else 120
 """One in so many places is tried; a place is the first or the last time that `generate` comes to a line."""
@@ -27,10 +37,10 @@ RETRIEVAL = replace(FULL_BUDGET, candidate_tokens=9)
 class Lines:
     """Notes the lines of KIV as they run, and interrupts at one of them."""
 
-    def __init__(self, place=None):
+    def __init__(self, place: Any = None) -> None:
         self.place, self.seen, self.hit = place, {}, False
 
-    def _trace(self, frame, event, argument):
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
         file = frame.f_code.co_filename
         if not file.startswith(SOURCES) or frame.f_code.co_name == "__del__" or file.endswith("pinning.py"):
             return None
@@ -42,19 +52,19 @@ class Lines:
                 raise KeyboardInterrupt
         return self._trace
 
-    def __enter__(self):
+    def __enter__(self) -> Lines:
         gc.collect()  # what is left of earlier caches would be released on the way, at some line or other
         gc.disable()
         sys.settrace(self._trace)
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         sys.settrace(None)
         gc.enable()
 
 
 @pytest.fixture(autouse=True)
-def collections_are_quick():
+def collections_are_quick() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
@@ -62,11 +72,11 @@ def collections_are_quick():
 
 @pytest.mark.parametrize("ram", [None, 20_000], ids=["RAM", "disk"])
 @pytest.mark.parametrize("budget", [EXACT, RETRIEVAL], ids=["exact", "retrieval"])
-def test_an_interrupt_at_any_line(llama, tmp_path, budget, ram):
+def test_an_interrupt_at_any_line(llama: TinyModel, tmp_path: Path, budget: KIVConfig, ram: int | None) -> None:
     config = budget if ram is None else replace(budget, ram_bytes=ram, spill_dir=tmp_path)
     ids = llama.ids[:, :PROMPT]
 
-    def generate(cache):
+    def generate(cache: Any) -> Any:
         return llama.kiv.generate(ids, past_key_values=cache, max_new_tokens=NEW, do_sample=False)
 
     generate(llama.cache(config))  # what a process does once for all
@@ -97,8 +107,8 @@ def test_an_interrupt_at_any_line(llama, tmp_path, budget, ram):
         cache.close()
 
 
-def test_an_interrupt_between_two_tokens_costs_nothing(llama):
-    def ctrl_c(ids, scores, **kwargs):
+def test_an_interrupt_between_two_tokens_costs_nothing(llama: TinyModel) -> None:
+    def ctrl_c(ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         if ids.shape[1] == PROMPT + 2:
             raise KeyboardInterrupt
         return torch.zeros(1, dtype=torch.bool)

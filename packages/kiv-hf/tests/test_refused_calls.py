@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
 from hf_interfaces import registered
-from hf_models import EXACT, FULL_BUDGET, TINY_MODELS, feed, pair
+from hf_models import EXACT, FULL_BUDGET, TINY_MODELS, TinyModel, feed, pair
 from kiv_hf import KIVError
 from kiv_hf.attention.function import kiv_attention
 from kiv_reference.errors import KIVBudgetError, KIVShapeError, KIVUnsupportedError, KIVUsageError
 from transformers import LlamaConfig, LlamaForCausalLM
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from kiv_reference import KIVConfig
 
 PAST = 50
 MODELS = {
@@ -27,14 +34,14 @@ class Stop(RuntimeError):
 
 
 @pytest.fixture(params=MODELS)
-def model(request):
+def model(request: pytest.FixtureRequest) -> TinyModel:
     return MODELS[request.param]()
 
 
 class Case:
     """A cache in the middle of a text, beside one that nothing happens to."""
 
-    def __init__(self, tiny, place, folder, rows=1, config=EXACT):
+    def __init__(self, tiny: TinyModel, place: str, folder: Path, rows: int = 1, config: KIVConfig = EXACT) -> None:
         impl, ram = PLACES[place]
         if ram is not None:
             first = tiny.cache(config)
@@ -46,10 +53,10 @@ class Case:
             feed(tiny.kiv, self.ids[:, :PAST], cache, [20, 30])
         assert (self.cache.memory().disk > 0) == (ram is not None)
 
-    def call(self, **kwargs):
+    def call(self, **kwargs: Any) -> Any:
         return self.tiny.kiv(self.ids[:, PAST:], past_key_values=self.cache, **kwargs).logits
 
-    def goes_on(self):
+    def goes_on(self) -> None:
         """The same call gives what it gives a cache that nothing happened to, and so do later ones."""
         assert self.cache.lengths() == {PAST}
         got = torch.cat([self.call(), feed(self.tiny.kiv, self.ids[:, :2], self.cache, [1, 1])], dim=1)
@@ -58,33 +65,40 @@ class Case:
         assert sum(self.cache.memory()) == sum(self.other.memory())
 
 
-def in_append(case, monkeypatch, error):
-    last = case.cache.layers[-1].store
+def in_append(case: Case, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Any:
+    last = list(case.cache.kiv_layers().values())[-1].store
     monkeypatch.setattr(last, "append", raising(error))
     return last
 
 
-def in_attend(case, monkeypatch, error):
-    last = case.cache.layers[-1].store
+def in_attend(case: Case, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Any:
+    last = list(case.cache.kiv_layers().values())[-1].store
     monkeypatch.setattr(last, "attend", raising(error))
     return last
 
 
-def raising(error):
-    def fail(*_, **__):
+def raising(error: BaseException) -> Callable[..., None]:
+    def fail(*_: Any, **__: Any) -> None:
         raise error
 
     return fail
 
 
 @pytest.fixture(params=PLACES)
-def place(request):
+def place(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.mark.parametrize(("error", "rows"), [(KIVBudgetError("full"), 2), (KeyboardInterrupt(), 1)], ids=repr)
 @pytest.mark.parametrize("where", [in_append, in_attend])
-def test_a_failure_in_the_last_layer_takes_all_layers_back(model, place, tmp_path, where, error, rows):
+def test_a_failure_in_the_last_layer_takes_all_layers_back(
+    model: TinyModel,
+    place: str,
+    tmp_path: Path,
+    where: Callable[..., Any],
+    error: KeyboardInterrupt | KIVBudgetError,
+    rows: int,
+) -> None:
     case = Case(model, place, tmp_path, rows)
     with pytest.MonkeyPatch.context() as patch:
         where(case, patch, error)
@@ -93,13 +107,13 @@ def test_a_failure_in_the_last_layer_takes_all_layers_back(model, place, tmp_pat
     case.goes_on()
 
 
-def fill(tiny, text, cache):
+def fill(tiny: TinyModel, text: torch.Tensor, cache: Any) -> None:
     """Feed `text` ten tokens at a time, until something stops it."""
     while True:
         tiny.kiv(text[:, cache.get_seq_length() :][:, :10], past_key_values=cache)
 
 
-def test_a_budget_that_is_full_until_another_cache_gives_way(llama):
+def test_a_budget_that_is_full_until_another_cache_gives_way(llama: TinyModel) -> None:
     """The other one of the pool is a fork with a text of its own."""
     text = llama.ids.repeat(1, 4)
     cache = llama.cache(replace(EXACT, ram_bytes=2_000))
@@ -119,7 +133,7 @@ def test_a_budget_that_is_full_until_another_cache_gives_way(llama):
     assert (got - right).abs().max().item() <= llama.rounding()
 
 
-def test_a_crop_makes_room_in_a_full_budget(llama):
+def test_a_crop_makes_room_in_a_full_budget(llama: TinyModel) -> None:
     text = llama.ids.repeat(1, 4)
     cache = llama.cache(replace(EXACT, ram_bytes=2_000))
     with pytest.raises(KIVBudgetError):
@@ -132,7 +146,7 @@ def test_a_crop_makes_room_in_a_full_budget(llama):
     assert (got - right).abs().max().item() <= llama.rounding()
 
 
-def test_numbers_of_another_dtype(model, place, tmp_path):
+def test_numbers_of_another_dtype(model: TinyModel, place: str, tmp_path: Path) -> None:
     case = Case(model, place, tmp_path)
     model.kiv.float()
     # A window of transformers' own takes them, and fails in the product with its older ones.
@@ -145,7 +159,9 @@ def test_numbers_of_another_dtype(model, place, tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError("full"), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("first", [False, True])
-def test_a_failure_in_the_attention_of_a_window_takes_all_layers_back(gemma3, place, tmp_path, error, first):
+def test_a_failure_in_the_attention_of_a_window_takes_all_layers_back(
+    gemma3: TinyModel, place: str, tmp_path: Path, error: KeyboardInterrupt | RuntimeError, first: bool
+) -> None:
     case = Case(gemma3, place, tmp_path)
     past = 0 if first else PAST
     if first:
@@ -161,19 +177,20 @@ def test_a_failure_in_the_attention_of_a_window_takes_all_layers_back(gemma3, pl
     case.goes_on()
 
 
-def test_a_failure_over_other_keys_takes_nothing_back(gemma3):
+def test_a_failure_over_other_keys_takes_nothing_back(gemma3: TinyModel) -> None:
     """As in a vision tower, for which no mask is made: its keys are not those that a layer of the cache returned."""
     cache = gemma3.cache()
     feed(gemma3.kiv, gemma3.ids[:, :PAST], cache, [PAST])
     states = torch.randn(1, 1, PAST, 8)
+    attention: Any = kiv_attention
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kiv_hf.attention.stock.sdpa_attention_forward", raising(Stop()))
         with pytest.raises(Stop):
-            kiv_attention(gemma3.stock.model.layers[0].self_attn, states, states, states, None)
+            attention(gemma3.stock.model.layers[0].self_attn, states, states, states, None)
     assert cache.lengths() == {PAST}
 
 
-def test_another_number_of_sequences(model, place, tmp_path):
+def test_another_number_of_sequences(model: TinyModel, place: str, tmp_path: Path) -> None:
     case = Case(model, place, tmp_path)
     # A layer of transformers' own fails in torch.cat, one of KIV by name.
     with pytest.raises((KIVShapeError, RuntimeError)):
@@ -181,7 +198,7 @@ def test_another_number_of_sequences(model, place, tmp_path):
     case.goes_on()
 
 
-def test_a_mask_that_kiv_did_not_make(model, place, tmp_path):
+def test_a_mask_that_kiv_did_not_make(model: TinyModel, place: str, tmp_path: Path) -> None:
     case = Case(model, place, tmp_path)
     full, window = torch.ones(1, 1, 46, 96, dtype=torch.bool).tril(PAST), torch.ones(1, 1, 46, 57, dtype=torch.bool)
     masks = {"full_attention": full, "sliding_attention": window}
@@ -190,14 +207,14 @@ def test_a_mask_that_kiv_did_not_make(model, place, tmp_path):
     case.goes_on()
 
 
-def test_gradients(model, place, tmp_path):
+def test_gradients(model: TinyModel, place: str, tmp_path: Path) -> None:
     case = Case(model, place, tmp_path)
     with torch.enable_grad(), pytest.raises(KIVUnsupportedError, match="no_grad"):
         case.call()
     case.goes_on()
 
 
-def test_under_inference_mode(model, place, tmp_path):
+def test_under_inference_mode(model: TinyModel, place: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         case = Case(model, place, tmp_path)
         with pytest.MonkeyPatch.context() as patch:
@@ -207,7 +224,7 @@ def test_under_inference_mode(model, place, tmp_path):
         case.goes_on()
 
 
-def test_in_the_first_pass_the_cache_is_new_again(model, place, tmp_path):
+def test_in_the_first_pass_the_cache_is_new_again(model: TinyModel, place: str, tmp_path: Path) -> None:
     case = Case(model, place, tmp_path)
     case.cache.reset()
     with pytest.MonkeyPatch.context() as patch:
@@ -220,12 +237,14 @@ def test_in_the_first_pass_the_cache_is_new_again(model, place, tmp_path):
     case.goes_on()
 
 
-def break_mlp(tiny, index):
+def break_mlp(tiny: TinyModel, index: int) -> Any:
     return tiny.kiv.model.layers[index].mlp.register_forward_pre_hook(raising(Stop()))
 
 
 @pytest.mark.parametrize(("index", "rows", "config"), [(0, 2, EXACT), (1, 1, FULL_BUDGET)])
-def test_a_failure_of_the_model_between_layers(model, place, tmp_path, index, rows, config):
+def test_a_failure_of_the_model_between_layers(
+    model: TinyModel, place: str, tmp_path: Path, index: int, rows: int, config: KIVConfig
+) -> None:
     """No event marks it: the next call says how to go back, and does nothing else."""
     case = Case(model, place, tmp_path, rows, config)
     hook = break_mlp(model, index)
@@ -235,14 +254,14 @@ def test_a_failure_of_the_model_between_layers(model, place, tmp_path, index, ro
     for _ in range(2):
         with pytest.raises(KIVUsageError, match=r"cache\.crop\(0\)"):
             case.call()
-    for use in (case.cache.fork, lambda: case.cache.reorder_cache(torch.arange(rows))):
+    for use in (case.cache.fork, lambda: case.cache.reorder_cache(cast("torch.LongTensor", torch.arange(rows)))):
         with pytest.raises(KIVUsageError, match=r"cache\.crop\(0\)"):
             use()
     case.cache.crop(0)
     case.goes_on()
 
 
-def test_tokens_that_wait_are_dropped_by_a_crop_alone(model, place, tmp_path):
+def test_tokens_that_wait_are_dropped_by_a_crop_alone(model: TinyModel, place: str, tmp_path: Path) -> None:
     case = Case(model, place, tmp_path)
     with registered(attention=raising(Stop())), pytest.raises(Stop):
         case.call()
@@ -255,7 +274,9 @@ def test_tokens_that_wait_are_dropped_by_a_crop_alone(model, place, tmp_path):
 
 @pytest.mark.parametrize("called_again", [False, True])
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_failure_of_the_model_in_the_first_pass(model, place, tmp_path, index, called_again):
+def test_a_failure_of_the_model_in_the_first_pass(
+    model: TinyModel, place: str, tmp_path: Path, index: int, called_again: bool
+) -> None:
     """A layer that has never had a token does not count as one that agrees."""
     case = Case(model, place, tmp_path)
     case.cache.reset()
@@ -273,7 +294,7 @@ def test_a_failure_of_the_model_in_the_first_pass(model, place, tmp_path, index,
     case.goes_on()
 
 
-def test_a_crop_of_nothing_leaves_a_whole_cache_as_it_is(model, place, tmp_path):
+def test_a_crop_of_nothing_leaves_a_whole_cache_as_it_is(model: TinyModel, place: str, tmp_path: Path) -> None:
     """A user who calls it after every exception loses nothing where KIV itself went back, or nothing was begun."""
     case = Case(model, place, tmp_path)
     case.cache.crop(0)
@@ -289,7 +310,9 @@ def test_a_crop_of_nothing_leaves_a_whole_cache_as_it_is(model, place, tmp_path)
     assert case.cache.lengths() == set()
 
 
-def test_a_failure_after_the_last_layer_leaves_its_tokens_as_in_a_plain_cache(model, place, tmp_path):
+def test_a_failure_after_the_last_layer_leaves_its_tokens_as_in_a_plain_cache(
+    model: TinyModel, place: str, tmp_path: Path
+) -> None:
     case, plain = Case(model, place, tmp_path), model.stock_cache()
     feed(model.stock, model.ids[:, :PAST], plain, [20, 30])
     for each, cache in ((model.kiv, case.cache), (model.stock, plain)):
@@ -306,7 +329,7 @@ def test_a_failure_after_the_last_layer_leaves_its_tokens_as_in_a_plain_cache(mo
     assert (got - right).abs().max().item() <= model.rounding()
 
 
-def test_a_crop_in_a_broken_cache_counts_from_what_all_layers_hold(llama):
+def test_a_crop_in_a_broken_cache_counts_from_what_all_layers_hold(llama: TinyModel) -> None:
     cache = llama.cache()
     feed(llama.kiv, llama.ids[:, :PAST], cache, [PAST])
     hook = break_mlp(llama, 0)

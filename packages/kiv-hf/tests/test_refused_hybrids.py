@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import hf_models
 import pytest
 import torch
 from hf_models import EXACT
 from kiv_hf import KIVCache
 from kiv_reference.errors import KIVBudgetError, KIVUnsupportedError, KIVUsageError
-from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+from transformers import FalconH1ForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
 
 PAST = 40
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
     "head_dim": 8, "initializer_range": 0.3, "pad_token_id": 0,
 }  # fmt: skip
 
 
-def falcon_h1():
+def falcon_h1() -> tuple[FalconH1ForCausalLM, str]:
     """Every layer has a linear state beside its attention."""
     return hf_models.falcon_h1(), "feed_forward"
 
 
-def qwen3_next():
+def qwen3_next() -> tuple[Qwen3NextForCausalLM, str]:
     """The first layer, and the last, have a linear state alone."""
     config = Qwen3NextConfig(
         **SIZES, num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"],
@@ -37,12 +39,12 @@ class Stop(RuntimeError):
     """What a test breaks a forward pass with."""
 
 
-def stop(*_):
+def stop(*_: Any) -> None:
     raise Stop
 
 
 @pytest.fixture(params=[falcon_h1, qwen3_next], ids=lambda make: make.__name__)
-def hybrid(request):
+def hybrid(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     torch.manual_seed(1)
     model, mlp = request.param()
     model = model.eval()
@@ -53,21 +55,21 @@ def hybrid(request):
 IDS = torch.randint(2, 60, (1, 60), generator=torch.Generator().manual_seed(3))
 
 
-def caches(model):
+def caches(model: Any) -> tuple[KIVCache, KIVCache]:
     both = KIVCache(model.config, EXACT), KIVCache(model.config, EXACT)
     for cache in both:
         model(IDS[:, :PAST], past_key_values=cache)
     return both
 
 
-def broken(model, mlp, cache, index, ids):
+def broken(model: Any, mlp: Any, cache: Any, index: int, ids: torch.Tensor) -> None:
     hook = getattr(model.model.layers[index], mlp).register_forward_pre_hook(stop)
     with pytest.raises(Stop):
         model(ids, past_key_values=cache)
     hook.remove()
 
 
-def test_a_wrong_mask_costs_nothing(hybrid):
+def test_a_wrong_mask_costs_nothing(hybrid: tuple[Any, Any]) -> None:
     model, _ = hybrid
     cache, other = caches(model)
     mask = torch.ones_like(IDS)
@@ -82,7 +84,9 @@ def test_a_wrong_mask_costs_nothing(hybrid):
 @pytest.mark.parametrize("tokens", [1, 10])
 @pytest.mark.parametrize("forked", [False, True])
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_state_that_is_ahead_is_noticed_and_named(hybrid, index, forked, tokens):
+def test_a_state_that_is_ahead_is_noticed_and_named(
+    hybrid: tuple[Any, Any], index: int, forked: bool, tokens: int
+) -> None:
     """Where no layer that counts tokens was reached, or all were: the next call would give a wrong number.
 
     A step of one token changes the states in place: the cache is told only that they were taken.
@@ -108,7 +112,7 @@ def test_a_state_that_is_ahead_is_noticed_and_named(hybrid, index, forked, token
 
 @pytest.mark.parametrize("called_again", [False, True])
 @pytest.mark.parametrize("index", [0, 1])
-def test_in_the_first_pass_a_crop_empties_the_cache(hybrid, index, called_again):
+def test_in_the_first_pass_a_crop_empties_the_cache(hybrid: tuple[Any, Any], index: int, called_again: bool) -> None:
     """Also where every layer that counts tokens has them, and the linear state after it has not."""
     model, mlp = hybrid
     if index == len(model.model.layers) - 1:
@@ -123,12 +127,12 @@ def test_in_the_first_pass_a_crop_empties_the_cache(hybrid, index, called_again)
     assert torch.equal(got, right)
 
 
-def test_a_budget_in_the_middle(hybrid, monkeypatch):
+def test_a_budget_in_the_middle(hybrid: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The call's own error comes first; that the cache cannot go back is said by the next."""
     model, _ = hybrid
     cache, _ = caches(model)
 
-    def full(*_, **__):
+    def full(*_: Any, **__: Any) -> None:
         raise KIVBudgetError("full")
 
     with monkeypatch.context() as patch:
@@ -141,7 +145,7 @@ def test_a_budget_in_the_middle(hybrid, monkeypatch):
         cache.crop(0)
 
 
-def test_a_text_in_many_pieces_and_forks_goes_on(hybrid):
+def test_a_text_in_many_pieces_and_forks_goes_on(hybrid: tuple[Any, Any]) -> None:
     """What is kept to notice all this stands in no one's way."""
     model, _ = hybrid
     cache, other = caches(model)
@@ -151,4 +155,4 @@ def test_a_text_in_many_pieces_and_forks_goes_on(hybrid):
         assert torch.equal(logits[0], logits[1])
         assert torch.equal(logits[0], logits[2])
         for each in (cache, other, twin):
-            each.reorder_cache(torch.tensor([0]))
+            each.reorder_cache(cast("torch.LongTensor", torch.tensor([0])))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 import torch
-from hf_models import feed, pair
+from hf_models import TinyModel, feed, pair
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicIndexedLayer, DynamicLayer
+
+if TYPE_CHECKING:
+    from kiv_hf import KIVCache
 
 PAST = 50
 
@@ -20,16 +25,16 @@ class Stop(RuntimeError):
     """What a test breaks a forward pass with."""
 
 
-def stop(*_):
+def stop(*_: Any) -> None:
     raise Stop
 
 
 @pytest.fixture(params=[DynamicIndexedLayer, PrivateLayer], ids=lambda kind: kind.__name__)
-def kind(request):
+def kind(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def filled(tiny, kind):
+def filled(tiny: TinyModel, kind: Any) -> KIVCache:
     """Return a cache whose middle layer is private."""
     cache = tiny.cache()
     cache.layers[1] = kind()
@@ -37,7 +42,7 @@ def filled(tiny, kind):
     return cache
 
 
-def broken(tiny, cache, index, tokens=46):
+def broken(tiny: TinyModel, cache: Any, index: int, tokens: int = 46) -> None:
     start = cache.get_seq_length()
     hook = tiny.kiv.model.layers[index].mlp.register_forward_pre_hook(stop)
     with pytest.raises(Stop):
@@ -45,43 +50,44 @@ def broken(tiny, cache, index, tokens=46):
     hook.remove()
 
 
-def goes_on(tiny, cache, other):
+def goes_on(tiny: TinyModel, cache: Any, other: Any) -> None:
     start = cache.get_seq_length()
     got, right = (tiny.kiv(tiny.ids[:, start:], past_key_values=each).logits for each in (cache, other))
     assert torch.equal(got, right)
 
 
 @pytest.fixture
-def tiny():
+def tiny() -> TinyModel:
     return pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=3)
 
 
 @pytest.mark.parametrize("tokens", [1, 46])
-def test_a_layer_that_the_pass_reached_refuses_by_name(tiny, kind, tokens):
+def test_a_layer_that_the_pass_reached_refuses_by_name(tiny: TinyModel, kind: Any, tokens: int) -> None:
     cache = filled(tiny, kind)
     broken(tiny, cache, 1, tokens)
     with pytest.raises(KIVUsageError, match=r"layers \[1\] ahead.*cache\.crop\(0\).*cache\.reset"):
         tiny.kiv(tiny.ids[:, PAST:], past_key_values=cache)
-    held, kept = cache.lengths(), cache.layers[1].keys
+    layer: Any = cache.layers[1]
+    held, kept = cache.lengths(), layer.keys
     assert held == {PAST, PAST + tokens}
     for crop in (0, 0, -3):
         with pytest.raises(KIVUnsupportedError, match=rf"layer 1, a {kind.__name__}, .*cache\.reset"):
             cache.crop(crop)
-    assert (cache.lengths(), cache.layers[1].keys is kept) == (held, True)
+    assert (cache.lengths(), layer.keys is kept) == (held, True)
     cache.reset()
     assert cache.lengths() == set()
     feed(tiny.kiv, tiny.ids[:, :PAST], cache, [PAST])
     goes_on(tiny, cache, filled(tiny, kind))
 
 
-def test_one_that_it_did_not_reach_is_no_hindrance(tiny, kind):
+def test_one_that_it_did_not_reach_is_no_hindrance(tiny: TinyModel, kind: Any) -> None:
     cache = filled(tiny, kind)
     broken(tiny, cache, 0)
     cache.crop(0)
     goes_on(tiny, cache, filled(tiny, kind))
 
 
-def test_in_the_first_pass_there_is_a_way_back(tiny, kind):
+def test_in_the_first_pass_there_is_a_way_back(tiny: TinyModel, kind: Any) -> None:
     cache = tiny.cache()
     cache.layers[1] = kind()
     broken(tiny, cache, 1, PAST)

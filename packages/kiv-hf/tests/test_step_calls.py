@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import kiv_hf
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 MOST = 45
 """Calls for each layer and step."""
@@ -16,7 +20,7 @@ MOST = 45
 LAYERS = 4
 
 
-def test_a_step_takes_few_calls():
+def test_a_step_takes_few_calls() -> None:
     config = LlamaConfig(
         vocab_size=16, hidden_size=32, intermediate_size=32, num_hidden_layers=LAYERS, num_attention_heads=4,
         num_key_value_heads=2,
@@ -28,7 +32,7 @@ def test_a_step_takes_few_calls():
     model(torch.zeros(1, 600, dtype=torch.long), past_key_values=cache)
     folder, calls = str(Path(kiv_hf.__file__).parent), Counter[str]()
 
-    def count(frame, event, _):
+    def count(frame: FrameType, event: str, _: Any) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(folder):
             calls[frame.f_code.co_name] += 1
 

@@ -1,8 +1,17 @@
 """What the tests of the reference share."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import pytest
 import torch
 from kiv_reference import KIVConfig, ReferencePool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kiv_reference.store import ReferenceStore
 
 
 @pytest.fixture
@@ -19,10 +28,10 @@ def tiny() -> KIVConfig:
 
 
 @pytest.fixture
-def store_of():
+def store_of() -> Callable[..., ReferenceStore]:
     """A store of one sequence and one KV head, holding ``keys [T, D]`` and ``values [T, DV]``, appended one by one."""
 
-    def build(config, keys, values, valid=None):
+    def build(config: KIVConfig, keys: Any, values: Any, valid: torch.Tensor | None = None) -> ReferenceStore:
         store = ReferencePool(config).layer_store()
         keys, values = torch.as_tensor(keys).float(), torch.as_tensor(values).float()
         for t in range(keys.shape[0]):

@@ -1,13 +1,23 @@
 """An exception at any line of a call: it came about, or it can be made again (SPEC 10.4)."""
 
+from __future__ import annotations
+
 import os
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import kiv_reference
 import pytest
 import torch
 from kiv_reference import KIVConfig, ReferencePool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+    from kiv_reference.report import TierBytes
+    from kiv_reference.store import ReferenceStore
 
 SOURCES = os.path.dirname(kiv_reference.__file__)
 
@@ -30,10 +40,10 @@ class Stop(BaseException):
 class Lines:
     """Notes the lines of kiv_reference as they run, and raises at one of them, for the first or the last time."""
 
-    def __init__(self, place=None):
+    def __init__(self, place: Any = None) -> None:
         self.place, self.seen, self.hit = place, {}, False
 
-    def _trace(self, frame, event, argument):
+    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
         file = frame.f_code.co_filename
         if not file.startswith(SOURCES):
             return None
@@ -45,11 +55,11 @@ class Lines:
                 raise Stop
         return self._trace
 
-    def __enter__(self):
+    def __enter__(self) -> Lines:
         sys.settrace(self._trace)
         return self
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: Any) -> None:
         sys.settrace(None)
 
 
@@ -58,11 +68,15 @@ VALID = torch.ones(2, 60, dtype=torch.bool)
 VALID[0, 2] = False
 
 
-def take(store, start, stop, valid=None):
+def take(store: ReferenceStore, start: int, stop: int, valid: torch.Tensor | None = None) -> None:
     store.append(KEY[:, :, start:stop], VALUE[:, :, start:stop], valid)
 
 
-CALLS = {
+def plain(mask: torch.Tensor | None) -> list[list[bool]] | None:
+    return None if mask is None else mask.tolist()
+
+
+CALLS: dict[str, Callable[[ReferencePool, ReferenceStore], Any]] = {
     "first append": lambda pool, store: take(store, 0, 60, VALID),
     "append": lambda pool, store: take(store, 67, 70),
     "attend": lambda pool, store: store.attend(QUERY[:, :, 60:67], scale=0.5).tolist(),
@@ -73,14 +87,14 @@ CALLS = {
     "fork": lambda pool, store: store.fork(),
     "reset": lambda pool, store: store.reset(),
     "report": lambda pool, store: repr(store.report),
-    "valid": lambda pool, store: store.valid.tolist(),
+    "valid": lambda pool, store: plain(store.valid),
     "memory": lambda pool, store: (store.memory(), pool.memory()),
     "tokens": lambda pool, store: store.tokens(),
     "close": lambda pool, store: pool.close(),
 }
 
 
-def prepared(name):
+def prepared(name: str) -> tuple[ReferencePool, ReferenceStore]:
     pool = ReferencePool(CONFIG)
     store = pool.layer_store()
     if name != "first append":
@@ -90,27 +104,27 @@ def prepared(name):
     return pool, store
 
 
-def later(store):
+def later(store: ReferenceStore) -> tuple[int, list[Any], list[Any] | None, str, TierBytes]:
     """What the store answers next: whether its state is right."""
     length = store.length
-    batch = 2 if length == 0 else store.contents.valid.shape[0]
+    batch = 2 if store.contents is None else store.contents.valid.shape[0]
     key, value, query = (part[:1, :, length : length + 4].expand(batch, -1, -1, -1) for part in (KEY, VALUE, QUERY))
     store.append(key, value)
     told = store.attend(query, scale=0.5).tolist()
-    return length, told, None if store.valid is None else store.valid.tolist(), repr(store.report), store.memory()
+    return length, told, plain(store.valid), repr(store.report), store.memory()
 
 
-def after(name, times):
+def after(name: str, times: Any) -> tuple[Any, ...]:
     """What a store answers after a call that was made so many times."""
     pool, store = prepared(name)
-    told = None
+    told: Any = None
     for _ in range(times):
         told = CALLS[name](pool, store)
     return told, None if name == "close" else later(told if name == "fork" else store)
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_an_exception_at_any_line(name):
+def test_an_exception_at_any_line(name: str) -> None:
     call, (expected, once) = CALLS[name], after(name, 1)
     twice = once if name == "close" else after(name, 2)[1]
     pool, store = prepared(name)

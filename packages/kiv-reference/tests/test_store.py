@@ -1,10 +1,16 @@
+from __future__ import annotations
+
 import dataclasses
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from kiv_reference import KIVConfig, LayerStore, ReferencePool, StorePool
 from kiv_reference.errors import KIVBudgetError, KIVShapeError, KIVUsageError
 from kiv_reference.store import ReferenceStore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 B, H, G, D, DV = 2, 2, 3, 8, 6
 SCALE = D**-0.5
@@ -17,7 +23,7 @@ def config() -> KIVConfig:
     )
 
 
-def tokens(length: int, seed: int = 0):
+def tokens(length: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     key = torch.randn(B, H, length, D, generator=generator)
     value = torch.randn(B, H, length, DV, generator=generator)
@@ -25,11 +31,11 @@ def tokens(length: int, seed: int = 0):
     return key.double(), value.double(), query.double()  # right answers agree to 1e-10 on any processor
 
 
-def near(left, right):
+def near(left: torch.Tensor, right: torch.Tensor) -> None:
     torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
 
 
-def feed(store, data, chunks):
+def feed(store: ReferenceStore, data: Sequence[torch.Tensor], chunks: Sequence[int]) -> torch.Tensor:
     """Append and attend chunk by chunk; all outputs."""
     key, value, query = data
     outputs, start = [], store.length
@@ -41,7 +47,7 @@ def feed(store, data, chunks):
     return torch.cat(outputs, dim=2)
 
 
-def test_the_classes_have_all_that_the_contract_names():
+def test_the_classes_have_all_that_the_contract_names() -> None:
     for protocol, implementation in ((StorePool, ReferencePool), (LayerStore, ReferenceStore)):
         names = {name for name in vars(protocol) if not name.startswith("_")}
         assert len(names) >= 4
@@ -49,7 +55,7 @@ def test_the_classes_have_all_that_the_contract_names():
 
 
 @pytest.mark.parametrize("chunks", [[60], [1] * 60, [7, 13, 1, 39]])
-def test_exact_mode_is_full_attention(config, chunks):
+def test_exact_mode_is_full_attention(config: KIVConfig, chunks: list[int]) -> None:
     data = tokens(60)
     key, value, query = data
     store = ReferencePool(dataclasses.replace(config, retrieve_tokens=None)).layer_store()
@@ -60,7 +66,7 @@ def test_exact_mode_is_full_attention(config, chunks):
     assert store.tokens().cold_ram > 40
 
 
-def test_a_budget_that_covers_everything_is_full_attention(config):
+def test_a_budget_that_covers_everything_is_full_attention(config: KIVConfig) -> None:
     data = tokens(60)
     every = dataclasses.replace(config, candidate_tokens=80, retrieve_tokens=80)
     exact = dataclasses.replace(config, retrieve_tokens=None)
@@ -69,7 +75,7 @@ def test_a_budget_that_covers_everything_is_full_attention(config):
 
 
 @pytest.mark.parametrize("prefill", ["retrieve", "window"])
-def test_blocks_do_not_depend_on_the_chunks(config, prefill):
+def test_blocks_do_not_depend_on_the_chunks(config: KIVConfig, prefill: str) -> None:
     # Long enough for pages that become cold before, at and after the first sampled positions, 63 and 127.
     data = tokens(160)
     blocks = dataclasses.replace(config, prefill=prefill, query_block_tokens=4, exact_suffix_tokens=0)
@@ -77,7 +83,7 @@ def test_blocks_do_not_depend_on_the_chunks(config, prefill):
     near(*outputs)
 
 
-def test_the_suffix_is_exact(config):
+def test_the_suffix_is_exact(config: KIVConfig) -> None:
     data = tokens(64)
     exact = feed(ReferencePool(config).layer_store(), data, [64])
     lossy = dataclasses.replace(config, prefill="window", exact_suffix_tokens=9)
@@ -87,7 +93,7 @@ def test_the_suffix_is_exact(config):
 
 
 @pytest.mark.parametrize("length", [31, 70, 128])
-def test_crop_leaves_what_the_first_tokens_alone_give(config, length):
+def test_crop_leaves_what_the_first_tokens_alone_give(config: KIVConfig, length: int) -> None:
     data, other = tokens(150), tokens(150, seed=1)
     store = ReferencePool(config).layer_store()
     feed(store, data, [140, 1])
@@ -98,7 +104,7 @@ def test_crop_leaves_what_the_first_tokens_alone_give(config, length):
     assert torch.equal(feed(store, other, [1] * 10), feed(fresh, other, [1] * 10))
 
 
-def test_rows_move_with_their_tokens(config):
+def test_rows_move_with_their_tokens(config: KIVConfig) -> None:
     data = tokens(40)
     store = ReferencePool(config).layer_store()
     feed(store, data, [40])
@@ -110,7 +116,7 @@ def test_rows_move_with_their_tokens(config):
     assert torch.equal(feed(store, more, [1]), feed(swapped, more, [1]))
 
 
-def test_a_fork_lives_its_own_life(config):
+def test_a_fork_lives_its_own_life(config: KIVConfig) -> None:
     data, other = tokens(50), tokens(50, seed=3)
     store = ReferencePool(config).layer_store()
     feed(store, data, [40])
@@ -121,7 +127,7 @@ def test_a_fork_lives_its_own_life(config):
     assert torch.equal(feed(store, data, [1] * 10), feed(alone, data, [1] * 10))
 
 
-def test_inference_mode_may_come_and_go(config):
+def test_inference_mode_may_come_and_go(config: KIVConfig) -> None:
     data, more = tokens(40), tokens(41, seed=2)
     plain = ReferencePool(config).layer_store()
     feed(plain, data, [39, 1])
@@ -131,7 +137,7 @@ def test_inference_mode_may_come_and_go(config):
     assert torch.equal(feed(store, more, [1]), feed(plain, more, [1]))
 
 
-def test_attend_needs_the_tokens_just_appended(config):
+def test_attend_needs_the_tokens_just_appended(config: KIVConfig) -> None:
     key, value, query = tokens(8)
     store = ReferencePool(config).layer_store()
     with pytest.raises(KIVUsageError, match="append"):
@@ -144,7 +150,7 @@ def test_attend_needs_the_tokens_just_appended(config):
         store.attend(query, scale=SCALE)
 
 
-def test_other_shapes_and_dtypes_are_refused(config):
+def test_other_shapes_and_dtypes_are_refused(config: KIVConfig) -> None:
     key, value, query = tokens(8)
     store = ReferencePool(config).layer_store()
     store.append(key, value)
@@ -158,7 +164,7 @@ def test_other_shapes_and_dtypes_are_refused(config):
     assert store.length == 8
 
 
-def test_budgets_are_hard_and_shared_between_layers(config):
+def test_budgets_are_hard_and_shared_between_layers(config: KIVConfig) -> None:
     key, value, _ = tokens(40)
     free = ReferencePool(config)
     store = free.layer_store()
@@ -176,7 +182,7 @@ def test_budgets_are_hard_and_shared_between_layers(config):
         ReferencePool(dataclasses.replace(config, ram_bytes=need.ram - 1)).layer_store().append(key, value)
 
 
-def test_only_what_every_step_looks_at_is_on_the_device(config):
+def test_only_what_every_step_looks_at_is_on_the_device(config: KIVConfig) -> None:
     """The error radii of pages, which only a bound asks for, take RAM (SPEC 10.2)."""
     config = dataclasses.replace(config, hot_tokens=4, sink_tokens=2, page_tokens=2, index_channels=3)
     store = ReferencePool(config).layer_store()
@@ -187,7 +193,7 @@ def test_only_what_every_step_looks_at_is_on_the_device(config):
     assert store.memory().ram == heads * (2 * pages * (D + DV) + pages * D) * number
 
 
-def test_a_closed_pool_says_so(config):
+def test_a_closed_pool_says_so(config: KIVConfig) -> None:
     pool = ReferencePool(config)
     store = pool.layer_store()
     pool.close()

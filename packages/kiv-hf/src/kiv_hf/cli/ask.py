@@ -19,8 +19,8 @@ from .generate import Run, decode, parts, prefill, stop_tokens
 from .models.gguf import converted
 from .models.source import Source, explained, find_source, load_config, load_model, load_tokenizer
 from .prompt import encode_prompt
+from .tally import Tally
 from .terminal import printable
-from .trace import Trace
 
 if TYPE_CHECKING:
     from kiv_reference.config import KIVConfig
@@ -85,9 +85,9 @@ def ask(model_name: str, text: str, question: str, config: KIVConfig, settings: 
     model = load(source, settings, err)
     cache = KIVCache(model.config, config, impl=settings.impl, ops=settings.ops)
     try:
-        trace = Trace(page_tokens=config.page_tokens)
-        run = converse(model, tokenizer, ids, cache, settings, screen, trace=trace)
-        err.print(outcome_table(run, cache, trace))
+        tally = Tally(page_tokens=config.page_tokens)
+        run = converse(model, tokenizer, ids, cache, settings, screen, tally=tally)
+        err.print(outcome_table(run, cache, tally))
     finally:
         cache.close()
 
@@ -126,14 +126,14 @@ def converse(
     settings: Settings,
     screen: Screen,
     *,
-    trace: Trace | None = None,
+    tally: Tally | None = None,
 ) -> Run:
     """Read the prompt ``ids [1, T]`` under a progress bar and stream the answer.
 
     Parameters
     ----------
-    cache : KIVCache, or any Cache of transformers if `trace` is None
-    trace : Trace, optional
+    cache : KIVCache, or any Cache of transformers if `tally` is None
+    tally : Tally, optional
         Gets the reports of every decode step.
     """
     begin, (out, err) = time.perf_counter(), screen
@@ -153,8 +153,8 @@ def converse(
                 answer.append(token)
                 if seconds is not None:
                     step_s.append(seconds)
-                    if trace is not None:
-                        trace.add(cache.reports())
+                    if tally is not None:
+                        tally.add(cache.reports())
         if answer and answer[-1] in stop:
             break
     streamer.end()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..cache.kiv_cache import KIVCache
     from .generate import Run
-    from .trace import Trace
+    from .tally import Tally
 
 
 class _Speed(ProgressColumn):
@@ -66,7 +66,7 @@ def waiting(console: Console, label: str) -> Generator[None]:
         yield
 
 
-def outcome_table(run: Run, cache: KIVCache, trace: Trace) -> Table:
+def outcome_table(run: Run, cache: KIVCache, tally: Tally) -> Table:
     """Return the table that ends a run.
 
     Parameters
@@ -75,7 +75,7 @@ def outcome_table(run: Run, cache: KIVCache, trace: Trace) -> Table:
         The run through the KIV cache.
     cache : KIVCache
         At its end: positions of a layer and bytes of all layers are told.
-    trace : Trace
+    tally : Tally
         Of its decode steps.
     """
     tokens, memory = cache.tokens(), cache.memory()
@@ -94,8 +94,8 @@ def outcome_table(run: Run, cache: KIVCache, trace: Trace) -> Table:
     table.add_row("reading", f"{run.prompt_tokens / run.prefill_s:,.0f} tokens/s")
     table.add_row("decoding", decode_text(run))
     table.add_row("operations", getattr(cache.pool, "operations", type(cache.pool).__name__))
-    table.add_row("cold tokens", cold_text(trace))
-    table.add_row("attention mass", mass_text(trace))
+    table.add_row("cold tokens", cold_text(tally))
+    table.add_row("attention mass", mass_text(tally))
     return table
 
 
@@ -104,12 +104,12 @@ def decode_text(run: Run) -> str:
     return f"{1000 * sum(run.step_s) / len(run.step_s):.1f} ms a token" if run.step_s else "no step"
 
 
-def cold_text(trace: Trace) -> str:
+def cold_text(tally: Tally) -> str:
     """Say how many cold tokens were candidates, and how many of these a step of a layer attended exactly.
 
     And how often the index ranked so badly that candidates were doubled (SPEC 4.9), if it did.
     """
-    cold = trace.cold_tokens
+    cold = tally.cold_tokens
     if cold is None:
         return "no step"
     if cold.all == 0:
@@ -117,11 +117,11 @@ def cold_text(trace: Trace) -> str:
     if cold.selected == cold.all:
         return f"{cold.all:,.0f}, all attended exactly"
     told = f"{cold.candidates:,.0f} candidates of {cold.all:,.0f}, {cold.selected:,.0f} attended exactly"
-    return f"{told}; candidates doubled in {trace.widened / trace.retrievals:.1%}" if trace.widened else told
+    return f"{told}; candidates doubled in {tally.widened / tally.retrievals:.1%}" if tally.widened else told
 
 
-def mass_text(trace: Trace) -> str:
+def mass_text(tally: Tally) -> str:
     """Say which share of the attention mass was held exactly and which was estimated, over the decode steps."""
-    if trace.exact_mass is None or trace.estimated_mass is None:
+    if tally.exact_mass is None or tally.estimated_mass is None:
         return "no step"
-    return f"{trace.exact_mass:.2%} held exactly, {trace.estimated_mass:.2%} estimated"
+    return f"{tally.exact_mass:.2%} held exactly, {tally.estimated_mass:.2%} estimated"

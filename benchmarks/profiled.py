@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize")
 """Calls in which the host waits for the device; that for the whole device is left out, it is the measurement's own."""
 
 
-def traced(step: Callable[[], object], steps: int, device: torch.device) -> dict[str, float]:
+def profiled(step: Callable[[], object], steps: int, device: torch.device) -> dict[str, float]:
     """Run `step` so often under the profiler.
 
     Returns

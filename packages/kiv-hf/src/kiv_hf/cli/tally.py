@@ -21,7 +21,7 @@ class ColdTokens(NamedTuple):
 
 
 @dataclass
-class Trace:
+class Tally:
     """Sums over decode steps, layers and heads.
 
     Parameters
