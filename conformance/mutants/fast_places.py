@@ -80,14 +80,14 @@ FAULTS = [
     Fault(
         "an id is free while somebody holds it",
         "kiv_fast.pages.block_table:IdPool.drop",
-        "self._holders.array[at] == 0",
-        "self._holders.array[at] <= 1",
+        "self._holders[at] == 0",
+        "self._holders[at] <= 1",
         (f"{TESTS}block_table.py",),
     ),
     Fault(
         "a copy of a row shares its counts",
         "kiv_fast.pages.block_table:BlockTable.copy",
-        "Integers(self.counts.array)",
+        "self.counts.copy()",
         "self.counts",
         (f"{TESTS}parts.py::test_a_copy_of_a_row_shares_no_list",),
     ),

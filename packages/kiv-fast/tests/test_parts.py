@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from fast_helpers import SCALE, assert_close, draw, feed, index_bytes
@@ -13,8 +14,7 @@ from kiv_fast.memory import growable_table
 from kiv_fast.memory.growable_table import Table
 from kiv_fast.memory.ledger import Account, Ledger
 from kiv_fast.memory.pinning import LEAST_BYTES, Region, SlabPinning
-from kiv_fast.pages.block_table import BlockTable
-from kiv_fast.pages.integers import Integers
+from kiv_fast.pages.block_table import BlockTable, integers
 from kiv_fast.retrieval.bound import round_up
 from kiv_fast.shape import ALIGNMENT, aligned
 from kiv_fast.tiers.file_io import FileIO
@@ -162,10 +162,10 @@ def test_tables_that_double(config, monkeypatch):
 
 
 def test_a_copy_of_a_row_shares_no_list():
-    row = BlockTable(Integers([1]), Integers([2]), 1, 1, True)
+    row = BlockTable(integers([1]), integers([2]), 1, 1, True)
     copy = row.copy()
     for name, value in vars(row).items():
-        if isinstance(value, Integers):
+        if isinstance(value, np.ndarray):
             assert list(vars(copy)[name]) == list(value), name
             assert vars(copy)[name] is not value, name
         else:

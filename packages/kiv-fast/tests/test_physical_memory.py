@@ -54,6 +54,6 @@ def test_what_is_given_back_is_not_held(width, heads, page, disk, config, tmp_pa
     share = booked * kept / pages
     assert resident(mine) <= 1.1 * share + 8 * 2 * 4096  # the last memory pages of eight tables are shared
     fill(TOKENS // 3, TOKENS)
-    assert torch.equal(store.state.cold.arena.tile(store.state.rows[0].pages.tolist(0, 1))[0], key[0, :, 2 : 2 + page])
+    assert torch.equal(store.state.cold.arena.tile(store.state.rows[0].pages[:1].tolist())[0], key[0, :, 2 : 2 + page])
     store.reset()
     assert resident(mine) == 0

@@ -117,7 +117,7 @@ def test_pages_that_came_first_are_on_disk(config, tmp_path):
     store = FastPool(replace(config, ram_bytes=index_bytes(whole) + 8_000, spill_dir=tmp_path)).layer_store()
     for start in range(0, 300, 20):
         feed(store, [part[:, :, start : start + 20] for part in data], [20])
-        arena, pages = store.state.cold.arena, store.state.rows[0].pages.array
+        arena, pages = store.state.cold.arena, store.state.rows[0].pages
         on_disk = arena.pages_on_disk(pages)
         assert arena.pages_on_disk(pages[:on_disk]) == on_disk
     assert 0 < on_disk < len(pages)

@@ -148,7 +148,7 @@ class Cold:
 
     def memory(self, rows: list[BlockTable], reservation: Reservation) -> list[TierBytes]:
         """Count the bytes of the pages of rows, and of those to come."""
-        pages = np.concatenate([row.pages.array for row in rows])
+        pages = np.concatenate([row.pages for row in rows])
         return [self._bytes(len(pages) + reservation.pages), self.arena.bytes_of(pages, reservation)]
 
     @property
@@ -158,9 +158,9 @@ class Cold:
 
     def page_ids(self, row: BlockTable, pages: torch.Tensor) -> torch.Tensor:
         """Look up the ids of pages of a row, int64 of any shape, both on the device."""
-        if row.pages and row.whole == len(row.pages):
-            return pages + row.pages[0]
-        return self.transfer.upload(torch.from_numpy(row.pages.array))[pages].long()
+        if row.whole and row.whole == len(row.pages):
+            return pages + row.pages.item(0)
+        return self.transfer.upload(torch.from_numpy(row.pages))[pages].long()
 
     def places(
         self, row: BlockTable, at: torch.Tensor, heads: torch.Tensor | None = None
@@ -174,7 +174,7 @@ class Cold:
         assert self.index is not None, "exact mode has no index"
         return PageIndex(
             *self.index.tables,
-            row.pages.array[:pages],
+            row.pages[:pages],
             row.whole >= pages,
             pages,
             self.config.page_tokens,

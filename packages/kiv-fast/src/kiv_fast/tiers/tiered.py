@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ..interrupts import REFUSALS, is_refusal
 from ..memory.growable_table import Table
 from ..memory.reservation import Reservation
-from ..pages.integers import Integers
+from ..pages.block_table import grown, integers, stripped
 from ..shape import Shape
 from .arena import Arena
 from .reads import bytes_of, joined
@@ -27,15 +27,15 @@ class TieredArena(Arena):
         super().__init__(shape, resources, None, huge=False)
         self._scratch, self._transfer = resources.scratch, resources.gather.transfer
         self._segments = Segments(shape, resources)
-        self._place = Integers()  # by page: its slot in RAM, or where on disk it is
-        self._page = Integers()  # by slot
+        self._place = integers()  # by page: its slot in RAM, or where on disk it is
+        self._page = integers()  # by slot
         self._hand = 0  # the slot from which on the next page to be evicted is sought
         self._reservations: list[Reservation] = []
 
     @property
     def resident(self) -> int:
         """Pages in RAM."""
-        return int(np.count_nonzero(self._page.array != NOWHERE))
+        return int(np.count_nonzero(self._page != NOWHERE))
 
     @property
     def _reserved_on_disk(self) -> int:
@@ -68,7 +68,7 @@ class TieredArena(Arena):
 
     def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor, reservation: Reservation) -> None:
         """Store pages; older ones go to disk to make room, written whole before anything is forgotten."""
-        self._place.resize(max(max(ids) + 1, len(self._place)), NOWHERE)
+        self._place = grown(self._place, max(ids) + 1, NOWHERE)
         direct = max(0, len(ids) - reservation.in_ram - self.resident)
         try:
             for number, page in enumerate(ids):
@@ -88,26 +88,26 @@ class TieredArena(Arena):
 
     def _keep(self, page: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Put a page ``[H, P, D]``, ``[H, P, DV]`` into RAM that is already taken."""
-        free = np.flatnonzero(self._page.array == NOWHERE)
+        free = np.flatnonzero(self._page == NOWHERE)
         slot = int(free[0]) if free.size else len(self._page)
         for table, part in ((self._key, key), (self._value, value)):
             table.use([slot])
             table.tensor[slot] = part
-        self._page.resize(max(slot + 1, len(self._page)), NOWHERE)
+        self._page = grown(self._page, slot + 1, NOWHERE)
         self._page[slot], self._place[page] = page, slot
 
     def _evict(self) -> None:
         """Move a page to disk, out of RAM that stays taken: slots take turns, so that what came first leaves first."""
-        held = np.flatnonzero(self._page.array != NOWHERE)
+        held = np.flatnonzero(self._page != NOWHERE)
         slot = int(held[np.searchsorted(held, self._hand) % len(held)])
-        page = self._page[slot]
+        page = self._page.item(slot)
         self._to_disk(page, self._key.tensor[slot], self._value.tensor[slot])
         self._empty(slot)
         self._hand = slot + 1
 
     def _empty(self, slot: int) -> None:
         self._page[slot] = NOWHERE
-        self._page.strip(NOWHERE)
+        self._page = stripped(self._page, NOWHERE)
         self._key.forget([slot])
         self._value.forget([slot])
 
@@ -118,7 +118,7 @@ class TieredArena(Arena):
     def free(self, ids: list[int], reservation: Reservation | None = None) -> None:
         """Release pages wherever they are (`Arena.free`)."""
         for page in ids:
-            place, self._place[page] = self._place[page], NOWHERE
+            place, self._place[page] = self._place.item(page), NOWHERE
             if place < NOWHERE:
                 self._segments.drop(_disk(place))
                 if reservation is not None:
@@ -129,12 +129,12 @@ class TieredArena(Arena):
                 self._account.give(ram=self.page_bytes)
             else:
                 reservation.in_ram += 1
-        self._place.strip(NOWHERE)
+        self._place = stripped(self._place, NOWHERE)
         self._segments.trim(self._reserved_on_disk)
 
     def pages_on_disk(self, ids: NDArray[np.int32]) -> int:
         """Count the pages that are on disk (`Arena.pages_on_disk`)."""
-        return int((self._place.array[ids] < NOWHERE).sum())
+        return int((self._place[ids] < NOWHERE).sum())
 
     def _rows(self, name: str, table: Table, width: int, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         pages, tokens = self._transfer.fetch(torch.stack([ids, offsets])).unbind()
@@ -156,7 +156,7 @@ class TieredArena(Arena):
 
     def _read(self, table: Table, pages: torch.Tensor, parts: torch.Tensor, rows: torch.Tensor) -> None:
         """Read parts of pages, both int64 ``[K]``, into ``rows [K, numbers of a part]``."""
-        slots, width = torch.from_numpy(self._place.array)[pages].long(), rows.shape[1]
+        slots, width = torch.from_numpy(self._place)[pages].long(), rows.shape[1]
         size = width * self._shape.dtype.itemsize
         at_slots = slots.clamp(min=0) * (table.record_bytes // size) + parts
         torch.index_select(table.tensor.view(-1, width), 0, at_slots, out=rows)
