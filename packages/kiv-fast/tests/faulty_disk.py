@@ -13,6 +13,7 @@ from kiv_reference.errors import KIVError
 CHUNKS = [60, *[1] * 30]
 
 METHODS = ("create", "allocate", "write", "read", "expect_random", "will_need", "close")
+"""System calls of a store that only grows; `truncate` is that of one which shrinks."""
 
 
 class Faulty(FileIO):
@@ -20,7 +21,7 @@ class Faulty(FileIO):
 
     def __init__(self, method=None, at=0, error=errno.EIO, short=False):
         self.method, self.at, self.error, self.short = method, at, error, short
-        self.calls = dict.fromkeys(METHODS, 0)
+        self.calls = dict.fromkeys((*METHODS, "truncate"), 0)
         self.open = set()
 
     def fault(self):
@@ -37,9 +38,13 @@ class Faulty(FileIO):
         self.open.add(handle)
         return handle
 
-    def allocate(self, handle, nbytes):
+    def allocate(self, handle, offset, nbytes):
         self._count("allocate")
-        super().allocate(handle, nbytes)
+        super().allocate(handle, offset, nbytes)
+
+    def truncate(self, handle, nbytes):
+        self._count("truncate")
+        super().truncate(handle, nbytes)
 
     def write(self, handle, buffer, offset):
         self._count("write")

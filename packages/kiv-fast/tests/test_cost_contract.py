@@ -19,7 +19,7 @@ from kiv_fast.tiers.file_io import FileIO
 from kiv_reference import KIVConfig
 
 CONFIG = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=6, candidate_tokens=20, retrieve_tokens=7)
-TUNING = Tuning(chunk_bytes=4096, first_segment_bytes=4096)
+TUNING = Tuning(chunk_bytes=4096)
 WIDTH, ITEM = 16, 4
 QUICK = settings(
     max_examples=15,

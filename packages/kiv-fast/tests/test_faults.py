@@ -82,7 +82,7 @@ def test_a_full_disk_is_a_budget_error(small, error, method):
 
 def test_a_full_disk_refuses_before_anything_changes(small):
     class Full(FileIO):
-        def allocate(self, handle, nbytes):
+        def allocate(self, handle, offset, nbytes):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     pool = FastPool(small, Full())

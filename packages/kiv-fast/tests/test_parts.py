@@ -75,7 +75,7 @@ def test_a_segment_has_its_room_on_disk(tmp_path):
     io = FileIO()
     handle = io.create(os.fspath(tmp_path))
     try:
-        io.allocate(handle, 1 << 20)
+        io.allocate(handle, 0, 1 << 20)
         status = os.fstat(handle)
         assert status.st_size == 1 << 20 <= 512 * status.st_blocks
     finally:
