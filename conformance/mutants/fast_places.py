@@ -66,7 +66,7 @@ FAULTS = [
     Fault(
         "a store that dies is released in the middle of a call",
         "kiv_fast.guard:Guard.died",
-        "if not self._inside:",
+        "if not self.inside:",
         "if True:",
         (f"{TESTS}threads.py",),
     ),

@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from kiv_fast import FastPool, Tuning
 from kiv_fast.device.gather import Gather
-from kiv_fast.memory.growable_table import Table
 from kiv_fast.tiers.file_io import FileIO
 from kiv_reference import KIVConfig
 
@@ -137,10 +136,8 @@ def live_tensors(prompt, forks, cut):
         for tensor in parts:
             seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         pages = {page for store in stores for row in store.state.rows for page in row.pages}
-        tables = [table for table in (*vars(cold.arena).values(), *vars(cold.index).values()) if type(table) is Table]
-        assert tables
         assert cold.arena.page_bytes * len(pages) <= pool.memory().ram
-        on_device = sum(table.record_bytes for table in tables if table in cold.index._tables[:-1])
+        on_device = sum(table.record_bytes for table in cold.index.tables)
     assert sum(seen.values()) + len(pages) * on_device <= pool.memory().device
     for store in stores:
         store.reset()

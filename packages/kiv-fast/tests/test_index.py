@@ -75,7 +75,7 @@ def tables(store):
     """What is known of a store's pages, in the order of the row."""
     cold = store.state.cold
     index = cold.page_index(store.state.rows[0], store.state.pages, None)
-    return [index.records(table).clone() for table in cold.index._tables]
+    return [index.records(table).clone() for table in (*cold.index.tables, cold.index.error)]
 
 
 @pytest.mark.parametrize("prefill", ["exact", "retrieve"])

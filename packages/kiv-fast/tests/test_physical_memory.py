@@ -37,7 +37,7 @@ def test_what_is_given_back_is_not_held(width, heads, page, disk, config, tmp_pa
 
     def tables():
         cold = store.state.cold
-        return [cold.arena._key, cold.arena._value, *cold.index._tables]
+        return [cold.arena._key, cold.arena._value, *cold.index.tables, cold.index.error]
 
     def fill(first, stop):
         store.append(key[:, :, first:stop], value[:, :, first:stop])

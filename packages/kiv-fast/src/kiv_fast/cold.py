@@ -102,7 +102,6 @@ class Cold:
             self._free(ids, reservation)
             raise
         row.extend(ids, counts, size, finite)
-        self.counters.evicted_pages += n
 
     def _code(
         self, ids: list[int], key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, weights: torch.Tensor

@@ -15,10 +15,9 @@ from kiv_reference.checks import (
 from kiv_reference.errors import KIVUsageError, refuse
 
 from .call import Call, answer
-from .guard import locked
+from .guard import public
 from .interrupts import REFUSALS
 from .partition import blocks
-from .plain import plain_tensors
 from .shape import Shape, aligned
 from .state import State
 from .store_view import StoreView
@@ -28,8 +27,7 @@ from .trace import BlockTrace
 class FastStore(StoreView):
     """One layer of a `FastPool`, whose stores may each be used by a thread of its own."""
 
-    @locked
-    @plain_tensors
+    @public
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
         """Add tokens (`LayerStore.append`)."""
         self._check()
@@ -73,8 +71,7 @@ class FastStore(StoreView):
         if not good_keys:
             check_finite("key", key, None)
 
-    @locked
-    @plain_tensors
+    @public
     def attend(
         self,
         query: torch.Tensor,
@@ -139,8 +136,7 @@ class FastStore(StoreView):
             traces.append(trace)
         return output, traces
 
-    @locked
-    @plain_tensors
+    @public
     def crop(self, length: int) -> None:
         """Keep the first tokens (`LayerStore.crop`)."""
         self._check()
@@ -155,17 +151,17 @@ class FastStore(StoreView):
             self._state.crop(length)
             self._pending = 0
 
-    @locked
+    @public
     def reorder(self, rows: torch.Tensor) -> None:
         """Permute or copy sequences (`LayerStore.reorder`)."""
         self._select(rows, same_size=True)
 
-    @locked
+    @public
     def select(self, rows: torch.Tensor) -> None:
         """Choose sequences (`LayerStore.select`)."""
         self._select(rows, same_size=False)
 
-    @locked
+    @public
     def repeat_interleave(self, repeats: int) -> None:
         """Repeat sequences (`LayerStore.repeat_interleave`)."""
         self._check()
@@ -176,7 +172,6 @@ class FastStore(StoreView):
         if self._state is not None:
             self._replace([row for row in range(self._state.shape.batch) for _ in range(repeats)])
 
-    @plain_tensors
     def _select(self, rows: torch.Tensor, same_size: bool) -> None:
         self._check()
         check_tensor("rows", rows)
@@ -190,8 +185,7 @@ class FastStore(StoreView):
             self._state.release()
             self._state = chosen
 
-    @locked
-    @plain_tensors
+    @public
     def fork(self) -> FastStore:
         """Make an independent store that shares the pages (`LayerStore.fork`)."""
         self._check()
@@ -202,7 +196,7 @@ class FastStore(StoreView):
         copy._pending, copy._traces, copy._report = self._pending, self._traces, self._report
         return copy
 
-    @locked
+    @public
     def reset(self) -> None:
         """Forget everything (`LayerStore.reset`)."""
         self._pool.check_open()

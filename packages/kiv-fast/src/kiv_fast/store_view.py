@@ -8,7 +8,7 @@ import torch
 from kiv_reference.errors import KIVUsageError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
 
-from .guard import locked
+from .guard import public
 from .shared import Owner, Shared
 from .trace import BlockTrace, report
 
@@ -44,7 +44,7 @@ class StoreView(Owner):
         )
 
     @property
-    @locked
+    @public
     def length(self) -> int:
         """T (`LayerStore.length`)."""
         self._check_whole()
@@ -55,7 +55,7 @@ class StoreView(Owner):
         return 0 if self._state is None else self._state.length
 
     @property
-    @locked
+    @public
     def valid(self) -> torch.Tensor | None:
         """Validity, bool [B, T], or None (`LayerStore.valid`)."""
         self._check_whole()
@@ -65,7 +65,7 @@ class StoreView(Owner):
         return None if valid is None or bool(valid.all()) else valid.clone()
 
     @property
-    @locked
+    @public
     def report(self) -> AttendReport:
         """The last attend (`LayerStore.report`)."""
         self._check_whole()
@@ -107,13 +107,13 @@ class StoreView(Owner):
             self._state = None  # the pool still sees this store
             self.guard.died(state)
 
-    @locked
+    @public
     def memory(self) -> TierBytes:
         """Count bytes by tier; pages shared with a fork count in both (`LayerStore.memory`)."""
         self._check_whole()
         return TierBytes(0, 0, 0) if self._state is None else self._state.memory()
 
-    @locked
+    @public
     def tokens(self) -> TierTokens:
         """Count positions by part (`LayerStore.tokens`)."""
         self._check_whole()

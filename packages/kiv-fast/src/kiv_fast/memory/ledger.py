@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVBudgetError, refuse
@@ -128,20 +128,11 @@ class Counters:
         Cold bytes read for retrieval, from RAM or disk.
     streamed_bytes : int
         Cold bytes read for exact attention.
-    evicted_pages : int
-        Pages that left the hot window.
-    disk_bytes_written, disk_bytes_read : int
-        Traffic of the disk tier.
+    disk_bytes_read : int
+        Of them, bytes read from disk.
     """
 
     key_bytes_gathered: int = 0
     value_bytes_gathered: int = 0
     streamed_bytes: int = 0
-    evicted_pages: int = 0
-    disk_bytes_written: int = 0
     disk_bytes_read: int = 0
-
-    def reset(self) -> None:
-        """Start again from zero."""
-        for field in fields(self):
-            setattr(self, field.name, 0)
