@@ -17,7 +17,7 @@ def assert_close(output, expected, **kwargs):
     torch.testing.assert_close(output, expected, rtol=close, atol=close, **kwargs)
 
 
-def draw(seed, length, batch=1, heads=2, groups=2, width=16, value_width=16, dtype=torch.float32):
+def draw(seed, length, batch=1, heads=2, groups=2, width=16, value_width=16, dtype=torch.float32):  # noqa: PLR0913
     """Keys, values and queries."""
     generator = torch.Generator().manual_seed(seed)
     shapes = (batch, heads, length, width), (batch, heads, length, value_width), (batch, heads * groups, length, width)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from kiv_reference.report import TierBytes
@@ -97,7 +99,7 @@ class Cold:
             raise
         try:
             finite = weights is None or self._code(ids, key, value, valid, weights)
-            counts: list[int] = [size] * n if valid is None else valid.sum(dim=1).tolist()
+            counts = [size] * n if valid is None else cast("list[int]", valid.sum(dim=1).tolist())
         except REFUSALS:
             self._free(ids, reservation)
             raise

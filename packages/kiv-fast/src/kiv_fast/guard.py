@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Generator, Sized
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -69,7 +69,7 @@ class Guard:
 
 
 @contextmanager
-def _plain_tensors() -> Iterator[None]:
+def _plain_tensors() -> Generator[None, None, None]:
     """Leave inference mode and autocast, without gradients: a store may go on outside."""
     with torch.inference_mode(False), torch.no_grad(), ExitStack() as stack:
         for kind in ("cpu", "cuda"):  # autocast would round what SPEC 1.2 computes in float32

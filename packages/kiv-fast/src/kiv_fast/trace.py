@@ -48,7 +48,7 @@ class RowTrace:
 
     def shares(self, part: torch.Tensor) -> torch.Tensor:
         """Put ``[H, M]`` in its places among all queries of the block, float32 ``[HQ, TQ]``."""
-        part = part.float().unflatten(1, (self.groups, -1)).flatten(0, 1)
+        part = part.float().reshape(part.shape[0] * self.groups, part.shape[1] // self.groups)
         if self.among is None:
             return part
         whole = part.new_zeros(part.shape[0], self.among.numel())

@@ -42,6 +42,8 @@ class Region:
         return sum(self.slabs)
 
 
+cuda: Any = torch.cuda
+
 _MAPPED = 2
 """cudaHostRegisterMapped: the device can read the memory by itself."""
 
@@ -54,14 +56,12 @@ class CudaRuntime:
 
     def register(self, address: int, nbytes: int) -> None:
         """Pin memory."""
-        cudart: Any = torch.cuda.cudart()
-        torch.cuda.check_error(int(cudart.cudaHostRegister(address, nbytes, _MAPPED)))
+        cuda.check_error(int(cuda.cudart().cudaHostRegister(address, nbytes, _MAPPED)))
 
     def unregister(self, address: int) -> None:
         """Release what was registered at `address`, once nothing that was begun reads it any more."""
-        torch.cuda.synchronize()
-        cudart: Any = torch.cuda.cudart()
-        torch.cuda.check_error(int(cudart.cudaHostUnregister(address)))
+        cuda.synchronize()
+        cuda.check_error(int(cuda.cudart().cudaHostUnregister(address)))
 
 
 class SlabPinning:

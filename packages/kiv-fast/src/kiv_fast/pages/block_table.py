@@ -17,15 +17,22 @@ def integers(numbers: Sequence[int] = ()) -> Integers:
     return np.array(numbers, np.int32)
 
 
+def extended(numbers: Integers, more: Sequence[int]) -> Integers:
+    """Copy numbers, and others behind them."""
+    block = np.empty(len(numbers) + len(more), np.int32)
+    block[: len(numbers)], block[len(numbers) :] = numbers, more
+    return block
+
+
 def grown(numbers: Integers, count: int, empty: int) -> Integers:
     """Have at least `count` of them, `empty` at the end."""
-    return np.append(numbers, integers([empty] * (count - len(numbers))))
+    return extended(numbers, [empty] * (count - len(numbers)))
 
 
 def stripped(numbers: Integers, empty: int) -> Integers:
     """Drop what is `empty` at the end."""
     kept = np.flatnonzero(numbers != empty)
-    return numbers[: kept[-1] + 1].copy() if kept.size else integers()
+    return np.array(numbers[: int(kept[-1]) + 1 if kept.size else 0], np.int32)
 
 
 class IdPool:
@@ -100,13 +107,13 @@ class BlockTable:
             self.whole += next((n for n, page in enumerate(pages) if page != last + 1 + n), len(pages))
         if self.finite == held and finite:
             self.finite += len(pages)
-        self.pages, self.counts = np.append(self.pages, integers(pages)), np.append(self.counts, integers(counts))
+        self.pages, self.counts = extended(self.pages, pages), extended(self.counts, counts)
         self.padded = self.padded or min(counts) < page_tokens
 
     def cut(self, pages: int, page_tokens: int) -> list[int]:
         """Keep the first `pages` pages; returns the ids of the others."""
         gone = self.pages[pages:].tolist()
-        self.pages, self.counts = self.pages[:pages].copy(), self.counts[:pages].copy()
+        self.pages, self.counts = (np.array(part[:pages], np.int32) for part in (self.pages, self.counts))
         self.whole, self.finite = min(self.whole, pages), min(self.finite, pages)
         self.padded = self.padded and bool((self.counts < page_tokens).any())
         return gone

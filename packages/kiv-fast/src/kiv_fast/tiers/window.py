@@ -114,9 +114,9 @@ class Recent:
     def pages(self, row: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """View the first `n` pages of the hot window of one sequence, ``[n, H, P, D]``."""
         size = self._config.page_tokens
-        tile = self.hot(row, 0, n * size, 0, None)
-        key, value = tile.key, tile.value
-        return key.unflatten(1, (n, size)).transpose(0, 1), value.unflatten(1, (n, size)).transpose(0, 1)
+        tile, heads = self.hot(row, 0, n * size, 0, None), self._shape.heads
+        key, value = (part.view(heads, n, size, part.shape[2]).transpose(0, 1) for part in (tile.key, tile.value))
+        return key, value
 
     def drop_pages(self, n: int) -> None:
         """Forget the first `n` pages of the hot window."""
