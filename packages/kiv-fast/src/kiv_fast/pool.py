@@ -36,10 +36,6 @@ class FastPool(Shared):
     ----------
     counters : Counters
         What the stores did so far.
-    ledger : Ledger
-        The budgets.
-    guard : Guard
-        The lock.
 
     Raises
     ------
@@ -96,4 +92,4 @@ class FastPool(Shared):
         for store in self.stores:
             store.release()
         self.tidy()
-        self._closed = True
+        self.closed = True
