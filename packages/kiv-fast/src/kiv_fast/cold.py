@@ -10,7 +10,7 @@ from kiv_reference.report import TierBytes
 
 from .index.index import Index, code_pages
 from .interrupts import REFUSALS
-from .memory.reservation import Reservation
+from .memory.ledger import Reservation
 from .ops.arguments import PageIndex, Rows
 from .pages.block_table import BlockTable, IdPool
 from .shape import Shape

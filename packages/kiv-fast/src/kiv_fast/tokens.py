@@ -8,8 +8,7 @@ from kiv_reference.report import TierBytes, TierTokens
 
 from .cold import Cold
 from .index.samples import Samples
-from .memory.ledger import Holding
-from .memory.reservation import Reservation
+from .memory.ledger import Holding, Reservation
 from .ops.arguments import PagedTile, Tile
 from .pages.block_table import BlockTable
 from .pages.validity import Validity

@@ -23,18 +23,11 @@ SHARE = 4
 
 @dataclass
 class Region:
-    """A mapping of which a beginning is pinned.
-
-    Attributes
-    ----------
-    address, nbytes : int
-    slabs : list of int
-        Bytes of the pinned slabs, side by side from the beginning on.
-    """
+    """A mapping of which a beginning is pinned."""
 
     address: int
     nbytes: int
-    slabs: list[int] = field(default_factory=list[int])
+    slabs: list[int] = field(default_factory=list[int])  # bytes of the pinned ones, side by side from the beginning on
 
     @property
     def pinned(self) -> int:
@@ -65,18 +58,7 @@ class CudaRuntime:
 
 
 class SlabPinning:
-    """Slabs of powers of two; after the first failure ordinary memory, with one warning.
-
-    Parameters
-    ----------
-    runtime : CudaRuntime
-    limit_bytes : int
-        Of all regions together.
-
-    Attributes
-    ----------
-    limit_bytes : int
-    """
+    """Slabs of powers of two, `limit_bytes` in all; after the first failure ordinary memory, with one warning."""
 
     def __init__(self, runtime: CudaRuntime, limit_bytes: int) -> None:
         self._runtime, self.limit_bytes = runtime, limit_bytes

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..interrupts import REFUSALS, is_refusal
 from ..memory.growable_table import Table
-from ..memory.reservation import Reservation
+from ..memory.ledger import Reservation
 from ..pages.block_table import grown, integers, stripped
 from ..shape import Shape
 from .arena import Arena
