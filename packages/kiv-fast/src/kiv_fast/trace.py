@@ -66,7 +66,7 @@ class BlockTrace:
     value_rows: int = 0
 
     def report(self, shape: Shape, sink_tokens: int) -> BlockReport:
-        """The report of this block."""
+        """Report this block."""
         device = shape.device
         none = torch.empty(shape.heads, 0, dtype=torch.int64, device=device)
         nowhere = torch.zeros(shape.heads, dtype=torch.bool, device=device)
@@ -91,7 +91,7 @@ class BlockTrace:
 
 
 def report(traces: list[BlockTrace], shape: Shape, sink_tokens: int) -> AttendReport:
-    """The report of a call."""
+    """Report a call."""
     return AttendReport(tuple(trace.report(shape, sink_tokens) for trace in traces))
 
 

@@ -70,8 +70,8 @@ def code_pages(
     radius = high - centre
     channels = torch.sort(weights * radius, dim=2, descending=True, stable=True).indices[:, :, :coded].sort().values
     step = radius.gather(2, channels) / (LEVELS // 2)
-    near = key.gather(3, channels[:, :, None].expand(-1, -1, key.shape[2], -1))
-    codes = ((near - low.gather(2, channels)[:, :, None]) / step[:, :, None]).floor_()
+    coded_keys = key.gather(3, channels[:, :, None].expand(-1, -1, key.shape[2], -1))
+    codes = ((coded_keys - low.gather(2, channels)[:, :, None]) / step[:, :, None]).floor_()
     codes = codes.masked_fill_((step == 0)[:, :, None], 0).clamp_(0, LEVELS - 1)
     first = centre.gather(2, channels) - (LEVELS - 1) / 2 * step
     base = mean.scatter(2, channels, first)
@@ -101,7 +101,7 @@ def _error(
     step: torch.Tensor,
     base: torch.Tensor,
 ) -> torch.Tensor:
-    """The largest distance of a page's keys from their approximate keys in each channel, never rounded down."""
+    """Bound the distance of a page's keys from their approximate keys in each channel, never rounded down."""
     wide = torch.float64
     away = key.to(wide) - base.to(wide)[:, :, None]
     at = channels[:, :, None].expand(-1, -1, key.shape[2], -1)

@@ -119,7 +119,7 @@ class BlockTable:
         return gone
 
     def tokens(self, pages: int) -> int:
-        """Valid tokens of the first `pages` pages."""
+        """Count the valid tokens of the first `pages` pages."""
         return int(self.counts[:pages].sum())
 
     def copy(self) -> BlockTable:
