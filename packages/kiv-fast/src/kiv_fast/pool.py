@@ -68,7 +68,7 @@ class FastPool(Shared):
         All that its stores use; while none holds tokens, what float32 on the CPU would get.
         """
         shapes = {state.shape for state in self.states} or {Shape(1, 1, 1, 1, torch.float32, torch.device("cpu"))}
-        return ", ".join(sorted({self._ops.told(shape) for shape in shapes}))
+        return ", ".join(sorted({self.ops.told(shape) for shape in shapes}))
 
     @public
     def memory(self) -> TierBytes:

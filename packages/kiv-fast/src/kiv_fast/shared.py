@@ -16,8 +16,7 @@ from .guard import Guard
 from .memory.ledger import Account, Counters, Ledger
 from .memory.pinning import SlabPinning, pinning_for
 from .memory.scratch import Scratch
-from .ops import Ops, OpsChoice, OpsName
-from .shape import Shape
+from .ops import OpsChoice, OpsName
 from .state import State
 from .tiers.file_io import FileIO
 from .tiers.folder import folder_for
@@ -45,7 +44,7 @@ class Shared:
         self.tuning = tuning or Tuning()
         # What may be kept from one use to the next is no one's bytes: under a budget nothing is (SPEC 10.2).
         keeps = self.tuning if config.device_bytes is None else replace(self.tuning, kept_bytes=0)
-        self._ops = OpsChoice(ops, keeps)
+        self.ops = OpsChoice(ops, keeps)
         self._io = io or FileIO()
         self._folder = "" if config.ram_bytes is None else folder_for(config.spill_dir)
         # Not a WeakSet: garbage collection in another thread would change it while it is gone through.
@@ -124,10 +123,6 @@ class Shared:
         """Tell whether a change of a store or of one of its forks was interrupted."""
         return state.cold.account in self.ledger.broken
 
-    def ops_of(self, shape: Shape) -> Ops:
-        """Return what a store of this shape computes by."""
-        return self._ops.of(shape)
-
     def resources(self, device: torch.device) -> Resources:
         """Gather what a new store on a device has from the pool, with an account of its own."""
         if device not in self._pinning:
@@ -142,7 +137,7 @@ class Shared:
             counters=self.counters,
             account=Account(self.ledger),
             scratch=self.scratch,
-            ops=self._ops,
+            ops=self.ops,
             folder=self._folder,
             io=self._io,
             pinning=pinning,

@@ -39,7 +39,7 @@ class FastStore(StoreView):
         if state is not None and valid is None and state.can_put(key, value):
             self._put(state, key, value)
             return
-        good_keys, finite = self._pool.ops_of(shape).finite(key, value)
+        good_keys, finite = self._pool.ops.of(shape).finite(key, value)
         if not good_keys:
             check_finite("key", key, valid)
         if valid is not None:

@@ -11,7 +11,7 @@ from kiv_reference.report import AttendReport, TierBytes, TierTokens
 from .guard import public
 from .shared import Shared
 from .state import State
-from .trace import BlockTrace, report
+from .trace import BlockTrace
 
 
 class StoreView:
@@ -63,7 +63,8 @@ class StoreView:
         if self._report is None:
             if self._traces is None or self.state is None:
                 raise refuse(KIVUsageError, "a report needs an attend before it (SPEC 9.6)", "none", "Call attend.")
-            self._report = report(self._traces, self.state.shape, self._config.sink_tokens)
+            shape, sinks = self.state.shape, self._config.sink_tokens
+            self._report = AttendReport(tuple(trace.report(shape, sinks) for trace in self._traces))
         return self._report
 
     def release(self) -> None:

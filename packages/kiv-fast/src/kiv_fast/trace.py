@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from kiv_reference.report import AttendReport, BlockReport
+from kiv_reference.report import BlockReport
 
 from .ops.arguments import Found, Masses
 from .partition import Block
@@ -88,11 +88,6 @@ class BlockTrace:
             key_bytes=self.key_rows * shape.key_width * shape.dtype.itemsize,
             value_bytes=self.value_rows * shape.value_width * shape.dtype.itemsize,
         )
-
-
-def report(traces: list[BlockTrace], shape: Shape, sink_tokens: int) -> AttendReport:
-    """Report a call."""
-    return AttendReport(tuple(trace.report(shape, sink_tokens) for trace in traces))
 
 
 def _stack(rows: list[torch.Tensor], first: int) -> torch.Tensor:

@@ -64,10 +64,6 @@ class Samples:
         buffer[begin:want] = transfer.fetch(largest.to(buffer.dtype)).permute(2, 0, 1, 3)
         self._buffer, self.count = buffer, want
 
-    def forget(self, count: int) -> None:
-        """Take back what was noted after so many."""
-        self.count = min(self.count, count)
-
     def weights(self, row: int, boundaries: list[int]) -> torch.Tensor:
         """Return w of pages that become cold at these boundaries, ``[n, H, D]`` in the dtype of computation, in RAM."""
         found = {last: self._largest(row, last) for last in {boundary // EVERY for boundary in boundaries}}
