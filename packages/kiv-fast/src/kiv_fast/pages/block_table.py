@@ -31,6 +31,8 @@ def grown(numbers: Integers, count: int, empty: int) -> Integers:
 
 def stripped(numbers: Integers, empty: int) -> Integers:
     """Drop what is `empty` at the end."""
+    if len(numbers) and numbers.item(-1) != empty:
+        return numbers
     kept = np.flatnonzero(numbers != empty)
     return np.array(numbers[: int(kept[-1]) + 1 if kept.size else 0], np.int32)
 
