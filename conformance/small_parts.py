@@ -19,8 +19,6 @@ SMALL = Tuning(
     index_tokens=4,
     chunk_bytes=2048,
     kept_bytes=2048,
-    first_segment_bytes=4096,
-    most_segment_bytes=16384,
 )
 """What a long call took is kept as by default: budgets are set by what a pool held."""
 

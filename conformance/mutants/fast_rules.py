@@ -144,14 +144,14 @@ FAULTS = [
     Fault(
         "queries after a page became cold weigh",
         "kiv_fast.index.samples:Samples._largest",
-        "min(last, self._count)",
+        "min(last, self.count)",
         "self._count",
         clause("3.2"),
     ),
     Fault(
         "the last of several attends is sampled",
         "kiv_fast.index.samples:Samples.take",
-        "if want == self._count:",
+        "if want == self.count:",
         "if want == first // EVERY:",
         clause("8.3"),
     ),
@@ -165,7 +165,7 @@ FAULTS = [
     Fault(
         "a crop keeps the samples behind it",
         "kiv_fast.index.samples:Samples.cropped",
-        "min(self._count, length // EVERY)",
+        "min(self.count, length // EVERY)",
         "self._count",
         clause("9.2"),
     ),
@@ -186,7 +186,7 @@ FAULTS = [
     Fault(
         "ids of pages are counted from the first page of all rows",
         "kiv_fast.cold:Cold.page_ids",
-        "return pages + row.pages[0]",
+        "return pages + row.pages.item(0)",
         "return pages",
         clause("4.1"),
     ),

@@ -22,6 +22,7 @@ CHUNKS = [60, *[1] * 30]
 
 Method = Literal["create", "allocate", "write", "read", "expect_random", "will_need", "close"]
 METHODS: tuple[Method, ...] = get_args(Method)
+"""System calls of a store that only grows; `truncate` is that of one which shrinks."""
 
 
 class Faulty(FileIO):
@@ -29,7 +30,7 @@ class Faulty(FileIO):
 
     def __init__(self, method: Method | None = None, at: int = 0, error: int = errno.EIO, short: bool = False) -> None:
         self.method, self.at, self.error, self.short = method, at, error, short
-        self.calls: dict[str | None, int] = {None: 0, **dict.fromkeys(METHODS, 0)}
+        self.calls: dict[str | None, int] = {None: 0, **dict.fromkeys((*METHODS, "truncate"), 0)}
         self.open: set[int] = set()
 
     def fault(self) -> None:
@@ -46,9 +47,13 @@ class Faulty(FileIO):
         self.open.add(handle)
         return handle
 
-    def allocate(self, handle: int, nbytes: int) -> None:
+    def allocate(self, handle: int, offset: int, nbytes: int) -> None:
         self._count("allocate")
-        super().allocate(handle, nbytes)
+        super().allocate(handle, offset, nbytes)
+
+    def truncate(self, handle: int, nbytes: int) -> None:
+        self._count("truncate")
+        super().truncate(handle, nbytes)
 
     def write(self, handle: int, buffer: memoryview, offset: int) -> int:
         self._count("write")

@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from kiv_fast import FastPool, Tuning
 from kiv_fast.device.gather import Gather
-from kiv_fast.memory.growable_table import Table
 from kiv_fast.tiers.file_io import FileIO
 from kiv_fast.tiers.tiered import TieredArena
 from kiv_reference import KIVConfig
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from kiv_fast.store import FastStore
 
 CONFIG = KIVConfig(hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=6, candidate_tokens=20, retrieve_tokens=7)
-TUNING = Tuning(chunk_bytes=4096, first_segment_bytes=4096)
+TUNING = Tuning(chunk_bytes=4096)
 WIDTH, ITEM = 16, 4
 QUICK = settings(
     max_examples=15,
@@ -182,12 +181,11 @@ def live_tensors(prompt: int, forks: int, cut: int) -> None:
         cold, parts = state.cold, [*state.recent._sinks, *state.recent._hot]
         for tensor in parts:
             seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        tables = [table for table in (*vars(cold.arena).values(), *vars(cold.index).values()) if type(table) is Table]
-        assert tables
+        pages = {page for store in stores for row in state_of(store).rows for page in row.pages}
         assert cold.arena.page_bytes * len(pages) <= pool.memory().ram
     index = state_of(stores[0]).cold.index
     assert index is not None
-    on_device = sum(table.record_bytes for table in index._tables[:-1] if type(table) is Table)
+    on_device = sum(table.record_bytes for table in index.tables)
     assert sum(seen.values()) + len(pages) * on_device <= pool.memory().device
     for store in stores:
         store.reset()

@@ -91,7 +91,7 @@ def test_a_full_disk_is_a_budget_error(small: KIVConfig, error: int, method: Met
 
 def test_a_full_disk_refuses_before_anything_changes(small: KIVConfig) -> None:
     class Full(FileIO):
-        def allocate(self, handle: int, nbytes: int) -> None:
+        def allocate(self, handle: int, offset: int, nbytes: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     pool = FastPool(small, Full())

@@ -85,7 +85,7 @@ def tables(store: FastStore) -> list[torch.Tensor]:
     cold = state_of(store).cold
     index = cold.page_index(state_of(store).rows[0], state_of(store).pages, None)
     assert cold.index is not None
-    return [index.records(table).clone() for table in cold.index._tables]
+    return [index.records(table).clone() for table in (*cold.index.tables, cold.index.error)]
 
 
 @pytest.mark.parametrize("prefill", ["exact", "retrieve"])

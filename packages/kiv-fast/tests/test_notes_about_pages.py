@@ -15,8 +15,7 @@ import pytest
 import torch
 from fast_helpers import SCALE, draw, state_of
 from kiv_fast import FastPool
-from kiv_fast.pages.block_table import IdPool
-from kiv_fast.pages.integers import Integers
+from kiv_fast.pages.block_table import IdPool, grown, integers, stripped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,14 +63,13 @@ def test_a_page_costs_a_few_bytes(store: FastStore) -> None:
         few = fill(store, 1024)
         before = traced()
         more = fill(store, 16384) - few
-        grown = traced() - before
+        grew = traced() - before
     finally:
         tracemalloc.stop()
     assert more == 16384
     # In RAM 8 in the row, 4 for its holders, and 8 flags; under a budget where it is, the page in each slot, and flags
-    # of slots beside. What grows at its end has room for an eighth more, and of a call Python keeps a few
-    # kilobytes.
-    assert grown / more <= 9 / 8 * (20 + (15 if disk else 0)) + 4
+    # of slots beside. Of a call Python keeps a few kilobytes.
+    assert grew / more <= 20 + (15 if disk else 0) + 4
 
 
 def lines(do: Callable[[], object]) -> int:
@@ -124,18 +122,9 @@ def test_free_ids_are_taken_from_the_lowest_on() -> None:
 
 
 def test_numbers_return_their_memory() -> None:
-    numbers = Integers([3, 1])
-    numbers.extend([4] * 10_000)
-    numbers.resize(10_500, -1)
-    view = numbers.array[:3]
-    assert (len(numbers), numbers[10_001], numbers[10_002]) == (10_500, 4, -1)
-    assert numbers._block.nbytes <= 4 * 10_500 * 9 / 8
-    numbers.strip(-1)
-    assert len(numbers) == 10_002
-    numbers.strip(4)
-    assert list(numbers) == [3, 1]
-    assert numbers._block.nbytes <= 4 * 10
-    assert view.tolist() == [3, 1, 4]
-    numbers.strip(1)
-    numbers.strip(3)
-    assert not numbers
+    numbers = grown(integers([3, 1]), 10_000, -1)
+    assert (len(numbers), numbers[1], numbers[9_999]) == (10_000, 1, -1)
+    kept = stripped(numbers, -1)
+    assert kept.tolist() == [3, 1]
+    assert kept.base is None
+    assert not len(stripped(stripped(kept, 1), 3))

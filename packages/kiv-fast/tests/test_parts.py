@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from fast_helpers import SCALE, assert_close, draw, feed, index_bytes, state_of
@@ -16,8 +17,7 @@ from kiv_fast.memory import growable_table
 from kiv_fast.memory.growable_table import Table
 from kiv_fast.memory.ledger import Account, Ledger
 from kiv_fast.memory.pinning import LEAST_BYTES, CudaRuntime, Region, SlabPinning
-from kiv_fast.pages.block_table import BlockTable
-from kiv_fast.pages.integers import Integers
+from kiv_fast.pages.block_table import BlockTable, integers
 from kiv_fast.retrieval.bound import round_up
 from kiv_fast.shape import ALIGNMENT, aligned
 from kiv_fast.tiers.file_io import FileIO
@@ -85,7 +85,7 @@ def test_a_segment_has_its_room_on_disk(tmp_path: Path) -> None:
     io = FileIO()
     handle = io.create(os.fspath(tmp_path))
     try:
-        io.allocate(handle, 1 << 20)
+        io.allocate(handle, 0, 1 << 20)
         status = os.fstat(handle)
         assert status.st_size == 1 << 20 <= 512 * status.st_blocks
     finally:
@@ -173,10 +173,10 @@ def test_tables_that_double(config: KIVConfig, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_copy_of_a_row_shares_no_list() -> None:
-    row = BlockTable(Integers([1]), Integers([2]), 1, 1, True)
+    row = BlockTable(integers([1]), integers([2]), 1, 1, True)
     copy = row.copy()
     for name, value in vars(row).items():
-        if isinstance(value, Integers):
+        if isinstance(value, np.ndarray):
             assert list(vars(copy)[name]) == list(value), name
             assert vars(copy)[name] is not value, name
         else:

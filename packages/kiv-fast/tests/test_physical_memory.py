@@ -49,7 +49,7 @@ def test_what_is_given_back_is_not_held(
     def tables() -> list[Table]:
         cold = state_of(store).cold
         assert cold.index is not None
-        return [cold.arena._key, cold.arena._value, *cold.index._tables]
+        return [cold.arena._key, cold.arena._value, *cold.index.tables, cold.index.error]
 
     def fill(first: int, stop: int) -> None:
         store.append(key[:, :, first:stop], value[:, :, first:stop])
@@ -67,7 +67,7 @@ def test_what_is_given_back_is_not_held(
     share = booked * kept / pages
     assert resident(mine) <= 1.1 * share + 8 * 2 * 4096  # the last memory pages of eight tables are shared
     fill(TOKENS // 3, TOKENS)
-    first = state_of(store).rows[0].pages.tolist(0, 1)
+    first = state_of(store).rows[0].pages[:1].tolist()
     assert torch.equal(state_of(store).cold.arena.tile(first)[0], key[0, :, 2 : 2 + page])
     store.reset()
     assert resident(mine) == 0

@@ -123,10 +123,10 @@ def test_pages_that_came_first_are_on_disk(config: KIVConfig, tmp_path: Path) ->
     whole = FastPool(config).layer_store()
     feed(whole, data, [300])
     store = FastPool(replace(config, ram_bytes=index_bytes(whole) + 8_000, spill_dir=tmp_path)).layer_store()
-    pages, on_disk = state_of(whole).rows[0].pages.array, 0
+    pages, on_disk = state_of(whole).rows[0].pages, 0
     for start in range(0, 300, 20):
         feed(store, [part[:, :, start : start + 20] for part in data], [20])
-        arena, pages = state_of(store).cold.arena, state_of(store).rows[0].pages.array
+        arena, pages = state_of(store).cold.arena, state_of(store).rows[0].pages
         on_disk = arena.pages_on_disk(pages)
         assert arena.pages_on_disk(pages[:on_disk]) == on_disk
     assert 0 < on_disk < len(pages)

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 MOST_OPERATIONS = {"cpu": 12, "torch": 230}
 """Of torch and of the library, of a retrieving step."""
 
-MOST_CALLS = {"cpu": 85, "torch": 180}
-"""Of functions of kiv_fast; `kiv_hf` has its own, at most 45 in a test beside its code."""
+MOST_CALLS = {"cpu": 75, "torch": 160}
+"""Of functions of kiv_fast; `kiv_hf` has its own, at most 45 in a test beside its code: 120 together."""
+
+PATH = ("guard", "store", "call", "retrieval.block", "retrieval.candidates")
+"""Modules through which a query of a retrieving step comes to the operations."""
 
 HEADS, GROUPS, WIDTH, SCALE = 3, 3, 64, 0.125
 
@@ -120,3 +123,29 @@ def test_calls_of_a_step(ops: str, dtype: torch.dtype, length: int) -> None:
         sys.setprofile(None)
     assert calls["attend"] > 0
     assert calls.total() <= MOST_CALLS[ops], calls.most_common(20)
+
+
+@pytest.mark.parametrize(("ops", "dtype", "length"), EVERY)
+def test_modules_between_a_query_and_the_operations(ops, dtype, length):
+    store, (key, query) = filled(ops, length, dtype)
+    store.append(key, key)
+    modules, folder = set(), Path(kiv_fast.__file__).parent
+
+    def note(frame, event, _):
+        """Note who calls, directly or not, what is in `ops`."""
+        chain = []
+        while event == "call" and frame is not None:
+            path = Path(frame.f_code.co_filename)
+            if path.is_relative_to(folder):
+                chain.append(".".join(path.relative_to(folder).with_suffix("").parts))
+            frame = frame.f_back
+        if chain and chain[0].startswith("ops."):
+            modules.update(module for module in chain if not module.startswith("ops."))
+
+    sys.setprofile(note)
+    try:
+        store.attend(query, scale=SCALE)
+    finally:
+        sys.setprofile(None)
+    assert store.report.blocks[0].mode == "retrieve"
+    assert modules == set(PATH)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from kiv_reference.report import TierBytes
 
 from .index.index import Index, code_pages
 from .interrupts import REFUSALS
-from .memory.reservation import Reservation
+from .memory.ledger import Reservation
 from .ops.arguments import PageIndex, Rows
 from .pages.block_table import BlockTable, IdPool
 from .shape import Shape
@@ -97,12 +99,11 @@ class Cold:
             raise
         try:
             finite = weights is None or self._code(ids, key, value, valid, weights)
-            counts: list[int] = [size] * n if valid is None else valid.sum(dim=1).tolist()
+            counts = [size] * n if valid is None else cast("list[int]", valid.sum(dim=1).tolist())
         except REFUSALS:
             self._free(ids, reservation)
             raise
         row.extend(ids, counts, size, finite)
-        self.counters.evicted_pages += n
 
     def _code(
         self, ids: list[int], key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, weights: torch.Tensor
@@ -148,7 +149,7 @@ class Cold:
 
     def memory(self, rows: list[BlockTable], reservation: Reservation) -> list[TierBytes]:
         """Count the bytes of the pages of rows, and of those to come."""
-        pages = np.concatenate([row.pages.array for row in rows])
+        pages = np.concatenate([row.pages for row in rows])
         return [self._bytes(len(pages) + reservation.pages), self.arena.bytes_of(pages, reservation)]
 
     @property
@@ -158,9 +159,9 @@ class Cold:
 
     def page_ids(self, row: BlockTable, pages: torch.Tensor) -> torch.Tensor:
         """Look up the ids of pages of a row, int64 of any shape, both on the device."""
-        if row.pages and row.whole == len(row.pages):
-            return pages + row.pages[0]
-        return self.transfer.upload(torch.from_numpy(row.pages.array))[pages].long()
+        if row.whole and row.whole == len(row.pages):
+            return pages + row.pages.item(0)
+        return self.transfer.upload(torch.from_numpy(row.pages))[pages].long()
 
     def places(
         self, row: BlockTable, at: torch.Tensor, heads: torch.Tensor | None = None
@@ -174,7 +175,7 @@ class Cold:
         assert self.index is not None, "exact mode has no index"
         return PageIndex(
             *self.index.tables,
-            row.pages.array[:pages],
+            row.pages[:pages],
             row.whole >= pages,
             pages,
             self.config.page_tokens,

@@ -1,13 +1,20 @@
-"""One lock for each pool: its stores may be used from several threads, since their calls take turns."""
+"""Public calls: each has its pool to itself, and works on plain tensors, whatever is around it.
+
+One lock for each pool: its stores may be used from several threads, since their calls take turns.
+"""
 
 from __future__ import annotations
 
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Generator, Sized
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+from kiv_reference.errors import KIVBudgetError, refuse
 
 if TYPE_CHECKING:
     from .state import State
@@ -15,6 +22,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 Out = TypeVar("Out")
+Self = TypeVar("Self")
 
 
 class Guard:
@@ -34,41 +42,65 @@ class Guard:
     """
 
     def __init__(self, between_calls: Callable[[deque[State]], None], odd: tuple[Sized, Sized]) -> None:
-        self._between_calls, (self._marked, self._broken) = weakref.WeakMethod(between_calls), odd
-        self._lock = threading.RLock()
-        self._inside = False  # whether the thread that has the lock is in a call
-        self._dead: deque[State] = deque()
+        self._between_calls, (self.marked, self.broken) = weakref.WeakMethod(between_calls), odd
+        self.lock = threading.RLock()
+        self.inside = False  # whether the thread that has the lock is in a call
+        self.dead: deque[State] = deque()
 
-    def call(self, do: Callable[P, Out], *args: P.args, **kwargs: P.kwargs) -> Out:
-        """Run a public call. Public calls do not call each other."""
-        with self._lock:
-            self._inside = True
-            try:
-                if (self._dead or self._marked or self._broken) and (between_calls := self._between_calls()):
-                    between_calls(self._dead)
-                return do(*args, **kwargs)
-            finally:
-                self._inside = False
+    def clear_up(self) -> None:
+        """Do what is to be done between two calls."""
+        between_calls = self._between_calls()
+        if between_calls is not None:
+            between_calls(self.dead)
 
     def died(self, left: State) -> None:
         """Release what a store held: now, or before the next call if this thread or another is in one."""
-        self._dead.append(left)
-        if self._lock.acquire(blocking=False):
+        self.dead.append(left)
+        if self.lock.acquire(blocking=False):
             try:
-                if not self._inside:
-                    self.call(lambda: None)
+                if not self.inside:
+                    self.inside = True
+                    try:
+                        self.clear_up()
+                    finally:
+                        self.inside = False
             finally:
-                self._lock.release()
+                self.lock.release()
 
 
-Self = TypeVar("Self")
+@contextmanager
+def _plain_tensors() -> Generator[None, None, None]:
+    """Leave inference mode and autocast, without gradients: a store may go on outside."""
+    with torch.inference_mode(False), torch.no_grad(), ExitStack() as stack:
+        for kind in ("cpu", "cuda"):  # autocast would round what SPEC 1.2 computes in float32
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
-def locked(method: Callable[Concatenate[Self, P], Out]) -> Callable[Concatenate[Self, P], Out]:
-    """Make `method`, of what has the `guard` of a pool, a public call: it has the pool to itself."""
+def public(method: Callable[Concatenate[Self, P], Out]) -> Callable[Concatenate[Self, P], Out]:
+    """Make `method`, of what has the `guard` of a pool, a public call. Public calls do not call each other."""
 
     @wraps(method)
     def call(self: Any, *args: P.args, **kwargs: P.kwargs) -> Out:
-        return self.guard.call(method, self, *args, **kwargs)
+        guard: Guard = self.guard
+        with guard.lock:
+            guard.inside = True
+            try:
+                if guard.dead or guard.marked or guard.broken:
+                    guard.clear_up()
+                autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+                if not (autocast or torch.is_grad_enabled() or torch.is_inference_mode_enabled()):
+                    return method(self, *args, **kwargs)  # as `generate` calls it: there is nothing to switch
+                with _plain_tensors():
+                    return method(self, *args, **kwargs)
+            except RuntimeError as error:
+                if "DefaultCPUAllocator" not in str(error):
+                    raise
+                rule = "a call needs memory of the machine (SPEC 10.2)"
+                remedy = "Free memory, hand over fewer tokens at once, or give the cache budgets that it can have."
+                raise refuse(KIVBudgetError, rule, f"from torch: {str(error)[-160:]}", remedy) from error
+            finally:
+                guard.inside = False
 
     return call

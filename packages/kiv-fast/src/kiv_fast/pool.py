@@ -8,7 +8,7 @@ import torch
 from kiv_reference.errors import KIVUsageError, refuse
 from kiv_reference.report import TierBytes
 
-from .guard import locked
+from .guard import public
 from .shape import Shape
 from .shared import Shared
 from .store import FastStore
@@ -36,10 +36,6 @@ class FastPool(Shared):
     ----------
     counters : Counters
         What the stores did so far.
-    ledger : Ledger
-        The budgets.
-    guard : Guard
-        The lock.
 
     Raises
     ------
@@ -58,28 +54,28 @@ class FastPool(Shared):
             "Make a new pool and append to its stores again.",
         )
 
-    @locked
+    @public
     def layer_store(self) -> FastStore:
         """Make a new, empty store for one attention layer."""
         self.check_open()
         return FastStore(self)
 
     @property
-    @locked
+    @public
     def operations(self) -> str:
         """By what a step is computed: "torch", or "cpu" and its instructions, as in "cpu (AVX-512 VNNI)".
 
         All that its stores use; while none holds tokens, what float32 on the CPU would get.
         """
         shapes = {state.shape for state in self.states} or {Shape(1, 1, 1, 1, torch.float32, torch.device("cpu"))}
-        return ", ".join(sorted({self._ops.told(shape) for shape in shapes}))
+        return ", ".join(sorted({self.ops.told(shape) for shape in shapes}))
 
-    @locked
+    @public
     def memory(self) -> TierBytes:
         """Count the bytes held in each tier (SPEC 10.3)."""
         return self.ledger.used
 
-    @locked
+    @public
     def device_breakdown(self) -> dict[str, int]:
         """Count device bytes by what they are for; together, `memory().device`."""
         states = self.states
@@ -90,10 +86,10 @@ class FastPool(Shared):
         parts["reserved by calls in progress"] = self.ledger.used.device - sum(parts.values())
         return parts
 
-    @locked
+    @public
     def close(self) -> None:
         """Free everything; using the pool afterwards is an error."""
         for store in self.stores:
             store.release()
         self.tidy()
-        self._closed = True
+        self.closed = True

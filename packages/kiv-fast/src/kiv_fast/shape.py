@@ -27,6 +27,6 @@ ALIGNMENT = 64
 
 
 def aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """The same numbers, where torch would have put them: products may round otherwise when memory begins elsewhere."""
+    """Put numbers where torch would have: products may round otherwise when memory begins elsewhere."""
     tensor = tensor.contiguous()
     return tensor.clone() if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT else tensor

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import weakref
-from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVUsageError, refuse
 
-from .cold import Cold
 from .device.gather import gather_for, reads_host_memory
 from .guard import Guard
 from .memory.ledger import Account, Counters, Ledger
 from .memory.pinning import SlabPinning, pinning_for
 from .memory.scratch import Scratch
-from .ops import Ops, OpsChoice, OpsName
-from .shape import Shape
+from .ops import OpsChoice, OpsName
 from .state import State
 from .tiers.file_io import FileIO
 from .tiers.folder import folder_for
@@ -26,19 +24,14 @@ from .tiers.resources import Resources
 from .tuning import Tuning
 
 
-class Owner(ABC):
-    """A store, as far as its pool knows it."""
+class Owner(Protocol):
+    """A store, as far as its pool knows it: what it holds, None before the first append."""
 
-    _state: State | None = None
+    state: State | None
 
-    @property
-    def state(self) -> State | None:
-        """What the store holds, None before the first append."""
-        return self._state
-
-    @abstractmethod
     def release(self) -> None:
         """Give back everything that is held."""
+        ...
 
 
 class Shared:
@@ -51,20 +44,19 @@ class Shared:
         self.tuning = tuning or Tuning()
         # What may be kept from one use to the next is no one's bytes: under a budget nothing is (SPEC 10.2).
         keeps = self.tuning if config.device_bytes is None else replace(self.tuning, kept_bytes=0)
-        self._ops = OpsChoice(ops, keeps)
+        self.ops = OpsChoice(ops, keeps)
         self._io = io or FileIO()
         self._folder = "" if config.ram_bytes is None else folder_for(config.spill_dir)
         # Not a WeakSet: garbage collection in another thread would change it while it is gone through.
         self._references: list[weakref.ref[Owner]] = []
-        self._closed = False
+        self.closed = False
         self.ledger = Ledger(config)
         self.guard = Guard(self.between_calls, (self.ledger.marked, self.ledger.broken))
         self.ledger.make_room = weakref.WeakMethod(self._make_room)
         self.counters = Counters()
         self.scratch = Scratch(Account(self.ledger))
-        self._pinning: dict[
-            torch.device, tuple[SlabPinning | None, bool]
-        ] = {}  # and whether a device reads what is pinned
+        # What pins memory for a device, and whether that reads it by itself.
+        self._pinning: dict[torch.device, tuple[SlabPinning | None, bool]] = {}
 
     @property
     def config(self) -> KIVConfig:
@@ -92,14 +84,9 @@ class Shared:
                 with state.cold.account.changing():
                     state.cold.arena.make_room(ram)
 
-    @property
-    def sound(self) -> bool:
-        """Whether the pool is open, and no change of a store was broken off."""
-        return not (self._closed or self.ledger.broken)
-
     def check_open(self) -> None:
         """Refuse to go on after `close`."""
-        if self._closed:
+        if self.closed:
             raise refuse(KIVUsageError, "a closed pool cannot be used", "a call after close()", "Make a new pool.")
 
     def tidy(self) -> None:
@@ -136,29 +123,21 @@ class Shared:
         """Tell whether a change of a store or of one of its forks was interrupted."""
         return state.cold.account in self.ledger.broken
 
-    def ops_of(self, shape: Shape) -> Ops:
-        """Return what a store of this shape computes by."""
-        return self._ops.of(shape)
-
-    def cold(self, shape: Shape) -> Cold:
-        """Make what holds the cold pages of a new store of this shape."""
-        return Cold(shape, self.resources(shape.device))
-
     def resources(self, device: torch.device) -> Resources:
         """Gather what a new store on a device has from the pool, with an account of its own."""
         if device not in self._pinning:
             pinning = pinning_for(device)
             self._pinning[device] = pinning, reads_host_memory(device, pinning)
         pinning, direct = self._pinning[device]
-        if self._config.ram_bytes is not None and self._config.spill_dir is not None:
+        if self.config.ram_bytes is not None and self.config.spill_dir is not None:
             folder_for(self._folder)  # it may be gone by now
         return Resources(
-            config=self._config,
+            config=self.config,
             tuning=self.tuning,
             counters=self.counters,
             account=Account(self.ledger),
             scratch=self.scratch,
-            ops=self._ops,
+            ops=self.ops,
             folder=self._folder,
             io=self._io,
             pinning=pinning,

@@ -127,7 +127,7 @@ class State(Tokens):
             self._cut(pages)
             self.recent.take_back(self.pages - pages)
             self.pages, self._begun = pages, None
-            self.samples.forget(samples)
+            self.samples.count = min(self.samples.count, samples)
 
     def _cut(self, pages: int) -> None:
         """Keep the first `pages` pages of each row; the room of the others is reserved again."""

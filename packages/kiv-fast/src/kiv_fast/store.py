@@ -16,10 +16,10 @@ from kiv_reference.checks import (
 from kiv_reference.errors import KIVUsageError, refuse
 
 from .call import Call, answer
-from .guard import locked
+from .cold import Cold
+from .guard import public
 from .interrupts import REFUSALS
 from .partition import blocks
-from .plain import plain_tensors
 from .shape import Shape, aligned
 from .state import State
 from .store_view import StoreView
@@ -29,19 +29,18 @@ from .trace import BlockTrace
 class FastStore(StoreView):
     """One layer of a `FastPool`, whose stores may each be used by a thread of its own."""
 
-    @locked
-    @plain_tensors
+    @public
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
         """Add tokens (`LayerStore.append`)."""
         self._check()
-        state = self._state
+        state = self.state
         shape = Shape(*check_append(key, value, valid, None if state is None else state.shape))
         if valid is not None and bool(valid.all()):
             valid = None
         if state is not None and valid is None and state.can_put(key, value):
             self._put(state, key, value)
             return
-        good_keys, finite = self._pool.ops_of(shape).finite(key, value)
+        good_keys, finite = self._pool.ops.of(shape).finite(key, value)
         if not good_keys:
             check_finite("key", key, valid)
         if valid is not None:
@@ -50,7 +49,7 @@ class FastStore(StoreView):
         finite = finite or bool(torch.isfinite(value).all())
         fresh = state is None
         if state is None:
-            state = State(shape, self._config, self._pool.cold(shape))
+            state = State(shape, self._config, Cold(shape, self._pool.resources(shape.device)))
         with state.cold.account.changing():
             try:
                 state.finish()
@@ -61,7 +60,7 @@ class FastStore(StoreView):
                     state.release()
                     self._pool.tidy()
                 raise
-            self._state, self._pending = state, key.shape[2]
+            self.state, self._pending = state, key.shape[2]
 
     def _put(self, state: State, key: torch.Tensor, value: torch.Tensor) -> None:
         """Add tokens that are written where they stay, and looked at there."""
@@ -74,8 +73,7 @@ class FastStore(StoreView):
         if not good_keys:
             check_finite("key", key, None)
 
-    @locked
-    @plain_tensors
+    @public
     def attend(
         self,
         query: torch.Tensor,
@@ -88,7 +86,7 @@ class FastStore(StoreView):
     ) -> torch.Tensor:
         """Answer queries (`LayerStore.attend`)."""
         self._check()
-        state = self._state
+        state = self.state
         check_query(query, None if state is None else state.shape, self._pending)
         assert state is not None, "a query that was checked without a state"
         shape = state.shape
@@ -142,8 +140,7 @@ class FastStore(StoreView):
             traces.append(trace)
         return output, traces
 
-    @locked
-    @plain_tensors
+    @public
     def crop(self, length: int) -> None:
         """Keep the first tokens (`LayerStore.crop`)."""
         self._check()
@@ -151,24 +148,24 @@ class FastStore(StoreView):
         if not 0 <= length <= self._length:
             rule = f"crop needs a length in 0..{self._length} (SPEC 9.2)"
             raise refuse(KIVUsageError, rule, length, "A store cannot be made longer; append instead.")
-        if self._state is None:
+        if self.state is None:
             self._pending = 0
             return
-        with self._state.cold.account.changing():
-            self._state.crop(length)
+        with self.state.cold.account.changing():
+            self.state.crop(length)
             self._pending = 0
 
-    @locked
+    @public
     def reorder(self, rows: torch.Tensor) -> None:
         """Permute or copy sequences (`LayerStore.reorder`)."""
         self._select(rows, same_size=True)
 
-    @locked
+    @public
     def select(self, rows: torch.Tensor) -> None:
         """Choose sequences (`LayerStore.select`)."""
         self._select(rows, same_size=False)
 
-    @locked
+    @public
     def repeat_interleave(self, repeats: int) -> None:
         """Repeat sequences (`LayerStore.repeat_interleave`)."""
         self._check()
@@ -176,36 +173,34 @@ class FastStore(StoreView):
         if repeats < 1:
             rule = "repeats must be 1 or more (SPEC 9.3)"
             raise refuse(KIVUsageError, rule, repeats, "Use reset() to empty a store.")
-        if self._state is not None:
-            self._replace([row for row in range(self._state.shape.batch) for _ in range(repeats)])
+        if self.state is not None:
+            self._replace([row for row in range(self.state.shape.batch) for _ in range(repeats)])
 
-    @plain_tensors
     def _select(self, rows: torch.Tensor, same_size: bool) -> None:
         self._check()
         check_tensor("rows", rows)
-        if self._state is not None:
-            self._replace(check_rows(rows, self._state.shape.batch, same_size))
+        if self.state is not None:
+            self._replace(check_rows(rows, self.state.shape.batch, same_size))
 
     def _replace(self, rows: list[int]) -> None:
-        assert self._state is not None, "nothing to select from"
-        with self._state.cold.account.changing():
-            chosen = self._state.select(rows)
-            self._state.release()
-            self._state = chosen
+        assert self.state is not None, "nothing to select from"
+        with self.state.cold.account.changing():
+            chosen = self.state.select(rows)
+            self.state.release()
+            self.state = chosen
 
-    @locked
-    @plain_tensors
+    @public
     def fork(self) -> FastStore:
         """Make an independent store that shares the pages (`LayerStore.fork`)."""
         self._check()
         copy = FastStore(self._pool)
-        if self._state is not None:
-            with self._state.cold.account.changing():
-                copy._state = self._state.select(list(range(self._state.shape.batch)))
+        if self.state is not None:
+            with self.state.cold.account.changing():
+                copy.state = self.state.select(list(range(self.state.shape.batch)))
         copy._pending, copy._traces, copy._report = self._pending, self._traces, self._report
         return copy
 
-    @locked
+    @public
     def reset(self) -> None:
         """Forget everything (`LayerStore.reset`)."""
         self._pool.check_open()

@@ -8,27 +8,18 @@ import torch
 from kiv_reference.errors import KIVUsageError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
 
-from .guard import locked
-from .shared import Owner, Shared
-from .trace import BlockTrace, report
+from .guard import public
+from .shared import Shared
+from .state import State
+from .trace import BlockTrace
 
 
-class StoreView(Owner):
-    """The part of a `FastStore` that only looks.
-
-    Parameters
-    ----------
-    pool : FastPool
-
-    Attributes
-    ----------
-    guard : Guard
-        The pool's.
-    """
+class StoreView:
+    """The part of a `FastStore` that only looks."""
 
     def __init__(self, pool: Shared) -> None:
-        self._pool, self.guard = pool, pool.guard
-        self._config = pool.config
+        self.state: State | None = None
+        self._pool, self.guard, self._config = pool, pool.guard, pool.config
         self._pending = 0  # tokens of the last append, if no crop came after it
         self._traces: list[BlockTrace] | None = None
         self._report: AttendReport | None = None
@@ -44,7 +35,7 @@ class StoreView(Owner):
         )
 
     @property
-    @locked
+    @public
     def length(self) -> int:
         """T (`LayerStore.length`)."""
         self._check_whole()
@@ -52,32 +43,33 @@ class StoreView(Owner):
 
     @property
     def _length(self) -> int:
-        return 0 if self._state is None else self._state.length
+        return 0 if self.state is None else self.state.length
 
     @property
-    @locked
+    @public
     def valid(self) -> torch.Tensor | None:
         """Validity, bool [B, T], or None (`LayerStore.valid`)."""
         self._check_whole()
-        if self._state is None:
+        if self.state is None:
             return None
-        valid = self._state.validity.part(0, self._length)
+        valid = self.state.validity.part(0, self._length)
         return None if valid is None or bool(valid.all()) else valid.clone()
 
     @property
-    @locked
+    @public
     def report(self) -> AttendReport:
         """The last attend (`LayerStore.report`)."""
         self._check_whole()
         if self._report is None:
-            if self._traces is None or self._state is None:
+            if self._traces is None or self.state is None:
                 raise refuse(KIVUsageError, "a report needs an attend before it (SPEC 9.6)", "none", "Call attend.")
-            self._report = report(self._traces, self._state.shape, self._config.sink_tokens)
+            shape, sinks = self.state.shape, self._config.sink_tokens
+            self._report = AttendReport(tuple(trace.report(shape, sinks) for trace in self._traces))
         return self._report
 
     def release(self) -> None:
         """Give back everything that is held; of what an interrupt left half changed, the pool counts anew."""
-        state = self._state
+        state = self.state
         if state is None or self._pool.is_broken(state):
             self._forget()
         else:
@@ -87,34 +79,34 @@ class StoreView(Owner):
         self._pool.tidy()
 
     def _forget(self) -> None:
-        self._state, self._pending, self._traces, self._report = None, 0, None, None
+        self.state, self._pending, self._traces, self._report = None, 0, None, None
 
     def _check(self) -> None:
         """Refuse to go on after `close`, and after an interrupt in the middle of a change."""
-        if not self._pool.sound:
+        if self._pool.closed or self._pool.ledger.broken:
             self._pool.check_open()
             self._check_whole()
 
     def _check_whole(self) -> None:
-        if self._state is not None and self._pool.is_broken(self._state):
+        if self.state is not None and self._pool.is_broken(self.state):
             rule = "a store that was interrupted in the middle of a change is not used again (SPEC 10.4)"
             got = "an exception from outside, in a call of this store or of a fork"
             raise refuse(KIVUsageError, rule, got, "Call reset() and feed the tokens again.")
 
     def __del__(self) -> None:
-        state = self._state
+        state = self.state
         if state is not None:
-            self._state = None  # the pool still sees this store
+            self.state = None  # the pool still sees this store
             self.guard.died(state)
 
-    @locked
+    @public
     def memory(self) -> TierBytes:
         """Count bytes by tier; pages shared with a fork count in both (`LayerStore.memory`)."""
         self._check_whole()
-        return TierBytes(0, 0, 0) if self._state is None else self._state.memory()
+        return TierBytes(0, 0, 0) if self.state is None else self.state.memory()
 
-    @locked
+    @public
     def tokens(self) -> TierTokens:
         """Count positions by part (`LayerStore.tokens`)."""
         self._check_whole()
-        return TierTokens(0, 0, 0, 0) if self._state is None else self._state.tokens()
+        return TierTokens(0, 0, 0, 0) if self.state is None else self.state.tokens()

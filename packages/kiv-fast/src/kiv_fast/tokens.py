@@ -8,8 +8,7 @@ from kiv_reference.report import TierBytes, TierTokens
 
 from .cold import Cold
 from .index.samples import Samples
-from .memory.ledger import Holding
-from .memory.reservation import Reservation
+from .memory.ledger import Holding, Reservation
 from .ops.arguments import PagedTile, Tile
 from .pages.block_table import BlockTable
 from .pages.validity import Validity
@@ -88,12 +87,12 @@ class Tokens:
             return self.cold_tile(row, 0, pages)
         cold.counters.streamed_bytes += pages * cold.arena.page_bytes
         valid = self.validity.row(row, start, self.hot_start(pages)) if self.rows[row].padded else None
-        return PagedTile(keys, values, self.rows[row].pages.array[:pages], start, valid)
+        return PagedTile(keys, values, self.rows[row].pages[:pages], start, valid)
 
     def cold_tile(self, row: int, first: int, stop: int) -> Tile:
         """Read the pages ``[first, stop)`` of a sequence."""
         cold, start = self.cold, self.hot_start(first)
-        key, value = cold.arena.tile(self.rows[row].pages.tolist(first, stop))
+        key, value = cold.arena.tile(self.rows[row].pages[first:stop].tolist())
         cold.counters.streamed_bytes += (key.numel() + value.numel()) * key.element_size()
         valid = self.validity.row(row, start, self.hot_start(stop)) if self.rows[row].padded else None
         parts = cold.transfer.upload(key)[None], cold.transfer.upload(value)[None]
@@ -109,5 +108,5 @@ class Tokens:
         pages = self.config.cold_pages(self.length)
         cold, size = pages * self.config.page_tokens, self.config.page_tokens
         sinks = min(self.config.sink_tokens, self.length)
-        disk = self.cold.arena.pages_on_disk(self.rows[0].pages.array[:pages]) * size
+        disk = self.cold.arena.pages_on_disk(self.rows[0].pages[:pages]) * size
         return TierTokens(sinks, self.length - sinks - cold, cold - disk, disk)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from kiv_reference.report import AttendReport, BlockReport
+from kiv_reference.report import BlockReport
 
 from .ops.arguments import Found, Masses
 from .partition import Block
@@ -48,7 +48,7 @@ class RowTrace:
 
     def shares(self, part: torch.Tensor) -> torch.Tensor:
         """Put ``[H, M]`` in its places among all queries of the block, float32 ``[HQ, TQ]``."""
-        part = part.float().unflatten(1, (self.groups, -1)).flatten(0, 1)
+        part = part.float().reshape(part.shape[0] * self.groups, part.shape[1] // self.groups)
         if self.among is None:
             return part
         whole = part.new_zeros(part.shape[0], self.among.numel())
@@ -66,7 +66,7 @@ class BlockTrace:
     value_rows: int = 0
 
     def report(self, shape: Shape, sink_tokens: int) -> BlockReport:
-        """The report of this block."""
+        """Report this block."""
         device = shape.device
         none = torch.empty(shape.heads, 0, dtype=torch.int64, device=device)
         nowhere = torch.zeros(shape.heads, dtype=torch.bool, device=device)
@@ -88,11 +88,6 @@ class BlockTrace:
             key_bytes=self.key_rows * shape.key_width * shape.dtype.itemsize,
             value_bytes=self.value_rows * shape.value_width * shape.dtype.itemsize,
         )
-
-
-def report(traces: list[BlockTrace], shape: Shape, sink_tokens: int) -> AttendReport:
-    """The report of a call."""
-    return AttendReport(tuple(trace.report(shape, sink_tokens) for trace in traces))
 
 
 def _stack(rows: list[torch.Tensor], first: int) -> torch.Tensor:

@@ -22,8 +22,6 @@ class Tuning:
         computation.
     kept_bytes : int
         Estimates of a block that take no more are kept from one use to the next, not computed again.
-    first_segment_bytes, most_segment_bytes : int
-        Files on disk double in size from the first to this.
     """
 
     tile_tokens: int = 8192
@@ -31,5 +29,3 @@ class Tuning:
     index_tokens: int = 2048
     chunk_bytes: int = 32 << 20
     kept_bytes: int = 8 << 20
-    first_segment_bytes: int = 1 << 20
-    most_segment_bytes: int = 128 << 20

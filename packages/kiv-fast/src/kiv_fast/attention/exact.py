@@ -72,7 +72,7 @@ def attend_exactly(queries: Queries, tiles: Iterator[Tile], value_width: int, fi
 
 
 def _fused(merge: Merge, queries: Queries, first: int, tile: Tile) -> None:
-    """A tile through torch's fused attention; `first` is the position of the first query."""
+    """Attend a tile by torch's fused attention; `first` is the position of the first query."""
     count, length = queries.positions.numel(), tile.count
     key, value = tile.key.to(queries.query.dtype), tile.value.to(queries.query.dtype)
     tile = Tile(key[None], value[None], 0, 0, length, tile.first, tile.valid)
@@ -89,7 +89,7 @@ def _fused(merge: Merge, queries: Queries, first: int, tile: Tile) -> None:
 
 
 def _flash(merge: Merge, queries: Queries, tile: Tile, begin: int, end: int, causal: bool) -> None:
-    """The queries ``[begin, end)``, which see all of a tile or, if `causal`, are its own."""
+    """Answer the queries ``[begin, end)``, which see all of a tile or, if `causal`, are its own."""
     query, groups, width = queries.query[:, :, begin:end], queries.query.shape[1], tile.values.shape[3]
     # The fused operation wants one width; zeros change neither a product nor a sum.
     wide = max(query.shape[3], width)
@@ -116,7 +116,7 @@ _attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def _plain(merge: Merge, queries: Queries, tile: Tile, finite: bool, start: int, stop: int) -> None:
-    """The queries ``[start, stop)`` and a tile with its logits written out.
+    """Answer the queries ``[start, stop)`` from a tile with the logits written out.
 
     For soft caps, padding, values that are not finite, single queries, huge logits.
     """

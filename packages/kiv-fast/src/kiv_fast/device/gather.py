@@ -14,7 +14,7 @@ import torch
 
 from ..memory.growable_table import Table
 from ..memory.pinning import SlabPinning
-from .transfer import Transfer, transfer_to
+from .transfer import CudaStreams, Transfer
 
 
 class Gather:
@@ -71,7 +71,8 @@ def map_to_cuda(tensor: torch.Tensor) -> torch.Tensor:
 
 def gather_for(device: torch.device, direct: bool) -> Gather:
     """Choose the way for stores on `device`, `direct` if it reads host memory by itself."""
-    return Gather(transfer_to(device), map_to_cuda if direct else None)
+    transfer = Transfer(CudaStreams(device) if device.type == "cuda" else None)
+    return Gather(transfer, map_to_cuda if direct else None)
 
 
 def reads_host_memory(device: torch.device, pinning: SlabPinning | None) -> bool:

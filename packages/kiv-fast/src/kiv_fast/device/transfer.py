@@ -85,8 +85,3 @@ class Transfer:
     def send(self, host: torch.Tensor) -> torch.Tensor:
         """Copy what is little and not gathered."""
         return host if self.streams is None else self.streams.send(host)
-
-
-def transfer_to(device: torch.device) -> Transfer:
-    """Choose the way from the host to `device`."""
-    return Transfer(CudaStreams(device) if device.type == "cuda" else None)

@@ -70,8 +70,8 @@ def code_pages(
     radius = high - centre
     channels = torch.sort(weights * radius, dim=2, descending=True, stable=True).indices[:, :, :coded].sort().values
     step = radius.gather(2, channels) / (LEVELS // 2)
-    near = key.gather(3, channels[:, :, None].expand(-1, -1, key.shape[2], -1))
-    codes = ((near - low.gather(2, channels)[:, :, None]) / step[:, :, None]).floor_()
+    coded_keys = key.gather(3, channels[:, :, None].expand(-1, -1, key.shape[2], -1))
+    codes = ((coded_keys - low.gather(2, channels)[:, :, None]) / step[:, :, None]).floor_()
     codes = codes.masked_fill_((step == 0)[:, :, None], 0).clamp_(0, LEVELS - 1)
     first = centre.gather(2, channels) - (LEVELS - 1) / 2 * step
     base = mean.scatter(2, channels, first)
@@ -89,7 +89,8 @@ def _packed(codes: torch.Tensor) -> torch.Tensor:
     half, spare = codes.shape[3] // 2, -codes.shape[2] % TOGETHER
     narrow = torch.nn.functional.pad(codes, (0, 0, 0, spare)).to(torch.uint8)
     packed = narrow[..., :half] | narrow[..., half:] << 4
-    return packed.unflatten(3, (-1, 4)).unflatten(2, (-1, TOGETHER)).transpose(3, 4)
+    pages, heads, size = packed.shape[:3]
+    return packed.view(pages, heads, size // TOGETHER, TOGETHER, half // 4, 4).transpose(3, 4)
 
 
 def _error(
@@ -100,7 +101,7 @@ def _error(
     step: torch.Tensor,
     base: torch.Tensor,
 ) -> torch.Tensor:
-    """The largest distance of a page's keys from their approximate keys in each channel, never rounded down."""
+    """Bound the distance of a page's keys from their approximate keys in each channel, never rounded down."""
     wide = torch.float64
     away = key.to(wide) - base.to(wide)[:, :, None]
     at = channels[:, :, None].expand(-1, -1, key.shape[2], -1)
@@ -116,7 +117,17 @@ def _error(
 
 
 class Index:
-    """The index of pages, by page id."""
+    """The index of pages, by page id.
+
+    Attributes
+    ----------
+    coded : int
+        M.
+    tables : tuple of Table
+        What a step looks at: codes, channels, step, base, mean values.
+    error : Table
+        What a bound looks at.
+    """
 
     def __init__(self, shape: Shape, config: KIVConfig, transfer: Transfer) -> None:
         heads, width = shape.heads, shape.key_width
@@ -125,23 +136,19 @@ class Index:
         blocks = -(-config.page_tokens // TOGETHER)
         narrow = torch.int16 if width <= torch.iinfo(torch.int16).max else torch.int32
         self._transfer = transfer
-        self.codes = Table((heads, blocks, half // 4, TOGETHER, 4), torch.uint8, device, huge=True)
-        self.channels = Table((heads, 2 * half), narrow, device)
-        self.step = Table((heads, 2 * half), shape.compute, device)
-        self.base = Table((heads, width), shape.compute, device)
-        self.value = Table((heads, shape.value_width), shape.compute, device)
+        self.tables = (
+            Table((heads, blocks, half // 4, TOGETHER, 4), torch.uint8, device, huge=True),
+            Table((heads, 2 * half), narrow, device),
+            Table((heads, 2 * half), shape.compute, device),
+            Table((heads, width), shape.compute, device),
+            Table((heads, shape.value_width), shape.compute, device),
+        )
         self.error = Table((heads, width), shape.compute, torch.device("cpu"))
-        self._tables = [self.codes, self.channels, self.step, self.base, self.value, self.error]
-
-    @property
-    def tables(self) -> tuple[Table, Table, Table, Table, Table]:
-        """What a step looks at."""
-        return self.codes, self.channels, self.step, self.base, self.value
 
     @property
     def device_bytes(self) -> int:
         """Bytes of one page's index on the device."""
-        return sum(table.record_bytes for table in self._tables[:-1])
+        return sum(table.record_bytes for table in self.tables)
 
     @property
     def ram_bytes(self) -> int:
@@ -151,14 +158,10 @@ class Index:
     def put(self, ids: list[int], coded: Coded) -> None:
         """Store the index of new pages."""
         coded = coded._replace(error=self._transfer.fetch(coded.error))
-        for table, records in zip(self._tables, coded, strict=True):
-            table.use(ids)
-            if ids[-1] - ids[0] == len(ids) - 1:
-                table.tensor[ids[0] : ids[-1] + 1] = records
-            else:
-                table.tensor[ids] = records
+        for table, records in zip((*self.tables, self.error), coded, strict=True):
+            table.put(ids, records)
 
     def forget(self, ids: list[int]) -> None:
         """Return the memory of pages that nobody holds."""
-        for table in self._tables:
+        for table in (*self.tables, self.error):
             table.forget(ids)

@@ -18,7 +18,7 @@ UNSEEN = -1.0
 
 
 def room(samples: int) -> int:
-    """Samples that the buffer for so many has room for: at most an eighth more."""
+    """Return how many samples the buffer for so many has room for: at most an eighth more."""
     step = 1 << max(0, samples.bit_length() - 4)
     return -(-samples // step) * step
 
@@ -26,27 +26,20 @@ def room(samples: int) -> int:
 class Samples:
     """For each multiple of 64 the largest magnitudes of the queries before it, in RAM.
 
-    Parameters
+    Attributes
     ----------
-    shape : of the store
+    count : int
+        Multiples that an attend has reached.
     """
 
     def __init__(self, shape: Shape) -> None:
-        self._shape, self._count = shape, 0
+        self._shape, self.count = shape, 0
         self._buffer = torch.empty(0, shape.batch, shape.heads, shape.key_width, dtype=shape.dtype, device="cpu")
 
-    @property
-    def count(self) -> int:
-        """Multiples that an attend has reached."""
-        return self._count
-
     def bytes_at(self, length: int) -> int:
-        """Bytes that a store of so many tokens may take."""
-        return room(length // EVERY) * self._shape.batch * self._shape.heads * self._shape.key_width * self._itemsize
-
-    @property
-    def _itemsize(self) -> int:
-        return self._shape.dtype.itemsize
+        """Count the bytes that a store of so many tokens may take."""
+        shape = self._shape
+        return room(length // EVERY) * shape.batch * shape.heads * shape.key_width * shape.dtype.itemsize
 
     def take(self, query: torch.Tensor, length: int, valid: torch.Tensor | None, transfer: Transfer) -> None:
         """Note the queries ``[B, H, G, TQ, D]`` of the last tokens of `length`, unless an attend before did.
@@ -56,7 +49,7 @@ class Samples:
         valid : bool [B, TQ], or None if all are
         """
         want, first = length // EVERY, length - query.shape[3]
-        if want == self._count:
+        if want == self.count:
             return
         begin = first // EVERY
         at = slice(EVERY * begin + EVERY - 1 - first, None, EVERY)
@@ -66,39 +59,35 @@ class Samples:
         buffer = self._buffer
         if buffer.shape[0] < want:
             buffer = buffer.new_empty(room(want), *buffer.shape[1:])
-            buffer[: self._count] = self._buffer[: self._count]
-        buffer[self._count : begin] = UNSEEN
+            buffer[: self.count] = self._buffer[: self.count]
+        buffer[self.count : begin] = UNSEEN
         buffer[begin:want] = transfer.fetch(largest.to(buffer.dtype)).permute(2, 0, 1, 3)
-        self._buffer, self._count = buffer, want
-
-    def forget(self, count: int) -> None:
-        """Take back what was noted after so many."""
-        self._count = min(self._count, count)
+        self._buffer, self.count = buffer, want
 
     def weights(self, row: int, boundaries: list[int]) -> torch.Tensor:
-        """w of pages that become cold at these boundaries, ``[n, H, D]`` in the dtype of computation, in RAM."""
+        """Return w of pages that become cold at these boundaries, ``[n, H, D]`` in the dtype of computation, in RAM."""
         found = {last: self._largest(row, last) for last in {boundary // EVERY for boundary in boundaries}}
         return torch.stack([found[boundary // EVERY] for boundary in boundaries])
 
     def _largest(self, row: int, last: int) -> torch.Tensor:
-        part = self._buffer[max(0, last - LAST) : min(last, self._count), row].to(self._shape.compute)
+        part = self._buffer[max(0, last - LAST) : min(last, self.count), row].to(self._shape.compute)
         if not part.shape[0]:
             return part.new_ones(part.shape[1:])
         largest = part.amax(dim=0)
         return torch.where(largest < 0, 1.0, largest)
 
     def cropped(self, length: int) -> Samples:
-        """Those of the first `length` tokens, another object."""
+        """Keep those of the first `length` tokens, as another object."""
         copy = Samples(self._shape)
-        copy._count = min(self._count, length // EVERY)
+        copy.count = min(self.count, length // EVERY)
         copy._buffer = self._buffer
         if self._buffer.shape[0] > room(length // EVERY):
-            copy._buffer = self._buffer.new_empty(room(copy._count), *self._buffer.shape[1:])
-            copy._buffer[: copy._count] = self._buffer[: copy._count]
+            copy._buffer = self._buffer.new_empty(room(copy.count), *self._buffer.shape[1:])
+            copy._buffer[: copy.count] = self._buffer[: copy.count]
         return copy
 
     def select(self, rows: torch.Tensor) -> Samples:
-        """A copy whose sequence i is sequence ``rows[i]``, int64 in RAM."""
+        """Make a copy whose sequence i is sequence ``rows[i]``, int64 in RAM."""
         copy = Samples(self._shape._replace(batch=rows.numel()))
-        copy._count, copy._buffer = self._count, self._buffer.index_select(1, rows)
+        copy.count, copy._buffer = self.count, self._buffer.index_select(1, rows)
         return copy

@@ -1,10 +1,17 @@
-"""The byte budgets of a pool (SPEC 10.2) and the counts of what its steps did."""
+"""Who holds which bytes of a pool, and how a call is sure of those it needs (SPEC 10.2).
+
+The `Ledger` has the limits and what is used; each store, with its forks, takes from it through one `Account`. Bytes are
+held by what lies in them: the window of a store, its pages, the buffers of a step. A call takes all it may need before
+it changes anything: the window and the buffers at the size that they will have, and a `Reservation` for the pages that
+will leave the window. Each page that is written uses up a part of it; a page that comes back, since the call failed,
+gives it back; what is left when the call is over is released.
+"""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVBudgetError, refuse
@@ -17,8 +24,6 @@ REMEDIES = {
     "ram_bytes": "Raise ram_bytes.",
     "disk_bytes": "Raise disk_bytes or ram_bytes, or store fewer tokens.",
 }
-
-NOTHING = TierBytes(0, 0, 0)
 
 
 class Ledger:
@@ -100,15 +105,10 @@ class Account:
 
 
 class Holding:
-    """Bytes that one part of a store holds, of an account: its window, the buffers of its steps.
-
-    Attributes
-    ----------
-    bytes : TierBytes
-    """
+    """Bytes that one part of a store holds, of an account: its window, the buffers of its steps."""
 
     def __init__(self, account: Account) -> None:
-        self._account, self.bytes = account, NOTHING
+        self._account, self.bytes = account, TierBytes(0, 0, 0)
 
     def resize(self, device: int = 0, ram: int = 0) -> None:
         """Hold this many bytes in all, or raise and hold what was held (`Ledger.take`)."""
@@ -116,6 +116,27 @@ class Holding:
             return
         self._account.take(device - self.bytes.device, ram - self.bytes.ram)
         self.bytes = TierBytes(device, ram, 0)
+
+
+@dataclass(eq=False)
+class Reservation:
+    """Room for pages to come: for each its index, on the device and in RAM, and a place in one of two tiers.
+
+    Attributes
+    ----------
+    in_ram : int
+        Pages that have a place in RAM.
+    on_disk : int
+        Pages that have one on disk, or for each of which another page will go there.
+    """
+
+    in_ram: int = 0
+    on_disk: int = 0
+
+    @property
+    def pages(self) -> int:
+        """Pages to come."""
+        return self.in_ram + self.on_disk
 
 
 @dataclass
@@ -128,20 +149,11 @@ class Counters:
         Cold bytes read for retrieval, from RAM or disk.
     streamed_bytes : int
         Cold bytes read for exact attention.
-    evicted_pages : int
-        Pages that left the hot window.
-    disk_bytes_written, disk_bytes_read : int
-        Traffic of the disk tier.
+    disk_bytes_read : int
+        Of them, bytes read from disk.
     """
 
     key_bytes_gathered: int = 0
     value_bytes_gathered: int = 0
     streamed_bytes: int = 0
-    evicted_pages: int = 0
-    disk_bytes_written: int = 0
     disk_bytes_read: int = 0
-
-    def reset(self) -> None:
-        """Start again from zero."""
-        for field in fields(self):
-            setattr(self, field.name, 0)

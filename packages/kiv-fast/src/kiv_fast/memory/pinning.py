@@ -23,24 +23,19 @@ SHARE = 4
 
 @dataclass
 class Region:
-    """A mapping of which a beginning is pinned.
-
-    Attributes
-    ----------
-    address, nbytes : int
-    slabs : list of int
-        Bytes of the pinned slabs, side by side from the beginning on.
-    """
+    """A mapping of which a beginning is pinned."""
 
     address: int
     nbytes: int
-    slabs: list[int] = field(default_factory=list[int])
+    slabs: list[int] = field(default_factory=list[int])  # bytes of the pinned ones, side by side from the beginning on
 
     @property
     def pinned(self) -> int:
         """Bytes that are pinned, from the beginning on."""
         return sum(self.slabs)
 
+
+cuda: Any = torch.cuda
 
 _MAPPED = 2
 """cudaHostRegisterMapped: the device can read the memory by itself."""
@@ -54,29 +49,16 @@ class CudaRuntime:
 
     def register(self, address: int, nbytes: int) -> None:
         """Pin memory."""
-        cudart: Any = torch.cuda.cudart()
-        torch.cuda.check_error(int(cudart.cudaHostRegister(address, nbytes, _MAPPED)))
+        cuda.check_error(int(cuda.cudart().cudaHostRegister(address, nbytes, _MAPPED)))
 
     def unregister(self, address: int) -> None:
         """Release what was registered at `address`, once nothing that was begun reads it any more."""
-        torch.cuda.synchronize()
-        cudart: Any = torch.cuda.cudart()
-        torch.cuda.check_error(int(cudart.cudaHostUnregister(address)))
+        cuda.synchronize()
+        cuda.check_error(int(cuda.cudart().cudaHostUnregister(address)))
 
 
 class SlabPinning:
-    """Slabs of powers of two; after the first failure ordinary memory, with one warning.
-
-    Parameters
-    ----------
-    runtime : CudaRuntime
-    limit_bytes : int
-        Of all regions together.
-
-    Attributes
-    ----------
-    limit_bytes : int
-    """
+    """Slabs of powers of two, `limit_bytes` in all; after the first failure ordinary memory, with one warning."""
 
     def __init__(self, runtime: CudaRuntime, limit_bytes: int) -> None:
         self._runtime, self.limit_bytes = runtime, limit_bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
@@ -48,5 +48,5 @@ def _rows_read(view: View, found: Found, streamed: torch.Tensor | None) -> tuple
     if streamed is None:
         return found.keys, found.chosen.numel()
     rows = torch.stack([(part >= 0).sum(dim=1) for part in (found.candidates, found.chosen)])
-    keys, values = rows.masked_fill(streamed, view.tokens).sum(dim=1).tolist()
-    return int(keys), int(values)
+    keys, values = cast("list[int]", rows.masked_fill(streamed, view.tokens).sum(dim=1).tolist())
+    return keys, values

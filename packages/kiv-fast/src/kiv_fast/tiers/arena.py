@@ -15,24 +15,14 @@ from kiv_reference.report import TierBytes
 from numpy.typing import NDArray
 
 from ..memory.growable_table import Table
+from ..memory.ledger import Reservation
 from ..memory.pinning import SlabPinning
-from ..memory.reservation import Reservation
 from ..shape import Shape
 from .resources import Resources
 
 
 class Arena(ABC):
-    """Where the keys and values of pages live.
-
-    Parameters
-    ----------
-    shape : of the pages
-    resources : Resources
-    pinning : SlabPinning, optional
-        Of the tables.
-    huge : bool
-        Whether they ask for large memory pages.
-    """
+    """Where the keys and values of pages live, in tables that may be pinned or ask for large memory pages."""
 
     def __init__(self, shape: Shape, resources: Resources, pinning: SlabPinning | None, huge: bool) -> None:
         self._shape, self._page_tokens = shape, resources.config.page_tokens

@@ -36,9 +36,13 @@ class FileIO:
             raise
         return handle
 
-    def allocate(self, handle: int, nbytes: int) -> None:
+    def allocate(self, handle: int, offset: int, nbytes: int) -> None:
         """Reserve disk space, so that a full disk shows here and not in a later write."""
-        os.posix_fallocate(handle, 0, nbytes)
+        os.posix_fallocate(handle, offset, nbytes)
+
+    def truncate(self, handle: int, nbytes: int) -> None:
+        """Let the file end after n bytes; the space behind them is free again."""
+        os.truncate(handle, nbytes)
 
     def write(self, handle: int, buffer: memoryview, offset: int) -> int:
         """Write at `offset`; returns how many bytes were written."""

@@ -7,7 +7,7 @@ import itertools
 import torch
 
 from ..memory.growable_table import Table
-from ..memory.reservation import Reservation
+from ..memory.ledger import Reservation
 from ..shape import Shape, aligned
 from .arena import Arena
 from .resources import Resources

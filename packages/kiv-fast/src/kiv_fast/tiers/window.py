@@ -26,13 +26,7 @@ def doubled(tokens: int, full: int) -> int:
 
 
 class Recent:
-    """Sinks and hot tokens of all sequences, keys and values apart.
-
-    Parameters
-    ----------
-    shape : of the store
-    config : its configuration
-    """
+    """Sinks and hot tokens of all sequences, keys and values apart."""
 
     def __init__(self, shape: Shape, config: KIVConfig) -> None:
         self._shape, self._config = shape, config
@@ -114,9 +108,9 @@ class Recent:
     def pages(self, row: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """View the first `n` pages of the hot window of one sequence, ``[n, H, P, D]``."""
         size = self._config.page_tokens
-        tile = self.hot(row, 0, n * size, 0, None)
-        key, value = tile.key, tile.value
-        return key.unflatten(1, (n, size)).transpose(0, 1), value.unflatten(1, (n, size)).transpose(0, 1)
+        tile, heads = self.hot(row, 0, n * size, 0, None), self._shape.heads
+        key, value = (part.view(heads, n, size, part.shape[2]).transpose(0, 1) for part in (tile.key, tile.value))
+        return key, value
 
     def drop_pages(self, n: int) -> None:
         """Forget the first `n` pages of the hot window."""
@@ -129,14 +123,9 @@ class Recent:
         self.drop_pages(-n)
         assert self._start >= 0, "the pages are gone"
 
-    @property
-    def is_compact(self) -> bool:
-        """Whether no memory is left that the tokens of a long call took."""
-        return self._hot[0].shape[2] <= capacity(self._config, self.hot_count)
-
     def compact(self) -> None:
         """Return the memory that the tokens of a long call took."""
-        if not self.is_compact:
+        if self._hot[0].shape[2] > capacity(self._config, self.hot_count):
             self._make_room(self.hot_count)
 
     def cropped(self, sinks: int, hot: int, back: tuple[torch.Tensor, torch.Tensor] | None) -> Recent:
