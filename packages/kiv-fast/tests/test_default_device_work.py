@@ -63,7 +63,7 @@ def work(
 
 
 def store_batch(store: LayerStore) -> int:
-    memory = getattr(store, "_state", None) or getattr(store, "contents", None)
+    memory = getattr(store, "state", None) or getattr(store, "contents", None)
     if memory is None:
         return 2
     return memory.shape.batch if hasattr(memory, "shape") else memory.valid.shape[0]
