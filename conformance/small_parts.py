@@ -18,7 +18,7 @@ SMALL = Tuning(
     query_chunk=3,
     index_tokens=4,
     chunk_bytes=2048,
-    kept_bytes=2048,
+    kept_bytes=512,
     first_segment_bytes=4096,
     most_segment_bytes=16384,
 )

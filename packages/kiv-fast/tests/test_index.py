@@ -33,7 +33,7 @@ def pages(seed, dtype):
 
 def unpacked(coded, tokens=24):
     """Codes ``[n, H, P, 2 W]``, one channel after the other."""
-    packed = coded.codes.transpose(3, 4).flatten(4, 5).flatten(2, 3)[:, :, :tokens]
+    packed = coded.codes.transpose(3, 4).contiguous().view(torch.uint8).flatten(2, 3)[:, :, :tokens]
     return torch.cat([packed & 15, packed >> 4], dim=3)
 
 

@@ -30,10 +30,11 @@ class Wide:
         index = estimates.index
         mean, ids = SimpleNamespace(tensor=index.records(index.mean).double()), np.arange(index.pages, dtype=np.int32)
         self.index = replace(index, mean=mean, ids=ids, whole=True)
-        self._parts = [(chunk, part.double()) for chunk, part in estimates.all()]
+        self.chunks = estimates.chunks
+        self._parts = {chunk: estimates.of(chunk).double() for chunk in self.chunks}
 
-    def all(self):
-        return iter(self._parts)
+    def of(self, chunk):
+        return self._parts[chunk]
 
 
 def rows(view, in_place):
@@ -84,7 +85,8 @@ def check(level, kept, in_place, block, exact=False):
         for head in taken:
             best(scores[head : head + 1], found.candidates[head : head + 1], exact)
         at, none = found.candidates.long(), found.candidates < 0
-        raw = PLAIN.scores(double, view.cold.rows(view.row, False), at).masked_fill(none[:, None], -torch.inf)
+        raw = PLAIN.scores(double, view.cold.rows(view.row, False), at.clamp(min=0))
+        raw = raw.masked_fill(none[:, None], -torch.inf)
         torch.testing.assert_close(found.scores.double(), raw, rtol=1e-5, atol=1e-5)
         best(ranked(group_scores(raw, group), group), found.chosen, exact)
         if not widened:
@@ -106,13 +108,11 @@ def attended(ops, retrieved, exactly, view, queries):
         out = torch.empty(heads * groups, count, view.cold.shape.value_width, dtype=view.cold.shape.dtype)
         right = out.double()
         mine = ops.attend(queries, view.always, finite, (scanned, found, values), tail, out)
-        other = PLAIN.attend(
-            double, view.always, finite, (estimates, exact, view.cold.rows(view.row, True)), tail, right
-        )
+        retrieved = estimates, exact, view.cold.rows(view.row, True)
+        other = PLAIN.attend(double, view.always, finite, retrieved, tail, right)
         close = ROUNDING[out.dtype] * (1 + float(right.nan_to_num(0.0, 0.0, 0.0).abs().max()))
         torch.testing.assert_close(out.double(), right, rtol=0, atol=close, equal_nan=True)
-        for share, its in zip(mine.both, other.both, strict=True):
-            torch.testing.assert_close(share.double(), its, rtol=0, atol=2e-5)
+        torch.testing.assert_close(mine.double(), other, rtol=0, atol=2e-5)
 
 
 def bounded(ops, scanned, keys, found, plain, scores, view):
