@@ -18,7 +18,7 @@ SMALL = Tuning(
     query_chunk=3,
     index_tokens=4,
     chunk_bytes=2048,
-    kept_bytes=2048,
+    kept_bytes=512,
 )
 """What a long call took is kept as by default: budgets are set by what a pool held."""
 

@@ -62,8 +62,8 @@ FAULTS = [
     Fault(
         "every cold key read",
         "kiv_fast.ops.torch:TorchOps.scores",
-        "key = keys.gather(",
-        "keys.gather(torch.arange(int(at.max()) + 1).repeat(len(at), 1), heads)\n        key = keys.gather(",
+        "read = (",
+        "keys.gather(torch.arange(int(at.max()) + 1).repeat(len(at), 1), heads)\n    read = (",
         (f"{COST}a_step_gathers_candidates_and_selected_rows",),
     ),
     *fast_retrieval.FAULTS,

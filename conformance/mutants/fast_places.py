@@ -17,8 +17,8 @@ FAULTS = [
     Fault(
         "the first row of a page for the selected one",
         "kiv_fast.tiers.ram:RamArena._rows",
-        "+ offsets).view(-1)",
-        "+ offsets // self._page_tokens * self._page_tokens).view(-1)",
+        "rows = offsets.add(",
+        "rows = (offsets // self._page_tokens * self._page_tokens).add(",
         clause("5.1"),
     ),
     Fault(

@@ -32,7 +32,7 @@ FAULTS = [
     ),
     Fault(
         "of equal scores the last ones are taken",
-        "kiv_fast.ops.ranking:_chosen",
+        "kiv_fast.ops.ranking:_picked",
         "equal.cumsum(axis=1) <= places",
         "equal[:, ::-1].cumsum(axis=1)[:, ::-1] <= places",
         (f"{TESTS}ranking.py",),
@@ -46,16 +46,16 @@ FAULTS = [
     ),
     Fault(
         "both codes of a byte are its upper half",
-        "kiv_fast.ops.estimates:Estimates._codes",
-        "packed & (LEVELS - 1)",
-        "packed >> 4",
+        "kiv_fast.ops.estimates:Estimates._numbers",
+        "[words, words >> 4]",
+        "[words >> 4, words >> 4]",
         clause("4.2", PARTS),
     ),
     Fault(
         "every chunk of pages has a maximum of its own",
         "kiv_fast.ops.estimates:Estimates.scores",
-        "joined(parts, 2).amax(dim=2, keepdim=True)",
-        "parts[0]",
+        "and len(self.chunks) > 1",
+        "and False",
         clause("4.3", PARTS),
     ),
     Fault(
@@ -68,8 +68,8 @@ FAULTS = [
     Fault(
         "no last partial chunk of candidates",
         "kiv_fast.ops.torch:TorchOps.scores",
-        "range(0, at.shape[1], step)",
-        "range(0, max(1, at.shape[1] - at.shape[1] % step), step)",
+        "pieces(at, step, 1)",
+        "pieces(at[:, : max(step, at.shape[1] - at.shape[1] % step)], step, 1)",
         (f"{TESTS}parts.py::test_keys_of_candidates_are_read_in_chunks",),
     ),
     Fault(
@@ -152,15 +152,15 @@ FAULTS = [
     Fault(
         "candidates are doubled for what is late in any order",
         "kiv_fast.ops.torch:TorchOps.select",
-        " - max(0, chosen.shape[1] - first)",
-        "",
+        "min(most, first)",
+        "most",
         clause("4.9", PARTS),
     ),
     Fault(
         "late is what is among the later positions",
         "kiv_fast.ops.torch:TorchOps.select",
-        "top_set(estimates.scores.gather(1, at), first)",
-        "top_set(-at.double(), first)",
+        "early.gather(1, chosen)",
+        "(chosen < first)",
         clause("4.9", PARTS),
     ),
     Fault(
@@ -173,8 +173,8 @@ FAULTS = [
     Fault(
         "a doubled head reads the keys of another",
         "kiv_fast.cold:Cold.places",
-        "size * heads[:, None]",
-        "size * (heads - heads[0])[:, None]",
+        "self._begin[heads]",
+        "self._begin[heads - heads[0]]",
         clause("4.9", PARTS),
     ),
     Fault(

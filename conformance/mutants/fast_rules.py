@@ -10,16 +10,16 @@ TESTS = "packages/kiv-fast/tests/test_"
 FAULTS = [
     Fault(
         "a query does not see its own token",
-        "kiv_fast.ops.softmax:tile_part",
+        "kiv_fast.ops.softmax:_hidden",
         "at[None, :] > queries.positions",
         "at[None, :] >= queries.positions",
         clause("5.1", PARTS),
     ),
     Fault(
-        "sink logits count as estimated mass",
-        "kiv_fast.ops.softmax:attend_parts",
-        "held = sum(sizes[: len(exact) + (sink_logits is not None)])",
-        "held = sum(sizes[: len(exact)])",
+        "sink logits are in no denominator",
+        "kiv_fast.ops.softmax:attend_all",
+        "if sink_logits is None:",
+        "if True:",
         clause("8.2", PARTS),
     ),
     Fault(
@@ -39,8 +39,8 @@ FAULTS = [
     Fault(
         "a head that streams reports the masses of what it retrieved",
         "kiv_fast.call:_retrieve",
-        "torch.where(pick, exact.both, masses.both)",
-        "masses.both",
+        "estimated.masked_fill(pick, 0)",
+        "estimated",
         clause("6.3"),
     ),
     Fault(
@@ -192,30 +192,30 @@ FAULTS = [
     ),
     Fault(
         "candidates count in the tail by their estimates too",
-        "kiv_fast.ops.tail:unread_sums",
-        ".masked_fill(read[:, None, chunk.start : chunk.stop], -torch.inf)",
-        "",
+        "kiv_fast.ops.tail:page_tail",
+        "(1, 1)).scatter_(2, place[:, None].expand_as(left), left)",
+        "(1, 1))",
         clause("5.2", PARTS),
     ),
     Fault(
         "selected tokens count in the tail of their page too",
         "kiv_fast.ops.tail:page_tail",
-        ".masked_fill(found.selected[:, None], -torch.inf)",
+        ".scatter(2, chosen.every, -torch.inf)",
         "",
         clause("5.2", PARTS),
     ),
     Fault(
         "the tail of the first chunk of pages alone",
-        "kiv_fast.ops.tail:unread_sums",
-        "in estimates.all():",
-        "in [next(estimates.all())] * len(estimates.chunks):",
+        "kiv_fast.ops.tail:page_tail",
+        "in estimates.chunks:",
+        "in [estimates.chunks[0]] * len(estimates.chunks):",
         clause("5.2", PARTS),
     ),
     Fault(
         "the shift prefers what was selected by far",
         "kiv_fast.ops.tail:value_shift",
-        "mul_(-POWER)",
-        "mul_(POWER)",
+        "alpha=POWER",
+        "alpha=-POWER",
         clause("5.4", PARTS),
     ),
     Fault(

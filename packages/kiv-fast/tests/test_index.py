@@ -42,7 +42,7 @@ def pages(seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, to
 
 def unpacked(coded: Any, tokens: int = 24) -> torch.Tensor:
     """Codes ``[n, H, P, 2 W]``, one channel after the other."""
-    packed = coded.codes.transpose(3, 4).flatten(4, 5).flatten(2, 3)[:, :, :tokens]
+    packed = coded.codes.transpose(3, 4).contiguous().view(torch.uint8).flatten(2, 3)[:, :, :tokens]
     return torch.cat([packed & 15, packed >> 4], dim=3)
 
 

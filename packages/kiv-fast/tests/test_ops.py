@@ -41,10 +41,11 @@ class Wide:
         index = estimates.index
         mean, ids = SimpleNamespace(tensor=index.records(index.mean).double()), np.arange(index.pages, dtype=np.int32)
         self.index = replace(index, mean=mean, ids=ids, whole=True)
-        self._parts = [(chunk, part.double()) for chunk, part in estimates.all()]
+        self.chunks = estimates.chunks
+        self._parts = {chunk: estimates.of(chunk).double() for chunk in self.chunks}
 
-    def all(self) -> Iterator[tuple[Any, Any]]:
-        return iter(self._parts)
+    def of(self, chunk: Any) -> torch.Tensor:
+        return self._parts[chunk]
 
 
 def rows(view: Any, in_place: Any) -> tuple[Rows, ...]:
@@ -95,7 +96,8 @@ def check(level: Any, kept: Any, in_place: Any, block: Any, exact: bool = False)
         for head in taken:
             best(scores[head : head + 1], found.candidates[head : head + 1], exact)
         at, none = found.candidates.long(), found.candidates < 0
-        raw = PLAIN.scores(double, view.cold.rows(view.row, False), at).masked_fill(none[:, None], -torch.inf)
+        raw = PLAIN.scores(double, view.cold.rows(view.row, False), at.clamp(min=0))
+        raw = raw.masked_fill(none[:, None], -torch.inf)
         torch.testing.assert_close(found.scores.double(), raw, rtol=1e-5, atol=1e-5)
         best(ranked(group_scores(raw, group), group), found.chosen, exact)
         if not widened:
@@ -117,13 +119,11 @@ def attended(ops: Any, retrieved: Any, exactly: Any, view: Any, queries: Any) ->
         out = torch.empty(heads * groups, count, view.cold.shape.value_width, dtype=view.cold.shape.dtype)
         right = out.double()
         mine = ops.attend(queries, view.always, finite, (scanned, found, values), tail, out)
-        other = PLAIN.attend(
-            double, view.always, finite, (estimates, exact, view.cold.rows(view.row, True)), tail, right
-        )
+        retrieved = estimates, exact, view.cold.rows(view.row, True)
+        other = PLAIN.attend(double, view.always, finite, retrieved, tail, right)
         close = ROUNDING[out.dtype] * (1 + float(right.nan_to_num(0.0, 0.0, 0.0).abs().max()))
         torch.testing.assert_close(out.double(), right, rtol=0, atol=close, equal_nan=True)
-        for share, its in zip(mine.both, other.both, strict=True):
-            torch.testing.assert_close(share.double(), its, rtol=0, atol=2e-5)
+        torch.testing.assert_close(mine.double(), other, rtol=0, atol=2e-5)
 
 
 def bounded(ops: Any, scanned: Any, keys: Any, found: Any, plain: Any, scores: Any, view: Any) -> None:

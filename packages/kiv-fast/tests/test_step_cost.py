@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from kiv_fast.store import FastStore
 
-MOST_OPERATIONS = {"cpu": 12, "torch": 230}
+MOST_OPERATIONS = {"cpu": 12, "torch": 125}
 """Of torch and of the library, of a retrieving step."""
 
 MOST_CALLS = {"cpu": 75, "torch": 160}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .attention.exact import attend_exactly
-from .ops.arguments import Masses, Queries, Tile
+from .ops.arguments import Queries, Tile
 from .partition import Block
 from .retrieval.block import attend_block
 from .retrieval.bound import window_bound
@@ -80,12 +80,11 @@ def _answer_some(
         out = output.new_empty(output.shape[0], query.shape[2], output.shape[2])
     queries = Queries(query, block.start, mine, call.scale, call.softcap, sinks)
     if block.mode == "exact":
-        masses = _exact(state, row, queries, block, out)
+        estimated = _exact(state, row, queries, block, out)
         rows = state.shape.heads * state.rows[row].tokens(block.pages)
         trace.key_rows += rows
         trace.value_rows += rows
-        missed = torch.zeros_like(masses.exact) if call.bound else None
-        noted = RowTrace(mine, query.shape[1], masses, missed)
+        noted = RowTrace(mine, query.shape[1], estimated, torch.zeros_like(estimated) if call.bound else None)
     else:
         noted = _retrieve(state, call, trace, row, queries, out)
     if mine is not None:
@@ -98,24 +97,24 @@ def _retrieve(state: State, call: Call, trace: BlockTrace, row: int, queries: Qu
     block, among, groups = trace.block, queries.among, queries.query.shape[1]
     view = _view(state, row, block.pages, block.stop)
     if block.mode == "window":
-        masses = state.cold.ops.attend(queries, view.always, state.finite, None, False, out)
-        return RowTrace(among, groups, masses, window_bound(view, queries) if call.bound else None)
+        estimated = state.cold.ops.attend(queries, view.always, state.finite, None, False, out)
+        return RowTrace(among, groups, estimated, window_bound(view, queries) if call.bound else None)
     result = attend_block(view, queries, call.bound, out)
     trace.key_rows += result.key_rows
     trace.value_rows += result.value_rows
-    masses, missed, streamed = result.masses, result.missed, result.streamed
+    estimated, missed, streamed = result.estimated, result.missed, result.streamed
     if streamed is not None and bool(streamed.any()):
         whole = torch.empty_like(out)
-        exact = _exact(state, row, queries, block, whole)
+        _exact(state, row, queries, block, whole)
         pick = streamed[:, None]
         out.copy_(torch.where(streamed.repeat_interleave(groups)[:, None, None], whole, out))
-        masses = Masses(torch.where(pick, exact.both, masses.both))
+        estimated = estimated.masked_fill(pick, 0)
         missed = None if missed is None else missed.masked_fill(pick, 0)
-    return RowTrace(among, groups, masses, missed, result.found, streamed)
+    return RowTrace(among, groups, estimated, missed, result.found, streamed)
 
 
-def _exact(state: State, row: int, queries: Queries, block: Block, out: torch.Tensor) -> Masses:
-    """Full attention, its output in `out`."""
+def _exact(state: State, row: int, queries: Queries, block: Block, out: torch.Tensor) -> torch.Tensor:
+    """Full attention, its output in `out`; the estimated share of mass, ``[H, M]``: none."""
     stop = block.stop if queries.among is None else int(queries.positions[-1]) + 1
     few = queries.query.shape[2] <= FEW_QUERIES and block.pages <= state.tile_pages
     if few and state.cold.ops.in_place:
@@ -125,9 +124,7 @@ def _exact(state: State, row: int, queries: Queries, block: Block, out: torch.Te
     tiles, chunk = _all_tiles(state, row, block.pages, stop), state.cold.tuning.query_chunk
     output = attend_exactly(queries, tiles, state.shape.value_width, state.finite, chunk)
     out.copy_(output.view(out.shape))
-    masses = output.new_zeros(2, *output.shape[:2])
-    masses[0] = 1
-    return Masses(masses)
+    return output.new_zeros(output.shape[:2])
 
 
 def _all_tiles(state: State, row: int, pages: int, stop: int) -> Iterator[Tile]:

@@ -39,7 +39,8 @@ class Cold:
         self.ops = resources.ops.of(shape)
         self.arena: Arena = (RamArena if self.config.ram_bytes is None else TieredArena)(shape, resources)
         self.index = None if self.config.exact else Index(shape, self.config, self.transfer)
-        self._heads = torch.arange(shape.heads, device=shape.device)
+        # Where a head's tokens begin in a page, [H, 1].
+        self._begin = torch.arange(shape.heads, device=shape.device)[:, None] * self.config.page_tokens
         self._pages = IdPool()
 
     def reserve(self, pages: int) -> Reservation:
@@ -160,15 +161,16 @@ class Cold:
     def page_ids(self, row: BlockTable, pages: torch.Tensor) -> torch.Tensor:
         """Look up the ids of pages of a row, int64 of any shape, both on the device."""
         if row.whole and row.whole == len(row.pages):
-            return pages + row.pages.item(0)
+            first = row.pages.item(0)
+            return pages + first if first else pages
         return self.transfer.upload(torch.from_numpy(row.pages))[pages].long()
 
     def places(
         self, row: BlockTable, at: torch.Tensor, heads: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Find page ids and offsets of cold tokens ``[n, K]``, of all heads or of those int64 ``[n]``."""
-        size, heads = self.config.page_tokens, self._heads if heads is None else heads
-        return self.page_ids(row, at // size), at % size + size * heads[:, None]
+        size, begin = self.config.page_tokens, self._begin if heads is None else self._begin[heads]
+        return self.page_ids(row, at // size), at % size + begin
 
     def page_index(self, row: BlockTable, pages: int, unseen: torch.Tensor | None) -> PageIndex:
         """Return the index of the first `pages` pages of a row, of whose tokens `unseen` are not valid."""
@@ -177,6 +179,7 @@ class Cold:
             *self.index.tables,
             row.pages[:pages],
             row.whole >= pages,
+            self.index.all_coded,
             pages,
             self.config.page_tokens,
             pages * self.config.page_tokens,

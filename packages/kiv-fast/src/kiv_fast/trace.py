@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from kiv_reference.report import BlockReport
 
-from .ops.arguments import Found, Masses
+from .ops.arguments import Found
 from .partition import Block
 from .shape import Shape
 
@@ -22,8 +22,8 @@ class RowTrace:
         Which queries are told of; None if all are.
     groups : int
         G.
-    masses : Masses
-        Of these queries.
+    estimated : [H, M]
+        Estimated shares of mass of these queries.
     missed : [H, M], or None
         Bounds on what they missed.
     found : Found, or None
@@ -34,7 +34,7 @@ class RowTrace:
 
     among: torch.Tensor | None
     groups: int
-    masses: Masses
+    estimated: torch.Tensor
     missed: torch.Tensor | None = None
     found: Found | None = None
     streamed: torch.Tensor | None = None
@@ -42,13 +42,13 @@ class RowTrace:
     @classmethod
     def empty(cls, shape: Shape, groups: int, count: int, bound: bool) -> RowTrace:
         """Return what there is to tell of `count` queries none of which is valid."""
-        none = torch.zeros(2, shape.heads, 0, device=shape.device)
+        none = torch.zeros(shape.heads, 0, device=shape.device)
         nobody = torch.zeros(count, dtype=torch.bool, device=shape.device)
-        return cls(nobody, groups, Masses(none), none[0] if bound else None)
+        return cls(nobody, groups, none, none if bound else None)
 
     def shares(self, part: torch.Tensor) -> torch.Tensor:
-        """Put ``[H, M]`` in its places among all queries of the block, float32 ``[HQ, TQ]``."""
-        part = part.float().reshape(part.shape[0] * self.groups, part.shape[1] // self.groups)
+        """Put shares ``[H, M]`` in their places among all queries of the block, float32 ``[HQ, TQ]``."""
+        part = part.float().clamp(0, 1).reshape(part.shape[0] * self.groups, part.shape[1] // self.groups)
         if self.among is None:
             return part
         whole = part.new_zeros(part.shape[0], self.among.numel())
@@ -82,8 +82,8 @@ class BlockTrace:
             selected_positions=_stack([none if one is None else one.positions.long() for one in found], sink_tokens),
             widened=torch.stack([nowhere if one is None else one for one in widened]),
             streamed=torch.stack([nowhere | exact if row.streamed is None else row.streamed for row in self.rows]),
-            exact_mass=torch.stack([row.shares(row.masses.exact) for row in self.rows]),
-            estimated_mass=torch.stack([row.shares(row.masses.estimated) for row in self.rows]),
+            exact_mass=torch.stack([row.shares(1 - row.estimated) for row in self.rows]),
+            estimated_mass=torch.stack([row.shares(row.estimated) for row in self.rows]),
             missed_bound=torch.stack(missed) if missed else None,
             key_bytes=self.key_rows * shape.key_width * shape.dtype.itemsize,
             value_bytes=self.value_rows * shape.value_width * shape.dtype.itemsize,

@@ -30,10 +30,10 @@ class Coded(NamedTuple):
     """Pages of one sequence; zeros where a page has no valid token.
 
     W is half of M, rounded up to a multiple of 4: codes m and m + W share a byte, m in its lower half. The bytes of 16
-    tokens lie together, four channels at a time: a processor adds up four products of bytes at once.
+    tokens lie together, four channels at a time in a word: a processor adds up four products of bytes at once.
     """
 
-    codes: torch.Tensor  # uint8 [n, H, P / 16, W / 4, 16, 4]
+    codes: torch.Tensor  # int32 [n, H, P / 16, W / 4, 16]
     channels: torch.Tensor  # int16 [n, H, 2 W], ascending
     step: torch.Tensor  # [n, H, 2 W]
     base: torch.Tensor  # [n, H, D]
@@ -89,8 +89,7 @@ def _packed(codes: torch.Tensor) -> torch.Tensor:
     half, spare = codes.shape[3] // 2, -codes.shape[2] % TOGETHER
     narrow = torch.nn.functional.pad(codes, (0, 0, 0, spare)).to(torch.uint8)
     packed = narrow[..., :half] | narrow[..., half:] << 4
-    pages, heads, size = packed.shape[:3]
-    return packed.view(pages, heads, size // TOGETHER, TOGETHER, half // 4, 4).transpose(3, 4)
+    return packed.view(torch.int32).unflatten(2, (-1, TOGETHER)).transpose(3, 4)
 
 
 def _error(
@@ -132,12 +131,13 @@ class Index:
     def __init__(self, shape: Shape, config: KIVConfig, transfer: Transfer) -> None:
         heads, width = shape.heads, shape.key_width
         self.coded = min(config.index_channels, width)
+        self.all_coded = self.coded == width and width % WORD == 0
         half, device = WORD // 2 * -(-self.coded // WORD), shape.device
         blocks = -(-config.page_tokens // TOGETHER)
         narrow = torch.int16 if width <= torch.iinfo(torch.int16).max else torch.int32
         self._transfer = transfer
         self.tables = (
-            Table((heads, blocks, half // 4, TOGETHER, 4), torch.uint8, device, huge=True),
+            Table((heads, blocks, half // 4, TOGETHER), torch.int32, device, huge=True),
             Table((heads, 2 * half), narrow, device),
             Table((heads, 2 * half), shape.compute, device),
             Table((heads, width), shape.compute, device),

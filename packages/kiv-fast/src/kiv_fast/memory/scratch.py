@@ -22,6 +22,7 @@ class Scratch:
     def __init__(self, account: Account) -> None:
         self.account, self._held = account, Holding(account)
         self._buffers: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
+        self._taken: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}  # the last views of them
 
     @property
     def nbytes(self) -> int:
@@ -35,12 +36,16 @@ class Scratch:
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """Return uninitialised memory of this shape."""
         key = (name, dtype, device)
+        taken = self._taken.get(key)
+        if taken is not None and taken.shape == shape:
+            return taken
         size = math.prod(shape)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < size:
             buffer = torch.empty(size, dtype=dtype, device=device)
             self._buffers[key] = buffer
-        return buffer[:size].view(shape)
+        taken = self._taken[key] = buffer[:size].view(shape)
+        return taken
 
     def recount(self) -> None:
         """Set the account to what is held, after an interrupt."""
@@ -49,6 +54,7 @@ class Scratch:
     def clear(self) -> None:
         """Free the buffers."""
         self._buffers.clear()
+        self._taken.clear()
         self.plan(0)
 
 

@@ -54,6 +54,11 @@ class Queries:
         """All queries of a KV head, ``[H, M, D]`` with M = G * TQ."""
         return self.query.flatten(1, 2)
 
+    @cached_property
+    def scaled(self) -> torch.Tensor:
+        """Members times scale, whose products with keys are scores."""
+        return self.members * self.scale
+
     def part(self, begin: int, end: int) -> Queries:
         """Return the queries ``[begin, end)`` of these, without sink logits."""
         among = self.positions[begin:end] - self.start
@@ -106,22 +111,6 @@ class PagedTile(NamedTuple):
     valid: torch.Tensor | None
 
 
-class Masses(NamedTuple):
-    """Shares of mass of the queries of a block (SPEC 6.1)."""
-
-    both: torch.Tensor  # [2, H, M], exact and estimated
-
-    @property
-    def exact(self) -> torch.Tensor:
-        """Exact shares ``[H, M]``."""
-        return self.both[0]
-
-    @property
-    def estimated(self) -> torch.Tensor:
-        """Estimated shares ``[H, M]``."""
-        return self.both[1]
-
-
 @dataclass(frozen=True)
 class PageIndex:
     """The index of the cold pages that a block sees in one sequence, where it lies.
@@ -134,6 +123,8 @@ class PageIndex:
         Of the pages, in order of position.
     whole : bool
         Whether the ids are consecutive.
+    all_coded : bool
+        Whether all channels are coded, which are in order then.
     pages, page_tokens, tokens : int
         N, P, and their product.
     unseen : bool [N * P], or None
@@ -149,12 +140,18 @@ class PageIndex:
     mean: Table
     ids: NDArray[np.int32]
     whole: bool
+    all_coded: bool
     pages: int
     page_tokens: int
     tokens: int
     unseen: torch.Tensor | None
     group: Group
     transfer: Transfer
+
+    @cached_property
+    def means(self) -> torch.Tensor:
+        """Mean values of the pages, ``[H, N, DV]``."""
+        return self.records(self.mean).transpose(0, 1)
 
     def records(self, table: Table, first: int = 0, stop: int | None = None) -> torch.Tensor:
         """Return what a table has about pages ``[first, stop)``, where it is; a view if their ids are consecutive."""
@@ -173,6 +170,15 @@ class Rows(NamedTuple):
 
     table: torch.Tensor | None
     """Where all of them lie and can be read, ``[pages, H, P, W]`` by page id; None if they cannot."""
+
+
+class Selection(NamedTuple):
+    """The selected tokens of a block; a short row is filled up with its first one, which is `missing` from there on."""
+
+    at: torch.Tensor  # int64 [H, R], cold tokens
+    every: torch.Tensor  # int64 [H, M, R], which of the candidates, for each member
+    raw: torch.Tensor  # [H, M, R], scores; minus infinity where missing
+    missing: torch.Tensor | None  # bool [H, R]; None if none is
 
 
 class Found(NamedTuple):
@@ -212,6 +218,23 @@ class Found(NamedTuple):
     def selected(self) -> torch.Tensor:
         """Which of the candidates are selected, bool ``[H, K]``."""
         return marked(self.chosen, self.width, self.ragged)
+
+    @property
+    def filled(self) -> bool:
+        """Whether some rows of candidates may be filled up."""
+        return self.ragged or self.widened is not None
+
+    def selection(self) -> Selection:
+        """Look up the selection among the candidates, both int64."""
+        chosen, missing = self.chosen, None
+        if self.ragged:
+            missing = chosen < 0
+            chosen = torch.where(missing, chosen[:, :1], chosen).clamp_(min=0)  # a head that streams has no first one
+        every = chosen[:, None].expand(-1, self.raw.shape[1], -1)
+        at, raw = self.at.gather(1, chosen), self.raw.gather(2, every)
+        if missing is not None:
+            at, raw = at.clamp_(min=0), raw.masked_fill_(missing[:, None], -torch.inf)
+        return Selection(at, every, raw, missing)
 
     @property
     def positions(self) -> torch.Tensor:

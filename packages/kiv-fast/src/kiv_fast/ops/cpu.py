@@ -7,7 +7,7 @@ address and no tensor: what it points to is kept in `held` for as long.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import addressof, byref
+from ctypes import addressof, byref, c_float
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 
 from . import structures as c
 from .addresses import KINDS, always_of, copy_of, found_of, query_of, rows_of
-from .arguments import Found, Masses, PagedTile, PageIndex, Queries, Rows, Tile
+from .arguments import Found, PagedTile, PageIndex, Queries, Rows, Tile
 from .library import Library
 
 MOST_CHANNELS = 1 << 15
@@ -207,7 +207,7 @@ class CpuOps:
         retrieved: tuple[Scanned, Found, Rows] | None,
         tail: bool,
         out: torch.Tensor,
-    ) -> Masses:
+    ) -> torch.Tensor:
         """One softmax over everything (`Ops.attend`)."""
         asked, tokens, held = always_of(queries, always)
         asked.value_width, asked.finite = out.shape[2], finite
@@ -216,13 +216,13 @@ class CpuOps:
             held.append(numbers)
         else:
             query = self._retrieved(asked, retrieved, tail, held)
-        masses = torch.empty(2, query.heads, query.members, device="cpu")
+        exact = (c_float * (query.heads * query.members))()  # 1 less the estimated: nobody asks
+        estimated = torch.empty(query.heads, query.members, device="cpu")
         asked.out, asked.out_head, asked.out_kind = out.data_ptr(), out.stride(0), KINDS[out.dtype]
-        asked.exact = masses.data_ptr()
-        asked.estimated = asked.exact + 2 * masses.nbytes // 4
+        asked.exact, asked.estimated = addressof(exact), estimated.data_ptr()
         if self._library.attend(byref(query), byref(asked)):
             raise MemoryError(REFUSED)
-        return Masses(masses)
+        return estimated
 
     def _retrieved(
         self, asked: c.Attend, retrieved: tuple[Scanned, Found, Rows], tail: bool, held: list[object]

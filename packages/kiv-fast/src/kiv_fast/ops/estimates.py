@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,8 +15,13 @@ from .ranking import group_scores
 LEVELS = 16
 """Codes of four bits."""
 
-BITS = 13
-"""Of the largest weight."""
+NIBBLES = 0x0F0F0F0F
+"""The lower halves of four bytes."""
+
+MOST_WEIGHT = 2.0**13
+
+SMALLEST, LARGEST = 2.0**-114, 2.0**127
+"""The unit is chosen as if the largest product lay between these: it is at least 2^-126, at most 2^115."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +34,20 @@ class Chunk:
     stop: int
 
 
-def joined(parts: list[torch.Tensor], dim: int) -> torch.Tensor:
-    """Concatenate what chunks have, which often are one."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+def pieces(tensor: torch.Tensor, size: int, dim: int = 0) -> Sequence[torch.Tensor]:
+    """Cut what often is small enough as it is."""
+    return (tensor,) if tensor.shape[dim] <= size else tensor.split(size, dim=dim)
+
+
+def joined(parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
+    """Concatenate parts, which often are one."""
+    return parts[0] if len(parts) == 1 else torch.cat([*parts], dim=dim)
 
 
 def whole_unit(most: torch.Tensor) -> torch.Tensor:
     """Make the units of weights whose largest magnitudes before rounding are `most`, which is overwritten."""
-    # A power of two, by an exact division: NaN, and so the least unit, where all is 0.
-    return most.div_(torch.frexp(most).mantissa).mul_(2.0**-BITS).nan_to_num_(0.0).clamp_(2.0**-126, 2.0**115)
+    most = most.clamp_(SMALLEST, LARGEST)
+    return most.div_(torch.frexp(most).mantissa.mul_(MOST_WEIGHT))  # a power of two, exactly
 
 
 class Estimates:
@@ -50,68 +60,74 @@ class Estimates:
         In the dtype in which to compute.
     chunk_bytes, kept_bytes : int
         Codes are widened so many bytes at a time; estimates that take no more than the other are computed once.
+
+    Attributes
+    ----------
+    chunks : list of Chunk
+        One of everything where the estimates are kept.
     """
 
     def __init__(self, index: PageIndex, queries: Queries, chunk_bytes: int, kept_bytes: int) -> None:
         self.index, self.queries = index, queries
-        self._members = queries.members * queries.scale
-        size, codes = index.page_tokens, index.codes.tensor
-        wide = 2 * codes[0].numel() * self._members.dtype.itemsize
-        step = max(1, chunk_bytes // wide)
+        self._members, size = queries.scaled, index.page_tokens
+        heads, members, _ = self._members.shape
+        itemsize = self._members.dtype.itemsize
+        self._step = max(1, chunk_bytes // (2 * index.codes.record_bytes * itemsize))  # pages
+        self._keep = heads * members * index.tokens * itemsize <= kept_bytes
+        self._kept: torch.Tensor | None = None
+        step = index.pages if self._keep else self._step
         stops = [min(first + step, index.pages) for first in range(0, index.pages, step)]
         self.chunks = [Chunk(a, b, a * size, b * size) for a, b in zip([0, *stops], stops, strict=False)]
-        most = self._members.shape[0] * self._members.shape[1] * index.tokens * self._members.dtype.itemsize
-        self._kept: dict[int, torch.Tensor] | None = {} if most <= kept_bytes else None
 
     def of(self, chunk: Chunk) -> torch.Tensor:
         """Estimates ``[H, M, tokens of the chunk]``, minus infinity where a token is invalid."""
-        if self._kept is not None and chunk.first in self._kept:
-            return self._kept[chunk.first]
-        index, members, size = self.index, self._members, self.index.page_tokens
-        channels, step, base = self._records(chunk)
-        pages, (heads, count, width) = step.shape[0], members.shape
-        asked = members.expand(pages, heads, count, width).gather(
-            3, channels.long()[:, :, None].expand(pages, heads, count, -1)
-        )
-        asked = asked.mul_(step[:, :, None])  # [n, H, M, 2 W]
-        unit = whole_unit(asked.abs().amax(dim=3, keepdim=True))
-        asked = asked.div_(unit).round_().clamp_(-(2.0**BITS), 2.0**BITS)
-        wide = self._codes(chunk, members.dtype)
-        out = torch.bmm(asked.flatten(0, 1), wide.flatten(0, 1).transpose(1, 2)).view(pages, heads, count, size)
-        out = out.mul_(unit).add_(torch.bmm(members, base.permute(1, 2, 0)).permute(2, 0, 1)[..., None])
-        out = out.permute(1, 2, 0, 3).reshape(heads, count, pages * size)
+        if self._kept is not None:
+            return self._kept
+        index, (heads, members, width) = self.index, self._members.shape
+        step, base = self._scaled(chunk)
+        asked = self._members.repeat(chunk.last - chunk.first, 1, 1)  # [n * H, M, D]
+        lowest = torch.bmm(asked, base.view(-1, width, 1))  # the score of a key of codes 0
+        if not index.all_coded:
+            at = self._channels(chunk).view(-1, 1, step.shape[2]).expand(-1, members, -1)
+            asked = asked.gather(2, at)
+        weights = asked.mul_(step.view(-1, 1, step.shape[2]))
+        unit = whole_unit(torch.linalg.vector_norm(weights, torch.inf, dim=2, keepdim=True))
+        weights = weights.div_(unit).round_().clamp_(-MOST_WEIGHT, MOST_WEIGHT).mul_(unit)
+        codes = index.records(index.codes, chunk.first, chunk.last)
+        terms = pieces(lowest, self._step * heads), pieces(weights, self._step * heads), pieces(codes, self._step)
+        parts = [torch.baddbmm(low, weight, self._numbers(packed)) for low, weight, packed in zip(*terms, strict=True)]
+        out = joined(parts, 0).view(-1, heads, members, index.page_tokens)
+        out = out.permute(1, 2, 0, 3).reshape(heads, members, -1)
         if index.unseen is not None:
             out.masked_fill_(index.unseen[chunk.start : chunk.stop], -torch.inf)
-        if self._kept is not None:
-            self._kept[chunk.first] = out
+        if self._keep:
+            self._kept = out
         return out
 
-    def _codes(self, chunk: Chunk, dtype: torch.dtype) -> torch.Tensor:
-        """Codes of a chunk ``[n, H, P, 2 W]`` as numbers."""
-        packed = self.index.records(self.index.codes, chunk.first, chunk.last)  # [n, H, P / 16, W / 4, 16, 4]
-        packed = packed.transpose(3, 4).flatten(4, 5).flatten(2, 3)[:, :, : self.index.page_tokens]
-        return torch.cat([packed & (LEVELS - 1), packed >> 4], dim=3).to(dtype)
+    def _numbers(self, packed: torch.Tensor) -> torch.Tensor:
+        """Codes of n pages as numbers ``[n * H, 2 W, P]``, from words ``[n, H, P / 16, W / 4, 16]``."""
+        words, tokens = packed.transpose(3, 4), packed.shape[2] * packed.shape[4]
+        halves = torch.cat([words, words >> 4], dim=4).bitwise_and_(NIBBLES).view(torch.uint8)
+        codes = halves.view(-1, tokens, 8 * packed.shape[3]).to(self._members.dtype)
+        return (codes if tokens == self.index.page_tokens else codes[:, : self.index.page_tokens]).transpose(1, 2)
 
-    def all(self) -> Iterator[tuple[Chunk, torch.Tensor]]:
-        """Every chunk and its estimates."""
-        return ((chunk, self.of(chunk)) for chunk in self.chunks)
-
-    def _records(self, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Channels, step and base of a chunk's pages, the latter two in the dtype in which to compute."""
+    def _scaled(self, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
+        """Step and base of a chunk's pages, in the dtype in which to compute."""
         index, dtype = self.index, self._members.dtype
-        channels, step, base = (
-            index.records(table, chunk.first, chunk.last) for table in (index.channels, index.step, index.base)
-        )
-        return channels, aligned(step.to(dtype)), aligned(base.to(dtype))
+        step, base = (index.records(table, chunk.first, chunk.last) for table in (index.step, index.base))
+        return step.to(dtype), aligned(base.to(dtype))
+
+    def _channels(self, chunk: Chunk) -> torch.Tensor:
+        """Coded channels of a chunk's pages, int64 ``[n, H, 2 W]``."""
+        return self.index.records(self.index.channels, chunk.first, chunk.last).long()
 
     @cached_property
     def scores(self) -> torch.Tensor:
         """The group score of every token, ``[H, N * P]``; minus infinity where it is invalid (SPEC 4.3)."""
         group, most = self.index.group, None
-        if group == "exp_sum":
-            parts = [part.amax(dim=2, keepdim=True) for _, part in self.all()]
-            most = joined(parts, 2).amax(dim=2, keepdim=True)
-        scores = joined([group_scores(part, group, most) for _, part in self.all()], 1)
+        if group == "exp_sum" and len(self.chunks) > 1:
+            most = torch.stack([self.of(chunk).amax(dim=2) for chunk in self.chunks]).amax(dim=0)[:, :, None]
+        scores = joined([group_scores(self.of(chunk), group, most) for chunk in self.chunks], 1)
         if self.index.unseen is not None:
             scores.masked_fill_(self.index.unseen, -torch.inf)
         return scores

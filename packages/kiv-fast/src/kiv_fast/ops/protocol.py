@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from .arguments import Found, Masses, PagedTile, PageIndex, Queries, Rows, Tile
+from .arguments import Found, PagedTile, PageIndex, Queries, Rows, Tile
 
 
 class Ops(Protocol):
@@ -84,7 +84,7 @@ class Ops(Protocol):
         retrieved: tuple[Any, Found, Rows] | None,
         tail: bool,
         out: torch.Tensor,
-    ) -> Masses:
+    ) -> torch.Tensor:
         """Attend sinks, hot tokens and selection, and by their pages the rest (SPEC 5, 6.1).
 
         Parameters
@@ -98,5 +98,10 @@ class Ops(Protocol):
             Whether what is not selected counts by its estimates.
         out : [HQ, TQ, DV], in the dtype of the keys
             Where the output goes.
+
+        Returns
+        -------
+        Tensor [H, M]
+            Estimated shares of mass; what is left of 1 is exact.
         """
         ...

@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from .arguments import Masses, Queries, Tile
+from .arguments import Queries, Tile
+from .estimates import joined
 
 LEAST = torch.finfo(torch.float32).min
 """Stands in for the logarithm of no mass, so that a difference with it is a number."""
 
 
 class Part(NamedTuple):
-    """Tokens or pseudo-tokens to attend to; minus infinity where a query does not see one."""
+    """Tokens to attend to; minus infinity where a query does not see one."""
 
     logits: torch.Tensor  # [H, M, K]
-    values: torch.Tensor  # [H, K, DV]
+    values: torch.Tensor  # [H, K, DV], in the dtype of computation
 
 
 def raw_scores(queries: Queries, key: torch.Tensor) -> torch.Tensor:
     """Scores ``[H, M, K]`` for ``key [H, K, D]``, without a cap."""
-    return torch.bmm(queries.members, key.transpose(1, 2)).mul_(queries.scale)
+    return torch.bmm(queries.scaled, key.to(queries.query.dtype).transpose(1, 2))
 
 
 def tile_part(queries: Queries, tile: Tile) -> Part:
-    """Return a tile as a part of a softmax, with minus infinity where a query may not look."""
-    dtype = queries.query.dtype
-    logits = queries.cap(raw_scores(queries, tile.key.to(dtype)))
-    if tile.first + tile.count - 1 > queries.start:
-        at = torch.arange(tile.first, tile.first + tile.count, device=logits.device)
-        later = at[None, :] > queries.positions[:, None]  # [TQ, K]
-        logits = logits.masked_fill(later.repeat(queries.query.shape[1], 1), -torch.inf)
-    if tile.valid is not None:
-        logits = logits.masked_fill(~tile.valid, -torch.inf)
-    return Part(logits, tile.value.to(dtype))
+    """Return a tile as a part of a softmax."""
+    return Part(tile_logits(queries, [tile]), tile.value.to(queries.query.dtype))
+
+
+def tile_logits(queries: Queries, tiles: Sequence[Tile]) -> torch.Tensor:
+    """Logits ``[H, M, K]`` of tiles, with minus infinity where a query may not look."""
+    logits = queries.cap(raw_scores(queries, joined([tile.key for tile in tiles], 1)))
+    if any(tile.first + tile.count - 1 > queries.start or tile.valid is not None for tile in tiles):
+        hidden = joined([_hidden(queries, tile) for tile in tiles], 1)
+        logits.masked_fill_(hidden.repeat(queries.query.shape[1], 1), -torch.inf)
+    return logits
+
+
+def _hidden(queries: Queries, tile: Tile) -> torch.Tensor:
+    """Which tokens the queries may not see, bool ``[TQ, count]``: later ones, and those that are not valid."""
+    at = torch.arange(tile.first, tile.first + tile.count, device=queries.query.device)
+    later = at[None, :] > queries.positions[:, None]
+    return later if tile.valid is None else later.logical_or_(~tile.valid)
 
 
 def weigh(weights: torch.Tensor, values: torch.Tensor, logits: torch.Tensor, finite: bool) -> torch.Tensor:
@@ -54,40 +64,33 @@ def weigh(weights: torch.Tensor, values: torch.Tensor, logits: torch.Tensor, fin
     return output
 
 
-def attend_parts(
-    exact: list[Part],
-    tail: list[Part],
-    sink_logits: torch.Tensor | None,
-    finite: bool,
-    shift: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, Masses]:
-    """One softmax over all parts, the learned sinks ``[H, M]`` in its denominator (SPEC 5.1, 8.2).
+def attend_all(
+    logits: list[torch.Tensor], values: list[torch.Tensor], sink_logits: torch.Tensor | None, padded: bool, finite: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One softmax over tokens that lie in several places (SPEC 5.1, 8.2).
 
-    Returns the output ``[H, M, DV]`` and the masses.
-    `shift` ``[H, M, DV]`` is added to every value of the tail (SPEC 5.4).
+    Parameters
+    ----------
+    logits : of [H, M, K]
+    values : of [H, K, DV], in any dtype
+    sink_logits : [H, M], optional
+        Learned sinks, which are in the denominator alone.
+    padded : bool
+        Whether a query may see nothing: its output is zeros.
+    finite : bool
+        Whether all values are.
+
+    Returns
+    -------
+    Tensor [H, M, DV]
+    Tensor [H, M, all K]
+        Weights.
     """
-    parts = [*exact, *tail]
-    logits = [part.logits for part in parts]
-    if sink_logits is not None:
-        logits.insert(len(exact), sink_logits[:, :, None])
-    joined = torch.cat(logits, dim=2)
-    most = joined.amax(dim=2, keepdim=True).clamp_(min=LEAST)
-    weights = joined.sub_(most).exp_()
-    total = weights.sum(dim=2, keepdim=True)
-    weights.div_(total.clamp(min=torch.finfo(weights.dtype).tiny))
-    sizes = [part.shape[2] for part in logits]
-    pieces = list(weights.split(sizes, dim=2))
-    held = sum(sizes[: len(exact) + (sink_logits is not None)])
-    if sink_logits is not None:
-        del pieces[len(exact)]
-    output = weigh(pieces[0], parts[0].values, parts[0].logits, finite)
-    for piece, part in zip(pieces[1:], parts[1:], strict=True):
-        output += weigh(piece, part.values, part.logits, finite)
-    held_mass, estimated = weights[:, :, :held].sum(dim=2), weights[:, :, held:].sum(dim=2)
-    if shift is not None:
-        # Without a pseudo-token nothing is moved, by whatever number (SPEC 2.5).
-        shift = shift if finite else shift.masked_fill(estimated[:, :, None] == 0, 0)
-        output.addcmul_(estimated[:, :, None], shift)
-    # Their sum is 1 but for rounding, or 0 where nothing is attended; a share is never above 1.
-    total = (held_mass + estimated).clamp_(min=torch.finfo(weights.dtype).tiny)
-    return output, Masses(torch.stack([held_mass, estimated]).div_(total))
+    joint = joined(logits, 2)
+    if sink_logits is None:
+        weights = torch.softmax(joint, dim=2)
+    else:
+        weights = torch.softmax(torch.cat([joint, sink_logits[:, :, None]], dim=2), dim=2)[:, :, :-1]
+    if padded:
+        weights = weights.masked_fill((joint == -torch.inf).all(dim=2, keepdim=True), 0)
+    return weigh(weights, joined(values, 1).to(weights.dtype), joint, finite), weights

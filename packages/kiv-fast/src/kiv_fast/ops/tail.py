@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import pad, softplus
 
-from .arguments import Found, Queries, marked
+from .arguments import Found, PageIndex, Queries, Selection, marked
 from .estimates import Estimates, joined
-from .softmax import LEAST, Part
+from .softmax import LEAST
 
 WEIGHT, POWER = 0.5, 4.0
 """How far, and how steeply, the selection moves the mean values."""
 
+LINEAR = 40.0
+"""From here on log(1 + e^x) is x, in float64 too."""
 
-def page_tail(queries: Queries, estimates: Estimates, found: Found, means: torch.Tensor) -> Part:
-    """One pseudo-token for each page with tokens that were not selected; `means` are the pages' ``[H, N, DV]``."""
-    size, rest = estimates.index.page_tokens, unread_sums(queries, estimates, found.candidates, slice(None))
-    left = queries.cap(found.scores).masked_fill(found.selected[:, None], -torch.inf)
-    page = (found.candidates.clamp(min=0) // size)[:, None].expand_as(left)
-    most = torch.full_like(rest, LEAST).scatter_reduce_(2, page, left, "amax")
-    mass = torch.zeros_like(rest).scatter_add_(2, page, torch.exp(left - most.gather(2, page)))
-    return Part(torch.logaddexp(rest, mass.log_().add_(most)), means)
+
+def page_tail(queries: Queries, estimates: Estimates, found: Found, chosen: Selection) -> torch.Tensor:
+    """Logits ``[H, M, N]`` of pages: log-sum-exp over their tokens that were not selected."""
+    at, pages = found.at, list[torch.Tensor]()
+    # Of candidates the scores take the place of estimates; of the selected ones nothing is left.
+    left = queries.cap(found.raw).scatter(2, chosen.every, -torch.inf)
+    for chunk in estimates.chunks:
+        logits = queries.cap(estimates.of(chunk))
+        if found.filled or len(estimates.chunks) > 1:
+            # A token more at each end takes what is in other chunks, or nowhere.
+            place = (at - (chunk.start - 1)).clamp_(0, chunk.stop - chunk.start + 1)
+            logits = pad(logits, (1, 1)).scatter_(2, place[:, None].expand_as(left), left)[:, :, 1:-1]
+        else:
+            logits = logits.scatter(2, at[:, None].expand_as(left), left)
+        pages.append(logits.unflatten(2, (-1, estimates.index.page_tokens)).logsumexp(dim=3))
+    return joined(pages, 2)
 
 
 def unread_sums(queries: Queries, estimates: Estimates, candidates: torch.Tensor, heads: slice) -> torch.Tensor:
@@ -28,46 +38,35 @@ def unread_sums(queries: Queries, estimates: Estimates, candidates: torch.Tensor
 
     `candidates` ``[n, K]`` are those of the heads; -1 is none.
     """
-    read = marked(candidates, estimates.index.tokens)
-    parts: list[torch.Tensor] = []
-    for chunk, part in estimates.all():
-        logits = queries.cap(part[heads]).masked_fill(read[:, None, chunk.start : chunk.stop], -torch.inf)
-        parts.append(_log_sums(logits.unflatten(2, (-1, estimates.index.page_tokens))))
-    return joined(parts, 2)
+    read, pages = marked(candidates, estimates.index.tokens)[:, None], list[torch.Tensor]()
+    for chunk in estimates.chunks:
+        logits = queries.cap(estimates.of(chunk)[heads])
+        logits = logits.masked_fill(read[:, :, chunk.start : chunk.stop], -torch.inf)
+        pages.append(logits.unflatten(2, (-1, estimates.index.page_tokens)).logsumexp(dim=3))
+    return joined(pages, 2)
 
 
-def _log_sums(logits: torch.Tensor) -> torch.Tensor:
-    """Logarithm of the sum of exponentials over the last axis, which is overwritten: torch's own takes longer."""
-    most = logits.amax(dim=-1, keepdim=True).clamp_(min=LEAST)
-    return logits.sub_(most).exp_().sum(dim=-1).log_().add_(most[..., 0])
-
-
-def value_shift(
-    raw: torch.Tensor, logits: torch.Tensor, deviation: torch.Tensor, missing: torch.Tensor | None
-) -> torch.Tensor:
-    """What each query adds to the mean values of pages, ``[H, M, DV]`` (SPEC 5.4).
+def value_shift(chosen: Selection, logits: torch.Tensor, values: torch.Tensor, index: PageIndex) -> torch.Tensor:
+    """What each query adds to the mean values of pages, but for `WEIGHT`, ``[H, M, DV]`` (SPEC 5.4).
 
     Parameters
     ----------
-    raw, logits : [H, M, R]
-        Scores of the selected tokens for all members, and what the soft cap makes of them.
-    deviation : [H, R, DV]
-        Of their values from the mean values of their pages.
-    missing : bool [H, R], or None
-        Entries that only fill up a row.
+    chosen : Selection
+    logits, values : [H, M, R], [H, R, DV]
+        Of its tokens.
+    index : PageIndex
     """
-    if missing is not None:
-        raw = raw.masked_fill(missing[:, None], -torch.inf)
-        deviation = deviation.masked_fill_(missing[:, :, None], 0)
-    most = raw.amax(dim=2, keepdim=True).clamp_(min=LEAST)
-    group = torch.logsumexp(raw - most, dim=1)  # [H, R], log S
+    raw, missing = chosen.raw, chosen.missing
+    page = (chosen.at // index.page_tokens)[:, :, None].expand_as(values)
+    deviation = values - index.means.gather(1, page)
+    most = raw.amax(dim=2, keepdim=True)
     if missing is None:
-        middle = group.mean(dim=1, keepdim=True)
+        group = torch.logsumexp(raw - most, dim=1, keepdim=True)  # [H, 1, R], log S
+        middle = group.mean(dim=2, keepdim=True)
     else:
-        group = group.masked_fill_(missing, 0)
-        middle = group.sum(dim=1, keepdim=True) / (~missing).sum(dim=1, keepdim=True).clamp(min=1)
-    fade = logsigmoid((group - middle).mul_(-POWER))
-    weights = torch.softmax(logits + fade[:, None], dim=2)
-    if missing is not None:
-        weights = weights.masked_fill_(missing[:, None], 0)  # a row of nothing else is not a number before
-    return torch.bmm(weights, deviation).mul_(WEIGHT)
+        deviation = deviation.masked_fill_(missing[:, :, None], 0)
+        gone = missing[:, None]
+        group = torch.logsumexp(raw - most.clamp_(min=LEAST), dim=1, keepdim=True).masked_fill_(gone, 0)
+        middle = group.sum(dim=2, keepdim=True) / (~gone).sum(dim=2, keepdim=True)
+    fade = softplus(group - middle, beta=POWER, threshold=LINEAR)  # log(1 + (S / mean)^POWER) / POWER
+    return torch.bmm(torch.softmax(logits.sub(fade, alpha=POWER), dim=2), deviation)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 
-from .arguments import LATE, Found, Masses, PagedTile, PageIndex, Queries, Rows, Tile, marked
+from .arguments import LATE, Found, PagedTile, PageIndex, Queries, Rows, Tile, marked
 from .bound import log_held, missed_share
-from .estimates import Estimates
-from .ranking import group_scores, top_set
-from .softmax import Part, attend_parts, tile_part
-from .tail import page_tail, value_shift
+from .estimates import Estimates, joined, pieces
+from .ranking import group_scores, top_set, top_sets
+from .softmax import attend_all, tile_logits
+from .tail import WEIGHT, page_tail, value_shift
 
 
 class TorchOps:
@@ -26,8 +27,10 @@ class TorchOps:
 
     def finite(self, *tensors: torch.Tensor) -> list[bool]:
         """Tell whether all numbers are finite, by their sums: one wait for all (`Ops.finite`)."""
-        sums: list[float] = torch.stack([tensor.sum() for tensor in tensors]).tolist()
-        return [math.isfinite(total) for total in sums]
+        sums = [tensor.sum() for tensor in tensors]
+        if len(sums) == 1:
+            return [math.isfinite(cast("float", sums[0].tolist()))]
+        return [math.isfinite(total) for total in cast("list[float]", torch.stack(sums).tolist())]
 
     def append(self, pairs: tuple[tuple[torch.Tensor, torch.Tensor, int], ...]) -> list[bool]:
         """Write tokens into windows (`Ops.append`)."""
@@ -41,25 +44,20 @@ class TorchOps:
 
     def select(self, estimates: Estimates, keys: Rows, candidates: int, selected: int) -> Found:
         """Choose candidates and select among them (`Ops.select`)."""
-        at = top_set(estimates.scores, candidates)
+        first, most = 3 * candidates // 4, min(selected, candidates)
+        at, early = top_sets(estimates.scores, candidates, first)
         raw = self.scores(estimates.queries, keys, at)
-        chosen = top_set(group_scores(raw, estimates.index.group), min(selected, candidates))
-        first = 3 * candidates // 4
-        early = marked(top_set(estimates.scores.gather(1, at), first), candidates, ragged=False)
-        count = (~early.gather(1, chosen)).sum(dim=1) - max(0, chosen.shape[1] - first)
-        late = estimates.index.transfer.fetch(LATE * count > chosen.shape[1]).tolist()
-        return Found(at, raw, chosen, candidates, at.numel(), [head for head, one in enumerate(late) if one])
+        chosen = top_set(group_scores(raw, estimates.index.group), most)
+        counts: list[int] = estimates.index.transfer.fetch(early.gather(1, chosen).sum(dim=1)).tolist()
+        late = [head for head, count in enumerate(counts) if LATE * (min(most, first) - count) > most]
+        return Found(at, raw, chosen, candidates, at.numel(), late)
 
     def scores(self, queries: Queries, keys: Rows, at: torch.Tensor, heads: torch.Tensor | None = None) -> torch.Tensor:
         """Scores ``[n, M, K]`` of cold tokens ``[n, K]``, whose keys are read, of all heads or of some (SPEC 4.5)."""
-        members = queries.members if heads is None else queries.members.index_select(0, heads)
-        raw = members.new_empty(*members.shape[:2], at.shape[1])
+        members = queries.scaled if heads is None else queries.scaled.index_select(0, heads)
         step = max(1, self._chunk_bytes // (members.shape[0] * members.shape[2] * members.dtype.itemsize))
-        for first in range(0, at.shape[1], step):
-            part = slice(first, first + step)
-            key = keys.gather(at[:, part].clamp(min=0), heads).to(members.dtype)
-            torch.mul(torch.bmm(members, key.transpose(1, 2)), queries.scale, out=raw[:, :, part])
-        return raw
+        read = (keys.gather(part, heads).to(members.dtype) for part in pieces(at, step, 1))
+        return joined([torch.bmm(members, key.transpose(1, 2)) for key in read], 2)
 
     def widen(self, estimates: Estimates, keys: Rows, found: Found, candidates: int) -> Found:
         """Take more candidates for heads that are late (`Ops.widen`)."""
@@ -94,24 +92,32 @@ class TorchOps:
         retrieved: tuple[Estimates, Found, Rows] | None,
         tail: bool,
         out: torch.Tensor,
-    ) -> Masses:
+    ) -> torch.Tensor:
         """One softmax over everything (`Ops.attend`)."""
-        exact = [tile_part(queries, tile) for tile in always if isinstance(tile, Tile)]
-        sinks = None if queries.sink_logits is None else queries.sink_logits.flatten(1, 2)
-        pages, shift = list[Part](), None
+        tiles = [tile for tile in always if isinstance(tile, Tile)]
+        logits, values = [tile_logits(queries, tiles)] if tiles else [], [tile.value for tile in tiles]
+        shift, pages = None, 0
         if retrieved is not None:
             estimates, found, rows = retrieved
-            selection, raw, at, missing = self._selection(queries, found, rows)
-            exact.append(selection)
+            chosen = found.selection()
+            logits.append(queries.cap(chosen.raw))
+            values.append(rows.gather(chosen.at, None))
             if tail:
-                means = estimates.index.records(estimates.index.mean).transpose(0, 1)
-                pages = [page_tail(queries, estimates, found, means)]
-                if at.shape[1]:  # else every head streams
-                    page = (at // estimates.index.page_tokens)[:, :, None].expand(-1, -1, means.shape[2])
-                    shift = value_shift(raw, selection.logits, selection.values - means.gather(1, page), missing)
-        output, masses = attend_parts(exact, pages, sinks, finite, shift)
+                if chosen.at.shape[1]:  # else every head streams
+                    shift = value_shift(chosen, logits[-1], values[-1], estimates.index)
+                logits.append(page_tail(queries, estimates, found, chosen))
+                values.append(estimates.index.means)
+                pages = estimates.index.pages
+        sinks = None if queries.sink_logits is None else queries.sink_logits.flatten(1, 2)
+        padded = any(tile.valid is not None for tile in tiles)
+        output, weights = attend_all(logits, values, sinks, padded, finite)
+        estimated = weights[:, :, weights.shape[2] - pages :].sum(dim=2)
+        if shift is not None:
+            # Without a pseudo-token nothing is moved, by whatever number (SPEC 2.5).
+            shift = shift if finite else shift.masked_fill((estimated == 0)[:, :, None], 0)
+            output.addcmul_(estimated[:, :, None], shift, value=WEIGHT)
         out.copy_(output.view(out.shape))
-        return masses
+        return estimated
 
     def take(self, estimates: Estimates, keys: Rows, head: int, known: Found, count: int) -> Found:
         """Take the best tokens of a head whole (`Ops.take`)."""
@@ -132,17 +138,3 @@ class TorchOps:
         """Bound what was missed (`Ops.missed`)."""
         heads = slice(None) if head is None else slice(head, head + 1)
         return missed_share(estimates, found, error, held[heads], heads)
-
-    def _selection(
-        self, queries: Queries, found: Found, rows: Rows
-    ) -> tuple[Part, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Read the selected values; scores ``[H, M, R]``, cold tokens ``[H, R]``, and which only fill up a row."""
-        chosen = found.chosen.clamp(min=0) if found.ragged else found.chosen
-        at = found.at.gather(1, chosen)
-        raw = found.raw.gather(2, chosen[:, None].expand(-1, found.raw.shape[1], -1))
-        if not found.ragged:
-            return Part(queries.cap(raw), rows.gather(at, None).to(raw.dtype)), raw, at, None
-        missing, at = found.chosen < 0, at.clamp_(min=0)
-        values = rows.gather(at, None).to(raw.dtype).masked_fill(missing[:, :, None], 0)
-        raw = raw.masked_fill(missing[:, None], -torch.inf)
-        return Part(queries.cap(raw), values), raw, at, missing

@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 
 import torch
 
-from ..ops.arguments import Found, Masses, Queries
+from ..ops.arguments import Found, Queries
 from .bound import bounded, missed_bound
 from .candidates import View, find
 
@@ -14,7 +14,7 @@ from .candidates import View, find
 class Result(NamedTuple):
     """Output and account of one block and sequence."""
 
-    masses: Masses
+    estimated: torch.Tensor  # [H, M], shares of mass
     found: Found | None  # None without a cold token
     streamed: torch.Tensor | None  # bool [H], heads to attend exactly
     missed: torch.Tensor | None  # [H, M]
@@ -26,9 +26,9 @@ def attend_block(view: View, queries: Queries, bound: bool, out: torch.Tensor) -
     """Answer the queries of a block by retrieval (SPEC 4, 5, 6.3); `out` as for `Ops.attend`."""
     cold, config = view.cold, view.cold.config
     if view.tokens == 0:
-        masses = cold.ops.attend(queries, view.always, view.finite, None, False, out)
-        missed = torch.zeros_like(masses.exact) if bound else None
-        return Result(masses, None, None, missed, 0, 0)
+        estimated = cold.ops.attend(queries, view.always, view.finite, None, False, out)
+        missed = torch.zeros_like(estimated) if bound else None
+        return Result(estimated, None, None, missed, 0, 0)
     estimates, streamed, missed = cold.ops.estimate(view.index, queries, view.most), None, None
     if config.max_missed_mass is not None:
         found, streamed, missed = bounded(view, queries, estimates)
@@ -39,8 +39,8 @@ def attend_block(view: View, queries: Queries, bound: bool, out: torch.Tensor) -
     cold.counters.value_bytes_gathered += selected * cold.shape.value_width * cold.shape.dtype.itemsize
     finite = view.finite and view.row.finite >= view.index.pages
     retrieved = estimates, found, cold.rows(view.row, values=True)
-    masses = cold.ops.attend(queries, view.always, finite, retrieved, config.tail == "mean", out)
-    return Result(masses, found, streamed, missed if bound else None, *_rows_read(view, found, streamed))
+    estimated = cold.ops.attend(queries, view.always, finite, retrieved, config.tail == "mean", out)
+    return Result(estimated, found, streamed, missed if bound else None, *_rows_read(view, found, streamed))
 
 
 def _rows_read(view: View, found: Found, streamed: torch.Tensor | None) -> tuple[int, int]:

@@ -36,7 +36,7 @@ class RamArena(Arena):
             reservation.in_ram += len(ids)
 
     def _rows(self, name: str, table: Table, width: int, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        rows = (ids * (self._shape.heads * self._page_tokens) + offsets).view(-1)
+        rows = offsets.add(ids, alpha=self._shape.heads * self._page_tokens).view(-1)
         out = self._scratch.take(name, (rows.numel(), width), self._shape.dtype, ids.device)
         return self._gather.rows(table, width, rows, out).view(*ids.shape, width)
 
