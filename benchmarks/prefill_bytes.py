@@ -7,17 +7,20 @@ blocks of a short context read more than all of it.
 
 from __future__ import annotations
 
-import argparse
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kiv_hf.impls import resolve_impl
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from .options import config, parse, parser
 from .report import Result, short, token_axis
+
+if TYPE_CHECKING:
+    import argparse
+
+    from matplotlib.figure import Figure
 
 K = 1024
 QUERY_HEADS, HEADS, WIDTH = 9, 3, 64
@@ -75,7 +78,7 @@ def draw(figure: Figure, result: Result) -> None:
         read = list(runs.values())[-1]
         panel.plot([(i + 1) * result.settings["chunk"] for i in range(len(read))], [n / 1e6 for n in read], label=way)
     panel.set(ylabel="MB a chunk", title=result.title, ylim=(0, None))
-    token_axis(panel, [int(context) for context in runs])
+    token_axis(panel, [int(context) for context in next(iter(result.series.values()))])
 
 
 def main(argv: list[str] | None = None) -> Result:

@@ -106,7 +106,7 @@ class Driver:
         """Attend, and check the answer."""
         placed = self.target.place({"query": query, "sink_logits": sink_logits})
         query, sink_logits = placed["query"], placed["sink_logits"]
-        arguments = {"scale": scale, "softcap": softcap, "sink_logits": sink_logits, "bound": bound}
+        arguments: dict[str, Any] = {"scale": scale, "softcap": softcap, "sink_logits": sink_logits, "bound": bound}
         arguments["remaining_prompt_tokens"] = remaining_prompt_tokens
         output = self._call("attend", query=query, **arguments)
         self.oracle.attend(query.tolist())
@@ -231,8 +231,8 @@ class Driver:
             start += n
             self.append(chunk)
             if attends:
-                told = {"sink_logits": scenario.sink_logits(n), "remaining_prompt_tokens": scenario.remaining}
-                outputs.append(self.attend(chunk.query, scenario.scale, scenario.softcap, **told))
+                asked = scenario.scale, scenario.softcap, scenario.sink_logits(n)
+                outputs.append(self.attend(chunk.query, *asked, remaining_prompt_tokens=scenario.remaining))
         return outputs
 
 

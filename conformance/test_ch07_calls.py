@@ -171,5 +171,5 @@ class Test_7_6_PromptsInSeveralCalls:
         tokens = Recipe("gaussian", 0).make(Shape(), 3)
         driver.append(tokens)
         driver.attend(tokens.query, 0.5)
-        arguments = {"query": tokens.query, "scale": 0.5, "remaining_prompt_tokens": bad}
+        arguments: dict[str, Any] = {"query": tokens.query, "scale": 0.5, "remaining_prompt_tokens": bad}
         refused(driver, KIVUsageError, "7.6", "attend", **arguments)

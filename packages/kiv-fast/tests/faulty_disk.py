@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 CHUNKS = [60, *[1] * 30]
 
-Method = Literal["create", "allocate", "write", "read", "expect_random", "will_need", "close"]
-METHODS: tuple[Method, ...] = get_args(Method)
+Method = Literal["create", "allocate", "write", "read", "expect_random", "will_need", "close", "truncate"]
+METHODS: tuple[Method, ...] = tuple(method for method in get_args(Method) if method != "truncate")
 """System calls of a store that only grows; `truncate` is that of one which shrinks."""
 
 
@@ -30,7 +30,7 @@ class Faulty(FileIO):
 
     def __init__(self, method: Method | None = None, at: int = 0, error: int = errno.EIO, short: bool = False) -> None:
         self.method, self.at, self.error, self.short = method, at, error, short
-        self.calls: dict[str | None, int] = {None: 0, **dict.fromkeys((*METHODS, "truncate"), 0)}
+        self.calls: dict[str | None, int] = {None: 0, **dict.fromkeys(get_args(Method), 0)}
         self.open: set[int] = set()
 
     def fault(self) -> None:

@@ -135,7 +135,7 @@ CHUNK, CHUNKS, BLOCK = 32, 24, 16
 """Tokens of a chunk, chunks of a prompt, and queries that share a retrieval."""
 
 
-def chunk_bytes(folder, told):
+def chunk_bytes(folder: str, told: bool) -> list[int]:
     """Read a prompt by retrieval, and return the bytes that each chunk read from disk."""
     data, io = draw(7, CHUNK * CHUNKS), CountingIO()
     config = replace(CONFIG, prefill="retrieve", query_block_tokens=BLOCK, exact_suffix_tokens=8, tail="none")
@@ -154,8 +154,9 @@ def chunk_bytes(folder, told):
     return found
 
 
-def test_a_prefill_by_retrieval_reads_no_more_as_the_context_grows(tmp_path):
+def test_a_prefill_by_retrieval_reads_no_more_as_the_context_grows(tmp_path: Path) -> None:
     heads = 2
+    assert CONFIG.retrieve_tokens is not None
     # Twice the candidates where it widens (SPEC 4.9).
     most = CHUNK // BLOCK * heads * (2 * CONFIG.candidate_tokens + CONFIG.retrieve_tokens) * WIDTH * ITEM
     *told, last = chunk_bytes(os.fspath(tmp_path), told=True)

@@ -126,12 +126,12 @@ def test_calls_of_a_step(ops: str, dtype: torch.dtype, length: int) -> None:
 
 
 @pytest.mark.parametrize(("ops", "dtype", "length"), EVERY)
-def test_modules_between_a_query_and_the_operations(ops, dtype, length):
+def test_modules_between_a_query_and_the_operations(ops: str, dtype: torch.dtype, length: int) -> None:
     store, (key, query) = filled(ops, length, dtype)
     store.append(key, key)
     modules, folder = set(), Path(kiv_fast.__file__).parent
 
-    def note(frame, event, _):
+    def note(frame: FrameType | None, event: str, _: Any) -> None:
         """Note who calls, directly or not, what is in `ops`."""
         chain = []
         while event == "call" and frame is not None:

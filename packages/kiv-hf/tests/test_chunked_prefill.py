@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,33 +13,43 @@ from kiv_hf.cli.generate import prefill
 from kiv_reference.errors import KIVUsageError
 from transformers import Gemma3nForCausalLM, Gemma3nTextConfig
 
+if TYPE_CHECKING:
+    from hf_models import TinyModel
+    from kiv_reference import LayerStore
+
 LOSSY = replace(STARVED, candidate_tokens=8, retrieve_tokens=4, exact_suffix_tokens=12, tail="mean")
 """With an exact end of 12 tokens, and blocks of 5 queries that lose something."""
 
 
+class Told(list[int | None]):
+    """What each attend is told, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.monkeypatch = monkeypatch
+
+    def of(self, cache: KIVCache) -> KIVCache:
+        """Listen to a cache."""
+        for layer in cache.kiv_layers().values():
+            self.listen(layer.store)
+        return cache
+
+    def listen(self, store: LayerStore) -> None:
+        attend = store.attend
+
+        def noted(query: torch.Tensor, **arguments: Any) -> torch.Tensor:
+            self.append(arguments["remaining_prompt_tokens"])
+            return attend(query, **arguments)
+
+        self.monkeypatch.setattr(store, "attend", noted)
+
+
 @pytest.fixture
-def told(monkeypatch):
-    """What each attend is told, in order; `told.of(cache)` listens to a cache."""
-
-    class Told(list):
-        def of(self, cache):
-            for layer in cache.kiv_layers().values():
-                self.listen(layer.store)
-            return cache
-
-        def listen(self, store, index=0):
-            attend = store.attend
-
-            def noted(query, **arguments):
-                self.append(arguments["remaining_prompt_tokens"])
-                return attend(query, **arguments)
-
-            monkeypatch.setattr(store, "attend", noted)
-
-    return Told()
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+    return Told(monkeypatch)
 
 
-def one_layer(told):
+def one_layer(told: Told) -> list[int | None]:
     """What the two layers of a model were told: the same."""
     assert told[::2] == told[1::2]
     return told[::2]
@@ -46,7 +57,7 @@ def one_layer(told):
 
 @pytest.mark.parametrize("impl", ["fast", "reference", "compare"])
 @pytest.mark.parametrize("lengths", [[90, 6], [5, 60, 30, 1], [20, 20, 20, 20, 16]])
-def test_chunks_give_what_one_pass_gives(llama, impl, lengths):
+def test_chunks_give_what_one_pass_gives(llama: TinyModel, impl: str, lengths: list[int]) -> None:
     right = feed(llama.kiv, llama.ids, llama.cache(LOSSY, impl=impl), [TEXT_TOKENS])
     cache = llama.cache(LOSSY, impl=impl)
     with cache.chunked_prefill(TEXT_TOKENS):
@@ -56,7 +67,7 @@ def test_chunks_give_what_one_pass_gives(llama, impl, lengths):
     assert (untold - right).abs().max() > 100 * llama.rounding()
 
 
-def test_layers_that_share_a_store_are_told_too(told):
+def test_layers_that_share_a_store_are_told_too(told: Told) -> None:
     torch.manual_seed(0)
     config = Gemma3nTextConfig(
         vocab_size=97, hidden_size=32, intermediate_size=32, num_hidden_layers=4, num_attention_heads=4,
@@ -73,7 +84,7 @@ def test_layers_that_share_a_store_are_told_too(told):
     assert told == [20] * 4 + [0] * 4
 
 
-def test_generate_tells_of_its_chunks(llama, told):
+def test_generate_tells_of_its_chunks(llama: TinyModel, told: Told) -> None:
     cache, ids = told.of(llama.cache(LOSSY)), llama.ids
     ids = llama.kiv.generate(ids, past_key_values=cache, prefill_chunk_size=40, max_new_tokens=3, do_sample=False)
     assert one_layer(told) == [56, 16, 0, None, None]
@@ -87,14 +98,14 @@ def test_generate_tells_of_its_chunks(llama, told):
     assert one_layer(told) == [None]
 
 
-def test_generate_in_chunks_gives_what_it_gives_in_one(llama):
-    settings = {"max_new_tokens": 8, "do_sample": False}
+def test_generate_in_chunks_gives_what_it_gives_in_one(llama: TinyModel) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
     right = llama.kiv.generate(llama.ids, past_key_values=llama.cache(LOSSY), **settings)
     got = llama.kiv.generate(llama.ids, past_key_values=llama.cache(LOSSY), prefill_chunk_size=95, **settings)
     assert torch.equal(got, right)
 
 
-def test_the_command_line_reads_a_prompt_as_one(llama, told):
+def test_the_command_line_reads_a_prompt_as_one(llama: TinyModel, told: Told) -> None:
     cache = told.of(llama.cache(LOSSY))
     prefill(llama.kiv, llama.ids, cache, 40)
     assert one_layer(told) == [56, 16, 0]
@@ -102,10 +113,10 @@ def test_the_command_line_reads_a_prompt_as_one(llama, told):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_nothing_stays_after_an_error(llama, told, error):
+def test_nothing_stays_after_an_error(llama: TinyModel, told: Told, error: type[BaseException]) -> None:
     cache = told.of(llama.cache(LOSSY))
 
-    def fail(*_):
+    def fail(*_: Any) -> None:
         raise error
 
     with cache.chunked_prefill(TEXT_TOKENS):
@@ -125,10 +136,10 @@ def test_nothing_stays_after_an_error(llama, told, error):
     assert one_layer(told) == [None, None]
 
 
-def test_generate_leaves_nothing_after_an_error(llama, told):
+def test_generate_leaves_nothing_after_an_error(llama: TinyModel, told: Told) -> None:
     cache = told.of(llama.cache(LOSSY))
 
-    def fail(*_):
+    def fail(*_: Any) -> None:
         if cache.get_seq_length() >= 80:
             raise KeyboardInterrupt
 
@@ -142,14 +153,14 @@ def test_generate_leaves_nothing_after_an_error(llama, told):
     assert one_layer(told) == [None]
 
 
-def test_what_comes_after_the_prompt_is_none_of_it(llama, told):
+def test_what_comes_after_the_prompt_is_none_of_it(llama: TinyModel, told: Told) -> None:
     cache = told.of(llama.cache(LOSSY))
     with cache.chunked_prefill(50):
         feed(llama.kiv, llama.ids[:, :80], cache, [30, 20, 1, 29])
     assert one_layer(told) == [20, 0, None, None]
 
 
-def test_a_fork_knows_nothing_of_it(llama, told):
+def test_a_fork_knows_nothing_of_it(llama: TinyModel, told: Told) -> None:
     cache = told.of(llama.cache(LOSSY))
     with cache.chunked_prefill(80):
         feed(llama.kiv, llama.ids[:, :40], cache, [40])
@@ -163,6 +174,6 @@ def test_a_fork_knows_nothing_of_it(llama, told):
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.0, None, True, "9"])
-def test_the_length_of_a_prompt_must_be_a_number(llama, bad):
+def test_the_length_of_a_prompt_must_be_a_number(llama: TinyModel, bad: Any) -> None:
     with pytest.raises(KIVUsageError, match=r"SPEC 7\.6|prompt_tokens must be an integer"):
         llama.cache().chunked_prefill(bad)
