@@ -21,8 +21,6 @@ from kiv_reference import KIVConfig
 from random_blocks import blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from kiv_fast.retrieval.candidates import View
     from kiv_fast.store import FastStore
     from kiv_reference.config import Group
