@@ -24,7 +24,7 @@ def painter(name: str) -> Callable[[Figure, Result], None]:
     """Return the function that draws the result of a name."""
     part = name.removeprefix("fidelity_")
     if part == name:
-        module = f".{next(known for known in NAMES if name.startswith(known))}"
+        module = f".{max((known for known in NAMES if name.startswith(known)), key=len)}"
     else:
         module = f".fidelity.{FIDELITY[part]}"
     return importlib.import_module(module, __package__).draw
