@@ -285,6 +285,20 @@ EVERY = [
         ops("operations"),
     ),
     CompiledFault(
+        "what is not in memory is not read",
+        "read.h",
+        "reads->done[i] ? reads->nbytes[i] : 0",
+        "reads->nbytes[i]",
+        ("packages/kiv-fast/tests/test_file_io.py::test_parts_of_any_size",),
+    ),
+    CompiledFault(
+        "a file that ends is read to the end that it should have",
+        "read.h",
+        "reads->error = got ? errno : EIO;",
+        "reads->error = got ? errno : 0;",
+        ("packages/kiv-fast/tests/test_file_io.py::test_what_cannot_be_read_is_an_error",),
+    ),
+    CompiledFault(
         "NaN is a number",
         "kernels.c",
         "(wide[i] & mask) == mask",

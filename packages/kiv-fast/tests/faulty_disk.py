@@ -28,6 +28,8 @@ METHODS: tuple[Method, ...] = tuple(method for method in get_args(Method) if met
 class Faulty(FileIO):
     """Do something else at the n-th call of one kind: raise an error, by default."""
 
+    read_many = FileIO.read_each
+
     def __init__(self, method: Method | None = None, at: int = 0, error: int = errno.EIO, short: bool = False) -> None:
         self.method, self.at, self.error, self.short = method, at, error, short
         self.calls: dict[str | None, int] = {None: 0, **dict.fromkeys(get_args(Method), 0)}

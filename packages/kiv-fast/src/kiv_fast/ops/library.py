@@ -56,6 +56,9 @@ class Library:
         self.estimate, self.best, self.select = calls["estimate"], calls["best"], calls["select"]
         self.attend, self.finite, self.append = calls["attend"], calls["finite"], calls["append"]
         self.held, self.missed = calls["held"], calls["missed"]
+        self.read = getattr(self._library, "kiv_read", None)  # only on Linux
+        if self.read is not None:
+            self.read.argtypes = (Int, Long, Pointer, Pointer, Pointer, Pointer, Int)
         parallel = _torch_threads()
         self.instructions = LEVELS[self.level] + ("" if parallel is not None else ", one thread")
         if parallel is not None:

@@ -7,6 +7,12 @@ import os
 import tempfile
 from collections.abc import Sequence
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..ops.library import load
+
 READAHEAD_RANDOM = getattr(os, "POSIX_FADV_RANDOM", None)
 READAHEAD_NEEDED = getattr(os, "POSIX_FADV_WILLNEED", None)
 
@@ -51,6 +57,42 @@ class FileIO:
     def read(self, handle: int, buffers: Sequence[memoryview], offset: int) -> int:
         """Read from `offset` into `buffers`; returns how many bytes were read."""
         return os.preadv(handle, buffers, offset)
+
+    def read_many(
+        self,
+        handle: int,
+        offsets: NDArray[np.int64],
+        at: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        buffer: memoryview,
+    ) -> None:
+        """Read `sizes[i]` bytes from `offsets[i]` to `at[i]` of a buffer, each; in C, where that was built."""
+        library = load()
+        if library is None or library.read is None:
+            self.read_each(handle, offsets, at, sizes, buffer)
+            return
+        places = (np.ascontiguousarray(part) for part in (offsets, at, sizes))
+        whole = np.frombuffer(buffer, dtype=np.uint8)
+        parts = [*places, whole]
+        error = library.read(handle, len(offsets), *(part.ctypes.data for part in parts), torch.get_num_threads())
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    def read_each(
+        self,
+        handle: int,
+        offsets: NDArray[np.int64],
+        at: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        buffer: memoryview,
+    ) -> None:
+        """Read as `read_many` does, by one system call after another; what is to come is asked for first."""
+        reads = list(zip(offsets.tolist(), at.tolist(), sizes.tolist(), strict=True))
+        if len(reads) > 1:
+            for offset, _, size in reads:
+                self.will_need(handle, offset, size)
+        for offset, start, size in reads:
+            read_all(self, handle, buffer[start : start + size], offset)
 
     def expect_random(self, handle: int) -> None:
         """Tell the system not to read ahead."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..pages.block_table import IdPool
 from ..shape import Shape
-from .file_io import read_all, write_all
+from .file_io import write_all
 from .resources import Resources
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -108,20 +108,13 @@ class PageFile:
         apart = (np.diff(offsets) != size) | (np.diff(at) != size)
         last = np.flatnonzero(np.append(apart, True))
         first = np.append(0, last[:-1] + 1)
-        runs = [
-            (offset, buffer[start : stop + size])
-            for offset, start, stop in zip(offsets[first].tolist(), at[first].tolist(), at[last].tolist(), strict=True)
-        ]
-        offset, part = runs[0]
+        offsets, sizes, at = offsets[first], at[last] - at[first] + size, at[first]
         try:
-            if len(runs) > 1:
-                for offset, part in runs:
-                    self._io.will_need(self._file[0], offset, len(part))
-            for offset, part in runs:
-                read_all(self._io, self._file[0], part, offset)
-                self._counters.disk_bytes_read += len(part)
+            self._io.read_many(self._file[0], offsets, at, sizes, buffer)
         except OSError as error:
-            raise self._failed(error, READING, offset, len(part)) from error
+            start = offsets.min().item()
+            raise self._failed(error, READING, start, (offsets + sizes).max().item() - start) from error
+        self._counters.disk_bytes_read += int(sizes.sum())
 
     def drop(self, place: int) -> None:
         """Forget the page at a place."""

@@ -1,4 +1,5 @@
 /* What the library shows: the operations for the best instructions that are allowed, workspaces, and threads. */
+#define _GNU_SOURCE /* preadv2 */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -107,3 +108,5 @@ void *kiv_workspace(int slot, int64_t nbytes) {
     }
     return workspace[slot].memory;
 }
+
+#include "read.h"
