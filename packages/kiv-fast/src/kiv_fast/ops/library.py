@@ -56,7 +56,7 @@ class Library:
         self.estimate, self.best, self.select = calls["estimate"], calls["best"], calls["select"]
         self.attend, self.finite, self.append = calls["attend"], calls["finite"], calls["append"]
         self.held, self.missed = calls["held"], calls["missed"]
-        self.read = getattr(self._library, "kiv_read", None)  # only on Linux
+        self.read = getattr(self._library, "kiv_read", None)  # on Linux, where the C library has it
         if self.read is not None:
             self.read.argtypes = (Int, Long, Pointer, Pointer, Pointer, Pointer, Int)
         parallel = _torch_threads()

@@ -3,10 +3,12 @@
 #define KIV_READ_H
 
 #ifdef __linux__
+#include <sys/uio.h>
+#endif
+
+#ifdef RWF_NOWAIT /* Linux, with a C library that knows of it */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdlib.h>
-#include <sys/uio.h>
 
 #define READS_AT_ONCE 128
 
