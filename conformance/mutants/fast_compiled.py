@@ -145,7 +145,7 @@ EVERY = [
         clause("4.9"),
     ),
     CompiledFault(
-        "candidates count in the tail by their estimates too",
+        "compiled: candidates count in the tail by their estimates too",
         "tail.h",
         "others[i] = same - 1;",
         "others[i] = UINT32_MAX;",
