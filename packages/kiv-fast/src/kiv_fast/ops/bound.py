@@ -40,15 +40,19 @@ def missed_share(
 ) -> torch.Tensor:
     """The bound, float64 ``[n, M]``, of the heads that `found` has; otherwise as `Ops.missed`."""
     queries, index, (slack, reach) = estimates.queries, estimates.index, _slack(estimates, error)
-    lost = _lost(queries, reach)[heads]
+    lost = _lost(queries, reach)[heads]  # [n, M, N]
     unread = unread_sums(queries, estimates, found.candidates, heads)  # [n, M, N]
     sizes = unread.abs().masked_fill_(unread == -torch.inf, 0)
     room = torch.finfo(unread.dtype).eps * (2 * sizes + 3 * index.page_tokens + 256)
-    unread = torch.logsumexp(unread.to(WIDE) + slack[heads] + room, dim=2)
+    unread = torch.logsumexp(
+        (unread.to(WIDE) + slack[heads] + room + lost).masked_fill_(unread == -torch.inf, -torch.inf), 2
+    )
     logits, selected = queries.cap(found.scores).to(WIDE), found.selected[:, None]
-    held = torch.logaddexp(held, torch.logsumexp(logits.masked_fill(~selected, -torch.inf), dim=2) - lost)
-    left = torch.logsumexp(logits.masked_fill(selected, -torch.inf), dim=2)
-    missed = torch.logaddexp(left, unread) + lost
+    page = found.candidates.long().clamp(min=0) // index.page_tokens  # [n, K]
+    lost = lost.gather(2, page[:, None].expand_as(logits))
+    held = torch.logaddexp(held, torch.logsumexp((logits - lost).masked_fill(~selected, -torch.inf), dim=2))
+    left = (logits + lost).masked_fill(selected | (logits == -torch.inf), -torch.inf)
+    missed = torch.logaddexp(torch.logsumexp(left, dim=2), unread)
     # What is left are logarithms in float64, and their sums of fewer than 2^22 numbers.
     room = 2.0**-30 + torch.finfo(WIDE).eps * (held.abs() + missed.abs())
     share = torch.exp(room) / (1 + torch.exp(held - missed))
@@ -61,9 +65,9 @@ def _asked(queries: Queries) -> torch.Tensor:
 
 
 def _lost(queries: Queries, reach: torch.Tensor) -> torch.Tensor:
-    """What a logit loses at most, float64 ``[H, M]``; infinity where it may not be a number.
+    """What a logit loses at most, float64, of the shape of `reach`; infinity where it may not be a number.
 
-    `reach` ``[H, M]`` is no less than Σ |scale * q| |k| of any key.
+    `reach` ``[H, M]`` or ``[H, M, N]`` is no less than Σ |scale * q| |k| of any key.
     """
     info = torch.finfo(reach.dtype)
     lost = info.eps * ((queries.members.shape[2] + 16) * reach.to(WIDE) + 4 * (queries.softcap or 0.0) + 64)
@@ -71,7 +75,7 @@ def _lost(queries: Queries, reach: torch.Tensor) -> torch.Tensor:
 
 
 def _slack(estimates: Estimates, error: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What scores of pages exceed their estimates by, float64 ``[H, M, N]``; and the reach of all, ``[H, M]``.
+    """What scores of pages exceed their estimates by, float64 ``[H, M, N]``; and their reach, ``[H, M, N]``.
 
     `error` ``[N, H, D]`` is the largest distance of a page's keys from their approximate keys.
     """
@@ -84,4 +88,4 @@ def _slack(estimates: Estimates, error: torch.Tensor) -> tuple[torch.Tensor, tor
     less = (coded - (coded / unit).round_().mul_(unit)).clamp_(min=0).sum(dim=3).permute(1, 2, 0) * (LEVELS - 1)
     spread = asked @ error.permute(1, 2, 0)
     reach = asked @ base.abs().permute(1, 2, 0) + spread + less + LEVELS * size.sum(dim=3).permute(1, 2, 0)
-    return spread.to(WIDE) + less, reach.amax(dim=2)
+    return spread.to(WIDE) + less, reach

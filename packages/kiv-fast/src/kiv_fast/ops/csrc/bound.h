@@ -172,38 +172,42 @@ static void missed_of_row(void *context, int64_t row) {
     const Found *found = missed->found;
     int64_t head = row / query->members, m = row % query->members, pages = missed->index->pages, candidate = 0;
     int64_t others = 0, size = missed->index->tokens, count = found->candidates, wide = ROUND_UP(query->width, LANES), selected = 0;
-    double *page_log = kiv_workspace(2, pages * sizeof(double) + (wide + 2 * ROUND_UP(count, LANES)) * sizeof(float));
+    double *page_log = kiv_workspace(2, (pages + count) * sizeof(double) + (wide + 2 * ROUND_UP(count, LANES)) * sizeof(float));
     OR_FAIL(page_log)
-    float *asked = (float *)(page_log + pages), *left = asked + wide, *kept = left + ROUND_UP(count, LANES), far = 0.0f;
+    double *away = page_log + pages; /* what the logits of candidates lost */
+    float *asked = (float *)(away + count), *left = asked + wide, *kept = left + ROUND_UP(count, LANES);
     double most = -INFINITY, total = 0.0;
     magnitudes(query, head, m, asked);
     for (int64_t p = 0; p < pages; p++) {
         float reach, sum = missed->room[row * pages + p], base = missed->estimates->base[row * pages + p];
         double more = slack(missed, query, head, m, p, asked, &reach);
         int64_t first = candidate, unread = unread_tokens(missed, head, p, &candidate);
-        if (reach > far || reach != reach) far = reach; /* from then on it stays what is no number */
+        double gone = lost(query, reach);
+        for (int64_t k = first; k < candidate; k++) away[k] = gone;
         page_log[p] = -INFINITY;
         others += unread;
         if (unread == 0) continue;
         /* So far below the base, weights that are not nothing may have been taken for 0. */
         double all = sum > base - FAR ? sum : weighed_anew(missed, query, head, m, p, first, candidate);
-        page_log[p] = all + more + 4 * ROUNDED * fabs(all);
+        page_log[p] = all + more + gone + 4 * ROUNDED * fabs(all);
         if (!(page_log[p] <= most)) most = page_log[p];
     }
     for (int64_t p = 0; p < pages; p++) total += page_log[p] == -INFINITY ? 0.0 : exp(page_log[p] - most);
-    double away = lost(query, far) + ROUNDED * count, may = most + log(total) + ROUNDED * (6.0 * size + 512.0);
+    double sums = ROUNDED * count, may = most + log(total) + ROUNDED * (6.0 * size + 512.0);
     memcpy(left, found->raw + row * found->stride, count * sizeof(float));
     cap(left, count, query->softcap);
+    for (int64_t k = 0; k < candidate; k++) away[k] += 4 * ROUNDED * (fabs(left[k]) + away[k]); /* adding it is rounded too */
     for (; selected < found->selected && found->chosen[head * found->selected + selected] >= 0; selected++) {
-        float *one = left + found->chosen[head * found->selected + selected];
-        kept[selected] = *one;
-        *one = -INFINITY;
+        int64_t one = found->chosen[head * found->selected + selected];
+        kept[selected] = (float)(left[one] - away[one]);
+        left[one] = -INFINITY;
     }
-    double have = log_add(missed->held[row], log_sums(kept, selected) - away), rest = log_sums(left, count);
-    may = log_add(may, rest);
+    for (int64_t k = 0; k < candidate; k++)
+        if (left[k] != -INFINITY) left[k] = (float)(left[k] + away[k]);
+    double have = log_add(missed->held[row], log_sums(kept, selected) - sums);
+    may = log_add(may, log_sums(left, count) + sums);
     int nothing = candidate == selected && others == 0;
     /* What is left are logarithms in float64, and their sums of fewer than 2^22 numbers. */
-    may += away;
     double share = exp(0x1p-30 + 0x1p-52 * (fabs(have) + fabs(may))) / (1.0 + exp(have - may));
     missed->share[row] = nothing ? 0.0 : share < 1.0 ? share : 1.0;
 }
