@@ -273,7 +273,7 @@ EVERY = [
     CompiledFault(
         "the missed bound counts selected tokens as left out",
         "bound.h",
-        "        *one = -INFINITY;\n",
+        "        left[one] = -INFINITY;\n",
         "",
         clause("6.2"),
     ),

@@ -103,7 +103,7 @@ FAULTS = [
     Fault(
         "the missed bound leaves out candidates that were not selected",
         "kiv_fast.ops.bound:missed_share",
-        "torch.logaddexp(left, unread)",
+        "torch.logaddexp(torch.logsumexp(left, dim=2), unread)",
         "unread",
         clause("6.2", PARTS),
     ),

@@ -1,7 +1,9 @@
 """The bound on missed mass where float64 itself loses what decides (SPEC 6.2)."""
 
 import math
+from typing import Any
 
+import pytest
 import torch
 from kiv_fast import FastPool
 from kiv_reference import KIVConfig
@@ -30,3 +32,18 @@ def test_the_bound_holds_where_products_cancel() -> None:
     missed = math.exp(scores[1 - selected]) / (math.exp(scores[0]) + math.exp(scores[1]))
     assert block.missed_bound is not None
     assert block.missed_bound.item() >= missed
+
+
+@pytest.mark.parametrize("ops", ["torch", "auto"])
+def test_a_page_of_huge_keys_says_nothing_of_the_others(ops: Any) -> None:
+    """Its logits are rounded by more than the others are below what is attended; they are as far below themselves."""
+    sizes = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": 8, "candidate_tokens": 1, "retrieve_tokens": 1}
+    store = FastPool(KIVConfig(**sizes), ops=ops).layer_store()
+    key = torch.arange(1.0, 9.0)[:, None].expand(8, 8)
+    key = torch.cat([key, 1e6 * key, torch.zeros(1, 8)])[None, None]
+    for part in key.split([16, 1], dim=2):
+        store.append(part, part)
+        store.attend(-torch.ones(1, 1, part.shape[2], 8), scale=1e9, bound=True)
+    bound = store.report.blocks[0].missed_bound
+    assert bound is not None
+    assert float(bound) < 1e-3
