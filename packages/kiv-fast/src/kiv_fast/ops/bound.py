@@ -55,7 +55,7 @@ def missed_share(
     missed = torch.logaddexp(torch.logsumexp(left, dim=2), unread)
     # What is left are logarithms in float64, and their sums of fewer than 2^22 numbers.
     room = 2.0**-30 + torch.finfo(WIDE).eps * (held.abs() + missed.abs())
-    share = torch.exp(room) / (1 + torch.exp(held - missed))
+    share = torch.exp(room - torch.nn.functional.softplus(held - missed))
     return torch.where(missed == -torch.inf, 0.0, share.nan_to_num_(nan=1.0).clamp_(max=1.0))
 
 

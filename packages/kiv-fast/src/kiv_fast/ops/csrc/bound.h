@@ -208,7 +208,7 @@ static void missed_of_row(void *context, int64_t row) {
     may = log_add(may, log_sums(left, count) + sums);
     int nothing = candidate == selected && others == 0;
     /* What is left are logarithms in float64, and their sums of fewer than 2^22 numbers. */
-    double share = exp(0x1p-30 + 0x1p-52 * (fabs(have) + fabs(may))) / (1.0 + exp(have - may));
+    double share = exp(0x1p-30 + 0x1p-52 * (fabs(have) + fabs(may)) - log_add(0.0, have - may));
     missed->share[row] = nothing ? 0.0 : share < 1.0 ? share : 1.0;
 }
 
