@@ -152,7 +152,7 @@ FAULTS = [
         "kiv_fast.tiers.file_io:FileIO.allocate",
         "os.posix_fallocate(handle, offset, nbytes)",
         "os.truncate(handle, offset + nbytes)",
-        (f"{TESTS}parts.py::test_a_segment_has_its_room_on_disk",),
+        (f"{TESTS}parts.py::test_a_page_has_its_room_on_disk",),
     ),
     Fault(
         "a page on disk is forgotten and its place lost",

@@ -80,7 +80,7 @@ def test_the_buffers_of_a_step_are_booked(config: KIVConfig) -> None:
     assert 0 < used <= pool.scratch.nbytes <= pool.memory().device
 
 
-def test_a_segment_has_its_room_on_disk(tmp_path: Path) -> None:
+def test_a_page_has_its_room_on_disk(tmp_path: Path) -> None:
     """So that a full disk shows when room is made, and not in the write of a page."""
     io = FileIO()
     handle = io.create(os.fspath(tmp_path))

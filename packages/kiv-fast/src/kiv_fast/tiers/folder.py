@@ -14,7 +14,7 @@ from .file_io import FileIO
 
 
 def folder_for(configured: str | os.PathLike[str] | None) -> str:
-    """Return the folder for segments: the configured one, else one for temporary files that is not in memory.
+    """Return the folder for files of pages: the configured one, else one for temporary files that is not in memory.
 
     Raises
     ------

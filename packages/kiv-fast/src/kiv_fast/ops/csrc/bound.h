@@ -65,7 +65,7 @@ static void held_of_head(void *context, int64_t head) {
                 widen(row_of(&run->key, head, i), query->width, run->key.kind, key);
                 for (int64_t d = 0; d < wide; d += LANES) {
                     V one = (V)((VI)load(key + d) & 0x7fffffff);
-                    store(size + d, LARGER(one, load(size + d)));
+                    store(size + d, larger(one, load(size + d)));
                 }
             }
         }
@@ -89,16 +89,6 @@ typedef struct {
     const Query *query;
     const Missed *missed;
 } Missing;
-
-/* The unit of the weights of a page, as in `ask`, and its inverse. */
-static void unit_of(float most, float *unit, float *inverse) {
-    int32_t exponent;
-    memcpy(&exponent, &most, sizeof most);
-    exponent = (exponent >> 23) - 126 - 13;
-    exponent = exponent < -126 ? -126 : exponent > 115 ? 115 : exponent;
-    *unit = ldexpf(1.0f, exponent);
-    *inverse = ldexpf(1.0f, -exponent);
-}
 
 /* What no score of a page exceeds its estimate by; and no sum of products that made them is more than `reach`. */
 static double slack(const Missed *missed, const Query *query, int64_t head, int64_t m, int64_t page, const float *asked,

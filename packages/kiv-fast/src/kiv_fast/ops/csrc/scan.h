@@ -27,6 +27,17 @@ static inline Asked asked_room(const Index *index, int64_t members) {
     return asked;
 }
 
+/* The power of two of which the largest weight is 4,096 to 8,191, and its inverse. */
+static void unit_of(float most, float *unit, float *inverse) {
+    int32_t exponent;
+    memcpy(&exponent, &most, sizeof most);
+    exponent = (exponent >> 23) - 126 - 13;
+    exponent = exponent < -126 ? -126 : exponent > 115 ? 115 : exponent;
+    uint32_t bits = (uint32_t)(127 + exponent) << 23, others = (uint32_t)(127 - exponent) << 23;
+    memcpy(unit, &bits, sizeof *unit);
+    memcpy(inverse, &others, sizeof *inverse);
+}
+
 static void ask(const Index *index, const Query *query, int64_t head, int64_t page, const Asked *asked) {
     int64_t channels = 2 * index->half, width = index->width, at = index->page[page] * index->heads + head;
     const int16_t *channel = index->channels + at * channels;
@@ -50,15 +61,7 @@ static void ask(const Index *index, const Query *query, int64_t head, int64_t pa
             store(exact + c, one);
             most = larger((V)((VI)one & INT32_MAX), most);
         }
-        /* The unit is the power of two of which the largest weight is 4,096 to 8,191. */
-        float size = most_of(most);
-        int32_t exponent;
-        memcpy(&exponent, &size, sizeof size);
-        exponent = (exponent >> 23) - 126 - 13;
-        exponent = exponent < -126 ? -126 : exponent > 115 ? 115 : exponent;
-        uint32_t bits = (uint32_t)(127 + exponent) << 23, others = (uint32_t)(127 - exponent) << 23;
-        memcpy(&unit, &bits, sizeof unit);
-        memcpy(&inverse, &others, sizeof inverse);
+        unit_of(most_of(most), &unit, &inverse);
         int8_t *high = (int8_t *)asked->high + m * asked->channels, *low = (int8_t *)asked->low + m * asked->channels;
         for (int64_t c = 0; c < channels; c += LANES) {
             V one = load(exact + c) * splat(inverse);
