@@ -37,8 +37,8 @@ def test_the_bound_holds_where_products_cancel() -> None:
 @pytest.mark.parametrize("ops", ["torch", "auto"])
 def test_a_page_of_huge_keys_says_nothing_of_the_others(ops: Any) -> None:
     """Its logits are rounded by more than the others are below what is attended; they are as far below themselves."""
-    sizes = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": 8, "candidate_tokens": 1, "retrieve_tokens": 1}
-    store = FastPool(KIVConfig(**sizes), ops=ops).layer_store()
+    config = KIVConfig(hot_tokens=0, sink_tokens=0, page_tokens=8, candidate_tokens=1, retrieve_tokens=1)
+    store = FastPool(config, ops=ops).layer_store()
     key = torch.arange(1.0, 9.0)[:, None].expand(8, 8)
     key = torch.cat([key, 1e6 * key, torch.zeros(1, 8)])[None, None]
     for part in key.split([16, 1], dim=2):
