@@ -7,6 +7,7 @@
 
 #define PART_TOKENS 256
 #define MOST_PARTS 64 /* of a run: parts of long ones are larger */
+#define AT_ONCE 16    /* rows whose places are written down together */
 #define POWER 4       /* SPEC 5.4 */
 
 /* A part of the softmax of one head: what it weighs, and for each member the largest logit, sum and weighed values. */
@@ -42,7 +43,6 @@ static const void *value_of(const Softmax *softmax, const Part *part, int64_t i,
     const Attend *attend = softmax->attend;
     if (part->kind >= 0) {
         const Run *run = attend->run + part->kind;
-        ask_ahead(&run->value, part->head, part->first + i, run->count);
         *kind = run->value.kind;
         return row_of(&run->value, part->head, part->first + i);
     }
@@ -68,31 +68,29 @@ static void weigh(const Softmax *softmax, const Part *part, const float *weights
                   int64_t stride, float *value) {
     const Attend *attend = softmax->attend;
     int64_t members = softmax->query->members, wide = softmax->wide, count = part->stop - part->first, kind;
-    float *zeros = value + VALUES * wide;
+    float *zeros = value + AT_ONCE * wide;
     memset(zeros, 0, wide * sizeof(float));
-    for (int64_t first = 0; first < count; first += VALUES) {
-        int64_t have = count - first < VALUES ? count - first : VALUES;
-        const void *stored[VALUES], *seen[VALUES], *moved[VALUES];
+    for (int64_t first = 0; first < count; first += AT_ONCE) {
+        int64_t have = count - first < AT_ONCE ? count - first : AT_ONCE;
+        const void *stored[AT_ONCE], *seen[AT_ONCE], *moved[AT_ONCE];
         for (int64_t j = 0; j < have; j++) stored[j] = value_of(softmax, part, first + j, &kind);
-        if (attend->finite && have == VALUES && attend->value_width == wide) {
-            add_values(part->sum, members, wide, stored, kind, weights + first, stride);
-            if (more) add_values(part->shift, members, wide, stored, kind, more + first, more_stride);
+        if (attend->finite && attend->value_width == wide) {
+            add_values(part->sum, members, wide, stored, have, kind, weights + first, stride);
+            if (more) add_values(part->shift, members, wide, stored, have, kind, more + first, more_stride);
             continue;
         }
         for (int64_t j = 0; j < have; j++) widen(stored[j], attend->value_width, kind, value + j * wide);
         for (int64_t m = 0; m < members; m++) {
             const float *whole = weights + m * stride + first, *others = more ? more + m * more_stride + first : 0;
-            float w[VALUES] = {0}, s[VALUES] = {0};
-            for (int64_t j = 0; j < VALUES; j++) {
-                float one = j < have ? whole[j] : -1.0f, other = j < have && more ? others[j] : 0.0f;
+            float w[AT_ONCE];
+            for (int64_t j = 0; j < have; j++) {
                 /* What is not attended is zeros, not something times 0: an infinity would turn into NaN. */
-                seen[j] = one < 0.0f ? zeros : value + j * wide;
-                moved[j] = other == 0.0f ? zeros : value + j * wide;
-                w[j] = one < 0.0f ? 0.0f : one;
-                s[j] = other;
+                seen[j] = whole[j] < 0.0f ? zeros : value + j * wide;
+                w[j] = whole[j] < 0.0f ? 0.0f : whole[j];
+                if (more) moved[j] = others[j] == 0.0f ? zeros : value + j * wide;
             }
-            add_values(part->sum + m * wide, 1, wide, seen, F32, w, 0);
-            if (more) add_values(part->shift + m * wide, 1, wide, moved, F32, s, 0);
+            add_values(part->sum + m * wide, 1, wide, seen, have, F32, w, 0);
+            if (more) add_values(part->shift + m * wide, 1, wide, moved, have, F32, others, 0);
         }
     }
 }
@@ -106,15 +104,12 @@ static void run_logits(const Softmax *softmax, const Part *part, float *logits, 
     float *asked = room, *key = room + members * wide;
     for (int64_t m = 0; m < members; m++)
         widen(query->query + (part->head * members + m) * query->width, query->width, F32, asked + m * wide);
-    for (int64_t i = 0; i < count; i += ROWS) {
-        int64_t have = count - i < ROWS ? count - i : ROWS;
-        const void *row[ROWS];
-        for (int64_t j = 0; j < ROWS; j++) {
-            int64_t at = part->first + i + (j < have ? j : 0);
-            if (j < have) ask_ahead(&run->key, part->head, at, run->count);
-            row[j] = row_of(&run->key, part->head, at);
-        }
-        products(asked, members, wide, row, query->width, run->key.kind, key, logits + i, stride);
+    for (int64_t i = 0; i < count; i += AT_ONCE) {
+        int64_t have = count - i < AT_ONCE ? count - i : AT_ONCE;
+        const void *row[AT_ONCE];
+        for (int64_t j = 0; j < ROUND_UP(have, ROWS); j++)
+            row[j] = row_of(&run->key, part->head, part->first + i + (j < have ? j : 0));
+        products(asked, members, wide, row, have, query->width, run->key.kind, key, logits + i, stride);
     }
     for (int64_t m = 0; m < members; m++)
         for (int64_t i = 0; i < count; i += LANES)
@@ -137,7 +132,7 @@ static void attend_part(void *context, int64_t task) {
     Part *part = softmax->part + task;
     int64_t members = query->members, count = part->stop - part->first, stride = ROUND_UP(count, 16);
     int64_t wide = ROUND_UP(query->width, LANES);
-    float *logits = kiv_workspace(2, ((members + 1) * stride + (members + 4) * wide + (VALUES + 1) * softmax->wide) * 4);
+    float *logits = kiv_workspace(2, ((members + 1) * stride + (members + 4) * wide + (AT_ONCE + 1) * softmax->wide) * 4);
     OR_FAIL(logits)
     float *room = logits + members * stride, *kept = room + (members + 4) * wide, *value = kept + stride, *more = 0;
     int64_t more_stride = 0;

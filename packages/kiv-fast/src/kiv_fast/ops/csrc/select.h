@@ -67,7 +67,7 @@ static void score_rows(void *context, int64_t task) {
         }
         if (have == ROWS || (k + 1 == stop && have)) {
             for (int i = have; i < ROWS; i++) row_at[i] = row_at[0];
-            products(asked, members, wide, row_at, query->width, select->rows->kind, key, product, ROWS);
+            products(asked, members, wide, row_at, ROWS, query->width, select->rows->kind, key, product, ROWS);
             for (int64_t m = 0; m < members; m++)
                 for (int i = 0; i < have; i++) raw[m * found->stride + number[i]] = product[m * ROWS + i] * query->scale;
             have = 0;
