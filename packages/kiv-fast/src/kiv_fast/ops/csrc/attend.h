@@ -7,7 +7,7 @@
 
 #define PART_TOKENS 256
 #define MOST_PARTS 64 /* of a run: parts of long ones are larger */
-#define AT_ONCE 16    /* rows whose places are written down together */
+#define AT_ONCE 64    /* rows whose places are written down together */
 #define POWER 4       /* SPEC 5.4 */
 
 /* A part of the softmax of one head: what it weighs, and for each member the largest logit, sum and weighed values. */

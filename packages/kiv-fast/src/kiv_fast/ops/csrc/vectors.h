@@ -310,9 +310,8 @@ static inline void narrow(float number, int64_t kind, void *to, int64_t i) {
     }
 }
 
-/* Ask for rows before they are needed: what lies in pages of memory is not foreseen by the processor. */
-#define ROWS_AHEAD 16 /* of rows that lie anywhere */
-#define BYTES_AHEAD 8192 /* of rows that lie together */
+/* Ask for rows that lie anywhere before they are needed: the processor foresees those that lie together, and no others. */
+#define ROWS_AHEAD 16
 
 static inline const void *row_of(const Rows *rows, int64_t head, int64_t i);
 
@@ -320,12 +319,6 @@ static inline void ask_row(const Rows *rows, int64_t head, int64_t i) {
     const char *row = row_of(rows, head, i);
     int64_t nbytes = rows->width * (rows->kind == F32 ? 4 : 2);
     for (int64_t byte = 0; byte < nbytes; byte += 64) __builtin_prefetch(row + byte);
-}
-
-/* The row so many bytes behind the i-th, if there is one before `stop`. */
-static inline void ask_ahead(const Rows *rows, int64_t head, int64_t i, int64_t stop) {
-    i += BYTES_AHEAD / (rows->width * (rows->kind == F32 ? 4 : 2)) + 1;
-    if (i < stop) ask_row(rows, head, i);
 }
 
 static inline const void *row_of(const Rows *rows, int64_t head, int64_t i) {
