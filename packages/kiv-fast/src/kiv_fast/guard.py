@@ -69,10 +69,10 @@ class Guard:
 
 
 @contextmanager
-def _plain_tensors() -> Generator[None, None, None]:
-    """Leave inference mode and autocast, without gradients: a store may go on outside."""
-    with torch.inference_mode(False), torch.no_grad(), ExitStack() as stack:
-        for kind in ("cpu", "cuda"):  # autocast would round what SPEC 1.2 computes in float32
+def _without_autocast() -> Generator[None, None, None]:
+    """Leave autocast, which would round what SPEC 1.2 computes in float32."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         yield
@@ -89,11 +89,13 @@ def public(method: Callable[Concatenate[Self, P], Out]) -> Callable[Concatenate[
             try:
                 if guard.dead or guard.marked or guard.broken:
                     guard.clear_up()
-                autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-                if not (autocast or torch.is_grad_enabled() or torch.is_inference_mode_enabled()):
-                    return method(self, *args, **kwargs)  # as `generate` calls it: there is nothing to switch
-                with _plain_tensors():
-                    return method(self, *args, **kwargs)
+                if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+                    with _without_autocast(), torch.inference_mode(False), torch.no_grad():
+                        return method(self, *args, **kwargs)
+                if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+                    with torch.inference_mode(False), torch.no_grad():
+                        return method(self, *args, **kwargs)
+                return method(self, *args, **kwargs)  # as `generate` calls it
             except RuntimeError as error:
                 if "DefaultCPUAllocator" not in str(error):
                     raise

@@ -35,9 +35,14 @@ class StoreView:
         )
 
     @property
-    @public
     def length(self) -> int:
         """T (`LayerStore.length`)."""
+        if self.guard.marked or self.guard.broken:  # a change goes on in another thread, or was broken off
+            return self._settled_length()
+        return self._length
+
+    @public
+    def _settled_length(self) -> int:
         self._check_whole()
         return self._length
 

@@ -9,6 +9,7 @@ from kiv_reference.errors import KIVUnsupportedError, refuse
 from transformers.utils import logging
 
 from ..guards.active import active_handshake, foreign_tensors, other_cache_active
+from ..guards.eager import outside_graphs
 from ..guards.names import NAME
 from .resolve import resolve, resolve_adapted
 from .stock import stock_attention
@@ -24,7 +25,7 @@ _REFUSED_ARGUMENTS = ("position_bias", "indices", "block_indices")
 """Arguments that change what is attended, and that a store cannot honour: biases and selections of the model's own."""
 
 
-@torch.compiler.disable
+@outside_graphs
 def kiv_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

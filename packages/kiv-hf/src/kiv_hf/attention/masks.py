@@ -9,6 +9,7 @@ from kiv_reference.errors import KIVShapeError, KIVUsageError, refuse
 from transformers.masking_utils import causal_mask_function
 
 from ..guards.active import other_cache_active, this_cache_active
+from ..guards.eager import outside_graphs
 from ..guards.handshake import Handshake, MaskLength, PlainMask
 from .stock import stock_mask
 
@@ -22,7 +23,7 @@ NEEDS_MASK = frozenset({"mpt"})
 """Models whose code fails on a mask of None."""
 
 
-@torch.compiler.disable
+@outside_graphs
 def kiv_mask(
     batch_size: int,
     q_length: int,

@@ -14,6 +14,7 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
+from ..guards.eager import outside_graphs
 from ..guards.running import calling_config
 from .layer import KIVLayerMixin
 from .linear import LinearStates
@@ -72,7 +73,7 @@ class MendingCache(LinearStates):
             self.handshake.require_model(calling_config())
         self._progress.change(layer_idx)
 
-    @torch.compiler.disable
+    @outside_graphs
     def update(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
