@@ -224,9 +224,16 @@ EVERY = [
     CompiledFault(
         "no last partial group of values",
         "attend.h",
-        "count - first < VALUES ? count - first : VALUES",
-        "count - first < VALUES ? 0 : VALUES",
+        "count - first < AT_ONCE ? count - first : AT_ONCE",
+        "count - first < AT_ONCE ? 0 : AT_ONCE",
         clause("5.1"),
+    ),
+    CompiledFault(
+        "the first columns of a value stand for the others",
+        "products.h",
+        "several(row[i], from + c * LANES, kind)",
+        "several(row[i], c * LANES, kind)",
+        ops("operations"),
     ),
     CompiledFault(
         "parts are merged without regard to their largest logits",

@@ -184,10 +184,17 @@ FAULTS = [
     ),
     Fault(
         "the flags that a store hands out are its own",
-        "kiv_fast.store:FastStore.valid",
+        "kiv_fast.store:FastStore._settled_valid",
         "else valid.clone()",
         "else valid",
         (f"{TESTS}parts.py::test_flags_that_were_handed_out_may_be_changed",),
+    ),
+    Fault(
+        "a store tells its length after a change that was broken off",
+        "kiv_fast.store:FastStore.length",
+        "self.guard.marked or self.guard.broken",
+        "False",
+        (f"{TESTS}interrupts.py::test_a_store_that_was_interrupted_refuses_all_but_reset_and_others_go_on",),
     ),
     Fault(
         "a slot is filled again before its copy is over",

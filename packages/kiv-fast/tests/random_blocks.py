@@ -26,7 +26,8 @@ def blocks(draw: st.DrawFn, whole: bool = False) -> tuple[FastStore, View, Queri
     With `whole` scores are exact in float32 (SPEC 11.1), and there are many ties.
     """
     size = draw(st.sampled_from([16, 32, 64, 128] if whole else [3, 15, 16, 17, 31, 33, 48, 70]))
-    heads, groups, width, wide = (draw(st.integers(1, most)) for most in (3, 9, 40, 37))
+    heads, groups, width = (draw(st.integers(1, most)) for most in (3, 9, 40))
+    wide = draw(st.integers(1, 37) | st.sampled_from([64, 80, 144]))  # the latter in several columns of vectors
     dtype = draw(st.sampled_from(DTYPES))
     pages, hot, seed = draw(st.integers(1, 11)), draw(st.integers(0, 300)), draw(st.integers(0, 1 << 20))
     sinks, queries = draw(st.integers(0, 3)), draw(st.sampled_from([1, 1, 2, 5]))

@@ -231,9 +231,10 @@ def test_a_store_that_was_interrupted_refuses_all_but_reset_and_others_go_on(sma
     with suppress(Stop), Lines(place, Stop):
         take(store, 40, 49)
     for broken in (store, fork):
+        assert refused(lambda broken=broken: broken.length) == (None, True)  # at once: nothing has looked before it
+        assert refused(lambda broken=broken: broken.valid) == (None, True)
         for name in CALLS.keys() - {"reset", "memory", "close"}:
             assert refused(lambda name=name, broken=broken: CALLS[name](pool, broken)) == (None, True), name
-        assert refused(lambda broken=broken: broken.length) == (None, True)
         assert refused(broken.memory) == (None, True)
     assert answer(other, 0, 30).shape == (2, 4, 30, 16)
     held = pool.memory()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from hf_models import EXACT, FEEDS, OLD_TORCH, TINY_MODELS, VOCABULARY, TinyModel, feed
 from kiv_hf import KIVCache, use_kiv
+from kiv_hf.cache.layer import KIVLayerMixin
+from kiv_hf.guards import eager
 from kiv_reference.errors import KIVUnsupportedError
 from test_any_adapters import MODELS as ADAPTED
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch._dynamo import eval_frame
 from torch._dynamo.exc import Unsupported
 from transformers import PreTrainedTokenizerFast, pipeline
 
@@ -88,6 +92,27 @@ def test_a_compiled_model(name: str) -> None:
     compiled = torch.compile(tiny.kiv, backend="eager")
     logits = feed(compiled, tiny.ids, tiny.cache(), FEEDS["chunks"])
     assert (logits - expected).abs().max().item() <= tiny.rounding()
+
+
+@pytest.mark.skipif(OLD_TORCH, reason="transformers 5.23 compiles no model, with its own cache either, below torch 2.7")
+def test_what_a_compiled_model_calls_is_not_compiled(llama: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it wrapped for the compiler where nothing is compiled."""
+    take, seen = KIVLayerMixin.take_staged, list[tuple[bool, bool]]()
+
+    def taking(layer: Any, *arguments: Any) -> None:
+        callers, frame = set[str](), sys._getframe()
+        while frame is not None:
+            callers.add(frame.f_code.co_filename)
+            frame = frame.f_back
+        seen.append((bool(eager._compiles()), eval_frame.__file__ in callers))
+        take(layer, *arguments)
+
+    monkeypatch.setattr(KIVLayerMixin, "take_staged", taking)
+    feed(llama.kiv, llama.ids, llama.cache(), FEEDS["chunks"])
+    assert set(seen) == {(False, False)}
+    seen.clear()
+    feed(torch.compile(llama.kiv, backend="eager"), llama.ids, llama.cache(), FEEDS["chunks"])
+    assert set(seen) == {(False, True)}
 
 
 def test_one_graph_for_the_whole_model_is_refused(llama: TinyModel) -> None:

@@ -51,9 +51,15 @@ class StoreView:
         return 0 if self.state is None else self.state.length
 
     @property
-    @public
     def valid(self) -> torch.Tensor | None:
         """Validity, bool [B, T], or None (`LayerStore.valid`)."""
+        state, guard = self.state, self.guard
+        if state is None or not state.validity.whole or guard.marked or guard.broken:
+            return self._settled_valid()
+        return None
+
+    @public
+    def _settled_valid(self) -> torch.Tensor | None:
         self._check_whole()
         if self.state is None:
             return None

@@ -65,7 +65,7 @@ def _positive(number: Any) -> bool:
     """Whether it is a finite number above 0 that a tensor can be multiplied by."""
     if isinstance(number, torch.Tensor):
         return number.ndim == 0 and number.is_floating_point() and not number.is_meta and 0 < float(number) < math.inf
-    real = isinstance(number, numbers.Real) and not isinstance(number, (bool, Fraction))
+    real = type(number) is float or (isinstance(number, numbers.Real) and not isinstance(number, (bool, Fraction)))
     return real and bool(0 < cast("float", number) <= sys.float_info.max)
 
 

@@ -122,7 +122,7 @@ class BlockTable:
 
     def tokens(self, pages: int) -> int:
         """Count the valid tokens of the first `pages` pages."""
-        return int(self.counts[:pages].sum())
+        return int(self.counts[:pages].sum()) if pages else 0
 
     def copy(self) -> BlockTable:
         """Copy the integers to places of their own."""
