@@ -6,6 +6,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, ParamSpec, TypeVar, cast
 
 import torch
+from torch._C._dynamo import eval_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +21,7 @@ def _always() -> bool:
 
 # Whether Python's frames go to the compiler in this thread. The wrapper of `torch.compiler.disable` asks the same, and
 # costs as much in a decode step as KIV's own Python. Where torch has another name for it, every call is wrapped.
-_compiles = cast("Callable[[], object]", getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", _always))  # pyright: ignore[reportPrivateUsage]
+_compiles: Callable[[], object] = getattr(eval_frame, "get_eval_frame_callback", _always)
 
 
 def outside_graphs(function: Callable[P, Out]) -> Callable[P, Out]:
