@@ -40,7 +40,7 @@ class Gather:
         self.in_place = transfer.streams is None
 
     def rows(self, table: Table, at: torch.Tensor) -> torch.Tensor:
-        """Gather rows of a table by their numbers, int64 of any shape ``[...]`` on the device: ``[..., width]`` there."""
+        """Gather rows of a table by their numbers, int64 ``[n, K]`` on the device: ``[n, K, width]`` there."""
         if self._mapped is not None and table.pinned:
             if table.mapped is None:
                 table.mapped = self._mapped(table.rows)

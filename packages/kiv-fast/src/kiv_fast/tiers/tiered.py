@@ -138,10 +138,10 @@ class TieredArena(Arena):
         return int((self._place[ids] < NOWHERE).sum())
 
     def _rows(self, name: str, table: Table, places: torch.Tensor) -> torch.Tensor:
-        at, size, width = self._transfer.fetch(places).flatten(), self._shape.heads * self._page_tokens, table.rows.shape[1]
-        rows = self._scratch.take(name, (at.numel(), width), self._shape.dtype, at.device)
+        at, size = self._transfer.fetch(places).flatten(), self._shape.heads * self._page_tokens
+        rows = self._scratch.take(name, (at.numel(), table.rows.shape[1]), self._shape.dtype, at.device)
         self._read(table, at // size, at % size, rows)
-        return self._transfer.upload(rows.view(*places.shape, width))
+        return self._transfer.upload(rows.view(*places.shape, rows.shape[1]))
 
     def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return whole pages (`Arena.tile`)."""
