@@ -59,8 +59,8 @@ FAULTS = [
     Fault(
         "rows of every head are read from the first",
         "kiv_fast.tiers.tiered:TieredArena._rows",
-        "tokens.flatten()",
-        "tokens.flatten() % self._page_tokens",
+        "at % size",
+        "at % size % self._page_tokens",
         (f"{TESTS}placement.py::test_every_budget_gives_the_same_bits",),
     ),
     Fault(
