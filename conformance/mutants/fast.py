@@ -47,23 +47,22 @@ FAULTS = [
     Fault(
         "whole pages gathered from RAM",
         "kiv_fast.tiers.ram:RamArena._rows",
-        "return self._gather.rows(table, width, rows, out)",
-        "self._gather.rows(table, width, rows.repeat(self._page_tokens))\n    "
-        "return self._gather.rows(table, width, rows, out)",
+        "return self._gather.rows(table, places)",
+        "self._gather.rows(table, places.repeat(1, self._page_tokens))\n    return self._gather.rows(table, places)",
         (f"{COST}a_step_gathers_candidates_and_selected_rows",),
     ),
     Fault(
         "whole pages read from disk",
         "kiv_fast.tiers.tiered:TieredArena._rows",
-        "self._read(table, pages",
-        "self.tile(sorted(set(pages.flatten().tolist())))\n    self._read(table, pages",
+        "self._read(table, at",
+        "self.tile(sorted(set((at // size).tolist())))\n    self._read(table, at",
         (f"{COST}a_step_reads_no_more_from_disk",),
     ),
     Fault(
         "every cold key read",
         "kiv_fast.ops.torch:TorchOps.scores",
         "read = (",
-        "keys.gather(torch.arange(int(at.max()) + 1).repeat(len(at), 1), heads)\n    read = (",
+        "keys.read(torch.arange(int(places.max()) + 1)[None])\n    read = (",
         (f"{COST}a_step_gathers_candidates_and_selected_rows",),
     ),
     *fast_retrieval.FAULTS,

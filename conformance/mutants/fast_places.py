@@ -17,9 +17,16 @@ FAULTS = [
     Fault(
         "the first row of a page for the selected one",
         "kiv_fast.tiers.ram:RamArena._rows",
-        "rows = offsets.add(",
-        "rows = (offsets // self._page_tokens * self._page_tokens).add(",
+        "rows(table, places)",
+        "rows(table, places // self._page_tokens * self._page_tokens)",
         clause("5.1"),
+    ),
+    Fault(
+        "a step looks at an index where it lay before it grew",
+        "kiv_fast.cold:Cold.add",
+        "self._indexes.clear()",
+        "pass",
+        (f"{TESTS}parts.py::test_pages_that_a_step_saw_before_their_table_grew",),
     ),
     Fault(
         "a page is freed while a fork holds it",
@@ -52,8 +59,8 @@ FAULTS = [
     Fault(
         "rows of every head are read from the first",
         "kiv_fast.tiers.tiered:TieredArena._rows",
-        "tokens.flatten()",
-        "tokens.flatten() % self._page_tokens",
+        "at % size",
+        "at % size % self._page_tokens",
         (f"{TESTS}placement.py::test_every_budget_gives_the_same_bits",),
     ),
     Fault(

@@ -68,8 +68,8 @@ FAULTS = [
     Fault(
         "no last partial chunk of candidates",
         "kiv_fast.ops.torch:TorchOps.scores",
-        "pieces(at, step, 1)",
-        "pieces(at[:, : max(step, at.shape[1] - at.shape[1] % step)], step, 1)",
+        "pieces(places, step, 1)",
+        "pieces(places[:, : max(step, places.shape[1] - places.shape[1] % step)], step, 1)",
         (f"{TESTS}parts.py::test_keys_of_candidates_are_read_in_chunks",),
     ),
     Fault(

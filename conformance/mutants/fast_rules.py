@@ -185,9 +185,9 @@ FAULTS = [
     ),
     Fault(
         "ids of pages are counted from the first page of all rows",
-        "kiv_fast.cold:Cold.page_ids",
-        "return pages + first if first else pages",
-        "return pages",
+        "kiv_fast.cold:Cold.places",
+        " if first else places",
+        " if first < 0 else places",
         clause("4.1"),
     ),
     Fault(

@@ -59,8 +59,8 @@ def gathered(monkeypatch: pytest.MonkeyPatch) -> dict[Any, int]:
     """Bytes gathered from each table in RAM, by its identity."""
     counts, rows = {}, Gather.rows
 
-    def counting(self: Any, table: Any, width: int, units: Any, out: Any = None) -> torch.Tensor:
-        found = rows(self, table, width, units, out)
+    def counting(self: Any, table: Any, at: Any) -> torch.Tensor:
+        found = rows(self, table, at)
         counts[id(table)] = counts.get(id(table), 0) + found.nbytes
         return found
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 from fast_helpers import state_of
@@ -37,8 +36,8 @@ class Wide:
 
     def __init__(self, estimates: Any) -> None:
         index = estimates.index
-        mean, ids = SimpleNamespace(tensor=index.records(index.mean).double()), np.arange(index.pages, dtype=np.int32)
-        self.index = replace(index, mean=mean, ids=ids, whole=True)
+        mean = index.mean.tensor[: index.ids.max() + 1].double()
+        self.index = replace(index, mean=SimpleNamespace(tensor=mean, rows=mean.view(-1, mean.shape[2])))
         self.chunks = estimates.chunks
         self._parts = {chunk: estimates.of(chunk).double() for chunk in self.chunks}
 
@@ -48,9 +47,9 @@ class Wide:
 
 def rows(view: Any, in_place: Any) -> tuple[Rows, ...]:
     """Keys and values of the cold tokens, as they are handed to the compiled operations."""
-    arena = view.cold.arena
+    cold = view.cold
     return tuple(
-        Rows(view.cold.rows(view.row, values).gather, arena.table(values) if in_place else None)
+        cold.rows(view.row, values)._replace(table=cold.arena.table(values) if in_place else None)
         for values in (False, True)
     )
 
@@ -94,7 +93,7 @@ def check(level: Any, kept: Any, in_place: Any, block: Any, exact: bool = False)
         for head in taken:
             best(scores[head : head + 1], found.candidates[head : head + 1], exact)
         at, none = found.candidates.long(), found.candidates < 0
-        raw = PLAIN.scores(double, view.cold.rows(view.row, False), at.clamp(min=0))
+        raw = PLAIN.scores(double, view.cold.rows(view.row, False), view.cold.places(view.row, at.clamp(min=0)))
         raw = raw.masked_fill(none[:, None], -torch.inf)
         torch.testing.assert_close(found.scores.double(), raw, rtol=1e-5, atol=1e-5)
         best(ranked(group_scores(raw, group), group), found.chosen, exact)
@@ -138,7 +137,8 @@ def bounded(ops: Any, scanned: Any, keys: Any, found: Any, plain: Any, scores: A
         taken = ops.take(scanned, keys, head, known, count)
         other = PLAIN.take(plain, view.cold.rows(view.row, False), head, known._replace(width=0), count)
         at = taken.candidates.long()
-        raw = PLAIN.scores(queries, view.cold.rows(view.row, False), at, torch.tensor([head]))
+        places = view.cold.places(view.row, at, torch.tensor([head]))
+        raw = PLAIN.scores(queries, view.cold.rows(view.row, False), places, torch.tensor([head]))
         torch.testing.assert_close(taken.scores, raw, rtol=1e-4, atol=1e-4)
         best(scores[head : head + 1], taken.candidates, False)
         assert torch.equal(taken.chosen[0], torch.arange(count, dtype=torch.int32))

@@ -67,13 +67,14 @@ def test_a_device_reads_registered_memory_alone() -> None:
     table = Table((2,), torch.float32, torch.device("cpu"))
     table.ensure(4)
     table.tensor[:4] = torch.arange(8.0).view(4, 2)
-    found = Gather(Transfer(), mapped).rows(table, 2, torch.tensor([3, 1]))
+    found = Gather(Transfer(), mapped).rows(table, torch.tensor([3, 1]))
     assert found.tolist() == [[6, 7], [2, 3]]
 
 
-def test_the_buffers_of_a_step_are_booked(config: KIVConfig) -> None:
-    """Those that a decode step gathers keys and values into."""
-    pool = FastPool(replace(config, candidate_tokens=64, retrieve_tokens=40), ops="torch")
+def test_the_buffers_of_a_step_are_booked(config: KIVConfig, tmp_path: Path) -> None:
+    """Those that a decode step reads keys and values into."""
+    config = replace(config, candidate_tokens=64, retrieve_tokens=40, ram_bytes=60_000, spill_dir=tmp_path)
+    pool = FastPool(config, ops="torch")
     store = pool.layer_store()
     feed(store, draw(4, 204, dtype=torch.bfloat16), [200, *[1] * 4])
     used = sum(buffer.nbytes for buffer in pool.scratch._buffers.values())
@@ -170,6 +171,18 @@ def test_tables_that_double(config: KIVConfig, monkeypatch: pytest.MonkeyPatch) 
     store = FastPool(config).layer_store()
     assert torch.equal(feed(store, data, [200, 200, *[1] * 20]), expected)
     assert state_of(store).pages > growable_table.FIRST_RECORDS
+
+
+def test_pages_that_a_step_saw_before_their_table_grew(config: KIVConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are cut, and others written in their place, where the table was copied to."""
+    monkeypatch.setattr(growable_table, "reserve", lambda *arguments: None)
+    old, new = draw(11, 420), draw(12, 101)
+    mixed = [torch.cat([a[:, :, :60], b[:, :, 60:]], dim=2) for a, b in zip(old, new, strict=True)]
+    store, fresh = (FastPool(config, ops="torch").layer_store() for _ in range(2))
+    feed(store, old, [100, 1, 319])
+    store.crop(60)
+    output = feed(store, [part[:, :, 60:] for part in new], [40, 1])
+    assert torch.equal(output, feed(fresh, mixed, [60, 40, 1])[:, :, 60:])
 
 
 def test_a_copy_of_a_row_shares_no_list() -> None:

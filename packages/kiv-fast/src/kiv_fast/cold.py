@@ -42,6 +42,8 @@ class Cold:
         # Where a head's tokens begin in a page, [H, 1].
         self._begin = torch.arange(shape.heads, device=shape.device)[:, None] * self.config.page_tokens
         self._pages = IdPool()
+        # Of consecutive pages without padding, by the first id and their number.
+        self._indexes: dict[tuple[int, int], PageIndex] = {}
 
     def reserve(self, pages: int) -> Reservation:
         """Take room for n pages to come, in all tiers (SPEC 10.2).
@@ -91,6 +93,7 @@ class Cold:
         reservation : Reservation
             Room for them.
         """
+        self._indexes.clear()  # what it views may be copied now, to grow
         n, size = key.shape[0], self.config.page_tokens
         ids = self._pages.take(n)
         try:
@@ -158,24 +161,26 @@ class Cold:
         """Device bytes of the index of all pages."""
         return self._bytes(self._pages.used).device
 
-    def page_ids(self, row: BlockTable, pages: torch.Tensor) -> torch.Tensor:
-        """Look up the ids of pages of a row, int64 of any shape, both on the device."""
-        if row.whole and row.whole == len(row.pages):
-            first = row.pages.item(0)
-            return pages + first if first else pages
-        return self.transfer.upload(torch.from_numpy(row.pages))[pages].long()
-
-    def places(
-        self, row: BlockTable, at: torch.Tensor, heads: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Find page ids and offsets of cold tokens ``[n, K]``, of all heads or of those int64 ``[n]``."""
+    def places(self, row: BlockTable, at: torch.Tensor, heads: torch.Tensor | None = None) -> torch.Tensor:
+        """Find where cold tokens int64 ``[n, K]``, of all heads or of those int64 ``[n]``, are in the arena."""
         size, begin = self.config.page_tokens, self._begin if heads is None else self._begin[heads]
-        return self.page_ids(row, at // size), at % size + begin
+        page = at // size
+        if row.whole and row.whole == len(row.pages):
+            # Up to a token's page lie, beside the head's own tokens, those of the other heads.
+            first, others = row.pages.item(0), self.shape.heads - 1
+            places = torch.add(at, page, alpha=others * size).add_(begin)
+            return places.add_(first * self.shape.heads * size) if first else places
+        ids = self.transfer.upload(torch.from_numpy(row.pages))[page].long()
+        return (at % size).add_(begin).add_(ids, alpha=self.shape.heads * size)
 
     def page_index(self, row: BlockTable, pages: int, unseen: torch.Tensor | None) -> PageIndex:
         """Return the index of the first `pages` pages of a row, of whose tokens `unseen` are not valid."""
         assert self.index is not None, "exact mode has no index"
-        return PageIndex(
+        key = (row.pages.item(0), pages) if row.whole >= pages > 0 and unseen is None else None
+        known = None if key is None else self._indexes.get(key)
+        if known is not None:
+            return known
+        index = PageIndex(
             *self.index.tables,
             row.pages[:pages],
             row.whole >= pages,
@@ -187,13 +192,16 @@ class Cold:
             self.config.group,
             self.transfer,
         )
+        if key is not None:
+            self._indexes[key] = index
+        return index
 
     def rows(self, row: BlockTable, values: bool) -> Rows:
         """Return the keys or values of the cold tokens of a row."""
         arena = self.arena
 
-        def gather(at: torch.Tensor, heads: torch.Tensor | None) -> torch.Tensor:
-            places = self.places(row, at, heads)
-            return arena.values(*places) if values else arena.keys(*places)
+        def places(at: torch.Tensor, heads: torch.Tensor | None) -> torch.Tensor:
+            return self.places(row, at, heads)
 
-        return Rows(gather, arena.table(values) if self.ops.in_place else None)
+        read = arena.values if values else arena.keys
+        return Rows(places, read, arena.table(values) if self.ops.in_place else None)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.functional import embedding
 
 from ..memory.growable_table import Table
 from ..memory.pinning import SlabPinning
@@ -38,18 +39,13 @@ class Gather:
         self.transfer, self._mapped = transfer, mapped
         self.in_place = transfer.streams is None
 
-    def rows(self, table: Table, width: int, at: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Gather rows int64 ``[K]`` of a table seen as ``[-1, width]``: ``[K, width]`` on the device, where `at` is.
-
-        `out` is memory there, of that shape, that may be used for them.
-        """
+    def rows(self, table: Table, at: torch.Tensor) -> torch.Tensor:
+        """Gather rows of a table by their numbers, int64 ``[n, K]`` on the device: ``[n, K, width]`` there."""
         if self._mapped is not None and table.pinned:
             if table.mapped is None:
-                table.mapped = self._mapped(table.tensor)
-            return torch.index_select(table.mapped.view(-1, width), 0, at, out=out)
-        here = out if at.device.type == "cpu" else None
-        found = torch.index_select(table.tensor.view(-1, width), 0, self.transfer.fetch(at), out=here)
-        return self.transfer.upload(found)
+                table.mapped = self._mapped(table.rows)
+            return embedding(at, table.mapped)
+        return self.transfer.upload(embedding(self.transfer.fetch(at), table.rows))
 
 
 class _Registered:
@@ -97,6 +93,6 @@ def works(gather: Gather, device: torch.device, pinning: SlabPinning | None) -> 
     at = torch.tensor([3, 1], device=device)
     for start in (0.0, 100.0):
         table.tensor[:4] = torch.arange(start, start + 8, device="cpu").view(4, 2)
-        if not torch.equal(gather.rows(table, 2, at).cpu(), table.tensor[[3, 1]]):
+        if not torch.equal(gather.rows(table, at).cpu(), table.tensor[[3, 1]]):
             return False
     return True

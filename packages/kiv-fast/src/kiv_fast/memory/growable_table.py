@@ -78,8 +78,10 @@ class Table:
 
     Attributes
     ----------
+    tensor, rows : Tensor
+        All records there is room for, and the same memory in rows of a record's last dimension.
     mapped : Tensor, or None
-        The same memory as a device sees it, once it was asked for (`Gather`).
+        `rows` as a device sees them, once it was asked for (`Gather`).
     """
 
     def __init__(
@@ -103,14 +105,17 @@ class Table:
             reserved = reserve(limit * math.prod(shape), dtype)
         if reserved is not None:
             flat, self._mapping = reserved
-            self.tensor = flat.view(-1, *shape)
+            self._set(flat.view(-1, *shape))
             self._region = Region(flat.data_ptr(), flat.numel() * flat.element_size())
             if huge:
                 self._huge = SMALL_BYTES - flat.data_ptr() % HUGE_BYTES
             if pinning is not None:  # before the mapping goes: nobody else knows what is registered there
                 weakref.finalize(self, pinning.release, self._region)
         else:
-            self.tensor = torch.empty(0, *shape, dtype=dtype, device=device)
+            self._set(torch.empty(0, *shape, dtype=dtype, device=device))
+
+    def _set(self, tensor: torch.Tensor) -> None:
+        self.tensor, self.rows = tensor, tensor.view(-1, tensor.shape[-1])
 
     @property
     def pinned(self) -> bool:
@@ -136,7 +141,8 @@ class Table:
         if self._pinning is not None:
             self._pinning.release(self._region)
         self._region.nbytes = 0
-        self.tensor, self._mapping, self.mapped = grown, None, None
+        self._set(grown)
+        self._mapping = self.mapped = None
 
     def _enlarge(self, nbytes: int) -> None:
         """Ask for large memory pages for the first n bytes, but for those in small ones."""

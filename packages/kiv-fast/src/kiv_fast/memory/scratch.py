@@ -59,7 +59,7 @@ class Scratch:
 
 
 def step_bytes(shape: Shape, config: KIVConfig, tuning: Tuning) -> int:
-    """Count the bytes of the buffers that a decode step of such a store fills."""
+    """Count the bytes of keys and values that a decode step of such a store reads at once."""
     if config.retrieve_tokens is None:
         return 0
     chunk = max(1, tuning.chunk_bytes // (shape.heads * shape.key_width * shape.compute.itemsize))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -111,6 +111,16 @@ class PagedTile(NamedTuple):
     valid: torch.Tensor | None
 
 
+class Terms(NamedTuple):
+    """What is stored of n pages up to `stop`, in the shapes that products of estimates have."""
+
+    stop: int
+    codes: torch.Tensor  # int32 [n, H, P / 16, 16, W / 4]
+    channels: torch.Tensor | None  # integers [n * H, 1, 2 W]; None if all are coded
+    step: torch.Tensor  # [n * H, 1, 2 W]
+    base: torch.Tensor  # [n * H, D, 1]
+
+
 @dataclass(frozen=True)
 class PageIndex:
     """The index of the cold pages that a block sees in one sequence, where it lies.
@@ -147,11 +157,25 @@ class PageIndex:
     unseen: torch.Tensor | None
     group: Group
     transfer: Transfer
+    _terms: dict[int, Terms] = field(init=False, default_factory=dict[int, "Terms"])
 
     @cached_property
     def means(self) -> torch.Tensor:
         """Mean values of the pages, ``[H, N, DV]``."""
         return self.records(self.mean).transpose(0, 1)
+
+    def terms(self, first: int, stop: int) -> Terms:
+        """Return what estimates are made of for pages ``[first, stop)``; views are kept for the next time."""
+        known = self._terms.get(first)
+        if known is not None and known.stop == stop:
+            return known
+        codes, step, base = (self.records(table, first, stop) for table in (self.codes, self.step, self.base))
+        channels = None if self.all_coded else self.records(self.channels, first, stop).flatten(0, 1)[:, None]
+        shape = step.flatten(0, 1)[:, None], base.flatten(0, 1)[:, :, None]
+        terms = Terms(stop, codes.transpose(3, 4), channels, *shape)
+        if self.whole:
+            self._terms[first] = terms
+        return terms
 
     def records(self, table: Table, first: int = 0, stop: int | None = None) -> torch.Tensor:
         """Return what a table has about pages ``[first, stop)``, where it is; a view if their ids are consecutive."""
@@ -165,17 +189,24 @@ class PageIndex:
 class Rows(NamedTuple):
     """Keys or values of the cold tokens of one sequence."""
 
-    gather: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
-    """From cold tokens int64 ``[n, K]``, of all heads or of some int64 ``[n]``, to ``[n, K, W]``."""
+    places: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+    """From cold tokens int64 ``[n, K]``, of all heads or of some int64 ``[n]``, to where keys and values are, int64."""
+
+    read: Callable[[torch.Tensor], torch.Tensor]
+    """From places ``[n, K]`` to ``[n, K, W]``."""
 
     table: torch.Tensor | None
     """Where all of them lie and can be read, ``[pages, H, P, W]`` by page id; None if they cannot."""
+
+    def gather(self, at: torch.Tensor, heads: torch.Tensor | None) -> torch.Tensor:
+        """Read the rows ``[n, K, W]`` of cold tokens."""
+        return self.read(self.places(at, heads))
 
 
 class Selection(NamedTuple):
     """The selected tokens of a block; a short row is filled up with its first one, which is `missing` from there on."""
 
-    at: torch.Tensor  # int64 [H, R], cold tokens
+    places: torch.Tensor  # int64 [H, R], of their keys and values
     every: torch.Tensor  # int64 [H, M, R], which of the candidates, for each member
     raw: torch.Tensor  # [H, M, R], scores; minus infinity where missing
     missing: torch.Tensor | None  # bool [H, R]; None if none is
@@ -195,6 +226,7 @@ class Found(NamedTuple):
     late: list[int]  # heads whose selection asks for twice as many candidates (SPEC 4.9)
     widened: torch.Tensor | None = None  # bool [H], heads that have them; None if there are none
     ragged: bool = False  # whether `chosen` has rows that are filled up
+    places: torch.Tensor | None = None  # int64 [H, K], of keys and values; None where they are not known
 
     @property
     def candidates(self) -> torch.Tensor:
@@ -211,7 +243,8 @@ class Found(NamedTuple):
         """Each head's own row."""
         rows = range(self.at.shape[0])
         return [
-            self._replace(at=self.at[h : h + 1], raw=self.raw[h : h + 1], chosen=self.chosen[h : h + 1]) for h in rows
+            self._replace(at=self.at[h : h + 1], raw=self.raw[h : h + 1], chosen=self.chosen[h : h + 1], places=None)
+            for h in rows
         ]
 
     @property
@@ -224,17 +257,19 @@ class Found(NamedTuple):
         """Whether some rows of candidates may be filled up."""
         return self.ragged or self.widened is not None
 
-    def selection(self) -> Selection:
-        """Look up the selection among the candidates, both int64."""
+    def selection(self, rows: Rows) -> Selection:
+        """Look up the selection among the candidates, both int64, and where `rows` are."""
         chosen, missing = self.chosen, None
         if self.ragged:
             missing = chosen < 0
             chosen = torch.where(missing, chosen[:, :1], chosen).clamp_(min=0)  # a head that streams has no first one
         every = chosen[:, None].expand(-1, self.raw.shape[1], -1)
-        at, raw = self.at.gather(1, chosen), self.raw.gather(2, every)
+        raw = self.raw.gather(2, every)
         if missing is not None:
-            at, raw = at.clamp_(min=0), raw.masked_fill_(missing[:, None], -torch.inf)
-        return Selection(at, every, raw, missing)
+            raw.masked_fill_(missing[:, None], -torch.inf)
+        if self.places is not None:
+            return Selection(self.places.gather(1, chosen), every, raw, missing)
+        return Selection(rows.places(self.at.gather(1, chosen).clamp_(min=0), None), every, raw, missing)
 
     @property
     def positions(self) -> torch.Tensor:

@@ -83,19 +83,17 @@ class Estimates:
         """Estimates ``[H, M, tokens of the chunk]``, minus infinity where a token is invalid."""
         if self._kept is not None:
             return self._kept
-        index, (heads, members, width) = self.index, self._members.shape
-        step, base = self._scaled(chunk)
+        index, terms, (heads, members, _) = self.index, self.index.terms(chunk.first, chunk.last), self._members.shape
         asked = self._members.repeat(chunk.last - chunk.first, 1, 1)  # [n * H, M, D]
-        lowest = torch.bmm(asked, base.view(-1, width, 1))  # the score of a key of codes 0
-        if not index.all_coded:
-            at = self._channels(chunk).view(-1, 1, step.shape[2]).expand(-1, members, -1)
-            asked = asked.gather(2, at)
-        weights = asked.mul_(step.view(-1, 1, step.shape[2]))
+        lowest = torch.bmm(asked, aligned(terms.base))  # the score of a key of codes 0
+        if terms.channels is not None:
+            asked = asked.gather(2, terms.channels.long().expand(-1, members, -1))
+        weights = asked.mul_(terms.step)
         unit = whole_unit(torch.linalg.vector_norm(weights, torch.inf, dim=2, keepdim=True))
         weights = weights.div_(unit).round_().clamp_(-MOST_WEIGHT, MOST_WEIGHT).mul_(unit)
-        codes = index.records(index.codes, chunk.first, chunk.last)
-        terms = pieces(lowest, self._step * heads), pieces(weights, self._step * heads), pieces(codes, self._step)
-        parts = [torch.baddbmm(low, weight, self._numbers(packed)) for low, weight, packed in zip(*terms, strict=True)]
+        step = self._step * heads
+        parts = zip(pieces(lowest, step), pieces(weights, step), pieces(terms.codes, self._step), strict=True)
+        parts = [torch.baddbmm(low, weight, self._numbers(packed)) for low, weight, packed in parts]
         out = joined(parts, 0).view(-1, heads, members, index.page_tokens)
         out = out.permute(1, 2, 0, 3).reshape(heads, members, -1)
         if index.unseen is not None:
@@ -104,22 +102,12 @@ class Estimates:
             self._kept = out
         return out
 
-    def _numbers(self, packed: torch.Tensor) -> torch.Tensor:
-        """Codes of n pages as numbers ``[n * H, 2 W, P]``, from words ``[n, H, P / 16, W / 4, 16]``."""
-        words, tokens = packed.transpose(3, 4), packed.shape[2] * packed.shape[4]
+    def _numbers(self, words: torch.Tensor) -> torch.Tensor:
+        """Codes of n pages as numbers ``[n * H, 2 W, P]``, from words ``[n, H, P / 16, 16, W / 4]``."""
+        tokens = words.shape[2] * words.shape[3]
         halves = torch.cat([words, words >> 4], dim=4).bitwise_and_(NIBBLES).view(torch.uint8)
-        codes = halves.view(-1, tokens, 8 * packed.shape[3]).to(self._members.dtype)
+        codes = halves.view(-1, tokens, 8 * words.shape[4]).to(self._members.dtype)
         return (codes if tokens == self.index.page_tokens else codes[:, : self.index.page_tokens]).transpose(1, 2)
-
-    def _scaled(self, chunk: Chunk) -> tuple[torch.Tensor, torch.Tensor]:
-        """Step and base of a chunk's pages, in the dtype in which to compute."""
-        index, dtype = self.index, self._members.dtype
-        step, base = (index.records(table, chunk.first, chunk.last) for table in (index.step, index.base))
-        return step.to(dtype), aligned(base.to(dtype))
-
-    def _channels(self, chunk: Chunk) -> torch.Tensor:
-        """Coded channels of a chunk's pages, int64 ``[n, H, 2 W]``."""
-        return self.index.records(self.index.channels, chunk.first, chunk.last).long()
 
     @cached_property
     def scores(self) -> torch.Tensor:

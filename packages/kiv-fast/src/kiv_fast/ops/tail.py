@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import pad, softplus
+from torch.nn.functional import embedding, pad, softplus
 
 from .arguments import Found, PageIndex, Queries, Selection, marked
 from .estimates import Estimates, joined
@@ -57,8 +57,8 @@ def value_shift(chosen: Selection, logits: torch.Tensor, values: torch.Tensor, i
     index : PageIndex
     """
     raw, missing = chosen.raw, chosen.missing
-    page = (chosen.at // index.page_tokens)[:, :, None].expand_as(values)
-    deviation = values - index.means.gather(1, page)
+    # Mean values lie as pages do, a row of each head in each page.
+    deviation = values - embedding(chosen.places // index.page_tokens, index.mean.rows)
     most = raw.amax(dim=2, keepdim=True)
     if missing is None:
         group = torch.logsumexp(raw - most, dim=1, keepdim=True)  # [H, 1, R], log S

@@ -46,17 +46,20 @@ class TorchOps:
         """Choose candidates and select among them (`Ops.select`)."""
         first, most = 3 * candidates // 4, min(selected, candidates)
         at, early = top_sets(estimates.scores, candidates, first)
-        raw = self.scores(estimates.queries, keys, at)
+        places = keys.places(at, None)
+        raw = self.scores(estimates.queries, keys, places)
         chosen = top_set(group_scores(raw, estimates.index.group), most)
         counts: list[int] = estimates.index.transfer.fetch(early.gather(1, chosen).sum(dim=1)).tolist()
         late = [head for head, count in enumerate(counts) if LATE * (min(most, first) - count) > most]
-        return Found(at, raw, chosen, candidates, at.numel(), late)
+        return Found(at, raw, chosen, candidates, at.numel(), late, places=places)
 
-    def scores(self, queries: Queries, keys: Rows, at: torch.Tensor, heads: torch.Tensor | None = None) -> torch.Tensor:
-        """Scores ``[n, M, K]`` of cold tokens ``[n, K]``, whose keys are read, of all heads or of some (SPEC 4.5)."""
+    def scores(
+        self, queries: Queries, keys: Rows, places: torch.Tensor, heads: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Scores ``[n, M, K]`` of keys at places ``[n, K]``, which are read, of all heads or of some (SPEC 4.5)."""
         members = queries.scaled if heads is None else queries.scaled.index_select(0, heads)
         step = max(1, self._chunk_bytes // (members.shape[0] * members.shape[2] * members.dtype.itemsize))
-        read = (keys.gather(part, heads).to(members.dtype) for part in pieces(at, step, 1))
+        read = (keys.read(part).to(members.dtype) for part in pieces(places, step, 1))
         return joined([torch.bmm(members, key.transpose(1, 2)) for key in read], 2)
 
     def widen(self, estimates: Estimates, keys: Rows, found: Found, candidates: int) -> Found:
@@ -69,7 +72,7 @@ class TorchOps:
         # As many are new of each head: sorting finds them and, other than a mask, lets no host wait for their number.
         more = wide.gather(1, known.sort(dim=1, stable=True).indices[:, : wide.shape[1] - at.shape[1]])
         order = torch.cat([at, more], dim=1).argsort(dim=1)
-        new = torch.cat([raw, self.scores(estimates.queries, keys, more, heads)], dim=2)
+        new = torch.cat([raw, self.scores(estimates.queries, keys, keys.places(more, heads), heads)], dim=2)
         new = new.gather(2, order[:, None].expand_as(new))
         chosen = top_set(group_scores(new, index.group), chosen.shape[1])
         pad = torch.nn.functional.pad
@@ -99,11 +102,11 @@ class TorchOps:
         shift, pages = None, 0
         if retrieved is not None:
             estimates, found, rows = retrieved
-            chosen = found.selection()
+            chosen = found.selection(rows)
             logits.append(queries.cap(chosen.raw))
-            values.append(rows.gather(chosen.at, None))
+            values.append(rows.read(chosen.places))
             if tail:
-                if chosen.at.shape[1]:  # else every head streams
+                if chosen.places.shape[1]:  # else every head streams
                     shift = value_shift(chosen, logits[-1], values[-1], estimates.index)
                 logits.append(page_tail(queries, estimates, found, chosen))
                 values.append(estimates.index.means)
@@ -123,7 +126,8 @@ class TorchOps:
         """Take the best tokens of a head whole (`Ops.take`)."""
         at = top_set(estimates.scores[head : head + 1], count)
         more = at[torch.isin(at, known.candidates, invert=True)][None]
-        new = self.scores(estimates.queries, keys, more, torch.tensor([head], device=at.device))
+        heads = torch.tensor([head], device=at.device)
+        new = self.scores(estimates.queries, keys, keys.places(more, heads), heads)
         order = torch.cat([known.candidates, more], dim=1)[0].argsort()
         raw = torch.cat([known.scores, new], dim=2)[:, :, order]
         return Found(at, raw, torch.arange(count, device=at.device)[None], count, more.shape[1], [])

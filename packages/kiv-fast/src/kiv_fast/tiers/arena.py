@@ -1,8 +1,8 @@
 """Keys and values of cold pages, by page id: what RAM alone and RAM with a disk have in common.
 
 What an arena returns does not depend on the place (SPEC 10.1). What a step picks, `keys` and `values`, goes from the
-device to the device: tokens `offsets`, counted head by head, in pages `ids`, both int64 ``[n, K]``. `tile` stays in
-RAM.
+device to the device: by places, int64 ``[n, K]``, which are rows of all pages by their ids, head by head in each.
+`tile` stays in RAM.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ class Arena(ABC):
         in_ram = len(pages) - disk + reservation.in_ram
         return TierBytes(0, in_ram * self.page_bytes, (disk + reservation.on_disk) * self.page_bytes)
 
-    def keys(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    def keys(self, places: torch.Tensor) -> torch.Tensor:
         """Gather keys ``[n, K, D]``."""
-        return self._rows("keys", self._key, self._shape.key_width, ids, offsets)
+        return self._rows("keys", self._key, places)
 
-    def values(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    def values(self, places: torch.Tensor) -> torch.Tensor:
         """Gather values ``[n, K, DV]``."""
-        return self._rows("values", self._value, self._shape.value_width, ids, offsets)
+        return self._rows("values", self._value, places)
 
     @abstractmethod
-    def _rows(self, name: str, table: Table, width: int, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor: ...
+    def _rows(self, name: str, table: Table, places: torch.Tensor) -> torch.Tensor: ...
 
     def table(self, values: bool) -> torch.Tensor | None:
         """View all keys or values, ``[pages, H, P, D]``, where the arithmetic can read them; None where it cannot."""

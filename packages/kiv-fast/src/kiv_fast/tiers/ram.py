@@ -18,7 +18,7 @@ class RamArena(Arena):
 
     def __init__(self, shape: Shape, resources: Resources) -> None:
         super().__init__(shape, resources, resources.pinning, huge=True)
-        self._scratch, self._gather = resources.scratch, resources.gather
+        self._gather = resources.gather
 
     def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor, reservation: Reservation) -> None:
         """Copy in pages (`Arena.write`)."""
@@ -35,10 +35,8 @@ class RamArena(Arena):
         else:
             reservation.in_ram += len(ids)
 
-    def _rows(self, name: str, table: Table, width: int, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        rows = offsets.add(ids, alpha=self._shape.heads * self._page_tokens).view(-1)
-        out = self._scratch.take(name, (rows.numel(), width), self._shape.dtype, ids.device)
-        return self._gather.rows(table, width, rows, out).view(*ids.shape, width)
+    def _rows(self, name: str, table: Table, places: torch.Tensor) -> torch.Tensor:
+        return self._gather.rows(table, places)
 
     def table(self, values: bool) -> torch.Tensor | None:
         """View all keys or values (`Arena.table`)."""

@@ -137,11 +137,11 @@ class TieredArena(Arena):
         """Count the pages that are on disk (`Arena.pages_on_disk`)."""
         return int((self._place[ids] < NOWHERE).sum())
 
-    def _rows(self, name: str, table: Table, width: int, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        pages, tokens = self._transfer.fetch(torch.stack([ids, offsets])).unbind()
-        rows = self._scratch.take(name, (ids.numel(), width), self._shape.dtype, pages.device)
-        self._read(table, pages.flatten(), tokens.flatten(), rows)
-        return self._transfer.upload(rows.view(*ids.shape, width))
+    def _rows(self, name: str, table: Table, places: torch.Tensor) -> torch.Tensor:
+        at, size = self._transfer.fetch(places).flatten(), self._shape.heads * self._page_tokens
+        rows = self._scratch.take(name, (at.numel(), table.rows.shape[1]), self._shape.dtype, at.device)
+        self._read(table, at // size, at % size, rows)
+        return self._transfer.upload(rows.view(*places.shape, rows.shape[1]))
 
     def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return whole pages (`Arena.tile`)."""
