@@ -87,3 +87,7 @@ class Arena(ABC):
     def make_room(self, nbytes: int) -> None:
         """Evict pages to disk until this many bytes of RAM are free, as far as it goes."""
         return
+
+    def drop_rows(self) -> None:
+        """Free RAM that only makes steps faster."""
+        return
