@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from fast_helpers import SCALE, draw, feed, index_bytes
+from fast_helpers import SCALE, draw, feed, index_bytes, state_of
 from faulty_disk import Faulty
 from kiv_fast import FastPool, Tuning
 from kiv_fast.tiers.row_cache import NOTED_BYTES, WAYS, RowCache
@@ -104,11 +104,20 @@ def test_an_interrupt_leaves_no_half_row() -> None:
     assert held(cache, *range(WAYS), 30) == list(range(1, WAYS))
 
 
-def spilled(config: KIVConfig, folder: Path, tuning: Tuning = KEPT, io: Faulty | None = None, **more: Any) -> FastPool:
-    """Make a pool whose RAM has room for the index of these tokens and about half of their pages."""
+def spilled(
+    config: KIVConfig,
+    folder: Path,
+    tuning: Tuning = KEPT,
+    io: Faulty | None = None,
+    layers: int = 1,
+    dtype: torch.dtype = torch.float32,
+    **more: Any,
+) -> FastPool:
+    """Make a pool whose RAM has room for the index of these tokens and about half of the pages of a layer."""
     whole = FastPool(config).layer_store()
-    feed(whole, draw(1, PROMPT + STEPS), [PROMPT, *[1] * STEPS])
-    return FastPool(replace(config, ram_bytes=index_bytes(whole) + 28_000, spill_dir=folder, **more), io, tuning)
+    feed(whole, draw(1, PROMPT + STEPS, dtype=dtype), [PROMPT, *[1] * STEPS])
+    ram = layers * index_bytes(whole) + 7_000 * dtype.itemsize
+    return FastPool(replace(config, ram_bytes=ram, spill_dir=folder, **more), io, tuning)
 
 
 def steps(pool: FastPool, config: KIVConfig, stores: int = 1) -> None:
@@ -138,7 +147,7 @@ def test_rows_that_were_read_are_not_read_again(
     key, value, query = draw(1, PROMPT, value_width=value_width, dtype=dtype)
     chunks, read = [PROMPT - 20, *[1] * 20], {}
     for tuning in (KEPT, NOT_KEPT):
-        pool = spilled(config, tmp_path, tuning)
+        pool = spilled(config, tmp_path, tuning, dtype=dtype)
         store = pool.layer_store()
         feed(store, (key, value, query), chunks)
         counters, outputs, disk = pool.counters, [], [pool.counters.disk_bytes_read]
@@ -157,9 +166,19 @@ def test_rows_that_were_read_are_not_read_again(
 
 def test_every_step_is_right_and_within_the_budget(config: KIVConfig, tmp_path: Path) -> None:
     """Three layers in turn, of which not every one finds room for rows."""
-    pool = spilled(config, tmp_path)
+    pool = spilled(config, tmp_path, layers=3)
     steps(pool, config, 3)
     assert pool.counters.disk_bytes_read > 0
+
+
+def test_rows_of_a_store_that_was_interrupted(config: KIVConfig, tmp_path: Path) -> None:
+    pool = spilled(config, tmp_path)
+    store = pool.layer_store()
+    feed(store, draw(3, PROMPT), [PROMPT - 20, *[1] * 20])
+    assert pool.ledger.rows > 0
+    pool.ledger.marked.add(state_of(store).cold.account)
+    store.reset()
+    assert (pool.memory(), pool.ledger.rows) == ((0, 0, 0), 0)
 
 
 def fill(store: FastStore) -> None:
@@ -176,6 +195,7 @@ def test_rows_give_way_to_what_pages_need(config: KIVConfig, tmp_path: Path) -> 
     expected = feed(FastPool(config).layer_store(), data, chunks)
     assert torch.equal(feed(store, data, chunks), expected)
     assert pool.ledger.rows > 0
+    assert store.memory().ram == pool.memory().ram
     with pytest.raises(KIVBudgetError):
         fill(other)
     assert pool.ledger.rows == 0

@@ -46,12 +46,10 @@ class RowCache:
     def _sets_of(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
         return offsets // self._row_bytes % self._sets
 
-    def _note(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Note that slots are asked for now, and return their turns."""
-        turns = np.arange(self._turn, self._turn + len(slots))
+    def _note(self, slots: NDArray[np.int64]) -> None:
+        """Note that slots are asked for now, one after another."""
+        self._asked.reshape(-1)[slots] = np.arange(self._turn, self._turn + len(slots))
         self._turn += len(slots)
-        self._asked.reshape(-1)[slots] = turns
-        return turns
 
     def take(self, offsets: NDArray[np.int64], out: NDArray[np.uint8], at: NDArray[np.int64]) -> NDArray[np.int64]:
         """Copy what is here of the rows at `offsets [K]` to rows ``at [K]`` of `out`; returns which are not here."""
@@ -68,16 +66,15 @@ class RowCache:
     def keep(self, offsets: NDArray[np.int64], rows: NDArray[np.uint8], at: NDArray[np.int64]) -> None:
         """Keep the rows at `offsets [K]` of the file, none of them here, which are rows ``at [K]`` of `rows`.
 
-        Of several that displace the same one, the last is kept.
+        Of several that displace the same one, the last is kept: numpy assigns in order.
         """
         sets = self._sets_of(offsets)
         slots = sets * WAYS + self._asked[sets].argmin(axis=1)
-        turns = self._note(slots)
-        last = np.flatnonzero(self._asked.reshape(-1)[slots] == turns)
-        slots, known = slots[last], self._offset.reshape(-1)
+        self._note(slots)
+        known = self._offset.reshape(-1)
         known[slots] = NOTHING  # for as long as an interrupt would leave half a row
-        self._rows[:, : rows.shape[1]][slots] = rows[at[last]]
-        known[slots] = offsets[last]
+        self._rows[:, : rows.shape[1]][slots] = rows[at]
+        known[slots] = offsets
 
     def forget(self) -> None:
         """Forget all rows: places in the file are free, and may be used again."""
