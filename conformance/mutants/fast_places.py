@@ -128,9 +128,9 @@ FAULTS = [
     ),
     Fault(
         "kept rows are in nobody's memory",
-        "kiv_fast.tiers.tiered:TieredArena.bytes_of",
-        "ram + self._account.rows",
-        "ram",
+        "kiv_fast.tiers.arena:Arena.bytes_of",
+        " + self._account.rows",
+        "",
         (f"{TESTS}row_cache.py::test_rows_give_way_to_what_pages_need",),
     ),
     Fault(

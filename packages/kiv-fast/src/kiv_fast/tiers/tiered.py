@@ -7,7 +7,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from kiv_reference.config import KIVConfig
-from kiv_reference.report import TierBytes
 from numpy.typing import NDArray
 
 from ..interrupts import REFUSALS, is_refusal
@@ -170,11 +169,6 @@ class TieredArena(Arena):
                 reservation.in_ram += 1
         self._place = stripped(self._place, NOWHERE)
         self._trim()
-
-    def bytes_of(self, pages: NDArray[np.int32], reservation: Reservation) -> TierBytes:
-        """Count the bytes of pages and of places, and of rows that were read from disk (`Arena.bytes_of`)."""
-        device, ram, disk = super().bytes_of(pages, reservation)
-        return TierBytes(device, ram + self._account.rows, disk)
 
     def pages_on_disk(self, ids: NDArray[np.int32]) -> int:
         """Count the pages that are on disk (`Arena.pages_on_disk`)."""
