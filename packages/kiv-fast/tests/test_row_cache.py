@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import torch
 from fast_helpers import SCALE, draw, feed, index_bytes, state_of
 from faulty_disk import Faulty
 from kiv_fast import FastPool, Tuning
-from kiv_fast.tiers.row_cache import NOTED_BYTES, WAYS, RowCache
+from kiv_fast.tiers import row_cache
+from kiv_fast.tiers.row_cache import NOTED_BYTES, WAYS, RowCache, copy_rows
 from kiv_reference.errors import KIVBudgetError, KIVStorageError
 
 if TYPE_CHECKING:
@@ -83,6 +86,20 @@ def test_rows_of_one_call_for_one_slot() -> None:
     assert held(cache, 1, 2, 3) == [3]
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_copies(compiled: bool, threads: int) -> None:
+    """Of parts of rows, from some places to others; what is beside them stays."""
+    generator = np.random.default_rng(1)
+    source, out = generator.integers(0, 255, (900, 40), np.uint8), np.full((700, 50), 255, np.uint8)
+    at, to = generator.integers(0, 900, 500), generator.permutation(700)[:500]
+    expected = out.copy()
+    expected[to, :24] = source[at, :24]
+    with contextlib.nullcontext() if compiled else mock.patch.object(row_cache, "load", return_value=None):
+        copy_rows(source[:, :24], at, out[:, :24], to, threads)
+    assert (out == expected).all()
+
+
 def test_shorter_rows() -> None:
     cache = RowCache(2 * ROW, 10 * SET)
     keep(cache, 5)
@@ -90,17 +107,11 @@ def test_shorter_rows() -> None:
 
 
 def test_an_interrupt_leaves_no_half_row() -> None:
-    class Interrupting:
-        shape = (1, ROW)
-
-        def __getitem__(self, at: object) -> Any:
-            raise KeyboardInterrupt
-
-    cache, rows = RowCache(ROW, SET), Interrupting()
+    cache = RowCache(ROW, SET)
     for number in range(WAYS):
         keep(cache, number)
-    with pytest.raises(KeyboardInterrupt):
-        cache.keep(places(30), rows, np.array([0]))  # pyright: ignore[reportArgumentType]
+    with mock.patch.object(row_cache, "copy_rows", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        keep(cache, 30)
     assert held(cache, *range(WAYS), 30) == list(range(1, WAYS))
 
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..memory.growable_table import reserve
+from ..ops.library import load
 
 WAYS = 8
 """Slots of a set."""
@@ -58,7 +59,7 @@ class RowCache:
         here = found // WAYS
         slots = sets[here] * WAYS + found % WAYS
         self._note(slots)
-        out[at[here]] = self._rows[:, : out.shape[1]][slots]
+        copy_rows(self._rows[:, : out.shape[1]], slots, out, at[here], torch.get_num_threads())
         missing = np.ones(len(offsets), bool)
         missing[here] = False
         return np.flatnonzero(missing)
@@ -66,16 +67,32 @@ class RowCache:
     def keep(self, offsets: NDArray[np.int64], rows: NDArray[np.uint8], at: NDArray[np.int64]) -> None:
         """Keep the rows at `offsets [K]` of the file, none of them here, which are rows ``at [K]`` of `rows`.
 
-        Of several that displace the same one, the last is kept: numpy assigns in order.
+        Of several that displace the same one, the last is kept.
         """
         sets = self._sets_of(offsets)
         slots = sets * WAYS + self._asked[sets].argmin(axis=1)
         self._note(slots)
         known = self._offset.reshape(-1)
         known[slots] = NOTHING  # for as long as an interrupt would leave half a row
-        self._rows[:, : rows.shape[1]][slots] = rows[at]
+        copy_rows(rows, at, self._rows[:, : rows.shape[1]], slots, 1)
         known[slots] = offsets
 
     def forget(self) -> None:
         """Forget all rows: places in the file are free, and may be used again."""
         self._offset.fill(NOTHING)
+
+
+def copy_rows(
+    source: NDArray[np.uint8], at: NDArray[np.int64], out: NDArray[np.uint8], to: NDArray[np.int64], threads: int
+) -> None:
+    """Copy rows ``at [K]`` of `source [n, bytes]` to rows ``to [K]`` of `out [m, bytes]`; in C, where that was built.
+
+    One thread copies them in order; with several no two may go to the same row.
+    """
+    library = load()
+    if library is None:
+        out[to] = source[at]
+        return
+    at, to = at * source.strides[0], to * out.strides[0]
+    places = source.ctypes.data, at.ctypes.data, out.ctypes.data, to.ctypes.data
+    library.copy_rows(len(at), source.shape[1], *places, threads)

@@ -17,7 +17,7 @@ from ..shape import Shape
 from .arena import Arena
 from .page_file import PageFile
 from .resources import Resources
-from .row_cache import NOTED_BYTES, WAYS, RowCache
+from .row_cache import NOTED_BYTES, WAYS, RowCache, copy_rows
 
 NOWHERE = -1
 """Of a page that is not stored, and of a slot that is free. Places on disk are counted down from below it."""
@@ -204,7 +204,7 @@ class TieredArena(Arena):
             torch.index_select(held, 0, torch.from_numpy(at), out=rows)
             return
         out = rows.view(torch.uint8).numpy()
-        out[here] = held.view(torch.uint8).numpy()[at[here]]
+        copy_rows(held.view(torch.uint8).numpy(), at[here], out, here, torch.get_num_threads())
         offsets = self._file.offsets(_disk(slots[missing]), table is self._value) + part[missing] * size
         if kept is not None:
             left = kept.take(offsets, out, missing)
