@@ -255,6 +255,6 @@ def test_where_no_rows_are_kept(config: KIVConfig, tmp_path: Path, more: dict[st
     """Under a limit of the disk, since pages would go there to make room; and where every key is read."""
     pool = spilled(config, tmp_path, **more)
     store = pool.layer_store()
-    feed(store, draw(1, PROMPT), [PROMPT - 1, 1])
+    feed(store, draw(1, PROMPT), [PROMPT - 20, *[1] * 20])
     assert store.tokens().cold_disk > 0
     assert pool.ledger.rows == 0
