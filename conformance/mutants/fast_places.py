@@ -57,6 +57,13 @@ FAULTS = [
         (f"{TESTS}row_cache.py::test_a_place_in_the_file_that_is_used_again",),
     ),
     Fault(
+        "a forked process uses rows that its parent has read",
+        "kiv_fast.tiers.page_file:PageFile.read",
+        "self._check_process()",
+        "len(offsets) and self._check_process()",
+        (f"{TESTS}page_file.py",),
+    ),
+    Fault(
         "an interrupt leaves half a row",
         "kiv_fast.tiers.row_cache:RowCache.keep",
         "known[slots] = NOTHING",
