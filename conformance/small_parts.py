@@ -19,6 +19,8 @@ SMALL = Tuning(
     index_tokens=4,
     chunk_bytes=2048,
     kept_bytes=512,
+    row_steps=1,
+    row_share=2,
 )
 """What a long call took is kept as by default: budgets are set by what a pool held."""
 

@@ -292,6 +292,13 @@ EVERY = [
         ops("operations"),
     ),
     CompiledFault(
+        "the first rows are not copied",
+        "read.h",
+        "i = task * COPIES_AT_ONCE; i",
+        "i = task * COPIES_AT_ONCE + !task; i",
+        ("packages/kiv-fast/tests/test_row_cache.py::test_copies",),
+    ),
+    CompiledFault(
         "what is not in memory is not read",
         "read.h",
         "reads->done[i] ? reads->nbytes[i] : 0",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -41,8 +42,17 @@ def write(file: PageFile, number: int) -> int:
 
 def read(file: PageFile, places: list[int], value: bool) -> list[int]:
     buffer = memoryview(bytearray(4 * len(places)))
-    file.read(file.offsets(np.array(places), value), 4 * np.arange(len(places)), 4, buffer)
+    file.read(file.offsets(np.array(places, np.int64), value), 4 * np.arange(len(places)), 4, buffer)
     return list(buffer[::4])
+
+
+def test_another_process_is_refused_even_if_it_needs_no_row(made: Made) -> None:
+    """All that it asks for may be in RAM, read by its parent."""
+    file, *_ = made
+    write(file, 7)
+    assert read(file, [], False) == []
+    with mock.patch.object(os, "getpid", return_value=-1), pytest.raises(KIVUsageError, match="forked"):
+        read(file, [], False)
 
 
 def test_a_file_has_no_name_and_as_many_bytes_as_are_booked(made: Made) -> None:

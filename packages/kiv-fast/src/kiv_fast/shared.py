@@ -78,11 +78,15 @@ class Shared:
         return [store.state for store in self.stores if store.state is not None]
 
     def _make_room(self, ram: int) -> None:
-        """Evict pages from RAM, of whatever store, until this many bytes are free."""
-        for state in self.states:
-            if not self.is_broken(state):
-                with state.cold.account.changing():
-                    state.cold.arena.make_room(ram)
+        """Free this many bytes of RAM, of whatever store: evict pages, and if that is not enough drop kept rows."""
+        whole = [state.cold for state in self.states if not self.is_broken(state)]
+        for cold in whole:
+            with cold.account.changing():
+                cold.arena.make_room(ram)
+        for cold in whole:
+            if (room := cold.account.room(1)) is not None and room < ram:
+                with cold.account.changing():
+                    cold.arena.drop_rows()
 
     def check_open(self) -> None:
         """Refuse to go on after `close`."""

@@ -22,6 +22,11 @@ class Tuning:
         computation.
     kept_bytes : int
         Estimates of a block that take no more are kept from one use to the next, not computed again.
+    row_steps : int
+        Keys and values that are read from disk are kept in RAM, as many as so many steps of a store read.
+    row_share : int
+        All of them take at most one part in so many of `ram_bytes`; none are kept where `disk_bytes` sets a limit,
+        since pages that give way to them go to disk.
     """
 
     tile_tokens: int = 8192
@@ -29,3 +34,5 @@ class Tuning:
     index_tokens: int = 2048
     chunk_bytes: int = 32 << 20
     kept_bytes: int = 8 << 20
+    row_steps: int = 4
+    row_share: int = 8

@@ -32,6 +32,7 @@ class Ledger:
     def __init__(self, config: KIVConfig) -> None:
         self._limits = (config.device_bytes, config.ram_bytes, config.disk_bytes)
         self._used = [0, 0, 0]
+        self.rows = 0  # bytes of RAM, of those used, for rows that were read from disk
         # Moves pages from RAM to disk, until n bytes are free.
         self.make_room: weakref.WeakMethod[Callable[[int], None]] | None = None
         self.marked: set[Account] = set()  # in a change
@@ -41,11 +42,16 @@ class Ledger:
         """Set what is taken to what these accounts hold, as nobody else does."""
         self.broken.intersection_update(held)
         self._used = [sum(account.used[tier] for account in held) for tier in range(3)]
+        self.rows = sum(account.rows for account in held)
 
     @property
     def used(self) -> TierBytes:
         """Bytes taken and not given back."""
         return TierBytes(*self._used)
+
+    def limit(self, tier: int) -> int | None:
+        """Return the budget of a tier, if it has one."""
+        return self._limits[tier]
 
     def room(self, tier: int) -> int | None:
         """Return the bytes left in tier 0 (device), 1 (RAM) or 2 (disk); None without a limit."""
@@ -78,6 +84,7 @@ class Account:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger, self.used = ledger, [0, 0, 0]
+        self.rows = 0  # as in the ledger
 
     def changing(self) -> Change[Account]:
         """Mark a change, as long as it lasts."""
@@ -102,6 +109,17 @@ class Account:
     def give(self, device: int = 0, ram: int = 0, disk: int = 0) -> None:
         """Give bytes back."""
         self.take(-device, -ram, -disk)
+
+    def room_for_rows(self, share: int) -> int:
+        """Return the bytes left for rows read from disk: of all, one part in `share` of a RAM budget."""
+        ram = self._ledger.limit(1) if self._ledger.limit(2) is None else None
+        return 0 if ram is None else ram // share - self._ledger.rows
+
+    def take_rows(self, nbytes: int) -> None:
+        """Take bytes of RAM for rows read from disk, or give them back (`Ledger.take`)."""
+        self.take(ram=nbytes)
+        self.rows += nbytes
+        self._ledger.rows += nbytes
 
 
 class Holding:

@@ -59,6 +59,8 @@ class Library:
         self.read = getattr(self._library, "kiv_read", None)  # on Linux, where the C library has it
         if self.read is not None:
             self.read.argtypes = (Int, Long, Pointer, Pointer, Pointer, Pointer, Int)
+        self.copy_rows = self._library.kiv_copy_rows
+        self.copy_rows.argtypes, self.copy_rows.restype = (Long, Long, Pointer, Pointer, Pointer, Pointer, Int), None
         parallel = _torch_threads()
         self.instructions = LEVELS[self.level] + ("" if parallel is not None else ", one thread")
         if parallel is not None:

@@ -48,10 +48,10 @@ class Arena(ABC):
         reservation.in_ram = reservation.on_disk = 0
 
     def bytes_of(self, pages: NDArray[np.int32], reservation: Reservation) -> TierBytes:
-        """Count the bytes of pages and of places for others."""
+        """Count the bytes of pages, of places for others, and of rows that were read from disk."""
         disk = self.pages_on_disk(pages)
-        in_ram = len(pages) - disk + reservation.in_ram
-        return TierBytes(0, in_ram * self.page_bytes, (disk + reservation.on_disk) * self.page_bytes)
+        in_ram, on_disk = len(pages) - disk + reservation.in_ram, disk + reservation.on_disk
+        return TierBytes(0, in_ram * self.page_bytes + self._account.rows, on_disk * self.page_bytes)
 
     def keys(self, places: torch.Tensor) -> torch.Tensor:
         """Gather keys ``[n, K, D]``."""
@@ -86,4 +86,8 @@ class Arena(ABC):
 
     def make_room(self, nbytes: int) -> None:
         """Evict pages to disk until this many bytes of RAM are free, as far as it goes."""
+        return
+
+    def drop_rows(self) -> None:
+        """Free RAM that only makes steps faster."""
         return

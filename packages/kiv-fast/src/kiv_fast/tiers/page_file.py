@@ -62,6 +62,11 @@ class PageFile:
             raise self._failed(error, "grow", start, nbytes) from error
         self._room += more
 
+    @property
+    def pages(self) -> int:
+        """Pages in the file."""
+        return self._numbers.used
+
     def _check_process(self) -> None:
         """Let go of another process's file if nothing in it is held, and refuse to use it if something is."""
         if not self._file or self._process == os.getpid():
@@ -105,6 +110,8 @@ class PageFile:
     def read(self, offsets: NDArray[np.int64], at: NDArray[np.int64], size: int, buffer: memoryview) -> None:
         """Fill parts of `size` bytes, which begin `at` bytes of a buffer, in as few system calls as possible."""
         self._check_process()
+        if not len(offsets):
+            return
         apart = (np.diff(offsets) != size) | (np.diff(at) != size)
         last = np.flatnonzero(np.append(apart, True))
         first = np.append(0, last[:-1] + 1)

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from kiv_reference.config import KIVConfig
 from numpy.typing import NDArray
 
 from ..interrupts import REFUSALS, is_refusal
@@ -16,6 +17,7 @@ from ..shape import Shape
 from .arena import Arena
 from .page_file import PageFile
 from .resources import Resources
+from .row_cache import NOTED_BYTES, WAYS, RowCache, copy_rows
 
 NOWHERE = -1
 """Of a page that is not stored, and of a slot that is free. Places on disk are counted down from below it."""
@@ -32,6 +34,8 @@ class TieredArena(Arena):
         self._page = integers()  # by slot
         self._hand = 0  # the slot from which on the next page to be evicted is sought
         self._reservations: list[Reservation] = []
+        self._tuning, self._step_rows = resources.tuning, rows_of_a_step(resources.config, shape)
+        self._rows_read: RowCache | None = None  # the last ones, of pages on disk
 
     @property
     def resident(self) -> int:
@@ -51,14 +55,45 @@ class TieredArena(Arena):
         self._account.take(ram=in_ram * self.page_bytes)
         reservation = Reservation(in_ram, pages - in_ram)
         self._reservations.append(reservation)
+        if self._file.pages or reservation.on_disk:
+            self._keep_rows()
         return reservation
+
+    def _keep_rows(self) -> None:
+        """Keep rows that are read from disk, where pages can make room for them in RAM; a step is slower without."""
+        if self._rows_read is not None or not self._step_rows:
+            return
+        row = max(self._shape.key_width, self._shape.value_width) * self._shape.dtype.itemsize
+        most = self._tuning.row_steps * self._step_rows * (row + NOTED_BYTES)
+        nbytes = min(most, self._account.room_for_rows(self._tuning.row_share))
+        # With less than half of it, what a step brings would displace what the next one needs.
+        if nbytes < max(most // 2, WAYS * (row + NOTED_BYTES)):
+            return
+        try:
+            self._account.take_rows(nbytes)
+            self._rows_read = RowCache(row, nbytes)
+        except REFUSALS as error:
+            if not is_refusal(error):
+                raise
+            self.drop_rows()
+
+    def drop_rows(self) -> None:
+        """Free the RAM of rows that were read from disk (`Arena.drop_rows`)."""
+        self._rows_read = None
+        self._account.take_rows(-self._account.rows)
 
     def release(self, reservation: Reservation) -> None:
         """Give back the places that were not used."""
         super().release(reservation)
         if reservation in self._reservations:
             self._reservations.remove(reservation)
+        self._trim()
+
+    def _trim(self) -> None:
+        """Give back what only pages on disk need, or those to come."""
         self._file.trim(self._reserved_on_disk)
+        if not self._file.pages and not self._reserved_on_disk:
+            self.drop_rows()
 
     def make_room(self, nbytes: int) -> None:
         """Evict pages, but not to places that are reserved (`Arena.make_room`)."""
@@ -118,6 +153,8 @@ class TieredArena(Arena):
 
     def free(self, ids: list[int], reservation: Reservation | None = None) -> None:
         """Release pages wherever they are (`Arena.free`)."""
+        if self._rows_read is not None and self.pages_on_disk(integers(ids)):
+            self._rows_read.forget()  # another page may get the place of one of these
         for page in ids:
             place, self._place[page] = self._place.item(page), NOWHERE
             if place < NOWHERE:
@@ -131,7 +168,7 @@ class TieredArena(Arena):
             else:
                 reservation.in_ram += 1
         self._place = stripped(self._place, NOWHERE)
-        self._file.trim(self._reserved_on_disk)
+        self._trim()
 
     def pages_on_disk(self, ids: NDArray[np.int32]) -> int:
         """Count the pages that are on disk (`Arena.pages_on_disk`)."""
@@ -140,7 +177,7 @@ class TieredArena(Arena):
     def _rows(self, name: str, table: Table, places: torch.Tensor) -> torch.Tensor:
         at, size = self._transfer.fetch(places).flatten(), self._shape.heads * self._page_tokens
         rows = self._scratch.take(name, (at.numel(), table.rows.shape[1]), self._shape.dtype, at.device)
-        self._read(table, at // size, at % size, rows)
+        self._read(table, at // size, at % size, rows, self._rows_read)
         return self._transfer.upload(rows.view(*places.shape, rows.shape[1]))
 
     def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,16 +192,32 @@ class TieredArena(Arena):
             tile.append(rows.view(heads, -1, width))
         return tile[0], tile[1]
 
-    def _read(self, table: Table, pages: torch.Tensor, parts: torch.Tensor, rows: torch.Tensor) -> None:
-        """Read parts of pages, both int64 ``[K]``, into ``rows [K, numbers of a part]``."""
-        slots, width = self._place[pages.numpy()].astype(np.int64), rows.shape[1]
-        size = width * self._shape.dtype.itemsize
-        at_slots = torch.from_numpy(slots).clamp(min=0) * (table.record_bytes // size) + parts
-        torch.index_select(table.tensor.view(-1, width), 0, at_slots, out=rows)
-        missing = np.flatnonzero(slots < 0)
-        if missing.size:
-            offsets = self._file.offsets(_disk(slots[missing]), table is self._value)
-            self._file.read(offsets + parts.numpy()[missing] * size, missing * size, size, bytes_of(rows))
+    def _read(
+        self, table: Table, pages: torch.Tensor, parts: torch.Tensor, rows: torch.Tensor, kept: RowCache | None = None
+    ) -> None:
+        """Read parts of pages, both int64 ``[K]``, into ``rows [K, numbers of a part]``; `kept` may have some."""
+        slots, part, width = self._place[pages.numpy()].astype(np.int64), parts.numpy(), rows.shape[1]
+        size, held = width * self._shape.dtype.itemsize, table.tensor.view(-1, width)
+        here, missing = np.flatnonzero(slots >= 0), np.flatnonzero(slots < 0)
+        at = slots * (table.record_bytes // size) + part
+        if not missing.size:
+            torch.index_select(held, 0, torch.from_numpy(at), out=rows)
+            return
+        out = rows.view(torch.uint8).numpy()
+        copy_rows(held.view(torch.uint8).numpy(), at[here], out, here, torch.get_num_threads())
+        offsets = self._file.offsets(_disk(slots[missing]), table is self._value) + part[missing] * size
+        if kept is not None:
+            left = kept.take(offsets, out, missing)
+            offsets, missing = offsets[left], missing[left]
+        self._file.read(offsets, missing * size, size, bytes_of(rows))
+        if kept is not None:
+            kept.keep(offsets, out, missing)
+
+
+def rows_of_a_step(config: KIVConfig, shape: Shape) -> int:
+    """Count the keys and values that a step reads, if every head doubles its candidates (SPEC 4.9)."""
+    rows = 0 if config.retrieve_tokens is None else 2 * config.candidate_tokens + config.retrieve_tokens
+    return shape.batch * shape.heads * rows
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

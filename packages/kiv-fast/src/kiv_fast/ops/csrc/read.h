@@ -1,6 +1,37 @@
-/* Reads of many rows of a file: those that the system has in memory at once, the others after all of them were asked for. */
+/* Many rows at once: copies in memory, and reads of a file, where those that the system has in memory come first and the
+   others after all of them were asked for. */
 #ifndef KIV_READ_H
 #define KIV_READ_H
+
+#include <string.h>
+
+#define COPIES_AT_ONCE 128
+#define COPIES_AHEAD 8
+
+typedef struct {
+    int64_t count, nbytes;
+    const char *from;
+    const int64_t *from_at;
+    char *to;
+    const int64_t *to_at;
+} Copies;
+
+static void copy_some(void *context, int64_t task) {
+    const Copies *copies = context;
+    for (int64_t i = task * COPIES_AT_ONCE; i < (task + 1) * COPIES_AT_ONCE && i < copies->count; i++) {
+        if (i + COPIES_AHEAD < copies->count)
+            for (int64_t byte = 0; byte < copies->nbytes; byte += 64)
+                __builtin_prefetch(copies->from + copies->from_at[i + COPIES_AHEAD] + byte);
+        memcpy(copies->to + copies->to_at[i], copies->from + copies->from_at[i], (size_t)copies->nbytes);
+    }
+}
+
+/* Copy `nbytes` bytes from `from_at[i]` of `from` to `to_at[i]` of `to`, each; with one thread in order. */
+SHOWN void kiv_copy_rows(int64_t count, int64_t nbytes, const char *from, const int64_t *from_at, char *to,
+                         const int64_t *to_at, int threads) {
+    Copies copies = {count, nbytes, from, from_at, to, to_at};
+    kiv_run(copy_some, &copies, (count + COPIES_AT_ONCE - 1) / COPIES_AT_ONCE, threads);
+}
 
 #ifdef __linux__
 #include <sys/uio.h>
