@@ -15,6 +15,20 @@ def ops(test: str) -> tuple[str, ...]:
 
 EVERY = [
     CompiledFault(
+        "rows of one page go on behind its end",
+        "vectors.h",
+        "first % rows->tokens + n <= rows->tokens",
+        "1",
+        ops("operations"),
+    ),
+    CompiledFault(
+        "what a tile weighs is a share",
+        "attend.h",
+        "attend->total[row] = all",
+        "attend->total[row] = share",
+        ("packages/kiv-fast/tests/test_streaming.py::test_few_queries_attend_tile_by_tile",),
+    ),
+    CompiledFault(
         "both codes of a byte are its lower half, on any processor",
         "scan.h",
         "both >> (8 * byte + 4) & 15",

@@ -7,7 +7,7 @@ address and no tensor: what it points to is kept in `held` for as long.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import addressof, byref, c_float
+from ctypes import addressof, byref
 from dataclasses import dataclass
 
 import numpy as np
@@ -216,10 +216,26 @@ class CpuOps:
             held.append(numbers)
         else:
             query = self._retrieved(asked, retrieved, tail, held)
-        exact = (c_float * (query.heads * query.members))()  # 1 less the estimated: nobody asks
+        return self._attend(query, asked, out)
+
+    def attend_tile(
+        self, queries: Queries, tile: Tile | PagedTile, finite: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attend one tile alone (`Ops.attend_tile`)."""
+        asked, tokens, _held = always_of(queries, [tile])
+        query, _numbers = query_of(queries, tokens, False)
+        heads, groups, count, _ = queries.query.shape
+        asked.value_width, asked.finite = tile.values.shape[3], finite
+        most, total = (torch.empty(heads, groups * count, device="cpu") for _ in range(2))
+        asked.most, asked.total = most.data_ptr(), total.data_ptr()
+        out = torch.empty(heads * groups, count, asked.value_width, device="cpu")
+        self._attend(query, asked, out)
+        return out, most, total
+
+    def _attend(self, query: c.Query, asked: c.Attend, out: torch.Tensor) -> torch.Tensor:
         estimated = torch.empty(query.heads, query.members, device="cpu")
         asked.out, asked.out_head, asked.out_kind = out.data_ptr(), out.stride(0), KINDS[out.dtype]
-        asked.exact, asked.estimated = addressof(exact), estimated.data_ptr()
+        asked.estimated = estimated.data_ptr()
         if self._library.attend(byref(query), byref(asked)):
             raise MemoryError(REFUSED)
         return estimated

@@ -105,3 +105,17 @@ class Ops(Protocol):
             Estimated shares of mass; what is left of 1 is exact.
         """
         ...
+
+    def attend_tile(
+        self, queries: Queries, tile: Tile | PagedTile, finite: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attend some tokens alone, for queries without learned sinks.
+
+        Returns
+        -------
+        Tensor of H * M * DV numbers, in the dtype of computation
+            The output.
+        Tensor [H, M], twice
+            The largest logit, and the sum of e^(logit - it); of no token, a sum of 0.
+        """
+        ...

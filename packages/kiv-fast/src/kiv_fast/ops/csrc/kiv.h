@@ -78,8 +78,9 @@ typedef struct {
     float *tail; /* [H][M][pages], room for the logits of pages, or null: what is not selected does not count */
     void *out;         /* member (g, t) of head h: at (h * G + g) * out_head + t * value_width */
     int64_t out_head, out_kind;
-    float *exact, *estimated; /* [H][M] */
-    int64_t finite;           /* whether every value and every mean is a number */
+    float *most, *total; /* [H][M], the largest logit, and the sum of e^(logit - it): both or neither */
+    float *estimated;    /* [H][M], shares */
+    int64_t finite;      /* whether every value and every mean is a number */
 } Attend;
 
 /* What the missed bound is made of (SPEC 6.2), beside the queries. */
