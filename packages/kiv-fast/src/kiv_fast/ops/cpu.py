@@ -24,7 +24,7 @@ MOST_CHANNELS = 1 << 15
 REFUSED = "the machine refused memory for a step"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scanned:
     """What `estimate` leaves to the operations after it; C's part of it holds until the next estimate."""
 
@@ -32,6 +32,7 @@ class Scanned:
     query: c.Query
     estimates: c.Estimates
     held: tuple[object, ...]
+    slack: torch.Tensor | None = None  # what the missed bound has found out of pages
 
     def of_head(self, head: int) -> tuple[c.Query, c.Estimates]:
         """The same of one head alone."""
@@ -179,12 +180,14 @@ class CpuOps:
 
     def missed(
         self, estimates: Scanned, found: Found, error: torch.Tensor, held: torch.Tensor, head: int | None = None
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Bound what was missed (`Ops.missed`)."""
         heads, members, _ = found.raw.shape
         pages = self._buffer("tail", heads, members, estimates.index.pages)
-        share, error = torch.empty(heads, members, dtype=torch.float64, device="cpu"), error.contiguous()
-        taken = found_of(found)
+        share, error = torch.empty(3, heads, members, dtype=torch.float64, device="cpu"), error.contiguous()
+        slack, taken = estimates.slack, found_of(found)
+        if slack is None:
+            slack = self._buffer("slack", estimates.query.heads, members, estimates.index.pages, 3)
         asked = c.Missed(
             addressof(estimates.index),
             addressof(estimates.estimates),
@@ -192,12 +195,16 @@ class CpuOps:
             error.data_ptr(),
             held.data_ptr(),
             pages.data_ptr(),
+            slack.data_ptr(),
+            estimates.slack is not None,
             share.data_ptr(),
             -1 if head is None else head,
         )
         if self._library.missed(byref(estimates.query), byref(asked)):
             raise MemoryError(REFUSED)
-        return share
+        if head is None:
+            estimates.slack = slack
+        return share[0], share[1], share[2]
 
     def attend(
         self,

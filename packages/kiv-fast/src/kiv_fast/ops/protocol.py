@@ -64,8 +64,11 @@ class Ops(Protocol):
 
     def missed(
         self, estimates: Any, found: Found, error: torch.Tensor, held: torch.Tensor, head: int | None = None
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the missed bound of all heads or of the one that `found` has, float64 [n, M] (SPEC 6.2).
+
+        The second is what it would be if all candidates were selected; the third what it is at least with these and
+        any others that may be asked for (`estimate`), or 0 if that is not known.
 
         Parameters
         ----------

@@ -83,7 +83,9 @@ class Missed(ctypes.Structure):
     """`Missed` of kiv.h."""
 
     _fields_ = (
-        *((name, Pointer) for name in ("index", "estimates", "found", "error", "held", "room", "share")),
+        *((name, Pointer) for name in ("index", "estimates", "found", "error", "held", "room", "slack")),
+        ("known", Long),
+        ("share", Pointer),
         ("head", Long),
     )
 

@@ -141,7 +141,8 @@ class TorchOps:
 
     def missed(
         self, estimates: Estimates, found: Found, error: torch.Tensor, held: torch.Tensor, head: int | None = None
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Bound what was missed (`Ops.missed`)."""
         heads = slice(None) if head is None else slice(head, head + 1)
-        return missed_share(estimates, found, error, held[heads], heads)
+        bounds = missed_share(estimates, found, error, held[heads], heads)
+        return *bounds, torch.zeros_like(bounds[0])

@@ -91,7 +91,9 @@ typedef struct {
     const float *error; /* [pages][H of the index][D], the largest distances of keys from approximate keys */
     const double *held; /* [H][M], as `held` gives it */
     float *room;        /* [H][M][pages] */
-    double *share;      /* [H][M] */
+    float *slack;       /* [H][M][pages][3], what is found out of pages whatever the candidates are */
+    int64_t known;      /* whether it is there already */
+    double *share;      /* [3][H][M]: as it is, if all candidates were selected, and of any `least` tokens no less than this */
     int64_t head;       /* the only one that `found` has, and that is asked for; or -1 */
 } Missed;
 
