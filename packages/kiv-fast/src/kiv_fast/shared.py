@@ -85,7 +85,13 @@ class Shared:
                     state.cold.arena.make_room(ram)
 
     def check_open(self) -> None:
-        """Refuse to go on after `close`."""
+        """Refuse to go on after `close`.
+
+        Raises
+        ------
+        KIVUsageError
+            The pool is closed.
+        """
         if self.closed:
             raise refuse(KIVUsageError, "a closed pool cannot be used", "a call after close()", "Make a new pool.")
 

@@ -51,6 +51,11 @@ class CpuOps:
     library : Library
     kept_bytes : int
         Estimates of a block that take no more are kept until the block is over.
+
+    Raises
+    ------
+    MemoryError
+        Each operation where the machine refuses memory for it.
     """
 
     name = "cpu"
