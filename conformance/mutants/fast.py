@@ -13,15 +13,45 @@ def real(test: str) -> tuple[str, ...]:
     return (f"{REAL}::test_{test}",)
 
 
+STREAMING = "packages/kiv-fast/tests/test_streaming.py::test_"
+
 COST = "packages/kiv-fast/tests/test_cost_contract.py::test_"
 
 FAULTS = [
     Fault(
         "no last partial tile",
-        "kiv_fast.call:_all_tiles",
-        "range(0, pages, state.tile_pages)",
-        "range(0, max(1, pages - pages % state.tile_pages), state.tile_pages)",
+        "kiv_fast.tokens:Tokens.cold_tiles",
+        "range(0, pages, self.tile_pages)",
+        "range(0, max(1, pages - pages % self.tile_pages), self.tile_pages)",
         real("exact_attention_reaches_the_last_tile"),
+    ),
+    Fault(
+        "no last partial tile where it lies",
+        "kiv_fast.tokens:Tokens.paged_tiles",
+        "range(0, pages, self.tile_pages)",
+        "range(0, max(1, pages - pages % self.tile_pages), self.tile_pages)",
+        (f"{STREAMING}few_queries_attend_tile_by_tile",),
+    ),
+    Fault(
+        "heads that stream take others along",
+        "kiv_fast.call:runs",
+        "slice(places[0], places[-1] + 1)",
+        "slice(0, len(marks))",
+        (f"{STREAMING}only_heads_that_stream_are_read_whole",),
+    ),
+    Fault(
+        "learned sinks count in every tile",
+        "kiv_fast.attention.exact:attend_by_tile",
+        "replace(queries, sink_logits=None)",
+        "queries",
+        (f"{STREAMING}few_queries_attend_tile_by_tile",),
+    ),
+    Fault(
+        "pages of some heads lie as if they were all",
+        "kiv_fast.ops.addresses:_pages",
+        "table.stride(0) // (size * width)",
+        "table.shape[1]",
+        (f"{STREAMING}only_heads_that_stream_are_read_whole",),
     ),
     Fault(
         "a fork forgets infinite values",

@@ -15,6 +15,20 @@ def ops(test: str) -> tuple[str, ...]:
 
 EVERY = [
     CompiledFault(
+        "rows of one page go on behind its end",
+        "vectors.h",
+        "first % rows->tokens + have <= rows->tokens",
+        "1",
+        ops("operations"),
+    ),
+    CompiledFault(
+        "what a tile weighs is a share",
+        "attend.h",
+        "attend->total[row] = all",
+        "attend->total[row] = share",
+        ("packages/kiv-fast/tests/test_streaming.py::test_few_queries_attend_tile_by_tile",),
+    ),
+    CompiledFault(
         "both codes of a byte are its lower half, on any processor",
         "scan.h",
         "both >> (8 * byte + 4) & 15",
@@ -252,15 +266,15 @@ EVERY = [
     CompiledFault(
         "compiled: the missed bound leaves out how far codes are from keys",
         "bound.h",
-        "return (double)spread + less;",
-        "return less;",
+        "found[0] = spread;",
+        "found[0] = 0.0f;",
         clause("6.2"),
     ),
     CompiledFault(
         "compiled: the missed bound leaves out how weights are rounded",
         "bound.h",
-        "return (double)spread + less;",
-        "return spread;",
+        "found[1] = less;",
+        "found[1] = 0.0f;",
         clause("6.2"),
     ),
     CompiledFault(
@@ -273,8 +287,8 @@ EVERY = [
     CompiledFault(
         "the missed bound takes what is far below the best for nothing",
         "bound.h",
-        "sum > base - FAR ? sum : weighed_anew(missed, query, head, m, p, first, candidate)",
-        "sum",
+        "sums[p] > bases[p] - FAR ? sums[p] : weighed_anew(missed, query, head, m, p, first, candidate)",
+        "sums[p]",
         clause("8.2"),
     ),
     CompiledFault(
@@ -283,6 +297,27 @@ EVERY = [
         "        left[one] = -INFINITY;\n",
         "",
         clause("6.2"),
+    ),
+    CompiledFault(
+        "what is listed is missed with any candidates",
+        "bound.h",
+        "weight * missed->estimates->sum[row * pages + p] * expf(bases[p] - sums[p])",
+        "weight",
+        ops("operations"),
+    ),
+    CompiledFault(
+        "what is known of pages is that of the first head",
+        "bound.h",
+        "missed->slack += 3 * rows * index->pages",
+        "missed->slack += 0 * rows * index->pages",
+        ops("operations"),
+    ),
+    CompiledFault(
+        "nothing is left of candidates that were not selected",
+        "tail.h",
+        "every ? 0 : candidates",
+        "0",
+        ops("operations"),
     ),
     CompiledFault(
         "the missed bound of a head by the channels of the first",

@@ -122,6 +122,20 @@ FAULTS = [
         clause("6.3"),
     ),
     Fault(
+        "a head takes more than what it has read, which is enough",
+        "kiv_fast.retrieval.bound:bounded",
+        "not may_do[head]",
+        "True",
+        clause("6.3"),
+    ),
+    Fault(
+        "a head streams before it must",
+        "kiv_fast.retrieval.bound:bounded",
+        "(least > limit)",
+        "(least >= 0 * limit)",
+        clause("6.3"),
+    ),
+    Fault(
         "a head never streams that needs more than 4 C",
         "kiv_fast.retrieval.bound:bounded",
         "one is None for one in taken",

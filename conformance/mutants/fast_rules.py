@@ -39,7 +39,7 @@ FAULTS = [
     Fault(
         "a head that streams reports the masses of what it retrieved",
         "kiv_fast.call:_retrieve",
-        "estimated.masked_fill(pick, 0)",
+        "estimated.masked_fill(streamed[:, None], 0)",
         "estimated",
         clause("6.3"),
     ),

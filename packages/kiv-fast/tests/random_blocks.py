@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from fast_helpers import state_of
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from kiv_fast.retrieval.candidates import View
     from kiv_fast.store import FastStore
 
+    Block: TypeAlias = tuple[FastStore, View, Queries, int, int]
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @st.composite
-def blocks(draw: st.DrawFn, whole: bool = False) -> tuple[FastStore, View, Queries, int, int]:
+def blocks(draw: st.DrawFn, whole: bool = False) -> Block:
     """Return a store, what a block sees of its cold pages, its queries, and how many candidates and selected tokens.
 
     With `whole` scores are exact in float32 (SPEC 11.1), and there are many ties.

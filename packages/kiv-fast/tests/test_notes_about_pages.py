@@ -95,7 +95,7 @@ def test_a_look_at_many_pages_runs_as_many_lines(store: FastStore) -> None:
     counts = []
 
     def look_at_the_same_pages() -> None:
-        state_of(store).cold.arena.tile(list(range(8)))
+        state_of(store).cold.arena.tile(list(range(8)), slice(None))
         state_of(store).cold.arena.keys(torch.arange(8).expand(HEADS, -1) * HEADS * PAGE)
 
     for pages in (4096, 8192):

@@ -68,6 +68,6 @@ def test_what_is_given_back_is_not_held(
     assert resident(mine) <= 1.1 * share + 8 * 2 * 4096  # the last memory pages of eight tables are shared
     fill(TOKENS // 3, TOKENS)
     first = state_of(store).rows[0].pages[:1].tolist()
-    assert torch.equal(state_of(store).cold.arena.tile(first)[0], key[0, :, 2 : 2 + page])
+    assert torch.equal(state_of(store).cold.arena.tile(first, slice(None))[0], key[0, :, 2 : 2 + page])
     store.reset()
     assert resident(mine) == 0

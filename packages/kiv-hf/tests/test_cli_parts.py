@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from cli_models import tokenizer
+from kiv_fast import FastPool
 from kiv_hf import KIVCache, KIVConfig
 from kiv_hf.cli.display import cold_text
 from kiv_hf.cli.estimate import check_memory, estimate
@@ -62,9 +63,29 @@ def test_the_estimate_counts_what_the_cache_then_holds() -> None:
     sampled, pages = 3 * 2 * 8 * 4, 20
     errors = 3 * 2 * pages * 8 * 4
     assert need.cold + sampled + errors == cache.memory().ram
-    # The reference has a byte for a code of 4 bits, 8 bytes for the number of a channel, and validity.
-    more = 3 * (2 * pages * 6 * (4 * 0.5 + 4) + 100)
+    # The reference has a byte for a code, 16 for number, centre and step of a channel, and validity; `kiv_fast`,
+    # which is estimated, has half a byte, 6 for number and step, and room for 8 channels and 16 tokens.
+    more = 3 * (2 * pages * (6 * (4 + 16) - 8 * (16 // 2 + 6)) + 100)
     assert need.near - sampled - errors + more == cache.memory().device
+
+
+@pytest.mark.parametrize("channels", [1, 5, 8, 12, 20, 64])
+@pytest.mark.parametrize("page_tokens", [4, 16, 24])
+def test_the_index_is_estimated_as_it_is_booked(channels: int, page_tokens: int) -> None:
+    """What a store holds more, and is estimated to hold more, than one that retrieves nothing and has no index."""
+    config = KIVConfig(hot_tokens=0, sink_tokens=0, page_tokens=page_tokens, index_channels=channels)
+    model_config = LlamaConfig(
+        hidden_size=80, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=20
+    )
+    data, estimated, held = torch.randn(1, 2, 240, 20), list[int](), list[int]()
+    for one in (config, replace(config, retrieve_tokens=None)):
+        estimated.append(estimate(model_config, one, torch.float32, 240, 100).near)
+        store = FastPool(one).layer_store()
+        store.append(data, data)
+        store.attend(torch.cat([data, data], dim=1), scale=1.0)
+        memory = store.memory()
+        held.append(memory.device + memory.ram)
+    assert estimated[0] - estimated[1] == held[0] - held[1] > 0
 
 
 def test_sliding_layers_count_their_window_only() -> None:
@@ -75,7 +96,7 @@ def test_sliding_layers_count_their_window_only() -> None:
     )  # fmt: skip
     everything_cold = KIVConfig(hot_tokens=0, sink_tokens=0, page_tokens=1, retrieve_tokens=64)
     need = estimate(config, everything_cold, torch.bfloat16, 1000, 100)
-    row_bytes, index_bytes = 2 * 8 * 2, 8 // 2 + 4 * (3 * 8 + 3 * 8)
+    row_bytes, index_bytes = 2 * 8 * 2, 8 * (16 // 2 + 6) + 4 * 3 * 8
     assert (need.token_bytes, need.cold) == (row_bytes, 1000 * row_bytes)
     sampled = 1000 // 64 * 8 * 4
     assert need.near == 5 * 10 * row_bytes + 1000 * index_bytes + sampled

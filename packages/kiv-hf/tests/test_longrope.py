@@ -20,15 +20,13 @@ from phi_models import (
     NEW,
     ROPE,
     SHORT,
-    SIZES,
-    TYPE_SIZES,
     TYPES,
     Phi,
     assert_same,
     build,
     forget_warnings,
 )
-from transformers import CONFIG_MAPPING, DynamicCache, LlamaConfig, LlavaConfig
+from transformers import DynamicCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -279,28 +277,3 @@ def test_no_second_reading_if_the_length_was_told(phi: Phi, resets: list[int]) -
         got = phi.generate(phi.kiv, IDS[:, :16], past_key_values=phi.cache())
         assert_same(got, phi.truth_under(16 + NEW, IDS[:, :16]))
     assert resets == []
-
-
-class TestTheWarning:
-    @pytest.fixture(autouse=True)
-    def _again(self) -> None:
-        forget_warnings()
-
-    def test_says_at_which_length_and_what(self, phi: Phi, caplog: pytest.LogCaptureFixture) -> None:
-        phi.cache()
-        assert f"more than {SHORT} tokens" in caplog.text
-        assert "resets its KIVCache once" in caplog.text
-        caplog.clear()
-        phi.cache()
-        assert caplog.text == ""
-
-    @pytest.mark.parametrize("around", [False, True], ids=["itself", "the text part of another"])
-    def test_of_a_model_that_transformers_lets_keep_its_cache(
-        self, caplog: pytest.LogCaptureFixture, around: bool
-    ) -> None:
-        rope = ROPE | {"original_max_position_embeddings": SHORT}
-        kind: Any = CONFIG_MAPPING["phi3"] if around else LlamaConfig
-        text = kind(**SIZES | TYPE_SIZES["phi3"], rope_parameters=rope)
-        KIVCache(LlavaConfig(text_config=text) if around else text, EXACT)
-        assert f"more than {SHORT} tokens" in caplog.text
-        assert "resets its KIVCache once" in caplog.text

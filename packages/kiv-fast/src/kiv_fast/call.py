@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, groupby
 
 import torch
 
-from .attention.exact import attend_exactly
+from .attention.exact import attend_by_tile, attend_exactly
 from .ops.arguments import Queries, Tile
-from .partition import Block
 from .retrieval.block import attend_block
 from .retrieval.bound import window_bound
 from .retrieval.candidates import View
 from .state import State
+from .tokens import ALL
 from .trace import BlockTrace, RowTrace
 
 FEW_QUERIES = 8
@@ -80,7 +81,8 @@ def _answer_some(
         out = output.new_empty(output.shape[0], query.shape[2], output.shape[2])
     queries = Queries(query, block.start, mine, call.scale, call.softcap, sinks)
     if block.mode == "exact":
-        estimated = _exact(state, row, queries, block, out)
+        stop = block.stop if mine is None else int(queries.positions[-1]) + 1
+        estimated = _exact(state, row, queries, block.pages, state.tiles(row, block.pages, stop), out)
         rows = state.shape.heads * state.rows[row].tokens(block.pages)
         trace.key_rows += rows
         trace.value_rows += rows
@@ -103,35 +105,38 @@ def _retrieve(state: State, call: Call, trace: BlockTrace, row: int, queries: Qu
     trace.key_rows += result.key_rows
     trace.value_rows += result.value_rows
     estimated, missed, streamed = result.estimated, result.missed, result.streamed
-    if streamed is not None and bool(streamed.any()):
-        whole = torch.empty_like(out)
-        _exact(state, row, queries, block, whole)
-        pick = streamed[:, None]
-        out.copy_(torch.where(streamed.repeat_interleave(groups)[:, None, None], whole, out))
-        estimated = estimated.masked_fill(pick, 0)
-        missed = None if missed is None else missed.masked_fill(pick, 0)
+    for heads in () if streamed is None else runs(streamed.tolist()):
+        always = [tile.of_heads(heads) for tile in view.always]
+        mine = out[heads.start * groups : heads.stop * groups]
+        _exact(state, row, queries.of_heads(heads), block.pages, always, mine, heads)
+    if streamed is not None:
+        estimated = estimated.masked_fill(streamed[:, None], 0)
+        missed = None if missed is None else missed.masked_fill(streamed[:, None], 0)
     return RowTrace(among, groups, estimated, missed, result.found, streamed)
 
 
-def _exact(state: State, row: int, queries: Queries, block: Block, out: torch.Tensor) -> torch.Tensor:
-    """Full attention, its output in `out`; the estimated share of mass, ``[H, M]``: none."""
-    stop = block.stop if queries.among is None else int(queries.positions[-1]) + 1
-    few = queries.query.shape[2] <= FEW_QUERIES and block.pages <= state.tile_pages
-    if few and state.cold.ops.in_place:
-        cold = [state.whole_tile(row, block.pages)] if block.pages else []
-        always = [*state.tiles(row, block.pages, stop), *cold]
-        return state.cold.ops.attend(queries, always, state.finite, None, False, out)
-    tiles, chunk = _all_tiles(state, row, block.pages, stop), state.cold.tuning.query_chunk
-    output = attend_exactly(queries, tiles, state.shape.value_width, state.finite, chunk)
+def runs(marks: list[bool]) -> Iterator[slice]:
+    """Where neighbours are all marked."""
+    for marked, run in groupby(range(len(marks)), marks.__getitem__):
+        places = list(run)
+        if marked:
+            yield slice(places[0], places[-1] + 1)
+
+
+def _exact(
+    state: State, row: int, queries: Queries, pages: int, always: list[Tile], out: torch.Tensor, heads: slice = ALL
+) -> torch.Tensor:
+    """Full attention of some heads to `always` and to pages, its output in `out`; the estimated share ``[H, M]``: 0."""
+    ops, finite, width = state.cold.ops, state.finite, state.shape.value_width
+    if queries.query.shape[2] <= FEW_QUERIES and ops.in_place:
+        if pages <= state.tile_pages:
+            return ops.attend(queries, [*always, *state.paged_tiles(row, pages, heads)], finite, None, False, out)
+        output = attend_by_tile(queries, chain(state.paged_tiles(row, pages, heads), always), width, finite, ops)
+    else:
+        tiles = chain(state.cold_tiles(row, pages, heads), always)
+        output = attend_exactly(queries, tiles, width, finite, state.cold.tuning.query_chunk)
     out.copy_(output.view(out.shape))
     return output.new_zeros(output.shape[:2])
-
-
-def _all_tiles(state: State, row: int, pages: int, stop: int) -> Iterator[Tile]:
-    """Every token before position `stop`, under a partition of so many pages."""
-    for first in range(0, pages, state.tile_pages):
-        yield state.cold_tile(row, first, min(first + state.tile_pages, pages))
-    yield from state.tiles(row, pages, stop)
 
 
 def _view(state: State, row: int, pages: int, stop: int) -> View:

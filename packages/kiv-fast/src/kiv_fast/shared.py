@@ -89,7 +89,13 @@ class Shared:
                     cold.arena.drop_rows()
 
     def check_open(self) -> None:
-        """Refuse to go on after `close`."""
+        """Refuse to go on after `close`.
+
+        Raises
+        ------
+        KIVUsageError
+            The pool is closed.
+        """
         if self.closed:
             raise refuse(KIVUsageError, "a closed pool cannot be used", "a call after close()", "Make a new pool.")
 

@@ -142,7 +142,13 @@ class FastStore(StoreView):
 
     @public
     def crop(self, length: int) -> None:
-        """Keep the first tokens (`LayerStore.crop`)."""
+        """Keep the first tokens (`LayerStore.crop`).
+
+        Raises
+        ------
+        KIVUsageError
+            `length` is no length that the store has.
+        """
         self._check()
         length = integer("length", length)
         if not 0 <= length <= self._length:
@@ -167,7 +173,13 @@ class FastStore(StoreView):
 
     @public
     def repeat_interleave(self, repeats: int) -> None:
-        """Repeat sequences (`LayerStore.repeat_interleave`)."""
+        """Repeat sequences (`LayerStore.repeat_interleave`).
+
+        Raises
+        ------
+        KIVUsageError
+            `repeats` is less than 1.
+        """
         self._check()
         repeats = integer("repeats", repeats)
         if repeats < 1:

@@ -69,7 +69,13 @@ class StoreView:
     @property
     @public
     def report(self) -> AttendReport:
-        """The last attend (`LayerStore.report`)."""
+        """The last attend (`LayerStore.report`).
+
+        Raises
+        ------
+        KIVUsageError
+            Nothing was attended yet.
+        """
         self._check_whole()
         if self._report is None:
             if self._traces is None or self.state is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from kiv_reference.config import KIVConfig
 from kiv_reference.report import TierBytes, TierTokens
@@ -14,6 +16,9 @@ from .pages.block_table import BlockTable
 from .pages.validity import Validity
 from .shape import Shape
 from .tiers.window import Recent
+
+ALL = slice(None)
+"""Every KV head."""
 
 
 class Tokens:
@@ -79,22 +84,35 @@ class Tokens:
             key, value = torch.cat([key, hot.key], dim=1), torch.cat([value, hot.value], dim=1)
         return Tile(key[None], value[None], row=0, start=0, count=stop - start, first=start, valid=valid)
 
-    def whole_tile(self, row: int, pages: int) -> Tile | PagedTile:
-        """View the first `pages` pages of a sequence where they lie, or read them where that cannot be."""
-        cold, start = self.cold, self.config.sink_tokens
-        keys, values = cold.arena.table(False), cold.arena.table(True)
-        if keys is None or values is None:
-            return self.cold_tile(row, 0, pages)
-        cold.counters.streamed_bytes += pages * cold.arena.page_bytes
-        valid = self.validity.row(row, start, self.hot_start(pages)) if self.rows[row].padded else None
-        return PagedTile(keys, values, self.rows[row].pages[:pages], start, valid)
+    def cold_tiles(self, row: int, pages: int, heads: slice) -> Iterator[Tile]:
+        """Read what some KV heads have in the first `pages` pages of a sequence."""
+        for first in range(0, pages, self.tile_pages):
+            yield self.cold_tile(row, first, min(first + self.tile_pages, pages), heads)
 
-    def cold_tile(self, row: int, first: int, stop: int) -> Tile:
+    def paged_tiles(self, row: int, pages: int, heads: slice) -> Iterator[Tile | PagedTile]:
+        """View the same where it lies, or read it where that cannot be."""
+        arena, ids = self.cold.arena, self.rows[row].pages
+        keys, values = arena.table(False), arena.table(True)
+        if keys is None or values is None:
+            yield from self.cold_tiles(row, pages, heads)
+            return
+        keys, values = keys[:, heads], values[:, heads]
+        token_bytes = keys.shape[1] * self.shape.token_bytes // self.shape.heads
+        for first in range(0, pages, self.tile_pages):
+            stop = min(first + self.tile_pages, pages)
+            self.cold.counters.streamed_bytes += (stop - first) * self.config.page_tokens * token_bytes
+            yield PagedTile(keys, values, ids[first:stop], self.hot_start(first), self._valid(row, first, stop))
+
+    def _valid(self, row: int, first: int, stop: int) -> torch.Tensor | None:
+        """Which tokens of pages are valid; None if all are."""
+        return self.validity.row(row, self.hot_start(first), self.hot_start(stop)) if self.rows[row].padded else None
+
+    def cold_tile(self, row: int, first: int, stop: int, heads: slice = ALL) -> Tile:
         """Read the pages ``[first, stop)`` of a sequence."""
         cold, start = self.cold, self.hot_start(first)
-        key, value = cold.arena.tile(self.rows[row].pages[first:stop].tolist())
+        key, value = cold.arena.tile(self.rows[row].pages[first:stop].tolist(), heads)
         cold.counters.streamed_bytes += (key.numel() + value.numel()) * key.element_size()
-        valid = self.validity.row(row, start, self.hot_start(stop)) if self.rows[row].padded else None
+        valid = self._valid(row, first, stop)
         parts = cold.transfer.upload(key)[None], cold.transfer.upload(value)[None]
         return Tile(*parts, row=0, start=0, count=key.shape[1], first=start, valid=valid)
 

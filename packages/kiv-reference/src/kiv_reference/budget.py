@@ -18,6 +18,11 @@ def check_budget(config: KIVConfig, needed: TierBytes) -> None:
     ----------
     needed : TierBytes
         What all stores of the pool would hold, in bytes.
+
+    Raises
+    ------
+    KIVBudgetError
+        It does not fit into `device_bytes` or `ram_bytes`.
     """
     limits = {"device_bytes": (needed.device, config.device_bytes), "ram_bytes": (needed.ram, config.ram_bytes)}
     for name, (need, limit) in limits.items():

@@ -61,12 +61,24 @@ class ReferencePool:
         self._closed = True
 
     def check_open(self) -> None:
-        """Refuse to go on after `close`."""
+        """Refuse to go on after `close`.
+
+        Raises
+        ------
+        KIVUsageError
+            The pool is closed.
+        """
         if self._closed:
             raise refuse(KIVUsageError, "a closed pool cannot be used", "a call after close()", "Make a new pool.")
 
     def check_room(self, store: ReferenceStore, needed: TierBytes) -> None:
-        """Refuse if `store`, grown to `needed`, would break a budget together with the others (SPEC 10.2)."""
+        """Refuse if `store`, grown to `needed`, would break a budget together with the others (SPEC 10.2).
+
+        Raises
+        ------
+        KIVBudgetError
+            They do not fit.
+        """
         others = _total(other.memory() for other in self._stores if other is not store)
         check_budget(self._config, _total((others, needed)))
 

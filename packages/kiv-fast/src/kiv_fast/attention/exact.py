@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
-from ..ops.arguments import Queries, Tile
-from ..ops.softmax import LEAST, tile_part, weigh
+from ..ops.arguments import PagedTile, Queries, Tile
+from ..ops.protocol import Ops
+from ..ops.softmax import LEAST, attend_tile
 
 LOST = 2.0**-11
 """Where the unit of a log-sum-exp is larger than this, the fused operation's one number does not tell the sum."""
@@ -44,8 +46,30 @@ class Merge:
         held.copy_(highest)
         self.total[mine] = both
 
+    def add_part(self, output: torch.Tensor, most: torch.Tensor, total: torch.Tensor, first: int, stop: int) -> None:
+        """Take in what `Ops.attend_tile` tells of the queries ``[first, stop)``."""
+        shape = *self.most.shape[:2], stop - first
+        self.add(output.view(*shape, -1), most.view(shape), total.view(shape), first, stop)
 
-def attend_exactly(queries: Queries, tiles: Iterator[Tile], value_width: int, finite: bool, chunk: int) -> torch.Tensor:
+    def finished(self, queries: Queries) -> torch.Tensor:
+        """Take in learned sinks at last, and return the output ``[H, M, DV]``."""
+        if queries.sink_logits is not None:
+            self.add(None, queries.sink_logits, 1.0, 0, self.output.shape[2])
+        return self.output.flatten(1, 2)
+
+
+def attend_by_tile(
+    queries: Queries, tiles: Iterable[Tile | PagedTile], value_width: int, finite: bool, ops: Ops
+) -> torch.Tensor:
+    """Output ``[H, M, DV]`` of full attention for few queries, by the operations, for which a tile may be in pages."""
+    count = queries.query.shape[2]
+    merge, alone = Merge(queries, value_width, count), replace(queries, sink_logits=None)
+    for tile in tiles:
+        merge.add_part(*ops.attend_tile(alone, tile, finite), 0, count)
+    return merge.finished(queries)
+
+
+def attend_exactly(queries: Queries, tiles: Iterable[Tile], value_width: int, finite: bool, chunk: int) -> torch.Tensor:
     """Output ``[H, M, DV]`` of full attention.
 
     Parameters
@@ -66,9 +90,7 @@ def attend_exactly(queries: Queries, tiles: Iterator[Tile], value_width: int, fi
             _fused(merge, queries, int(queries.positions[0]), tile)
         else:
             _plain(merge, queries, tile, finite, 0, count)
-    if queries.sink_logits is not None:
-        merge.add(None, queries.sink_logits, 1.0, 0, count)
-    return merge.output.flatten(1, 2)
+    return merge.finished(queries)
 
 
 def _fused(merge: Merge, queries: Queries, first: int, tile: Tile) -> None:
@@ -122,13 +144,6 @@ def _plain(merge: Merge, queries: Queries, tile: Tile, finite: bool, start: int,
     """
     dtype = queries.query.dtype
     whole = Tile(tile.key.to(dtype)[None], tile.value.to(dtype)[None], 0, 0, tile.count, tile.first, tile.valid)
-    heads, groups = queries.query.shape[:2]
     for begin in range(start, stop, merge.chunk):
         end = min(begin + merge.chunk, stop)
-        logits, value = tile_part(queries.part(begin, end), whole)  # [H, G * n, K]
-        most = logits.amax(dim=2, keepdim=True)
-        weights = torch.exp(logits - most.clamp(min=LEAST))
-        total = weights.sum(dim=2, keepdim=True)
-        output = weigh(weights.div_(total.clamp(min=torch.finfo(total.dtype).tiny)), value, logits, finite)
-        shape = heads, groups, end - begin
-        merge.add(output.view(*shape, -1), most.view(shape), total.view(shape), begin, end)
+        merge.add_part(*attend_tile(queries.part(begin, end), whole, finite), begin, end)

@@ -59,7 +59,7 @@ def rows_of(
     """Where rows are: in the pages or, of cold tokens `at`, gathered from them; of all heads or of one."""
     if at is None:
         assert rows.table is not None, "neither pages nor places"
-        return _pages(rows.table, ids, head or 0), None
+        return _pages(rows.table if head is None else rows.table[:, head:], ids), None
     found = rows.gather(at.long(), None if head is None else torch.tensor([head], device="cpu")).contiguous()
     width = found.shape[2]
     return c.Rows(found.data_ptr(), None, 0, 0, found.shape[1] * width, width, KINDS[found.dtype]), found
@@ -71,11 +71,10 @@ def found_of(found: Found) -> c.Found:
     return c.Found(*places, found.at.shape[1], found.width, found.chosen.shape[1])
 
 
-def _pages(table: torch.Tensor, ids: int, head: int = 0) -> c.Rows:
-    """Rows in pages, of the heads from `head` on."""
-    _, heads, size, width = table.shape
-    place = table.data_ptr() + head * size * width * table.element_size()
-    return c.Rows(place, ids, size, heads, 0, width, KINDS[table.dtype])
+def _pages(table: torch.Tensor, ids: int) -> c.Rows:
+    """Rows in pages; of a table of some heads, as far apart as those of all."""
+    size, width = table.shape[2:]
+    return c.Rows(table.data_ptr(), ids, size, table.stride(0) // (size * width), 0, width, KINDS[table.dtype])
 
 
 def _run(tile: Tile | PagedTile, held: list[object]) -> c.Run:

@@ -59,6 +59,11 @@ class Queries:
         """Members times scale, whose products with keys are scores."""
         return self.members * self.scale
 
+    def of_heads(self, heads: slice) -> Queries:
+        """Return the queries of some KV heads."""
+        sinks = None if self.sink_logits is None else self.sink_logits[heads]
+        return replace(self, query=self.query[heads], sink_logits=sinks)
+
     def part(self, begin: int, end: int) -> Queries:
         """Return the queries ``[begin, end)`` of these, without sink logits."""
         among = self.positions[begin:end] - self.start
@@ -94,6 +99,10 @@ class Tile(NamedTuple):
     def value(self) -> torch.Tensor:
         """Values ``[H, count, DV]``."""
         return self.values[self.row, :, self.start : self.start + self.count]
+
+    def of_heads(self, heads: slice) -> Tile:
+        """Return what some KV heads have of these."""
+        return self._replace(keys=self.keys[:, heads], values=self.values[:, heads])
 
     def part(self, begin: int, end: int) -> Tile:
         """Return the tokens ``[begin, end)`` of these."""

@@ -37,8 +37,8 @@ def log_held(queries: Queries, always: Sequence[Tile]) -> torch.Tensor:
 
 def missed_share(
     estimates: Estimates, found: Found, error: torch.Tensor, held: torch.Tensor, heads: slice
-) -> torch.Tensor:
-    """The bound, float64 ``[n, M]``, of the heads that `found` has; otherwise as `Ops.missed`."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The bounds, float64 ``[n, M]``, of the heads that `found` has; otherwise as `Ops.missed`."""
     queries, index, (slack, reach) = estimates.queries, estimates.index, _slack(estimates, error)
     lost = _lost(queries, reach)[heads]  # [n, M, N]
     unread = unread_sums(queries, estimates, found.candidates, heads)  # [n, M, N]
@@ -50,9 +50,16 @@ def missed_share(
     logits, selected = queries.cap(found.scores).to(WIDE), found.selected[:, None]
     page = found.candidates.long().clamp(min=0) // index.page_tokens  # [n, K]
     lost = lost.gather(2, page[:, None].expand_as(logits))
-    held = torch.logaddexp(held, torch.logsumexp((logits - lost).masked_fill(~selected, -torch.inf), dim=2))
+    kept = (logits - lost).masked_fill_(logits == -torch.inf, -torch.inf)
     left = (logits + lost).masked_fill(selected | (logits == -torch.inf), -torch.inf)
     missed = torch.logaddexp(torch.logsumexp(left, dim=2), unread)
+    chosen = kept.masked_fill(~selected, -torch.inf)
+    return _share(missed, chosen, held), _share(unread, kept, held)
+
+
+def _share(missed: torch.Tensor, kept: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
+    """The share of what was missed, its logarithm ``[n, M]``; logits ``[n, M, K]`` are attended."""
+    held = torch.logaddexp(held, torch.logsumexp(kept, dim=2))
     # What is left are logarithms in float64, and their sums of fewer than 2^22 numbers.
     room = 2.0**-30 + torch.finfo(WIDE).eps * (held.abs() + missed.abs())
     share = torch.exp(room - torch.nn.functional.softplus(held - missed))

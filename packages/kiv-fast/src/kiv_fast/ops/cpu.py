@@ -7,7 +7,7 @@ address and no tensor: what it points to is kept in `held` for as long.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import addressof, byref, c_float
+from ctypes import addressof, byref
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ MOST_CHANNELS = 1 << 15
 REFUSED = "the machine refused memory for a step"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scanned:
     """What `estimate` leaves to the operations after it; C's part of it holds until the next estimate."""
 
@@ -32,6 +32,7 @@ class Scanned:
     query: c.Query
     estimates: c.Estimates
     held: tuple[object, ...]
+    slack: torch.Tensor | None = None  # what the missed bound has found out of pages
 
     def of_head(self, head: int) -> tuple[c.Query, c.Estimates]:
         """The same of one head alone."""
@@ -50,6 +51,11 @@ class CpuOps:
     library : Library
     kept_bytes : int
         Estimates of a block that take no more are kept until the block is over.
+
+    Raises
+    ------
+    MemoryError
+        Each operation where the machine refuses memory for it.
     """
 
     name = "cpu"
@@ -179,12 +185,14 @@ class CpuOps:
 
     def missed(
         self, estimates: Scanned, found: Found, error: torch.Tensor, held: torch.Tensor, head: int | None = None
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Bound what was missed (`Ops.missed`)."""
         heads, members, _ = found.raw.shape
         pages = self._buffer("tail", heads, members, estimates.index.pages)
-        share, error = torch.empty(heads, members, dtype=torch.float64, device="cpu"), error.contiguous()
-        taken = found_of(found)
+        share, error = torch.empty(3, heads, members, dtype=torch.float64, device="cpu"), error.contiguous()
+        slack, taken = estimates.slack, found_of(found)
+        if slack is None:
+            slack = self._buffer("slack", estimates.query.heads, members, estimates.index.pages, 3)
         asked = c.Missed(
             addressof(estimates.index),
             addressof(estimates.estimates),
@@ -192,12 +200,16 @@ class CpuOps:
             error.data_ptr(),
             held.data_ptr(),
             pages.data_ptr(),
+            slack.data_ptr(),
+            estimates.slack is not None,
             share.data_ptr(),
             -1 if head is None else head,
         )
         if self._library.missed(byref(estimates.query), byref(asked)):
             raise MemoryError(REFUSED)
-        return share
+        if head is None:
+            estimates.slack = slack
+        return share[0], share[1], share[2]
 
     def attend(
         self,
@@ -216,10 +228,26 @@ class CpuOps:
             held.append(numbers)
         else:
             query = self._retrieved(asked, retrieved, tail, held)
-        exact = (c_float * (query.heads * query.members))()  # 1 less the estimated: nobody asks
+        return self._attend(query, asked, out)
+
+    def attend_tile(
+        self, queries: Queries, tile: Tile | PagedTile, finite: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attend one tile alone (`Ops.attend_tile`)."""
+        asked, tokens, _held = always_of(queries, [tile])
+        query, _numbers = query_of(queries, tokens, False)
+        heads, groups, count, _ = queries.query.shape
+        asked.value_width, asked.finite = tile.values.shape[3], finite
+        most, total = (torch.empty(heads, groups * count, device="cpu") for _ in range(2))
+        asked.most, asked.total = most.data_ptr(), total.data_ptr()
+        out = torch.empty(heads * groups, count, asked.value_width, device="cpu")
+        self._attend(query, asked, out)
+        return out, most, total
+
+    def _attend(self, query: c.Query, asked: c.Attend, out: torch.Tensor) -> torch.Tensor:
         estimated = torch.empty(query.heads, query.members, device="cpu")
         asked.out, asked.out_head, asked.out_kind = out.data_ptr(), out.stride(0), KINDS[out.dtype]
-        asked.exact, asked.estimated = addressof(exact), estimated.data_ptr()
+        asked.estimated = estimated.data_ptr()
         if self._library.attend(byref(query), byref(asked)):
             raise MemoryError(REFUSED)
         return estimated

@@ -64,8 +64,11 @@ class Ops(Protocol):
 
     def missed(
         self, estimates: Any, found: Found, error: torch.Tensor, held: torch.Tensor, head: int | None = None
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the missed bound of all heads or of the one that `found` has, float64 [n, M] (SPEC 6.2).
+
+        The second is what it would be if all candidates were selected; the third what it is at least with these and
+        any others that may be asked for (`estimate`), or 0 if that is not known.
 
         Parameters
         ----------
@@ -103,5 +106,19 @@ class Ops(Protocol):
         -------
         Tensor [H, M]
             Estimated shares of mass; what is left of 1 is exact.
+        """
+        ...
+
+    def attend_tile(
+        self, queries: Queries, tile: Tile | PagedTile, finite: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attend some tokens alone, for queries without learned sinks.
+
+        Returns
+        -------
+        Tensor of H * M * DV numbers, in the dtype of computation
+            The output.
+        Tensor [H, M], twice
+            The largest logit, and the sum of e^(logit - it); of no token, a sum of 0.
         """
         ...

@@ -47,6 +47,16 @@ def _hidden(queries: Queries, tile: Tile) -> torch.Tensor:
     return later if tile.valid is None else later.logical_or_(~tile.valid)
 
 
+def attend_tile(queries: Queries, tile: Tile, finite: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Attend a tile alone, with its logits written out (`Ops.attend_tile`)."""
+    logits, value = tile_part(queries, tile)  # [H, M, K]
+    most = logits.amax(dim=2)
+    weights = torch.exp(logits - most.clamp(min=LEAST)[:, :, None])
+    total = weights.sum(dim=2)
+    weights /= total.clamp(min=torch.finfo(total.dtype).tiny)[:, :, None]
+    return weigh(weights, value, logits, finite), most, total
+
+
 def weigh(weights: torch.Tensor, values: torch.Tensor, logits: torch.Tensor, finite: bool) -> torch.Tensor:
     """Sum ``weights [H, M, K]`` times ``values [H, K, DV]``.
 

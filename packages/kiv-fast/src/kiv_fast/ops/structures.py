@@ -74,7 +74,7 @@ class Attend(ctypes.Structure):
         ("value", Rows),
         *((name, Pointer) for name in ("index", "estimates", "tail", "out")),
         *((name, Long) for name in ("out_head", "out_kind")),
-        *((name, Pointer) for name in ("exact", "estimated")),
+        *((name, Pointer) for name in ("most", "total", "estimated")),
         ("finite", Long),
     )
 
@@ -83,7 +83,9 @@ class Missed(ctypes.Structure):
     """`Missed` of kiv.h."""
 
     _fields_ = (
-        *((name, Pointer) for name in ("index", "estimates", "found", "error", "held", "room", "share")),
+        *((name, Pointer) for name in ("index", "estimates", "found", "error", "held", "room", "slack")),
+        ("known", Long),
+        ("share", Pointer),
         ("head", Long),
     )
 

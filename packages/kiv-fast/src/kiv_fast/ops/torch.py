@@ -12,7 +12,7 @@ from .arguments import LATE, Found, PagedTile, PageIndex, Queries, Rows, Tile, m
 from .bound import log_held, missed_share
 from .estimates import Estimates, joined, pieces
 from .ranking import group_scores, top_set, top_sets
-from .softmax import attend_all, tile_logits
+from .softmax import attend_all, attend_tile, tile_logits
 from .tail import WEIGHT, page_tail, value_shift
 
 
@@ -122,6 +122,13 @@ class TorchOps:
         out.copy_(output.view(out.shape))
         return estimated
 
+    def attend_tile(
+        self, queries: Queries, tile: Tile | PagedTile, finite: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attend one tile alone (`Ops.attend_tile`)."""
+        assert isinstance(tile, Tile), "pages that torch cannot read where they lie"
+        return attend_tile(queries, tile, finite)
+
     def take(self, estimates: Estimates, keys: Rows, head: int, known: Found, count: int) -> Found:
         """Take the best tokens of a head whole (`Ops.take`)."""
         at = top_set(estimates.scores[head : head + 1], count)
@@ -138,7 +145,8 @@ class TorchOps:
 
     def missed(
         self, estimates: Estimates, found: Found, error: torch.Tensor, held: torch.Tensor, head: int | None = None
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Bound what was missed (`Ops.missed`)."""
         heads = slice(None) if head is None else slice(head, head + 1)
-        return missed_share(estimates, found, error, held[heads], heads)
+        bounds = missed_share(estimates, found, error, held[heads], heads)
+        return *bounds, torch.zeros_like(bounds[0])

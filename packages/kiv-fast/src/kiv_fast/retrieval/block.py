@@ -38,8 +38,11 @@ def attend_block(view: View, queries: Queries, bound: bool, out: torch.Tensor) -
     selected = found.chosen.numel() if streamed is None else int((found.chosen >= 0).sum())
     cold.counters.value_bytes_gathered += selected * cold.shape.value_width * cold.shape.dtype.itemsize
     finite = view.finite and view.row.finite >= view.index.pages
-    retrieved = estimates, found, cold.rows(view.row, values=True)
-    estimated = cold.ops.attend(queries, view.always, finite, retrieved, config.tail == "mean", out)
+    if streamed is None or not bool(streamed.all()):
+        retrieved = estimates, found, cold.rows(view.row, values=True)
+        estimated = cold.ops.attend(queries, view.always, finite, retrieved, config.tail == "mean", out)
+    else:
+        estimated = found.raw.new_zeros(found.raw.shape[:2])
     return Result(estimated, found, streamed, missed if bound else None, *_rows_read(view, found, streamed))
 
 

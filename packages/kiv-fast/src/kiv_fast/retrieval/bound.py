@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -13,7 +13,7 @@ from .candidates import FACTORS, View, find
 def missed_bound(view: View, queries: Queries, estimates: Any, found: Found) -> torch.Tensor:
     """The bound of SPEC 6.2, ``[H, M]`` in float32, rounded up."""
     ops = view.cold.ops
-    return round_up(ops.missed(estimates, found, _error(view), ops.held(queries, view.always)))
+    return round_up(ops.missed(estimates, found, _error(view), ops.held(queries, view.always))[0])
 
 
 def window_bound(view: View, queries: Queries) -> torch.Tensor:
@@ -43,24 +43,31 @@ def bounded(view: View, queries: Queries, estimates: Any) -> tuple[Found, torch.
 
     The third is the bound, ``[H, M]`` in float32, rounded up.
     """
-    cold, limit, size = view.cold, view.cold.config.max_missed_mass, view.cold.shape.dtype.itemsize
+    cold, limit, size = view.cold, view.cold.config.max_missed_mass, view.cold.config.candidate_tokens
     assert limit is not None, "called without a bound to keep"
     found, held, error = find(view, estimates), cold.ops.held(queries, view.always), _error(view)
-    missed = cold.ops.missed(estimates, found, error, held)
+    missed, whole, least = cold.ops.missed(estimates, found, error, held)
     enough: list[bool] = (missed <= limit).all(dim=1).tolist()
-    streamed = torch.zeros(len(enough), dtype=torch.bool, device=missed.device)
     if all(enough):
-        return found, streamed, round_up(missed)
+        return found, torch.zeros(len(enough), dtype=torch.bool, device=missed.device), round_up(missed)
+    may_do: list[bool] = (whole <= limit).all(dim=1).tolist()
+    must_stream: list[bool] = (least > limit).any(dim=1).tolist()
+    wide = [False] * len(enough) if found.widened is None else cast("list[bool]", found.widened.tolist())
     keys, taken = cold.rows(view.row, values=False), list[Found | None](found.heads)
     for head, one in enumerate(found.heads):
         if enough[head]:
             continue
-        taken[head] = None
+        taken[head], had = None, 1 + wide[head]
+        one = one._replace(width=min(had * size, view.tokens))
         for factor in FACTORS[1:]:
-            count = min(factor * cold.config.candidate_tokens, view.tokens)
-            known = one if one.width <= count else one._replace(width=0)  # a doubled head has more at first
+            if must_stream[head]:
+                break
+            if factor <= had and not may_do[head]:
+                continue  # all that it has read are not enough
+            count = min(factor * size, view.tokens)
+            known = one if one.width <= count else one._replace(width=0)
             one = cold.ops.take(estimates, keys, head, known, count)
-            cold.counters.key_bytes_gathered += one.keys * cold.shape.key_width * size
+            cold.counters.key_bytes_gathered += one.keys * cold.shape.key_width * cold.shape.dtype.itemsize
             missed[head] = cold.ops.missed(estimates, one, error, held, head)[0]
             if bool((missed[head] <= limit).all()):
                 taken[head] = one

@@ -69,8 +69,8 @@ class Arena(ABC):
         return None
 
     @abstractmethod
-    def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return whole pages, keys and values ``[H, n * P, D]``, in order."""
+    def tile(self, ids: list[int], heads: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what some of the heads have in whole pages, keys and values ``[heads, n * P, D]``, in order."""
 
     @abstractmethod
     def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor, reservation: Reservation) -> None:

@@ -66,7 +66,13 @@ class FileIO:
         sizes: NDArray[np.int64],
         buffer: memoryview,
     ) -> None:
-        """Read `sizes[i]` bytes from `offsets[i]` to `at[i]` of a buffer, each; in C, where that was built."""
+        """Read `sizes[i]` bytes from `offsets[i]` to `at[i]` of a buffer, each; in C, where that was built.
+
+        Raises
+        ------
+        OSError
+            Not all of them could be read.
+        """
         library = load()
         if library is None or library.read is None:
             self.read_each(handle, offsets, at, sizes, buffer)
@@ -86,7 +92,13 @@ class FileIO:
         sizes: NDArray[np.int64],
         buffer: memoryview,
     ) -> None:
-        """Read as `read_many` does, by one system call after another; what is to come is asked for first."""
+        """Read as `read_many` does, by one system call after another; what is to come is asked for first.
+
+        Raises
+        ------
+        OSError
+            As for `read_many`.
+        """
         reads = list(zip(offsets.tolist(), at.tolist(), sizes.tolist(), strict=True))
         if len(reads) > 1:
             for offset, _, size in reads:
@@ -110,7 +122,13 @@ class FileIO:
 
 
 def write_all(io: FileIO, handle: int, buffer: memoryview, offset: int) -> None:
-    """Write all of `buffer`, however short the counts; a count of nothing is an error."""
+    """Write all of `buffer`, however short the counts; a count of nothing is an error.
+
+    Raises
+    ------
+    OSError
+        Not all could be written.
+    """
     done = 0
     while done < len(buffer):
         count = io.write(handle, buffer[done:], offset + done)
@@ -120,7 +138,13 @@ def write_all(io: FileIO, handle: int, buffer: memoryview, offset: int) -> None:
 
 
 def read_all(io: FileIO, handle: int, buffer: memoryview, offset: int) -> None:
-    """Fill `buffer`, however short the counts; the end of the file is an error."""
+    """Fill `buffer`, however short the counts; the end of the file is an error.
+
+    Raises
+    ------
+    OSError
+        Not all could be read.
+    """
     done = 0
     while done < len(buffer):
         count = io.read(handle, [buffer[done:]], offset + done)

@@ -43,7 +43,15 @@ class PageFile:
         self._process = 0  # that made it
 
     def ensure(self, pages: int) -> None:
-        """Have room for n pages more."""
+        """Have room for n pages more.
+
+        Raises
+        ------
+        KIVBudgetError, KIVStorageError
+            There is no room on the disk or within `disk_bytes`, or the system refuses.
+        KIVUsageError
+            Another process wrote the pages that are there.
+        """
         self._check_process()
         more = pages - (self._room - self._numbers.used)
         if more <= 0:
@@ -91,7 +99,13 @@ class PageFile:
         return refuse(KIVStorageError, rule, where, "Check the disk, or set spill_dir to another one.")
 
     def write(self, key: memoryview, value: memoryview) -> int:
-        """Write one page; it has a place, which is returned, only once both parts are written whole."""
+        """Write one page; it has a place, which is returned, only once both parts are written whole.
+
+        Raises
+        ------
+        KIVBudgetError, KIVStorageError, KIVUsageError
+            As for `ensure`. Nothing is written then.
+        """
         self.ensure(1)  # a child does not have the room that its parent had made
         (number,) = self._numbers.take(1)
         offset = number * self._page_bytes
@@ -108,7 +122,15 @@ class PageFile:
         return places * self._page_bytes + (self._key_bytes if value else 0)
 
     def read(self, offsets: NDArray[np.int64], at: NDArray[np.int64], size: int, buffer: memoryview) -> None:
-        """Fill parts of `size` bytes, which begin `at` bytes of a buffer, in as few system calls as possible."""
+        """Fill parts of `size` bytes, which begin `at` bytes of a buffer, in as few system calls as possible.
+
+        Raises
+        ------
+        KIVStorageError
+            The system refuses.
+        KIVUsageError
+            Another process wrote the pages.
+        """
         self._check_process()
         if not len(offsets):
             return

@@ -42,15 +42,13 @@ class RamArena(Arena):
         """View all keys or values (`Arena.table`)."""
         return (self._value if values else self._key).tensor if self._gather.in_place else None
 
-    def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def tile(self, ids: list[int], heads: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return whole pages (`Arena.tile`): a view where one head's pages lie side by side."""
-        heads, first, n = self._shape.heads, ids[0], len(ids)
+        first, n = ids[0], len(ids)
+        key, value = (table.tensor[:, heads] for table in (self._key, self._value))
         if ids[-1] - first == n - 1 and all(b == a + 1 for a, b in itertools.pairwise(ids)):
-            key, value = self._key.tensor[first : first + n], self._value.tensor[first : first + n]
+            key, value = key[first : first + n], value[first : first + n]
         else:
             at = torch.tensor(ids, device="cpu")
-            key, value = self._key.tensor.index_select(0, at), self._value.tensor.index_select(0, at)
-        return (
-            aligned(key.transpose(0, 1).reshape(heads, -1, self._shape.key_width)),
-            aligned(value.transpose(0, 1).reshape(heads, -1, self._shape.value_width)),
-        )
+            key, value = key.index_select(0, at), value.index_select(0, at)
+        return aligned(key.transpose(0, 1).flatten(1, 2)), aligned(value.transpose(0, 1).flatten(1, 2))

@@ -180,16 +180,16 @@ class TieredArena(Arena):
         self._read(table, at // size, at % size, rows, self._rows_read)
         return self._transfer.upload(rows.view(*places.shape, rows.shape[1]))
 
-    def tile(self, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def tile(self, ids: list[int], heads: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return whole pages (`Arena.tile`)."""
-        heads, size = self._shape.heads, self._page_tokens
-        pages = torch.tensor(ids, dtype=torch.int64, device="cpu").repeat(heads)
-        parts = torch.arange(heads, device="cpu").repeat_interleave(len(ids))
+        numbers, size = torch.arange(self._shape.heads, device="cpu")[heads], self._page_tokens
+        pages = torch.tensor(ids, dtype=torch.int64, device="cpu").repeat(len(numbers))
+        parts = numbers.repeat_interleave(len(ids))
         tile: list[torch.Tensor] = []
         for table, width in ((self._key, self._shape.key_width), (self._value, self._shape.value_width)):
             rows = torch.empty(pages.numel(), size * width, dtype=self._shape.dtype, device="cpu")
             self._read(table, pages, parts, rows)
-            tile.append(rows.view(heads, -1, width))
+            tile.append(rows.view(len(numbers), -1, width))
         return tile[0], tile[1]
 
     def _read(

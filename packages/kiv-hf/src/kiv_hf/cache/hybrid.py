@@ -53,11 +53,23 @@ class KIVHybridLayer(KIVLayerMixin, LinearAttentionAndFullAttentionLayer):  # py
         LinearAttentionLayer.reorder_cache(self, beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Refuse: transformers does not repeat the linear part, so the two would disagree."""
+        """Refuse: transformers does not repeat the linear part, so the two would disagree.
+
+        Raises
+        ------
+        KIVUnsupportedError
+            Always.
+        """
         raise no_batch_change("batch_repeat_interleave")
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Refuse: transformers does not select from the linear part, so the two would disagree."""
+        """Refuse: transformers does not select from the linear part, so the two would disagree.
+
+        Raises
+        ------
+        KIVUnsupportedError
+            Always.
+        """
         raise no_batch_change("batch_select_indices")
 
     def reset(self) -> None:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 COMPUTE_BYTES = 4
 """Scores are computed in float32 (SPEC 1.2)."""
 
-PAGE_VECTORS, CHANNEL_NUMBERS = 3, 3
-"""Of a page: mean key, largest error and mean value; of a coded channel: which, centre and step (SPEC 3, 6.2)."""
+PAGE_VECTORS, CHANNEL_BYTES = 3, 2 + COMPUTE_BYTES
+"""Of a page: base, largest error and mean value; of a coded channel: which, and its step (SPEC 3, 4.2, 6.2)."""
 
-CODE_BYTES = 0.5
-"""A code has four bits (SPEC 3.3)."""
+CHANNELS_TOGETHER, TOKENS_TOGETHER = 8, 16
+"""Codes of four bits (SPEC 3.3) are filled up to so many channels and tokens of a page."""
 
 SAMPLE_TOKENS = 64
 """Positions among which one has its query kept (SPEC 3.2)."""
@@ -112,10 +112,10 @@ def _index_bytes(config: KIVConfig, width: int, tokens: int) -> int:
     """Bytes of the index and the sampled queries of a KV head of `tokens` tokens (SPEC 3)."""
     if config.exact:
         return 0
-    pages, coded = config.cold_pages(tokens), min(config.index_channels, width)
-    codes = math.ceil(CODE_BYTES * coded * config.page_tokens * pages)
-    numbers = pages * (PAGE_VECTORS * width + CHANNEL_NUMBERS * coded) + tokens // SAMPLE_TOKENS * width
-    return codes + COMPUTE_BYTES * numbers
+    coded = CHANNELS_TOGETHER * math.ceil(min(config.index_channels, width) / CHANNELS_TOGETHER)
+    codes = coded // 2 * TOKENS_TOGETHER * math.ceil(config.page_tokens / TOKENS_TOGETHER)
+    page = codes + coded * CHANNEL_BYTES + PAGE_VECTORS * width * COMPUTE_BYTES
+    return config.cold_pages(tokens) * page + tokens // SAMPLE_TOKENS * width * COMPUTE_BYTES
 
 
 def check_memory(need: Estimate, config: KIVConfig, device: str, spills: bool) -> None:

@@ -82,7 +82,13 @@ def control_contents(tokenizer: Any) -> dict[int, str]:
 
 
 def encode_as_text(tokenizer: Any, text: str, controls: dict[int, str]) -> list[int]:
-    """Return the ids of `text` with no control token among them; raises KIVUnsupportedError as `encode_prompt`."""
+    """Return the ids of `text` with no control token among them.
+
+    Raises
+    ------
+    KIVUnsupportedError
+        As for `encode_prompt`.
+    """
     ids = _ids(tokenizer, text, split_special_tokens=True)
     if controls.keys().isdisjoint(ids):
         return ids

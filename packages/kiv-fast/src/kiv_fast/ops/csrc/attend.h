@@ -38,14 +38,9 @@ static void add_value(float *sum, const float *value, float weight, int64_t wide
     for (int64_t d = 0; d < wide; d += LANES) store(sum + d, load(sum + d) + splat(weight) * load(value + d));
 }
 
-/* The i-th value of a part, and its dtype. */
+/* The i-th value of a part that is no run's, and its dtype. */
 static const void *value_of(const Softmax *softmax, const Part *part, int64_t i, int64_t *kind) {
     const Attend *attend = softmax->attend;
-    if (part->kind >= 0) {
-        const Run *run = attend->run + part->kind;
-        *kind = run->value.kind;
-        return row_of(&run->value, part->head, part->first + i);
-    }
     if (part->kind == TAIL) {
         const Index *index = attend->index;
         *kind = F32;
@@ -67,13 +62,17 @@ static const void *value_of(const Softmax *softmax, const Part *part, int64_t i,
 static void weigh(const Softmax *softmax, const Part *part, const float *weights, const float *more, int64_t more_stride,
                   int64_t stride, float *value) {
     const Attend *attend = softmax->attend;
-    int64_t members = softmax->query->members, wide = softmax->wide, count = part->stop - part->first, kind;
+    int64_t members = softmax->query->members, wide = softmax->wide, count = part->stop - part->first;
+    const Run *run = part->kind < 0 ? 0 : attend->run + part->kind;
+    int64_t kind = run ? run->value.kind : F32;
     float *zeros = value + AT_ONCE * wide;
     memset(zeros, 0, wide * sizeof(float));
     for (int64_t first = 0; first < count; first += AT_ONCE) {
         int64_t have = count - first < AT_ONCE ? count - first : AT_ONCE;
         const void *stored[AT_ONCE], *seen[AT_ONCE], *moved[AT_ONCE];
-        for (int64_t j = 0; j < have; j++) stored[j] = value_of(softmax, part, first + j, &kind);
+        if (run) rows_from(&run->value, part->head, part->first + first, have, have, stored);
+        else
+            for (int64_t j = 0; j < have; j++) stored[j] = value_of(softmax, part, first + j, &kind);
         if (attend->finite && attend->value_width == wide) {
             add_values(part->sum, members, wide, stored, have, kind, weights + first, stride);
             if (more) add_values(part->shift, members, wide, stored, have, kind, more + first, more_stride);
@@ -107,8 +106,7 @@ static void run_logits(const Softmax *softmax, const Part *part, float *logits, 
     for (int64_t i = 0; i < count; i += AT_ONCE) {
         int64_t have = count - i < AT_ONCE ? count - i : AT_ONCE;
         const void *row[AT_ONCE];
-        for (int64_t j = 0; j < ROUND_UP(have, ROWS); j++)
-            row[j] = row_of(&run->key, part->head, part->first + i + (j < have ? j : 0));
+        rows_from(&run->key, part->head, part->first + i, have, ROUND_UP(have, ROWS), row);
         products(asked, members, wide, row, have, query->width, run->key.kind, key, logits + i, stride);
     }
     for (int64_t m = 0; m < members; m++)
@@ -240,7 +238,7 @@ static void merge(void *context, int64_t row) {
         float moved = estimated > 0.0f && softmax->weight ? estimated * share * shift[d] : 0.0f;
         narrow(sum[d] * share + moved, attend->out_kind, attend->out, to + d);
     }
-    attend->exact[row] = exact * share;
+    if (attend->most) attend->most[row] = most, attend->total[row] = all;
     attend->estimated[row] = estimated * share;
 }
 

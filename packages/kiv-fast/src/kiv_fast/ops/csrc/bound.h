@@ -90,9 +90,10 @@ typedef struct {
     const Missed *missed;
 } Missing;
 
-/* What no score of a page exceeds its estimate by; and no sum of products that made them is more than `reach`. */
-static double slack(const Missed *missed, const Query *query, int64_t head, int64_t m, int64_t page, const float *asked,
-                    float *reach) {
+/* What no score of a page exceeds its estimate by, in two parts; and no sum of products that made them is more than the
+   third. */
+static void slack(const Missed *missed, const Query *query, int64_t head, int64_t m, int64_t page, const float *asked,
+                  float found[3]) {
     const Index *index = missed->index;
     int64_t width = index->width, channels = 2 * index->half, at = index->page[page] * index->heads + head;
     const float *error = missed->error + (page * index->heads + head) * width, *base = index->base + at * width;
@@ -121,8 +122,9 @@ static double slack(const Missed *missed, const Query *query, int64_t head, int6
         missing += larger(one - (whole - magic) * splat(unit), splat(0.0f));
     }
     float less = 15.0f * sum_of(missing);
-    *reach = spread + sum_of(near) + 16.0f * sum_of(size) + less;
-    return (double)spread + less;
+    found[0] = spread;
+    found[1] = less;
+    found[2] = spread + sum_of(near) + 16.0f * sum_of(size) + less;
 }
 
 /* Tokens of a page that were not read; *candidate goes on from the page's first candidate to the next page's. */
@@ -156,50 +158,85 @@ static double weighed_anew(const Missed *missed, const Query *query, int64_t hea
     return log_sums(row, index->tokens);
 }
 
+/* The share of e^may in e^may + e^have: logarithms in float64, and their sums of fewer than 2^22 numbers. */
+static double share_of(double may, double have) {
+    double share = exp(0x1p-30 + 0x1p-52 * (fabs(have) + fabs(may)) - log_add(0.0, have - may));
+    return share < 1.0 ? share : 1.0;
+}
+
+/* Of the tokens of a member whose keys were not read: how many, the logarithm of what they weigh at most, and of that
+   what weigh those alone that are not listed, and so are never among the best. */
+typedef struct {
+    int64_t tokens;
+    double all, unlisted;
+} Unread;
+
+/* Look at the unread tokens page by page; `away` is what the logits of candidates lost. */
+static Unread look_at_unread(const Missed *missed, const Query *query, int64_t row, const float *asked, double *page_log,
+                             double *away) {
+    int64_t head = row / query->members, m = row % query->members, pages = missed->index->pages, candidate = 0;
+    const float *sums = missed->room + row * pages, *bases = missed->estimates->base + row * pages;
+    double most = -INFINITY, total = 0.0;
+    Unread unread = {0, 0.0, 0.0};
+    for (int64_t p = 0; p < pages; p++) {
+        float *told = missed->slack + 3 * (row * pages + p);
+        if (!missed->known) slack(missed, query, head, m, p, asked, told);
+        int64_t first = candidate, tokens = unread_tokens(missed, head, p, &candidate);
+        double more = (double)told[0] + told[1], gone = lost(query, told[2]);
+        for (int64_t k = first; k < candidate; k++) away[k] = gone;
+        page_log[p] = -INFINITY;
+        unread.tokens += tokens;
+        if (tokens == 0) continue;
+        /* So far below the base, weights that are not nothing may have been taken for 0. */
+        double all = sums[p] > bases[p] - FAR ? sums[p] : weighed_anew(missed, query, head, m, p, first, candidate);
+        page_log[p] = all + more + gone + 4 * ROUNDED * fabs(all);
+        if (!(page_log[p] <= most)) most = page_log[p];
+    }
+    for (int64_t p = 0; p < pages; p++) {
+        if (page_log[p] == -INFINITY) continue;
+        double weight = exp(page_log[p] - most);
+        total += weight;
+        if (sums[p] > bases[p] - FAR) unread.unlisted += weight * missed->estimates->sum[row * pages + p] * expf(bases[p] - sums[p]);
+    }
+    unread.all = most + log(total) + ROUNDED * (6.0 * missed->index->tokens + 512.0);
+    unread.unlisted = most + log(unread.unlisted);
+    return unread;
+}
+
 static void missed_of_row(void *context, int64_t row) {
     const Query *query = ((const Missing *)context)->query;
     const Missed *missed = ((const Missing *)context)->missed;
     const Found *found = missed->found;
-    int64_t head = row / query->members, m = row % query->members, pages = missed->index->pages, candidate = 0;
-    int64_t others = 0, size = missed->index->tokens, count = found->candidates, wide = ROUND_UP(query->width, LANES), selected = 0;
+    int64_t head = row / query->members, rows = query->heads * query->members, wide = ROUND_UP(query->width, LANES);
+    int64_t count = found->candidates, candidates = 0, selected = 0, pages = missed->index->pages;
     double *page_log = kiv_workspace(2, (pages + count) * sizeof(double) + (wide + 2 * ROUND_UP(count, LANES)) * sizeof(float));
     OR_FAIL(page_log)
-    double *away = page_log + pages; /* what the logits of candidates lost */
+    double *away = page_log + pages, *share = missed->share + row;
     float *asked = (float *)(away + count), *left = asked + wide, *kept = left + ROUND_UP(count, LANES);
-    double most = -INFINITY, total = 0.0;
-    magnitudes(query, head, m, asked);
-    for (int64_t p = 0; p < pages; p++) {
-        float reach, sum = missed->room[row * pages + p], base = missed->estimates->base[row * pages + p];
-        double more = slack(missed, query, head, m, p, asked, &reach);
-        int64_t first = candidate, unread = unread_tokens(missed, head, p, &candidate);
-        double gone = lost(query, reach);
-        for (int64_t k = first; k < candidate; k++) away[k] = gone;
-        page_log[p] = -INFINITY;
-        others += unread;
-        if (unread == 0) continue;
-        /* So far below the base, weights that are not nothing may have been taken for 0. */
-        double all = sum > base - FAR ? sum : weighed_anew(missed, query, head, m, p, first, candidate);
-        page_log[p] = all + more + gone + 4 * ROUNDED * fabs(all);
-        if (!(page_log[p] <= most)) most = page_log[p];
-    }
-    for (int64_t p = 0; p < pages; p++) total += page_log[p] == -INFINITY ? 0.0 : exp(page_log[p] - most);
-    double sums = ROUNDED * count, may = most + log(total) + ROUNDED * (6.0 * size + 512.0);
+    while (candidates < count && found->at[head * found->stride + candidates] >= 0) candidates++;
+    magnitudes(query, head, row % query->members, asked);
+    Unread unread = look_at_unread(missed, query, row, asked, page_log, away);
     memcpy(left, found->raw + row * found->stride, count * sizeof(float));
     cap(left, count, query->softcap);
-    for (int64_t k = 0; k < candidate; k++) away[k] += 4 * ROUNDED * (fabs(left[k]) + away[k]); /* adding it is rounded too */
+    for (int64_t k = 0; k < candidates; k++) {
+        away[k] += 4 * ROUNDED * (fabs(left[k]) + away[k]); /* adding it is rounded too */
+        kept[k] = (float)(left[k] - away[k]);
+    }
+    double sums = ROUNDED * count, have = log_add(missed->held[row], log_sums(kept, candidates) - sums);
+    share[0] = share[rows] = unread.tokens == 0 ? 0.0 : share_of(unread.all, have);
+    /* With more candidates, what they weigh is held instead of missed; sums of exponentials may be off by a hundredth. */
+    double least = 0.99 * exp(unread.unlisted - log_add(have, unread.all));
+    share[2 * rows] = least > 0.0 ? least : 0.0;
     for (; selected < found->selected && found->chosen[head * found->selected + selected] >= 0; selected++) {
         int64_t one = found->chosen[head * found->selected + selected];
         kept[selected] = (float)(left[one] - away[one]);
         left[one] = -INFINITY;
     }
-    for (int64_t k = 0; k < candidate; k++)
+    if (selected == candidates) return;
+    for (int64_t k = 0; k < candidates; k++)
         if (left[k] != -INFINITY) left[k] = (float)(left[k] + away[k]);
-    double have = log_add(missed->held[row], log_sums(kept, selected) - sums);
-    may = log_add(may, log_sums(left, count) + sums);
-    int nothing = candidate == selected && others == 0;
-    /* What is left are logarithms in float64, and their sums of fewer than 2^22 numbers. */
-    double share = exp(0x1p-30 + 0x1p-52 * (fabs(have) + fabs(may)) - log_add(0.0, have - may));
-    missed->share[row] = nothing ? 0.0 : share < 1.0 ? share : 1.0;
+    have = log_add(missed->held[row], log_sums(kept, selected) - sums);
+    share[0] = share_of(log_add(unread.all, log_sums(left, count) + sums), have);
 }
 
 /* What the structures say of one head alone: addresses begin with it, distances stay. */
@@ -217,6 +254,7 @@ static void only_head(int64_t head, Query *query, Index *index, Estimates *estim
     estimates->count += head;
     missed->error += head * index->width;
     missed->held += rows;
+    missed->slack += 3 * rows * index->pages;
 }
 
 /* SPEC 6.2. The tail of a selection of every candidate has the sums of all that was not read. */

@@ -78,8 +78,9 @@ typedef struct {
     float *tail; /* [H][M][pages], room for the logits of pages, or null: what is not selected does not count */
     void *out;         /* member (g, t) of head h: at (h * G + g) * out_head + t * value_width */
     int64_t out_head, out_kind;
-    float *exact, *estimated; /* [H][M] */
-    int64_t finite;           /* whether every value and every mean is a number */
+    float *most, *total; /* [H][M], the largest logit, and the sum of e^(logit - it): both or neither */
+    float *estimated;    /* [H][M], shares */
+    int64_t finite;      /* whether every value and every mean is a number */
 } Attend;
 
 /* What the missed bound is made of (SPEC 6.2), beside the queries. */
@@ -90,7 +91,9 @@ typedef struct {
     const float *error; /* [pages][H of the index][D], the largest distances of keys from approximate keys */
     const double *held; /* [H][M], as `held` gives it */
     float *room;        /* [H][M][pages] */
-    double *share;      /* [H][M] */
+    float *slack;       /* [H][M][pages][3], what is found out of pages whatever the candidates are */
+    int64_t known;      /* whether it is there already */
+    double *share;      /* [3][H][M]: as it is, if all candidates were selected, and of any `least` tokens no less than this */
     int64_t head;       /* the only one that `found` has, and that is asked for; or -1 */
 } Missed;
 

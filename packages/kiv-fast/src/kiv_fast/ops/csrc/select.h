@@ -84,6 +84,10 @@ static void select_of_head(void *context, int64_t head) {
     float *one = score + ROUND_UP(candidates, LANES);
     uint8_t *is_late = (uint8_t *)(one + ROUND_UP(candidates, LANES));
     int32_t *chosen = found->chosen + head * found->selected;
+    if (!select->estimates && found->selected == candidates) {
+        for (int64_t k = 0; k < candidates; k++) chosen[k] = (int32_t)k;
+        return;
+    }
     for (int64_t k = 0; k < candidates; k++) score[k] = select->query->group_max ? -INFINITY : 0.0f;
     for (int64_t m = 0; m < members; m++) {
         const float *raw = found->raw + (head * members + m) * found->stride;

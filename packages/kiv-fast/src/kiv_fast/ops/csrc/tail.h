@@ -43,8 +43,10 @@ static void tail_of_head(void *context, int64_t head) {
     const int32_t *at = found->at + head * found->stride, *chosen = found->chosen + head * found->selected;
     const int32_t *name = estimates->name + start;
     while (candidates < found->candidates && at[candidates] >= 0) candidates++;
-    float *weight = kiv_workspace(2, (members * candidates + count) * sizeof(float)), most[members];
-    uint32_t *others = (uint32_t *)(weight + members * candidates);
+    int every = candidates <= found->selected && (candidates == 0 || chosen[candidates - 1] >= 0); /* are selected */
+    int64_t left = every ? 0 : candidates;
+    float *weight = kiv_workspace(2, (members * left + count) * sizeof(float)), most[members];
+    uint32_t *others = (uint32_t *)(weight + members * left);
     OR_FAIL(weight)
     if (candidates == 0) memset(others, 0xff, count * sizeof *others);
     for (int64_t i = 0; i < count && candidates; i++) { /* without a branch, which would not be foreseen */
@@ -53,24 +55,24 @@ static void tail_of_head(void *context, int64_t head) {
         k += same;
     }
     for (int64_t m = 0; m < members; m++) {
-        float *row = weight + m * candidates;
-        memcpy(row, found->raw + (head * members + m) * found->stride, candidates * sizeof(float));
-        cap(row, candidates, work->query->softcap);
-        most[m] = largest(row, candidates);
+        float *row = weight + m * left;
+        memcpy(row, found->raw + (head * members + m) * found->stride, left * sizeof(float));
+        cap(row, left, work->query->softcap);
+        most[m] = largest(row, left);
         if (most[m] < NONE) most[m] = NONE;
-        exponentials(row, candidates, most[m]);
-        for (int64_t i = 0; i < found->selected && chosen[i] >= 0; i++) row[chosen[i]] = 0.0f;
+        exponentials(row, left, most[m]);
+        for (int64_t i = 0; left && i < found->selected && chosen[i] >= 0; i++) row[chosen[i]] = 0.0f;
     }
     k = 0;
     for (int64_t page = 0; page < pages; page++) {
         int64_t stop = j, last = k, end = (page + 1) * tokens;
         while (stop < count && name[stop] < end) stop++;
-        while (last < candidates && at[last] < end) last++;
+        while (last < left && at[last] < end) last++;
         for (int64_t m = 0; m < members; m++) {
             int64_t row = (head * members + m) * pages + page;
             const float *listed = estimates->listed + start * members + m * count;
             float rest = estimates->sum[row] + sum_where(listed, others, j, stop);
-            float read = sum_where(weight + m * candidates, 0, k, last);
+            float read = sum_where(weight + m * left, 0, k, last);
             work->out[row] = log_sum(estimates->base[row], rest, most[m], read);
         }
         j = stop;

@@ -51,7 +51,27 @@ static inline void store_some(float *to, V v, int64_t some) {
         for (int64_t i = 0; i < some; i++) to[i] = v[i];
 }
 
-static inline V splat(float x) { return (V){0} + x; }
+/* By the processor's own instruction, which compilers do not find in `(V){0} + x`: 0 + -0 is not -0. */
+static inline V splat(float x) {
+#if LANES == 16
+    return (V)_mm512_set1_ps(x);
+#elif LANES == 8
+    return (V)_mm256_set1_ps(x);
+#else
+    return (V){x, x, x, x};
+#endif
+}
+
+/* Numbers of 16 bits, bfloat16, as the upper halves of floats. */
+static inline V upper_halves(VH halves) {
+#if LANES == 16
+    return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)halves), 16);
+#elif LANES == 8
+    return (V)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)halves), 16);
+#else
+    return (V)(__builtin_convertvector(halves, VU) << 16);
+#endif
+}
 
 static inline V pick(VI mask, V yes, V no) { return (V)(((VI)yes & mask) | ((VI)no & ~mask)); }
 
@@ -260,7 +280,7 @@ static inline V several(const void *from, int64_t i, int64_t kind) {
     V all;
     if (kind == F32) return load((const float *)from + i);
     memcpy(&narrow, (const uint16_t *)from + i, sizeof narrow);
-    if (kind == BF16) return (V)(__builtin_convertvector(narrow, VU) << 16);
+    if (kind == BF16) return upper_halves(narrow);
 #ifdef __F16C__
     typedef short S8 __attribute__((vector_size(16)));
     typedef float V8 __attribute__((vector_size(32)));
@@ -319,6 +339,15 @@ static inline void ask_row(const Rows *rows, int64_t head, int64_t i) {
     const char *row = row_of(rows, head, i);
     int64_t nbytes = rows->width * (rows->kind == F32 ? 4 : 2);
     for (int64_t byte = 0; byte < nbytes; byte += 64) __builtin_prefetch(row + byte);
+}
+
+/* Where n rows from the first on are, in whose place that one stands from the `have`-th on. Rows of a page lie together,
+   which saves divisions. */
+static inline void rows_from(const Rows *rows, int64_t head, int64_t first, int64_t have, int64_t n, const void **row) {
+    int64_t nbytes = rows->width * (rows->kind == F32 ? 4 : 2);
+    const char *at = row_of(rows, head, first);
+    int together = !rows->page || first % rows->tokens + have <= rows->tokens;
+    for (int64_t j = 0; j < n; j++) row[j] = j >= have ? at : together ? at + j * nbytes : row_of(rows, head, first + j);
 }
 
 static inline const void *row_of(const Rows *rows, int64_t head, int64_t i) {
