@@ -77,7 +77,7 @@ def ranked(scores: torch.Tensor, group: Group) -> torch.Tensor:
 def check(level: Any, kept: Any, in_place: Any, block: Any, exact: bool = False) -> None:
     """Each operation's result against PyTorch's, given the same."""
     _store, view, queries, candidates, selected = block
-    ops, group = CpuOps(library.Library(library.library_path(), level), kept), view.index.group
+    ops, group = CpuOps(library.Library(library.library_path(), level)), view.index.group
     keys, values = rows(view, in_place)
     plain = PLAIN.estimate(view.index, queries, view.tokens)
     scores = ranked(plain.scores, group)
@@ -220,7 +220,7 @@ def test_scores_that_are_no_numbers_are_taken_once(level: int, group: Group) -> 
     view = _view(state_of(store), 0, 10, 201)
     queries = Queries(3e38 * sign[0, :, None, -1:], 200, None, 1.0, None, None)
     for kept, (keys, _) in ((0, rows(view, True)), (1 << 24, rows(view, False))):
-        ops = CpuOps(library.Library(library.library_path(), level), kept)
+        ops = CpuOps(library.Library(library.library_path(), level))
         found = ops.select(ops.estimate(view.index, queries, 100), keys, 50, 30)
         for taken, most in ((found.candidates, 200), (found.chosen, 50)):
             assert bool((taken[:, 1:] > taken[:, :-1]).all())
@@ -239,6 +239,6 @@ def test_outputs_are_rounded_to_nearest(level: int, dtype: torch.dtype) -> None:
     )
     value = value.to(dtype)
     tile = Tile(torch.ones(1, 1, 2, 3, dtype=dtype), value[None, None], 0, 0, 2, 0, None)
-    ops, out = CpuOps(library.Library(library.library_path(), level), 0), torch.empty(1, 1, 4000, dtype=dtype)
+    ops, out = CpuOps(library.Library(library.library_path(), level)), torch.empty(1, 1, 4000, dtype=dtype)
     ops.attend(Queries(torch.zeros(1, 1, 1, 3), 1, None, 1.0, None, None), [tile], True, None, False, out)
     assert torch.equal(out[0, 0], value.float().mean(dim=0).to(dtype))

@@ -5,6 +5,7 @@
 
 #include "attend.h"
 
+#define FAR 60.0f       /* e^-60 is still a number, and what is as much smaller than it is nothing beside it */
 #define ROUNDED 0x1p-24 /* what an operation loses at most, of its result */
 #define LEAST 0x1p-130f /* more than what is lost of scale * q where that is below the normal numbers */
 
@@ -144,11 +145,12 @@ static double weighed_anew(const Missed *missed, const Query *query, int64_t hea
     int64_t wide = ROUND_UP(index->tokens, TOKENS);
     const int32_t *at = missed->found->at + head * missed->found->stride;
     float *room = kiv_workspace(1, query->members * wide * sizeof(float)), *row = room + m * wide;
-    Asked asked = asked_room(index, query->members);
-    if (!room || !asked.weight) {
+    void *its = kiv_workspace(0, asked_bytes(index, query->members));
+    if (!room || !its) {
         kiv_no_memory();
         return 0.0;
     }
+    Asked asked = asked_in(its, index, query->members);
     ask(index, query, head, page, &asked);
     scan(index, query->members, head, page, &asked, room, wide, 0, index->tokens);
     for (int64_t k = first; k < last; k++) row[at[k] - page * index->tokens] = -INFINITY;
@@ -169,10 +171,11 @@ static void missed_of_row(void *context, int64_t row) {
     double most = -INFINITY, total = 0.0;
     magnitudes(query, head, m, asked);
     for (int64_t p = 0; p < pages; p++) {
-        float reach, sum = missed->room[row * pages + p], base = missed->estimates->base[row * pages + p];
+        float reach, sum = missed->room[row * pages + p], base = missed->estimates->most[row * pages + p];
         double more = slack(missed, query, head, m, p, asked, &reach);
         int64_t first = candidate, unread = unread_tokens(missed, head, p, &candidate);
         double gone = lost(query, reach);
+        cap(&base, 1, query->softcap);
         for (int64_t k = first; k < candidate; k++) away[k] = gone;
         page_log[p] = -INFINITY;
         others += unread;
@@ -211,7 +214,7 @@ static void only_head(int64_t head, Query *query, Index *index, Estimates *estim
     index->channels += head * channels;
     index->step += head * channels;
     index->base += head * index->width;
-    estimates->base += rows * index->pages;
+    estimates->most += rows * index->pages;
     estimates->sum += rows * index->pages;
     estimates->start += head;
     estimates->count += head;

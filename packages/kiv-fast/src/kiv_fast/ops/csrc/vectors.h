@@ -68,6 +68,18 @@ static inline uint32_t bits_of(VI mask) {
 #endif
 }
 
+/* Put the numbers whose bits are set together; room for a whole vector is written to. Returns how many they are. */
+static inline int64_t compress(V v, uint32_t bits, float *to) {
+#if LANES == 16
+    _mm512_storeu_ps(to, _mm512_maskz_compress_ps((__mmask16)bits, (__m512)v));
+    return __builtin_popcount(bits);
+#else
+    int64_t count = 0;
+    for (; bits; bits &= bits - 1) to[count++] = v[__builtin_ctz(bits)];
+    return count;
+#endif
+}
+
 /* The larger or smaller of two; the second one if one of them is not a number. */
 static inline V larger(V a, V b) {
 #if LANES == 16
@@ -149,28 +161,30 @@ static inline float most_of(V v) {
 
 /* e^x, within 2 units of the last place; 0 below the normal numbers, of minus infinity too. */
 static inline V exponential(V x) {
-    V clamped = larger(smaller(splat(88.722f), x), splat(-87.33f)), n;
+    V given = x, n;
 #if LANES == 16
-    n = (V)_mm512_roundscale_ps((__m512)(clamped * splat(1.44269504f)), 0);
+    x = larger(x, splat(-87.33f));
+    n = (V)_mm512_roundscale_ps((__m512)(x * splat(1.44269504f)), 0);
 #else
     const V magic = splat(12582912.0f); /* adding 1.5 * 2^23 rounds to an integer, which is in the low bits */
-    V shifted = clamped * splat(1.44269504f) + magic;
+    x = larger(smaller(splat(88.722f), x), splat(-87.33f));
+    V shifted = x * splat(1.44269504f) + magic;
     n = shifted - magic;
 #endif
-    V r = clamped - n * splat(0.693359375f) - n * splat(-2.12194440e-4f);
-    V p = splat(1.9875691500e-4f);
-    p = p * r + splat(1.3981999507e-3f);
-    p = p * r + splat(8.3334519073e-3f);
-    p = p * r + splat(4.1665795894e-2f);
-    p = p * r + splat(1.6666665459e-1f);
-    p = p * r + splat(5.0000001201e-1f);
-    p = p * r * r + r + splat(1.0f);
+    V r = x - n * splat(0.693359375f) - n * splat(-2.12194440e-4f);
+    V p = splat(1.38145988e-3f); /* the least relative error from -log(2) / 2 to log(2) / 2: 3e-9 */
+    p = p * r + splat(8.36871658e-3f);
+    p = p * r + splat(4.16683890e-2f);
+    p = p * r + splat(1.66665211e-1f);
+    p = p * r + splat(4.99999940e-1f);
+    p = p * r + splat(1.0f);
+    p = p * r + splat(1.0f);
 #if LANES == 16
-    __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, (__m512)splat(-87.33f), _CMP_NLT_UQ);
+    __mmask16 normal = _mm512_cmp_ps_mask((__m512)given, (__m512)splat(-87.33f), _CMP_NLT_UQ);
     return (V)_mm512_maskz_scalef_ps(normal, (__m512)p, (__m512)n);
 #else
     VI power = (((VI)shifted - (VI)magic) + 127) << 23;
-    return pick(x < splat(-87.33f), splat(0.0f), p * (V)power);
+    return pick(given < splat(-87.33f), splat(0.0f), p * (V)power);
 #endif
 }
 
@@ -186,6 +200,14 @@ static inline V log_one_plus(V y) {
     return (p * square + splat(2.0f)) * s;
 }
 
+/* log x of a normal number, within 1e-7 or 2 units of the last place; minus infinity of 0. */
+static inline V logarithm(V x) {
+    VI bits = (VI)x;
+    V exponent = __builtin_convertvector((bits >> 23) - 127, V), rest = (V)((bits & 0x7fffff) | 0x3f800000);
+    V log = exponent * splat(0.693147182f) + log_one_plus(rest - splat(1.0f));
+    return pick(x == splat(0.0f), splat(-INFINITY), log);
+}
+
 /* log(e^x + e^y). */
 static inline V log_of_both(V x, V y) {
     return larger(x, y) + log_one_plus(exponential((V)((VI)(x - y) | INT32_MIN)));
@@ -193,7 +215,7 @@ static inline V log_of_both(V x, V y) {
 
 /* tanh, within 2 units of the last place. */
 static inline V hyperbolic(V x) {
-    V size = (V)((VI)x & 0x7fffffff), e = exponential(size * splat(2.0f));
+    V size = (V)((VI)x & 0x7fffffff), e = exponential(smaller(splat(88.0f), size * splat(2.0f)));
     V far = splat(1.0f) - splat(2.0f) / (e + splat(1.0f)), square = x * x;
     V p = splat(-5.70498872745e-3f);
     p = p * square + splat(2.06390887954e-2f);
@@ -205,13 +227,16 @@ static inline V hyperbolic(V x) {
     return pick(size < splat(0.625f), near, far);
 }
 
-/* A soft cap (SPEC 8.1) on n logits, in place; minus infinity, which hides a token, stays. */
+/* A soft cap (SPEC 8.1); minus infinity, which hides a token, stays. */
+static inline V capped(V logits, float softcap) {
+    return pick(logits == splat(-INFINITY), logits, hyperbolic(logits / splat(softcap)) * splat(softcap));
+}
+
+/* The same on n logits in place, where there is one. */
 static inline void cap(float *logits, int64_t n, float softcap) {
     if (softcap == 0.0f) return;
     for (int64_t i = 0; i < n; i += LANES) {
-        V part = load_some(logits + i, n - i, 0.0f);
-        part = pick(part == splat(-INFINITY), part, hyperbolic(part / splat(softcap)) * splat(softcap));
-        store_some(logits + i, part, n - i);
+        store_some(logits + i, capped(load_some(logits + i, n - i, 0.0f), softcap), n - i);
     }
 }
 
