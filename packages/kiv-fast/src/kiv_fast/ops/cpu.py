@@ -39,7 +39,7 @@ class Scanned:
         place = query.query + 4 * head * query.members * query.width
         one = c.Query(place, None, 1, query.members, query.width, query.scale, 0.0, query.group_max, query.threads)
         lists = found.name, found.score, None, found.start + 8 * head, found.count + 8 * head
-        return one, c.Estimates(found.least, None, None, *lists)
+        return one, c.Estimates(found.least, None, None, *lists, None)
 
 
 class CpuOps:

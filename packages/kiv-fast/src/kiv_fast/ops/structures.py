@@ -47,7 +47,7 @@ class Estimates(ctypes.Structure):
 
     _fields_ = (
         ("least", Long),
-        *((name, Pointer) for name in ("most", "sum", "name", "score", "listed", "start", "count")),
+        *((name, Pointer) for name in ("most", "sum", "name", "score", "listed", "start", "count", "room")),
     )
 
 

@@ -218,6 +218,7 @@ static void only_head(int64_t head, Query *query, Index *index, Estimates *estim
     estimates->sum += rows * index->pages;
     estimates->start += head;
     estimates->count += head;
+    estimates->room += head;
     missed->error += head * index->width;
     missed->held += rows;
 }

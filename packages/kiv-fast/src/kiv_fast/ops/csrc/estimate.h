@@ -10,7 +10,7 @@
 static inline int64_t listed_room(int64_t count) { return ROUND_UP(count, LANES) + LANES; }
 
 static inline float *listed_row(const Estimates *estimates, int64_t members, int64_t head, int64_t m) {
-    return estimates->listed + estimates->start[head] * members + m * listed_room(estimates->count[head]);
+    return estimates->listed + estimates->start[head] * members + m * estimates->room[head];
 }
 
 /* Put the lists of all parts of a head together. */
@@ -53,6 +53,69 @@ static float score_listed(const Scan *work, int64_t head) {
     return expf(more < -87.0f ? -87.0f : more > 88.0f ? 88.0f : more);
 }
 
+/* Add up the weights of listed tokens [from, to) of a page, of those whose mask has all bits. */
+static inline float sum_listed(const float *estimate, const int32_t *mask, int64_t from, int64_t to, float base, float softcap) {
+    V sum = splat(0.0f);
+    VI lane, some;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    for (int64_t i = from; i < to; i += LANES) {
+        V one = load(estimate + i);
+        if (softcap != 0.0f) one = capped(one, softcap);
+        memcpy(&some, mask + i, sizeof some);
+        sum += (V)((VI)exponential(one - splat(base)) & some & (lane < (int32_t)(to - i)));
+    }
+    return sum_of(sum);
+}
+
+/* A group score that a few more than `least` of the listed tokens reach. */
+static float lower_floor(const float *score, int64_t count, int64_t least) {
+    const int64_t rate = 16, some = count / rate;
+    float *sample = kiv_workspace(2, some * sizeof(float));
+    int64_t ties = 0;
+    for (int64_t i = 0; sample && i < some; i++) sample[i] = score[i * rate];
+    uint32_t key = sample ? nth(sample, some, 5 * least / (4 * rate) + rate, &ties) : 0;
+    if (ties == 0) kiv_no_memory();
+    return ties ? score_of(key) : -INFINITY;
+}
+
+/* Leave of a long list what a floor by its own scores asks for, and add the rest to the sums of its pages. */
+static void shorten(void *context, int64_t head) {
+    const Scan *work = context;
+    const Estimates *estimates = work->estimates;
+    int64_t members = work->query->members, pages = work->index->pages, count = estimates->count[head], kept = 0;
+    if (count < 2 * estimates->least) return;
+    float *score = estimates->score + estimates->start[head], floor = lower_floor(score, count, estimates->least);
+    int32_t *less = kiv_workspace(2, listed_room(count) * sizeof(int32_t));
+    OR_FAIL(less)
+    for (int64_t i = 0; i < count; i++) {
+        less[i] = -(score[i] < floor);
+        kept += less[i] + 1;
+    }
+    if (kept < estimates->least) return;
+    for (int64_t m = 0; m < members; m++) {
+        const float *row = listed_row(estimates, members, head, m);
+        int64_t place = (head * members + m) * pages, at = 0;
+        for (int64_t page = 0; page < pages; at += work->listed[head * pages + page++]) {
+            float base = estimates->most[place + page];
+            cap(&base, 1, work->query->softcap);
+            estimates->sum[place + page] += sum_listed(row, less, at, at + work->listed[head * pages + page], base, work->query->softcap);
+        }
+    }
+    for (int64_t r = 0; r < members + 2; r++) {
+        float *row = r < members ? listed_row(estimates, members, head, r)
+                                 : r == members ? score : (float *)estimates->name + estimates->start[head];
+        int64_t to = 0;
+        for (int64_t i = 0; i < count; i += LANES) {
+            VI some;
+            memcpy(&some, less + i, sizeof some);
+            uint32_t bits = ~bits_of(some) & ((1u << LANES) - 1);
+            if (count - i < LANES) bits &= (1u << (count - i)) - 1;
+            to += compress(load(row + i), bits, row + to);
+        }
+    }
+    estimates->count[head] = kept;
+}
+
 /* Whether what is listed surely has the `least` best. What is not listed has a lower score than the floor by the tops that
    were guessed, so by the right ones no more than `more` times the floor. Else a floor for the next pass is set. */
 static void finish(void *context, int64_t head) {
@@ -81,11 +144,12 @@ static int finish_heads(Scan *work) {
     Estimates *estimates = work->estimates;
     int64_t heads = work->query->heads, members = work->query->members, pages = work->index->pages, tokens = 0;
     estimates->start = estimates->count + heads;
+    estimates->room = estimates->start + heads;
     for (int64_t head = 0; head < heads; head++) {
         estimates->start[head] = tokens;
         estimates->count[head] = 0;
         for (int64_t page = 0; page < pages; page++) estimates->count[head] += work->listed[head * pages + page];
-        tokens += listed_room(estimates->count[head]);
+        tokens += estimates->room[head] = listed_room(estimates->count[head]);
     }
     estimates->name = kiv_workspace(4, tokens * (2 + members) * sizeof(float));
     if (!estimates->name) return 1;
@@ -106,7 +170,7 @@ static int64_t lacking(const Scan *work) {
 
 /* How many more than are wanted a guess lists: by other tops other tokens are the best, the more so the more members. */
 static int64_t guessed_rank(const Index *index, int64_t members, int64_t least, int64_t sampled) {
-    int64_t some = sampled < index->tokens ? sampled : index->tokens, quarters = members == 1 || members > MANY ? 5 : 4 + 2 * members;
+    int64_t some = sampled < index->tokens ? sampled : index->tokens, quarters = members == 1 || members > MANY ? 5 : 4 + 6 * members;
     return quarters * least * some / (4 * index->tokens) + TOKENS;
 }
 
@@ -116,10 +180,10 @@ static int estimate(const Index *index, const Query *query, Estimates *estimates
     int64_t asked = asked_bytes(index, query->members), kept = heads * pages * asked <= ASKED_BYTES ? heads * pages * asked : 0;
     int64_t floats = rows * (pages * sampled + 1) + heads * (pages + 1);
     List *list = kiv_workspace(3, heads * parts * sizeof(List) + floats * sizeof(float) + kept + heads);
-    estimates->most = kiv_workspace(5, 2 * rows * pages * sizeof(float) + 2 * heads * sizeof(int64_t));
+    estimates->most = kiv_workspace(5, 2 * rows * pages * sizeof(float) + 3 * heads * sizeof(int64_t));
     if (!list || !estimates->most) return 1;
     estimates->count = (int64_t *)estimates->most;
-    estimates->most += 4 * heads;
+    estimates->most += 6 * heads;
     estimates->sum = estimates->most + rows * pages;
     memset(list, 0, heads * parts * sizeof(List));
     float *sample = (float *)(list + heads * parts), *top = sample + rows * pages * sampled, *floor = top + rows;
@@ -132,6 +196,7 @@ static int estimate(const Index *index, const Query *query, Estimates *estimates
         work.rank *= 8; /* for those of whom too few are listed */
         failed = failed || kiv_run(list_pages, &work, heads * parts, query->threads) || finish_heads(&work);
     } while (!failed && lacking(&work));
+    failed = failed || kiv_run(shorten, &work, heads, query->threads);
     for (int64_t part = 0; part < heads * parts; part++) free(list[part].word);
     return failed;
 }

@@ -52,7 +52,7 @@ typedef struct {
     int32_t *name;  /* tokens that may be among the `least` best, ascending: those of head h from start[h] on */
     float *score;   /* their group scores */
     float *listed;  /* their estimates, as `listed_row` has them */
-    int64_t *start, *count; /* [H]; these seven are set by `estimate`, and hold until this thread estimates again */
+    int64_t *start, *count, *room; /* [H]; these eight are set by `estimate`, and hold until this thread estimates again */
 } Estimates;
 
 /* Candidates and selection: rows of `stride` numbers, of which `candidates` count; -1 fills up what is not used. */

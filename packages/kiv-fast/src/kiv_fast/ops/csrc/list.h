@@ -27,31 +27,48 @@ static int page_room(const Index *index, int64_t members, Page *page) {
     return 1;
 }
 
-/* Weights of some tokens of a page, and their group scores. */
-__attribute__((always_inline)) static inline V weigh_tokens(const Query *query, const Page *page, const float *top, int64_t t,
-                                                            const int apart, const int group_max) {
-    V group = splat(group_max ? -INFINITY : 0.0f);
-    for (int64_t m = 0; m < query->members; m++) {
-        V one = load(page->estimate + m * page->stride + t), logit = one;
-        if (apart && query->softcap != 0.0f) logit = capped(one, query->softcap);
-        V weight = page->weight[m] = exponential(logit - splat(page->base[m]));
-        if (group_max) group = larger(one, group);
-        else if (apart) group += exponential(one - splat(top[m]));
-        else group += weight * splat(page->factor[m]);
-    }
-    return group;
-}
-
-/* Mark what is good enough, and sum up the rest. */
-__attribute__((always_inline)) static inline void weigh_page(const Query *query, const Page *page, const float *top,
-                                                             float floor, int64_t tokens, const int apart,
-                                                             const int group_max) {
+/* Mark what is good enough, and sum up the weights of the rest. For group scores weights are those of the sums times a
+   factor, if not `apart`. */
+__attribute__((always_inline)) static inline void weigh_members(const Query *query, const Page *page, const float *top,
+                                                                float floor, int64_t tokens, V *weight, V *sum,
+                                                                const int64_t members, const int apart,
+                                                                const int group_max) {
     for (int64_t t = 0; t < tokens; t += LANES) {
-        V group = weigh_tokens(query, page, top, t, apart, group_max);
+        V group = splat(group_max ? -INFINITY : 0.0f);
+#pragma GCC unroll 4
+        for (int64_t m = 0; m < members; m++) {
+            V one = load(page->estimate + m * page->stride + t), logit = one;
+            if (apart && query->softcap != 0.0f) logit = capped(one, query->softcap);
+            weight[m] = exponential(logit - splat(page->base[m]));
+            if (group_max) group = larger(one, group);
+            else if (apart) group += exponential(one - splat(top[m]));
+            else group += weight[m] * splat(page->factor[m]);
+        }
         VI less = group < splat(floor);
         page->good[t / LANES] = bits_of(~less); /* what is not a number too */
-        for (int64_t m = 0; m < query->members; m++) page->sum[m] += (V)((VI)page->weight[m] & less);
+#pragma GCC unroll 4
+        for (int64_t m = 0; m < members; m++) sum[m] += (V)((VI)weight[m] & less);
     }
+}
+
+/* The same of a few members, whose weights and sums are in registers. */
+__attribute__((always_inline)) static inline void weigh_few(const Query *query, const Page *page, float floor, int64_t tokens,
+                                                            const int64_t members) {
+    V weight[TOGETHER], sum[TOGETHER] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
+    weigh_members(query, page, 0, floor, tokens, weight, sum, members, 0, 0);
+    memcpy(page->sum, sum, members * sizeof(V));
+}
+
+static void weigh_page(const Query *query, const Page *page, const float *top, float floor, int64_t tokens) {
+    int64_t members = query->members;
+    V *weight = page->weight, *sum = page->sum;
+    if (query->group_max) weigh_members(query, page, top, floor, tokens, weight, sum, members, 1, 1);
+    else if (query->softcap != 0.0f) weigh_members(query, page, top, floor, tokens, weight, sum, members, 1, 0);
+    else if (members == 1) weigh_few(query, page, floor, tokens, 1);
+    else if (members == 2) weigh_few(query, page, floor, tokens, 2);
+    else if (members == 3) weigh_few(query, page, floor, tokens, 3);
+    else if (members == 4) weigh_few(query, page, floor, tokens, 4);
+    else weigh_members(query, page, top, floor, tokens, weight, sum, members, 0, 0);
 }
 
 static inline void mark_all(const Page *page, int64_t tokens) {
@@ -137,9 +154,7 @@ static void list_pages(void *context, int64_t task) {
         scan(index, members, head, number, &asked, page.estimate, page.stride, 0, index->tokens);
         begin_page(work, head, number, &page);
         if (floor == -INFINITY) mark_all(&page, index->tokens);
-        else if (query->group_max) weigh_page(query, &page, top, floor, index->tokens, 1, 1);
-        else if (query->softcap != 0.0f) weigh_page(query, &page, top, floor, index->tokens, 1, 0);
-        else weigh_page(query, &page, top, floor, index->tokens, 0, 0);
+        else weigh_page(query, &page, top, floor, index->tokens);
         for (int64_t m = 0; m < members; m++)
             work->estimates->sum[row + m * index->pages] = sum_of(page.sum[m]);
         OR_FAIL(add_page(index, members, number, &page, work->list + task, work->listed + head * index->pages + number))

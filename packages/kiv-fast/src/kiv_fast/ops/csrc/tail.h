@@ -20,20 +20,6 @@ static inline V log_sums_of(V base, V factor, V other, V its_factor) {
     return pick(sum > splat(0.0f), most + logarithm(sum), splat(-INFINITY));
 }
 
-/* Add up the weights of the listed tokens [from, to) of a page, of those whose mask has all bits. */
-static inline float sum_listed(const float *estimate, const uint32_t *mask, int64_t from, int64_t to, float base,
-                               float softcap) {
-    V sum = splat(0.0f);
-    VI lane;
-    for (int i = 0; i < LANES; i++) lane[i] = i;
-    for (int64_t i = from; i < to; i += LANES) {
-        V one = load(estimate + i);
-        if (softcap != 0.0f) one = capped(one, softcap);
-        sum += (V)((VI)exponential(one - splat(base)) & (VI)load((const float *)mask + i) & (lane < (int32_t)(to - i)));
-    }
-    return sum_of(sum);
-}
-
 /* Weights of the candidates that are not selected, by page, relative to the largest logit, which is returned. */
 static float weigh_read(const Tail *work, int64_t head, int64_t m, int64_t candidates, float *weight, float *pages) {
     const Found *found = work->found;
@@ -64,11 +50,12 @@ static void tail_of_head(void *context, int64_t head) {
     while (candidates < found->candidates && at[candidates] >= 0) candidates++;
     float *weight = kiv_workspace(2, (candidates + room + pages + LANES) * sizeof(float) + (pages + 1) * sizeof(int64_t));
     OR_FAIL(weight)
-    float *read = weight + ROUND_UP(candidates, 2), *others = read + ROUND_UP(pages, 2);
+    float *read = weight + ROUND_UP(candidates, 2);
+    int32_t *others = (int32_t *)(read + ROUND_UP(pages, 2));
     int64_t *first = (int64_t *)(others + room);
     for (int64_t i = 0; i < count; i++) { /* without a branch, which would not be foreseen */
         int same = candidates && name[i] == at[k < candidates ? k : 0];
-        ((int32_t *)others)[i] = same - 1;
+        others[i] = same - 1;
         k += same;
     }
     for (int64_t page = 0, i = 0; page < pages; first[++page] = i)
@@ -80,7 +67,7 @@ static void tail_of_head(void *context, int64_t head) {
         for (int64_t page = 0; page < pages; page++) {
             float base = most[page];
             cap(&base, 1, query->softcap);
-            out[page] = sum[page] + sum_listed(listed, (uint32_t *)others, first[page], first[page + 1], base, query->softcap);
+            out[page] = sum[page] + sum_listed(listed, others, first[page], first[page + 1], base, query->softcap);
         }
         for (int64_t page = 0; page < pages; page += LANES) {
             V base = load_some(most + page, pages - page, -INFINITY), rest = load_some(out + page, pages - page, 0.0f);

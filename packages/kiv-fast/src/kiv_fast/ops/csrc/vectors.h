@@ -51,7 +51,15 @@ static inline void store_some(float *to, V v, int64_t some) {
         for (int64_t i = 0; i < some; i++) to[i] = v[i];
 }
 
-static inline V splat(float x) { return (V){0} + x; }
+static inline V splat(float x) { /* `(V){0} + x` would be an addition: of -0 it makes 0 */
+#if LANES == 16
+    return (V)_mm512_set1_ps(x);
+#elif LANES == 8
+    return (V)_mm256_set1_ps(x);
+#else
+    return (V){x, x, x, x};
+#endif
+}
 
 static inline V pick(VI mask, V yes, V no) { return (V)(((VI)yes & mask) | ((VI)no & ~mask)); }
 
@@ -68,16 +76,16 @@ static inline uint32_t bits_of(VI mask) {
 #endif
 }
 
-/* Put the numbers whose bits are set together; room for a whole vector is written to. Returns how many they are. */
+/* Put the numbers whose bits are set together. Returns how many they are. */
 static inline int64_t compress(V v, uint32_t bits, float *to) {
 #if LANES == 16
-    _mm512_storeu_ps(to, _mm512_maskz_compress_ps((__mmask16)bits, (__m512)v));
-    return __builtin_popcount(bits);
+    int count = __builtin_popcount(bits);
+    _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), _mm512_maskz_compress_ps((__mmask16)bits, (__m512)v));
 #else
     int64_t count = 0;
     for (; bits; bits &= bits - 1) to[count++] = v[__builtin_ctz(bits)];
-    return count;
 #endif
+    return count;
 }
 
 /* The larger or smaller of two; the second one if one of them is not a number. */
@@ -159,25 +167,31 @@ static inline float most_of(V v) {
     return four[0];
 }
 
-/* e^x, within 2 units of the last place; 0 below the normal numbers, of minus infinity too. */
+/* e^x, within 2 units of the last place and one more for every 8 that x is away from 0; 0 below the normal numbers, of minus
+   infinity too. */
 static inline V exponential(V x) {
-    V given = x, n;
+    V given = x, n, r; /* 2^n and 2^r, r from -1/2 to 1/2 */
+    const V log2e = splat(1.44269504f);
 #if LANES == 16
     x = larger(x, splat(-87.33f));
-    n = (V)_mm512_roundscale_ps((__m512)(x * splat(1.44269504f)), 0);
+    n = (V)_mm512_roundscale_ps((__m512)(x * log2e), 0);
+    r = (V)_mm512_fmsub_ps((__m512)x, (__m512)log2e, (__m512)n);
 #else
     const V magic = splat(12582912.0f); /* adding 1.5 * 2^23 rounds to an integer, which is in the low bits */
-    x = larger(smaller(splat(88.722f), x), splat(-87.33f));
-    V shifted = x * splat(1.44269504f) + magic;
+    x = larger(smaller(splat(88.0f), x), splat(-87.33f));
+    V shifted = x * log2e + magic;
     n = shifted - magic;
+#if LANES == 8
+    r = (V)_mm256_fmsub_ps((__m256)x, (__m256)log2e, (__m256)n);
+#else
+    r = (x - n * splat(0.693359375f) - n * splat(-2.12194440e-4f)) * log2e;
 #endif
-    V r = x - n * splat(0.693359375f) - n * splat(-2.12194440e-4f);
-    V p = splat(1.38145988e-3f); /* the least relative error from -log(2) / 2 to log(2) / 2: 3e-9 */
-    p = p * r + splat(8.36871658e-3f);
-    p = p * r + splat(4.16683890e-2f);
-    p = p * r + splat(1.66665211e-1f);
-    p = p * r + splat(4.99999940e-1f);
-    p = p * r + splat(1.0f);
+#endif
+    V p = splat(1.32647005e-3f); /* the least relative error, 1e-7, that leaves 2^0 exact */
+    p = p * r + splat(9.67153441e-3f);
+    p = p * r + splat(5.55073395e-2f);
+    p = p * r + splat(2.40222424e-1f);
+    p = p * r + splat(6.93147004e-1f);
     p = p * r + splat(1.0f);
 #if LANES == 16
     __mmask16 normal = _mm512_cmp_ps_mask((__m512)given, (__m512)splat(-87.33f), _CMP_NLT_UQ);
@@ -242,9 +256,13 @@ static inline void cap(float *logits, int64_t n, float softcap) {
 
 /* The largest of n numbers; minus infinity of none. */
 static inline float largest(const float *from, int64_t n) {
-    V most = splat(-INFINITY);
+    V most = splat(-INFINITY), more = most;
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) most = larger(load(from + i), most);
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        most = larger(load(from + i), most);
+        more = larger(load(from + i + LANES), more);
+    }
+    for (most = larger(more, most); i + LANES <= n; i += LANES) most = larger(load(from + i), most);
     float one = most_of(most);
     for (; i < n; i++) one = from[i] > one ? from[i] : one;
     return one;
