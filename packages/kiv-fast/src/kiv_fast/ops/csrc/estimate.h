@@ -170,7 +170,7 @@ static int64_t lacking(const Scan *work) {
 
 /* How many more than are wanted a guess lists: by other tops other tokens are the best, the more so the more members. */
 static int64_t guessed_rank(const Index *index, int64_t members, int64_t least, int64_t sampled) {
-    int64_t some = sampled < index->tokens ? sampled : index->tokens, quarters = members == 1 || members > MANY ? 5 : 4 + 6 * members;
+    int64_t some = sampled < index->tokens ? sampled : index->tokens, quarters = members == 1 || members > MANY ? 6 : 4 + 6 * members;
     return quarters * least * some / (4 * index->tokens) + TOKENS;
 }
 
@@ -191,7 +191,11 @@ static int estimate(const Index *index, const Query *query, Estimates *estimates
     uint8_t *room = (uint8_t *)(listed + heads * pages), *lacks = memset(room + kept, 1, heads);
     Scan work = {index, query, estimates, list, asked, kept ? room : 0, sample, top, floor, listed, lacks, parts, sampled, 0};
     work.rank = guessed_rank(index, query->members, estimates->least, sampled);
-    int failed = kiv_run(look_at_pages, &work, heads * parts, query->threads) || kiv_run(guess, &work, heads, query->threads);
+    int64_t all = work.rank >= pages * sampled; /* few tokens: all are listed */
+    if (all) work.kept = 0;
+    for (int64_t row = 0; row < rows + heads; row++) top[row] = row < rows ? 0.0f : -INFINITY;
+    int failed = !all && (kiv_run(look_at_pages, &work, heads * parts, query->threads) ||
+                          kiv_run(guess, &work, heads, query->threads));
     do {
         work.rank *= 8; /* for those of whom too few are listed */
         failed = failed || kiv_run(list_pages, &work, heads * parts, query->threads) || finish_heads(&work);

@@ -6,7 +6,7 @@
 #include "scan.h"
 
 #define PAGES_AT_ONCE 4
-#define RATE 16             /* of so many groups of tokens one is a sample's */
+#define RATE 32             /* of so many groups of tokens one is a sample's */
 #define MANY 16             /* members, of which some sample's top is always too wrong: all tokens are looked at for theirs */
 #define ASKED_BYTES 4194304 /* what pages ask is kept if it takes no more */
 

@@ -354,7 +354,7 @@ static inline void narrow(float number, int64_t kind, void *to, int64_t i) {
 }
 
 /* Ask for rows before they are needed: what lies in pages of memory is not foreseen by the processor. */
-#define ROWS_AHEAD 16 /* of rows that lie anywhere */
+#define ROWS_AHEAD 32 /* of rows that lie anywhere */
 #define BYTES_AHEAD 8192 /* of rows that lie together */
 
 static inline const void *row_of(const Rows *rows, int64_t head, int64_t i);
