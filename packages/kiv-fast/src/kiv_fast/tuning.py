@@ -21,7 +21,8 @@ class Tuning:
         Bytes of candidates' keys that are read and multiplied at a time, and of pages' codes, in the dtype of
         computation.
     kept_bytes : int
-        Estimates of a block that take no more are kept from one use to the next, not computed again.
+        Estimates of a block that take no more are kept from one use to the next by torch's operations, not computed
+        again.
     """
 
     tile_tokens: int = 8192

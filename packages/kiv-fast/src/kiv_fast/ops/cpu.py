@@ -84,7 +84,7 @@ class CpuOps:
     def estimate(self, index: PageIndex, queries: Queries, most: int) -> Scanned:
         """Estimate every cold token (`Ops.estimate`)."""
         ids, unseen = np.ascontiguousarray(index.ids), index.unseen
-        heads, groups, count, width = queries.query.shape
+        heads, _, _, width = queries.query.shape
         page = c.Index(
             index.codes.tensor.data_ptr(),
             index.channels.tensor.data_ptr(),

@@ -41,7 +41,8 @@ static float score_listed(const Scan *work, int64_t head) {
     float *score = estimates->score + estimates->start[head], more = -INFINITY;
     for (int64_t m = 0; m < members; m++) {
         const float *row = listed_row(estimates, members, head, m);
-        float top = largest(estimates->most + (head * members + m) * pages, pages), *before = work->top + head * members + m;
+        float top = largest(estimates->most + (head * members + m) * pages, pages);
+        float *before = work->top + head * members + m;
         if (top < NONE) top = NONE;
         more = *before - top > more ? *before - top : more;
         *before = top;
@@ -54,7 +55,8 @@ static float score_listed(const Scan *work, int64_t head) {
 }
 
 /* Add up the weights of listed tokens [from, to) of a page, of those whose mask has all bits. */
-static inline float sum_listed(const float *estimate, const int32_t *mask, int64_t from, int64_t to, float base, float softcap) {
+static inline float sum_listed(const float *estimate, const int32_t *mask, int64_t from, int64_t to, float base,
+                               float softcap) {
     V sum = splat(0.0f);
     VI lane, some;
     for (int i = 0; i < LANES; i++) lane[i] = i;
@@ -83,6 +85,7 @@ static void shorten(void *context, int64_t head) {
     const Scan *work = context;
     const Estimates *estimates = work->estimates;
     int64_t members = work->query->members, pages = work->index->pages, count = estimates->count[head], kept = 0;
+    const int32_t *listed = work->listed + head * pages;
     if (count < 2 * estimates->least) return;
     float *score = estimates->score + estimates->start[head], floor = lower_floor(score, count, estimates->least);
     int32_t *less = kiv_workspace(2, listed_room(count) * sizeof(int32_t));
@@ -95,10 +98,10 @@ static void shorten(void *context, int64_t head) {
     for (int64_t m = 0; m < members; m++) {
         const float *row = listed_row(estimates, members, head, m);
         int64_t place = (head * members + m) * pages, at = 0;
-        for (int64_t page = 0; page < pages; at += work->listed[head * pages + page++]) {
-            float base = estimates->most[place + page];
-            cap(&base, 1, work->query->softcap);
-            estimates->sum[place + page] += sum_listed(row, less, at, at + work->listed[head * pages + page], base, work->query->softcap);
+        for (int64_t page = 0; page < pages; at += listed[page++]) {
+            float base = estimates->most[place + page], softcap = work->query->softcap;
+            cap(&base, 1, softcap);
+            estimates->sum[place + page] += sum_listed(row, less, at, at + listed[page], base, softcap);
         }
     }
     for (int64_t r = 0; r < members + 2; r++) {
@@ -168,10 +171,12 @@ static int64_t lacking(const Scan *work) {
     return count;
 }
 
-/* How many more than are wanted a guess lists: by other tops other tokens are the best, the more so the more members. */
+/* A rank of the sample that lists several times as many as are wanted: by the right tops others are the best than by guessed
+   ones, unless there is one top, or all are right. */
 static int64_t guessed_rank(const Index *index, int64_t members, int64_t least, int64_t sampled) {
-    int64_t some = sampled < index->tokens ? sampled : index->tokens, quarters = members == 1 || members > MANY ? 6 : 4 + 6 * members;
-    return quarters * least * some / (4 * index->tokens) + TOKENS;
+    int64_t some = sampled < index->tokens ? sampled : index->tokens, quarters = 4 + 6 * members;
+    if (members == 1 || members > MANY) quarters = 6;
+    return (quarters < 32 ? quarters : 32) * least * some / (4 * index->tokens) + TOKENS;
 }
 
 static int estimate(const Index *index, const Query *query, Estimates *estimates) {
@@ -191,7 +196,7 @@ static int estimate(const Index *index, const Query *query, Estimates *estimates
     uint8_t *room = (uint8_t *)(listed + heads * pages), *lacks = memset(room + kept, 1, heads);
     Scan work = {index, query, estimates, list, asked, kept ? room : 0, sample, top, floor, listed, lacks, parts, sampled, 0};
     work.rank = guessed_rank(index, query->members, estimates->least, sampled);
-    int64_t all = work.rank >= pages * sampled; /* few tokens: all are listed */
+    int all = work.rank >= pages * sampled; /* few tokens, which are all listed */
     if (all) work.kept = 0;
     for (int64_t row = 0; row < rows + heads; row++) top[row] = row < rows ? 0.0f : -INFINITY;
     int failed = !all && (kiv_run(look_at_pages, &work, heads * parts, query->threads) ||

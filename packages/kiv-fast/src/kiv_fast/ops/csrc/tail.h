@@ -67,7 +67,8 @@ static void tail_of_head(void *context, int64_t head) {
         for (int64_t page = 0; page < pages; page++) {
             float base = most[page];
             cap(&base, 1, query->softcap);
-            out[page] = sum[page] + sum_listed(listed, others, first[page], first[page + 1], base, query->softcap);
+            float more = sum_listed(listed, others, first[page], first[page + 1], base, query->softcap);
+            out[page] = sum[page] + more;
         }
         for (int64_t page = 0; page < pages; page += LANES) {
             V base = load_some(most + page, pages - page, -INFINITY), rest = load_some(out + page, pages - page, 0.0f);
