@@ -92,8 +92,8 @@ EVERY = [
     CompiledFault(
         "a list that is long enough is taken for complete",
         "estimate.h",
-        "= enough < least &&",
-        "= count < least &&",
+        "= enough < least;",
+        "= count < least;",
         ops("a_top_that_the_sample_does_not_have"),
     ),
     CompiledFault(

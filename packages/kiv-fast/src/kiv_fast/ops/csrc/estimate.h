@@ -128,10 +128,11 @@ static void finish(void *context, int64_t head) {
     int64_t count = estimates->count[head], least = estimates->least, enough = 0, ties;
     join_lists(work, head);
     float more = score_listed(work, head), *floor = work->floor + head;
+    work->lacks[head] = work->lacks[head] && *floor != -INFINITY;
     if (!work->lacks[head]) return;
     float reached = work->query->group_max ? *floor : more * *floor * (1.0f + ROUNDING);
     for (int64_t i = 0; i < count; i++) enough += !(score[i] < reached);
-    work->lacks[head] = enough < least && *floor != -INFINITY;
+    work->lacks[head] = enough < least;
     if (!work->lacks[head]) return;
     if (count < least) {
         find_floor(context, head);

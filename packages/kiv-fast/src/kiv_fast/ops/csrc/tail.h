@@ -20,21 +20,35 @@ static inline V log_sums_of(V base, V factor, V other, V its_factor) {
     return pick(sum > splat(0.0f), most + logarithm(sum), splat(-INFINITY));
 }
 
-/* Weights of the candidates that are not selected, by page, relative to the largest logit, which is returned. */
-static float weigh_read(const Tail *work, int64_t head, int64_t m, int64_t candidates, float *weight, float *pages) {
+/* Where the tokens of each page begin among ascending ones; the last is their count. */
+static void find_pages(const int32_t *token, int64_t count, int64_t tokens, int64_t pages, int64_t *first) {
+    int64_t i = 0;
+    for (int64_t page = 0; page < pages; page++) {
+        first[page] = i;
+        while (i < count && token[i] < (page + 1) * tokens) i++;
+    }
+    first[pages] = count;
+}
+
+/* The sum of the numbers [from, to); more are read than are added. */
+static inline float sum_some(const float *numbers, int64_t from, int64_t to) {
+    V sum = splat(0.0f);
+    VI lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    for (int64_t i = from; i < to; i += LANES) sum += (V)((VI)load(numbers + i) & (lane < (int32_t)(to - i)));
+    return sum_of(sum);
+}
+
+/* Weights of the candidates that are not selected, relative to the largest logit, which is returned. */
+static float weigh_read(const Tail *work, int64_t head, int64_t m, int64_t candidates, float *weight) {
     const Found *found = work->found;
-    const int32_t *at = found->at + head * found->stride, *chosen = found->chosen + head * found->selected;
-    memset(pages, 0, work->index->pages * sizeof(float));
+    const int32_t *chosen = found->chosen + head * found->selected;
     memcpy(weight, found->raw + (head * work->query->members + m) * found->stride, candidates * sizeof(float));
     cap(weight, candidates, work->query->softcap);
     float most = largest(weight, candidates);
     if (most < NONE) most = NONE;
     exponentials(weight, candidates, most);
     for (int64_t i = 0; i < found->selected && chosen[i] >= 0; i++) weight[chosen[i]] = 0.0f;
-    for (int64_t k = 0, page = 0; k < candidates; k++) {
-        while (at[k] >= (page + 1) * work->index->tokens) page++;
-        pages[page] += weight[k];
-    }
     return most;
 }
 
@@ -48,27 +62,29 @@ static void tail_of_head(void *context, int64_t head) {
     int64_t count = estimates->count[head], room = listed_room(count), k = 0;
     const int32_t *at = found->at + head * found->stride, *name = estimates->name + estimates->start[head];
     while (candidates < found->candidates && at[candidates] >= 0) candidates++;
-    float *weight = kiv_workspace(2, (candidates + room + pages + LANES) * sizeof(float) + (pages + 1) * sizeof(int64_t));
+    float *weight = kiv_workspace(2, (candidates + room + pages + LANES) * sizeof(float) + 2 * (pages + 1) * sizeof(int64_t));
     OR_FAIL(weight)
     float *read = weight + ROUND_UP(candidates, 2);
     int32_t *others = (int32_t *)(read + ROUND_UP(pages, 2));
-    int64_t *first = (int64_t *)(others + room);
+    int64_t *first = (int64_t *)(others + room), *its_first = first + pages + 1;
     for (int64_t i = 0; i < count; i++) { /* without a branch, which would not be foreseen */
         int same = candidates && name[i] == at[k < candidates ? k : 0];
         others[i] = same - 1;
         k += same;
     }
-    for (int64_t page = 0, i = 0; page < pages; first[++page] = i)
-        for (first[page] = i; i < count && name[i] < (page + 1) * tokens;) i++;
+    find_pages(name, count, tokens, pages, first);
+    find_pages(at, candidates, tokens, pages, its_first);
     for (int64_t m = 0; m < members; m++) {
         int64_t row = (head * members + m) * pages;
-        const float *most = estimates->most + row, *sum = estimates->sum + row, *listed = listed_row(estimates, members, head, m);
-        float *out = work->out + row, its = weigh_read(work, head, m, candidates, weight, read);
+        const float *most = estimates->most + row, *sum = estimates->sum + row;
+        const float *listed = listed_row(estimates, members, head, m);
+        float *out = work->out + row, its = weigh_read(work, head, m, candidates, weight);
         for (int64_t page = 0; page < pages; page++) {
             float base = most[page];
             cap(&base, 1, query->softcap);
             float more = sum_listed(listed, others, first[page], first[page + 1], base, query->softcap);
             out[page] = sum[page] + more;
+            read[page] = sum_some(weight, its_first[page], its_first[page + 1]);
         }
         for (int64_t page = 0; page < pages; page += LANES) {
             V base = load_some(most + page, pages - page, -INFINITY), rest = load_some(out + page, pages - page, 0.0f);
