@@ -118,11 +118,11 @@ EVERY = [
         ops("operations"),
     ),
     CompiledFault(
-        "weights of a page count in group scores as if the page had the largest estimate",
+        "in group scores a page counts twice for how far below the largest estimate it is",
         "list.h",
         "group += weight[m] * splat(page->factor[m])",
-        "group += weight[m]",
-        ops("a_sample_that_misleads"),
+        "group += weight[m] * splat(page->factor[m] * page->factor[m])",
+        ops("operations"),
     ),
     CompiledFault(
         "nothing far above a sum hides the sum",

@@ -210,6 +210,8 @@ def test_a_page_far_below_a_wrong_estimate(level: int) -> None:
     key[0, 0] = torch.tensor([8.0, 0.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0])
     key[1, 0] = torch.tensor([8.5, 0.0, 8.5, 8.5, 8.5, 7.5, 7.5, 7.5])
     check(level, True, block_of(key.view(1, 1, 32, 8), torch.ones(1, 1, 32, 8), 16, 30.0, 1))
+    key[0, 9:], key[1, 0] = key[0, 0], key[1, 9]  # more such tokens than are selected, and nothing that is no candidate
+    check(level, True, block_of(key.view(1, 1, 32, 8), torch.ones(1, 1, 32, 8), 16, 30.0, 32))
 
 
 @compiled

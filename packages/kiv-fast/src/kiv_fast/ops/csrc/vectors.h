@@ -83,7 +83,8 @@ static inline int64_t compress(V v, uint32_t bits, float *to) {
     _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), _mm512_maskz_compress_ps((__mmask16)bits, (__m512)v));
 #else
     int64_t count = 0;
-    for (; bits; bits &= bits - 1) to[count++] = v[__builtin_ctz(bits)];
+    if (bits == (1u << LANES) - 1) store(to, v), count = LANES;
+    else for (; bits; bits &= bits - 1) to[count++] = v[__builtin_ctz(bits)];
 #endif
     return count;
 }
