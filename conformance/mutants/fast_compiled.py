@@ -118,13 +118,6 @@ EVERY = [
         ops("operations"),
     ),
     CompiledFault(
-        "in group scores a page counts twice for how far below the largest estimate it is",
-        "list.h",
-        "group += weight[m] * splat(page->factor[m])",
-        "group += weight[m] * splat(page->factor[m] * page->factor[m])",
-        ops("operations"),
-    ),
-    CompiledFault(
         "nothing far above a sum hides the sum",
         "tail.h",
         "base = pick(factor > splat(0.0f), base, splat(NONE));",
