@@ -21,7 +21,8 @@ class Tuning:
         Bytes of candidates' keys that are read and multiplied at a time, and of pages' codes, in the dtype of
         computation.
     kept_bytes : int
-        Estimates of a block that take no more are kept from one use to the next, not computed again.
+        Estimates of a block that take no more are kept from one use to the next by torch's operations, not computed
+        again.
     row_steps : int
         Keys and values that are read from disk are kept in RAM, as many as so many steps of a store read.
     row_share : int

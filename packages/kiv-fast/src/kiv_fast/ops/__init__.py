@@ -43,7 +43,7 @@ class OpsChoice:
         self._torch = TorchOps(tuning.chunk_bytes, tuning.kept_bytes)
         self._cpu = None
         if self._library is not None and name != "torch":
-            self._cpu = CpuOps(self._library, tuning.kept_bytes)
+            self._cpu = CpuOps(self._library)
 
     def of(self, shape: Shape) -> Ops:
         """Return the operations for stores of a shape.

@@ -40,17 +40,11 @@ class Scanned:
         place = query.query + 4 * head * query.members * query.width
         one = c.Query(place, None, 1, query.members, query.width, query.scale, 0.0, query.group_max, query.threads)
         lists = found.name, found.score, None, found.start + 8 * head, found.count + 8 * head
-        return one, c.Estimates(None, found.least, None, None, *lists)
+        return one, c.Estimates(found.least, None, None, *lists, None)
 
 
 class CpuOps:
     """The operations of a library.
-
-    Parameters
-    ----------
-    library : Library
-    kept_bytes : int
-        Estimates of a block that take no more are kept until the block is over.
 
     Raises
     ------
@@ -61,8 +55,8 @@ class CpuOps:
     name = "cpu"
     in_place = True
 
-    def __init__(self, library: Library, kept_bytes: int) -> None:
-        self._library, self._kept_bytes = library, kept_bytes
+    def __init__(self, library: Library) -> None:
+        self._library = library
         self._buffers: dict[str, torch.Tensor] = {}
 
     def _buffer(self, name: str, *shape: int) -> torch.Tensor:
@@ -97,8 +91,7 @@ class CpuOps:
     def estimate(self, index: PageIndex, queries: Queries, most: int) -> Scanned:
         """Estimate every cold token (`Ops.estimate`)."""
         ids, unseen = np.ascontiguousarray(index.ids), index.unseen
-        heads, groups, count, width = queries.query.shape
-        members = groups * count
+        heads, _, _, width = queries.query.shape
         page = c.Index(
             index.codes.tensor.data_ptr(),
             index.channels.tensor.data_ptr(),
@@ -115,13 +108,10 @@ class CpuOps:
             index.mean.tensor.shape[2],
         )
         query, numbers = query_of(queries, index.tokens, index.group == "max")
-        kept = None
-        if index.page_tokens % 16 == 0 and 4 * heads * members * index.tokens <= self._kept_bytes:
-            kept = self._buffer("estimates", heads, members, index.tokens)
-        found = c.Estimates(None if kept is None else kept.data_ptr(), most)
+        found = c.Estimates(most)
         if self._library.estimate(byref(page), byref(query), byref(found)):
             raise MemoryError(REFUSED)
-        return Scanned(page, query, found, (numbers, ids, kept, unseen))
+        return Scanned(page, query, found, (numbers, ids, unseen))
 
     def select(self, estimates: Scanned, keys: Rows, candidates: int, selected: int) -> Found:
         """Choose candidates and select among them (`Ops.select`)."""

@@ -46,9 +46,8 @@ class Estimates(ctypes.Structure):
     """`Estimates` of kiv.h."""
 
     _fields_ = (
-        ("kept", Pointer),
         ("least", Long),
-        *((name, Pointer) for name in ("base", "sum", "name", "score", "listed", "start", "count")),
+        *((name, Pointer) for name in ("most", "sum", "name", "score", "listed", "start", "count", "room")),
     )
 
 

@@ -5,6 +5,7 @@
 
 #include "attend.h"
 
+#define FAR 60.0f       /* e^-60 is still a number, and what is as much smaller than it is nothing beside it */
 #define ROUNDED 0x1p-24 /* what an operation loses at most, of its result */
 #define LEAST 0x1p-130f /* more than what is lost of scale * q where that is below the normal numbers */
 
@@ -146,11 +147,12 @@ static double weighed_anew(const Missed *missed, const Query *query, int64_t hea
     int64_t wide = ROUND_UP(index->tokens, TOKENS);
     const int32_t *at = missed->found->at + head * missed->found->stride;
     float *room = kiv_workspace(1, query->members * wide * sizeof(float)), *row = room + m * wide;
-    Asked asked = asked_room(index, query->members);
-    if (!room || !asked.weight) {
+    void *its = kiv_workspace(0, asked_bytes(index, query->members));
+    if (!room || !its) {
         kiv_no_memory();
         return 0.0;
     }
+    Asked asked = asked_in(its, index, query->members);
     ask(index, query, head, page, &asked);
     scan(index, query->members, head, page, &asked, room, wide, 0, index->tokens);
     for (int64_t k = first; k < last; k++) row[at[k] - page * index->tokens] = -INFINITY;
@@ -171,11 +173,18 @@ typedef struct {
     double all, unlisted;
 } Unread;
 
+/* What the sum of a page's weights is relative to. */
+static float base_of(const Missed *missed, const Query *query, int64_t row, int64_t page) {
+    float base = missed->estimates->most[row * missed->index->pages + page];
+    cap(&base, 1, query->softcap);
+    return base;
+}
+
 /* Look at the unread tokens page by page; `away` is what the logits of candidates lost. */
 static Unread look_at_unread(const Missed *missed, const Query *query, int64_t row, const float *asked, double *page_log,
                              double *away) {
     int64_t head = row / query->members, m = row % query->members, pages = missed->index->pages, candidate = 0;
-    const float *sums = missed->room + row * pages, *bases = missed->estimates->base + row * pages;
+    const float *sums = missed->room + row * pages;
     double most = -INFINITY, total = 0.0;
     Unread unread = {0, 0.0, 0.0};
     for (int64_t p = 0; p < pages; p++) {
@@ -188,15 +197,17 @@ static Unread look_at_unread(const Missed *missed, const Query *query, int64_t r
         unread.tokens += tokens;
         if (tokens == 0) continue;
         /* So far below the base, weights that are not nothing may have been taken for 0. */
-        double all = sums[p] > bases[p] - FAR ? sums[p] : weighed_anew(missed, query, head, m, p, first, candidate);
+        int near = sums[p] > base_of(missed, query, row, p) - FAR;
+        double all = near ? sums[p] : weighed_anew(missed, query, head, m, p, first, candidate);
         page_log[p] = all + more + gone + 4 * ROUNDED * fabs(all);
         if (!(page_log[p] <= most)) most = page_log[p];
     }
     for (int64_t p = 0; p < pages; p++) {
         if (page_log[p] == -INFINITY) continue;
         double weight = exp(page_log[p] - most);
+        float base = base_of(missed, query, row, p);
         total += weight;
-        if (sums[p] > bases[p] - FAR) unread.unlisted += weight * missed->estimates->sum[row * pages + p] * expf(bases[p] - sums[p]);
+        if (sums[p] > base - FAR) unread.unlisted += weight * missed->estimates->sum[row * pages + p] * expf(base - sums[p]);
     }
     unread.all = most + log(total) + ROUNDED * (6.0 * missed->index->tokens + 512.0);
     unread.unlisted = most + log(unread.unlisted);
@@ -248,10 +259,11 @@ static void only_head(int64_t head, Query *query, Index *index, Estimates *estim
     index->channels += head * channels;
     index->step += head * channels;
     index->base += head * index->width;
-    estimates->base += rows * index->pages;
+    estimates->most += rows * index->pages;
     estimates->sum += rows * index->pages;
     estimates->start += head;
     estimates->count += head;
+    estimates->room += head;
     missed->error += head * index->width;
     missed->held += rows;
     missed->slack += 3 * rows * index->pages;

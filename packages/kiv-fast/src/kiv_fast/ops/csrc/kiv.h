@@ -46,14 +46,13 @@ typedef struct {
 
 /* Estimates of cold tokens: those that may be candidates one by one, and of the others the sums by page. */
 typedef struct {
-    float *kept;    /* [H][M][pages * P], all estimates, or null: `estimate` asks twice, and computes what is not kept again */
     int64_t least;  /* no more tokens than this are asked for */
-    float *base;    /* [H][M][pages], about the largest logit of a page's estimates; minus infinity without a token */
-    float *sum;     /* [H][M][pages], of a page's tokens that are not listed, e^(logit of the estimate - base) */
+    float *most;    /* [H][M][pages], the largest estimates; minus infinity without a token */
+    float *sum;     /* [H][M][pages], of a page's tokens that are not listed, e^(logit of the estimate - that of `most`) */
     int32_t *name;  /* tokens that may be among the `least` best, ascending: those of head h from start[h] on */
     float *score;   /* their group scores */
-    float *listed;  /* [M][count[h]] from M * start[h] on, e^(logit of the estimate - base of the page) */
-    int64_t *start, *count; /* [H]; these seven are set by `estimate`, and hold until this thread estimates again */
+    float *listed;  /* their estimates, as `listed_row` has them */
+    int64_t *start, *count, *room; /* [H]; these eight are set by `estimate`, and hold until this thread estimates again */
 } Estimates;
 
 /* Candidates and selection: rows of `stride` numbers, of which `candidates` count; -1 fills up what is not used. */

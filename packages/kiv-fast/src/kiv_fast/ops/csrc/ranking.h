@@ -14,6 +14,13 @@ static inline uint32_t order(float score) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+static inline float score_of(uint32_t order) {
+    float score;
+    order = order & 0x80000000u ? order & 0x7fffffffu : ~order;
+    memcpy(&score, &order, sizeof score);
+    return score;
+}
+
 /* The n-th largest of `count` scores, as `order` has it, and how many that equal it are among the n best: none if there is
    no memory. */
 static uint32_t nth(const float *scores, int64_t count, int64_t n, int64_t *ties) {

@@ -4,27 +4,26 @@
 
 #include "vectors.h"
 
-#define AHEAD 4096 /* bytes that are asked for before they are needed */
 #define TOKENS 16 /* whose codes lie together */
 #define TOGETHER 4 /* members whose sums are in registers at once */
 
 /* What a page asks of each member: the estimate is `start` plus `unit` times the sum of weight times code. Rows have room
    for whole vectors. */
 typedef struct {
-    int32_t *weight;     /* [M][channels], as whole numbers */
     int32_t *high, *low; /* [M][channels / 4], four in a word: weight = 128 * high + low, bytes with a sign */
     float *unit, *start; /* [M] */
     int64_t channels;    /* 2 W, rounded up */
 } Asked;
 
-static inline Asked asked_room(const Index *index, int64_t members) {
+static inline int64_t asked_bytes(const Index *index, int64_t members) {
+    return members * (2 * ROUND_UP(2 * index->half, 16) + 2 * (int64_t)sizeof(float));
+}
+
+static inline Asked asked_in(void *room, const Index *index, int64_t members) {
     int64_t channels = ROUND_UP(2 * index->half, 16);
-    int32_t *room = kiv_workspace(0, members * (channels + channels / 2 + 2) * 4);
-    if (!room) return (Asked){0};
-    Asked asked = {room, room + members * channels, room + members * (channels + channels / 4), 0, 0, channels};
-    asked.unit = (float *)(asked.low + members * channels / 4);
-    asked.start = asked.unit + members;
-    return asked;
+    int32_t *high = room, *low = high + members * channels / 4;
+    float *unit = (float *)(low + members * channels / 4);
+    return (Asked){high, low, unit, unit + members, channels};
 }
 
 /* The power of two of which the largest weight is 4,096 to 8,191, and its inverse. */
@@ -68,7 +67,6 @@ static void ask(const Index *index, const Query *query, int64_t head, int64_t pa
             one = larger(smaller(splat(8192.0f), one), splat(-8192.0f));
             VI weight = (VI)(one + magic) - (VI)magic;
             VB up = __builtin_convertvector(weight >> 7, VB), down = __builtin_convertvector(weight & 127, VB);
-            memcpy(asked->weight + m * asked->channels + c, &weight, sizeof weight);
             memcpy(high + c, &up, sizeof up);
             memcpy(low + c, &down, sizeof down);
         }
@@ -95,7 +93,7 @@ static void foresee(const Index *index, int64_t head, int64_t page) {
 /* One or two groups of 16 tokens: with two of them a weight is loaded for both. */
 __attribute__((always_inline)) static inline void some_groups(const uint8_t *block, const Index *index, const Asked *asked,
                                                               int64_t m, const int members, const int groups, float *out,
-                                                              int64_t stride) {
+                                                              int64_t stride, int64_t ahead) {
     const int64_t words = index->half / 4, stride_of = asked->channels / 4, group = TOKENS * index->half;
     const __m512i nibble = _mm512_set1_epi8(15);
     const int32_t *high = asked->high + m * stride_of, *low = asked->low + m * stride_of;
@@ -107,7 +105,7 @@ __attribute__((always_inline)) static inline void some_groups(const uint8_t *blo
         for (int g = 0; g < groups; g++) {
             const uint8_t *at = block + g * group + j * 64;
             __m512i both = _mm512_loadu_si512(at);
-            _mm_prefetch((const char *)at + AHEAD, _MM_HINT_T0);
+            _mm_prefetch((const char *)at + ahead, _MM_HINT_T1);
             first[g] = _mm512_and_si512(both, nibble);
             second[g] = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
         }
@@ -134,18 +132,20 @@ __attribute__((always_inline)) static inline void some_groups(const uint8_t *blo
 
 __attribute__((always_inline)) static inline void some_members(const uint8_t *codes, const Index *index,
                                                                const Asked *asked, int64_t m, const int members,
-                                                               float *out, int64_t stride, int64_t from, int64_t to) {
+                                                               float *out, int64_t stride, int64_t from, int64_t to,
+                                                               int64_t ahead) {
     int64_t t = from;
     for (; t + TOKENS < to; t += 2 * TOKENS)
-        some_groups(codes + t * index->half, index, asked, m, members, 2, out + t - from, stride);
-    if (t < to) some_groups(codes + t * index->half, index, asked, m, members, 1, out + t - from, stride);
+        some_groups(codes + t * index->half, index, asked, m, members, 2, out + t - from, stride, ahead);
+    if (t < to) some_groups(codes + t * index->half, index, asked, m, members, 1, out + t - from, stride, ahead);
 }
 
 #elif defined(__AVX2__)
 
 __attribute__((always_inline)) static inline void some_members(const uint8_t *codes, const Index *index,
                                                                const Asked *asked, int64_t m, const int members,
-                                                               float *out, int64_t stride, int64_t from, int64_t to) {
+                                                               float *out, int64_t stride, int64_t from, int64_t to,
+                                                               int64_t ahead) {
     const int64_t words = index->half / 4, stride_of = asked->channels / 4, tokens = to;
     const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
     const int32_t *high = asked->high + m * stride_of, *low = asked->low + m * stride_of;
@@ -155,6 +155,7 @@ __attribute__((always_inline)) static inline void some_members(const uint8_t *co
         for (int i = 0; i < members; i++) up[i] = down[i] = _mm256_setzero_si256();
         for (int64_t j = 0; j < words; j++) {
             __m256i both = _mm256_loadu_si256((const __m256i *)(block + j * 64));
+            _mm_prefetch((const char *)block + j * 64 + ahead, _MM_HINT_T1);
             __m256i first = _mm256_and_si256(both, nibble);
             __m256i second = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
             for (int i = 0; i < members; i++) {
@@ -178,18 +179,24 @@ __attribute__((always_inline)) static inline void some_members(const uint8_t *co
 #else
 
 static inline void some_members(const uint8_t *codes, const Index *index, const Asked *asked, int64_t m,
-                                const int members, float *out, int64_t stride, int64_t from, int64_t to) {
-    const int64_t words = index->half / 4, tokens = to;
+                                const int members, float *out, int64_t stride, int64_t from, int64_t to,
+                                int64_t ahead) {
+    const int64_t words = index->half / 4, tokens = to, channels = asked->channels;
+    const int8_t *high = (const int8_t *)asked->high + m * channels, *low = (const int8_t *)asked->low + m * channels;
+    int32_t weight[members * channels];
+    for (int64_t i = 0; i < members * channels; i++) weight[i] = 128 * high[i] + low[i];
     for (int64_t t = from; t < tokens; t += LANES) {
         VI sum[TOGETHER] = {{0}};
         for (int64_t j = 0; j < words; j++) {
             VI both;
-            memcpy(&both, codes + t / TOKENS * TOKENS * index->half + t % TOKENS * 4 + j * 64, sizeof both);
+            const uint8_t *at = codes + t / TOKENS * TOKENS * index->half + t % TOKENS * 4 + j * 64;
+            memcpy(&both, at, sizeof both);
+            __builtin_prefetch(at + ahead, 0, 2);
             for (int byte = 0; byte < 4; byte++) {
                 VI first = both >> 8 * byte & 15, second = both >> (8 * byte + 4) & 15;
                 for (int i = 0; i < members; i++) {
-                    const int32_t *weight = asked->weight + (m + i) * asked->channels + 4 * j + byte;
-                    sum[i] += first * weight[0] + second * weight[4 * words];
+                    const int32_t *one = weight + i * channels + 4 * j + byte;
+                    sum[i] += first * one[0] + second * one[4 * words];
                 }
             }
         }
@@ -199,19 +206,24 @@ static inline void some_members(const uint8_t *codes, const Index *index, const 
 
 #endif
 
+static inline const uint8_t *codes_of(const Index *index, int64_t head, int64_t page) {
+    return index->codes + (index->page[page] * index->heads + head) * ROUND_UP(index->tokens, TOKENS) * index->half;
+}
+
 /* The estimates of the tokens [from, to) of a page, `from` a multiple of 16, for all members, in rows of out `stride`
    apart that have room for whole groups of 16; minus infinity where a token is not valid, or is none. */
 static void scan(const Index *index, int64_t members, int64_t head, int64_t page, const Asked *asked, float *out,
                  int64_t stride, int64_t from, int64_t to) {
-    const uint8_t *codes = index->codes +
-                           (index->page[page] * index->heads + head) * ROUND_UP(index->tokens, TOKENS) * index->half;
+    const uint8_t *codes = codes_of(index, head, page);
+    /* The same of the next page is asked for: the processor does not foresee more than what lies together. */
+    int64_t ahead = page + 1 < index->pages ? codes_of(index, head, page + 1) - codes : 0;
     for (int64_t m = 0; m < members; m += TOGETHER) {
         float *row = out + m * stride;
         switch (members - m < TOGETHER ? members - m : TOGETHER) {
-        case 1: some_members(codes, index, asked, m, 1, row, stride, from, to); break;
-        case 2: some_members(codes, index, asked, m, 2, row, stride, from, to); break;
-        case 3: some_members(codes, index, asked, m, 3, row, stride, from, to); break;
-        default: some_members(codes, index, asked, m, 4, row, stride, from, to);
+        case 1: some_members(codes, index, asked, m, 1, row, stride, from, to, ahead); break;
+        case 2: some_members(codes, index, asked, m, 2, row, stride, from, to, ahead); break;
+        case 3: some_members(codes, index, asked, m, 3, row, stride, from, to, ahead); break;
+        default: some_members(codes, index, asked, m, 4, row, stride, from, to, ahead);
         }
     }
     if (index->unseen)

@@ -12,25 +12,44 @@ typedef struct {
     float *out; /* [H][M][pages] */
 } Tail;
 
-/* The logarithm of the sum of two numbers, each given by a logarithm and a factor. */
-static inline float log_sum(float base, float factor, float other, float its_factor) {
-    if (factor == 0.0f || base == -INFINITY) return its_factor == 0.0f ? -INFINITY : other + logf(its_factor);
-    if (its_factor == 0.0f) return base + logf(factor);
-    float most = base > other ? base : other;
-    return most + logf(factor * expf(base - most) + its_factor * expf(other - most));
+/* The logarithms of the sums of two numbers, each given by a logarithm and a factor. */
+static inline V log_sums_of(V base, V factor, V other, V its_factor) {
+    base = pick(factor > splat(0.0f), base, splat(NONE)); /* of nothing a large one would hide the other */
+    other = pick(its_factor > splat(0.0f), other, splat(NONE));
+    V most = larger(base, other), sum = factor * exponential(base - most) + its_factor * exponential(other - most);
+    return pick(sum > splat(0.0f), most + logarithm(sum), splat(-INFINITY));
 }
 
-/* The sum of the numbers [from, to), of those whose mask has all bits. */
-static float sum_where(const float *numbers, const uint32_t *mask, int64_t from, int64_t to) {
-    V sum = splat(0.0f);
-    int64_t i = from;
-    for (; i + LANES <= to; i += LANES) {
-        V one = load(numbers + i);
-        sum += mask ? (V)((VI)one & (VI)load((const float *)mask + i)) : one;
+/* Where the tokens of each page begin among ascending ones; the last is their count. */
+static void find_pages(const int32_t *token, int64_t count, int64_t tokens, int64_t pages, int64_t *first) {
+    int64_t i = 0;
+    for (int64_t page = 0; page < pages; page++) {
+        first[page] = i;
+        while (i < count && token[i] < (page + 1) * tokens) i++;
     }
-    float all = sum_of(sum);
-    for (; i < to; i++) all += mask && !mask[i] ? 0.0f : numbers[i];
-    return all;
+    first[pages] = count;
+}
+
+/* The sum of the numbers [from, to); more are read than are added. */
+static inline float sum_some(const float *numbers, int64_t from, int64_t to) {
+    V sum = splat(0.0f);
+    VI lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    for (int64_t i = from; i < to; i += LANES) sum += (V)((VI)load(numbers + i) & (lane < (int32_t)(to - i)));
+    return sum_of(sum);
+}
+
+/* Weights of the candidates that are not selected, relative to the largest logit, which is returned. */
+static float weigh_read(const Tail *work, int64_t head, int64_t m, int64_t candidates, float *weight) {
+    const Found *found = work->found;
+    const int32_t *chosen = found->chosen + head * found->selected;
+    memcpy(weight, found->raw + (head * work->query->members + m) * found->stride, candidates * sizeof(float));
+    cap(weight, candidates, work->query->softcap);
+    float most = largest(weight, candidates);
+    if (most < NONE) most = NONE;
+    exponentials(weight, candidates, most);
+    for (int64_t i = 0; candidates && i < found->selected && chosen[i] >= 0; i++) weight[chosen[i]] = 0.0f;
+    return most;
 }
 
 /* Logits of the pages of one head: of estimates, but for candidates, whose keys were read. */
@@ -38,45 +57,44 @@ static void tail_of_head(void *context, int64_t head) {
     const Tail *work = context;
     const Estimates *estimates = work->estimates;
     const Found *found = work->found;
-    int64_t members = work->query->members, pages = work->index->pages, tokens = work->index->tokens, candidates = 0;
-    int64_t start = estimates->start[head], count = estimates->count[head], j = 0, k = 0;
-    const int32_t *at = found->at + head * found->stride, *chosen = found->chosen + head * found->selected;
-    const int32_t *name = estimates->name + start;
+    const Query *query = work->query;
+    int64_t members = query->members, pages = work->index->pages, tokens = work->index->tokens, candidates = 0;
+    int64_t count = estimates->count[head], room = listed_room(count), k = 0;
+    const int32_t *at = found->at + head * found->stride, *name = estimates->name + estimates->start[head];
+    const int32_t *chosen = found->chosen + head * found->selected;
     while (candidates < found->candidates && at[candidates] >= 0) candidates++;
     int every = candidates <= found->selected && (candidates == 0 || chosen[candidates - 1] >= 0); /* are selected */
     int64_t left = every ? 0 : candidates;
-    float *weight = kiv_workspace(2, (members * left + count) * sizeof(float)), most[members];
-    uint32_t *others = (uint32_t *)(weight + members * left);
+    float *weight = kiv_workspace(2, (left + room + pages + LANES) * sizeof(float) + 2 * (pages + 1) * sizeof(int64_t));
     OR_FAIL(weight)
-    if (candidates == 0) memset(others, 0xff, count * sizeof *others);
-    for (int64_t i = 0; i < count && candidates; i++) { /* without a branch, which would not be foreseen */
-        uint32_t same = name[i] == at[k < candidates ? k : 0];
+    float *read = weight + ROUND_UP(left, 2);
+    int32_t *others = (int32_t *)(read + ROUND_UP(pages, 2));
+    int64_t *first = (int64_t *)(others + room), *its_first = first + pages + 1;
+    for (int64_t i = 0; i < count; i++) { /* without a branch, which would not be foreseen */
+        int same = candidates && name[i] == at[k < candidates ? k : 0];
         others[i] = same - 1;
         k += same;
     }
+    find_pages(name, count, tokens, pages, first);
+    find_pages(at, left, tokens, pages, its_first);
     for (int64_t m = 0; m < members; m++) {
-        float *row = weight + m * left;
-        memcpy(row, found->raw + (head * members + m) * found->stride, left * sizeof(float));
-        cap(row, left, work->query->softcap);
-        most[m] = largest(row, left);
-        if (most[m] < NONE) most[m] = NONE;
-        exponentials(row, left, most[m]);
-        for (int64_t i = 0; left && i < found->selected && chosen[i] >= 0; i++) row[chosen[i]] = 0.0f;
-    }
-    k = 0;
-    for (int64_t page = 0; page < pages; page++) {
-        int64_t stop = j, last = k, end = (page + 1) * tokens;
-        while (stop < count && name[stop] < end) stop++;
-        while (last < left && at[last] < end) last++;
-        for (int64_t m = 0; m < members; m++) {
-            int64_t row = (head * members + m) * pages + page;
-            const float *listed = estimates->listed + start * members + m * count;
-            float rest = estimates->sum[row] + sum_where(listed, others, j, stop);
-            float read = sum_where(weight + m * left, 0, k, last);
-            work->out[row] = log_sum(estimates->base[row], rest, most[m], read);
+        int64_t row = (head * members + m) * pages;
+        const float *most = estimates->most + row, *sum = estimates->sum + row;
+        const float *listed = listed_row(estimates, members, head, m);
+        float *out = work->out + row, its = weigh_read(work, head, m, left, weight);
+        for (int64_t page = 0; page < pages; page++) {
+            float base = most[page];
+            cap(&base, 1, query->softcap);
+            float more = sum_listed(listed, others, first[page], first[page + 1], base, query->softcap);
+            out[page] = sum[page] + more;
+            read[page] = sum_some(weight, its_first[page], its_first[page + 1]);
         }
-        j = stop;
-        k = last;
+        for (int64_t page = 0; page < pages; page += LANES) {
+            V base = load_some(most + page, pages - page, -INFINITY), rest = load_some(out + page, pages - page, 0.0f);
+            if (query->softcap != 0.0f) base = capped(base, query->softcap);
+            V all = log_sums_of(base, rest, splat(its), load_some(read + page, pages - page, 0.0f));
+            store_some(out + page, all, pages - page);
+        }
     }
 }
 

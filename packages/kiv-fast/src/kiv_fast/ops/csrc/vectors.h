@@ -51,8 +51,7 @@ static inline void store_some(float *to, V v, int64_t some) {
         for (int64_t i = 0; i < some; i++) to[i] = v[i];
 }
 
-/* By the processor's own instruction, which compilers do not find in `(V){0} + x`: 0 + -0 is not -0. */
-static inline V splat(float x) {
+static inline V splat(float x) { /* `(V){0} + x` would be an addition: of -0 it makes 0 */
 #if LANES == 16
     return (V)_mm512_set1_ps(x);
 #elif LANES == 8
@@ -86,6 +85,19 @@ static inline uint32_t bits_of(VI mask) {
     for (int lane = 0; lane < LANES; lane++) bits |= (uint32_t)(mask[lane] & 1) << lane;
     return bits;
 #endif
+}
+
+/* Put the numbers whose bits are set together. Returns how many they are. */
+static inline int64_t compress(V v, uint32_t bits, float *to) {
+#if LANES == 16
+    int count = __builtin_popcount(bits);
+    _mm512_mask_storeu_ps(to, (__mmask16)((1u << count) - 1), _mm512_maskz_compress_ps((__mmask16)bits, (__m512)v));
+#else
+    int64_t count = 0;
+    if (bits == (1u << LANES) - 1) store(to, v), count = LANES;
+    else for (; bits; bits &= bits - 1) to[count++] = v[__builtin_ctz(bits)];
+#endif
+    return count;
 }
 
 /* The larger or smaller of two; the second one if one of them is not a number. */
@@ -167,30 +179,38 @@ static inline float most_of(V v) {
     return four[0];
 }
 
-/* e^x, within 2 units of the last place; 0 below the normal numbers, of minus infinity too. */
+/* e^x, within 2 units of the last place and one more for every 8 that x is away from 0; 0 below the normal numbers, of minus
+   infinity too. */
 static inline V exponential(V x) {
-    V clamped = larger(smaller(splat(88.722f), x), splat(-87.33f)), n;
+    V given = x, n, r; /* 2^n and 2^r, r from -1/2 to 1/2 */
+    const V log2e = splat(1.44269504f);
 #if LANES == 16
-    n = (V)_mm512_roundscale_ps((__m512)(clamped * splat(1.44269504f)), 0);
+    x = larger(x, splat(-87.33f));
+    n = (V)_mm512_roundscale_ps((__m512)(x * log2e), 0);
+    r = (V)_mm512_fmsub_ps((__m512)x, (__m512)log2e, (__m512)n);
 #else
     const V magic = splat(12582912.0f); /* adding 1.5 * 2^23 rounds to an integer, which is in the low bits */
-    V shifted = clamped * splat(1.44269504f) + magic;
+    x = larger(smaller(splat(88.0f), x), splat(-87.33f));
+    V shifted = x * log2e + magic;
     n = shifted - magic;
+#if LANES == 8
+    r = (V)_mm256_fmsub_ps((__m256)x, (__m256)log2e, (__m256)n);
+#else
+    r = (x - n * splat(0.693359375f) - n * splat(-2.12194440e-4f)) * log2e;
 #endif
-    V r = clamped - n * splat(0.693359375f) - n * splat(-2.12194440e-4f);
-    V p = splat(1.9875691500e-4f);
-    p = p * r + splat(1.3981999507e-3f);
-    p = p * r + splat(8.3334519073e-3f);
-    p = p * r + splat(4.1665795894e-2f);
-    p = p * r + splat(1.6666665459e-1f);
-    p = p * r + splat(5.0000001201e-1f);
-    p = p * r * r + r + splat(1.0f);
+#endif
+    V p = splat(1.32647005e-3f); /* the least relative error, 1e-7, that leaves 2^0 exact */
+    p = p * r + splat(9.67153441e-3f);
+    p = p * r + splat(5.55073395e-2f);
+    p = p * r + splat(2.40222424e-1f);
+    p = p * r + splat(6.93147004e-1f);
+    p = p * r + splat(1.0f);
 #if LANES == 16
-    __mmask16 normal = _mm512_cmp_ps_mask((__m512)x, (__m512)splat(-87.33f), _CMP_NLT_UQ);
+    __mmask16 normal = _mm512_cmp_ps_mask((__m512)given, (__m512)splat(-87.33f), _CMP_NLT_UQ);
     return (V)_mm512_maskz_scalef_ps(normal, (__m512)p, (__m512)n);
 #else
     VI power = (((VI)shifted - (VI)magic) + 127) << 23;
-    return pick(x < splat(-87.33f), splat(0.0f), p * (V)power);
+    return pick(given < splat(-87.33f), splat(0.0f), p * (V)power);
 #endif
 }
 
@@ -206,6 +226,14 @@ static inline V log_one_plus(V y) {
     return (p * square + splat(2.0f)) * s;
 }
 
+/* log x of a normal number, within 1e-7 or 2 units of the last place; minus infinity of 0. */
+static inline V logarithm(V x) {
+    VI bits = (VI)x;
+    V exponent = __builtin_convertvector((bits >> 23) - 127, V), rest = (V)((bits & 0x7fffff) | 0x3f800000);
+    V log = exponent * splat(0.693147182f) + log_one_plus(rest - splat(1.0f));
+    return pick(x == splat(0.0f), splat(-INFINITY), log);
+}
+
 /* log(e^x + e^y). */
 static inline V log_of_both(V x, V y) {
     return larger(x, y) + log_one_plus(exponential((V)((VI)(x - y) | INT32_MIN)));
@@ -213,7 +241,7 @@ static inline V log_of_both(V x, V y) {
 
 /* tanh, within 2 units of the last place. */
 static inline V hyperbolic(V x) {
-    V size = (V)((VI)x & 0x7fffffff), e = exponential(size * splat(2.0f));
+    V size = (V)((VI)x & 0x7fffffff), e = exponential(smaller(splat(88.0f), size * splat(2.0f)));
     V far = splat(1.0f) - splat(2.0f) / (e + splat(1.0f)), square = x * x;
     V p = splat(-5.70498872745e-3f);
     p = p * square + splat(2.06390887954e-2f);
@@ -225,21 +253,28 @@ static inline V hyperbolic(V x) {
     return pick(size < splat(0.625f), near, far);
 }
 
-/* A soft cap (SPEC 8.1) on n logits, in place; minus infinity, which hides a token, stays. */
+/* A soft cap (SPEC 8.1); minus infinity, which hides a token, stays. */
+static inline V capped(V logits, float softcap) {
+    return pick(logits == splat(-INFINITY), logits, hyperbolic(logits / splat(softcap)) * splat(softcap));
+}
+
+/* The same on n logits in place, where there is one. */
 static inline void cap(float *logits, int64_t n, float softcap) {
     if (softcap == 0.0f) return;
     for (int64_t i = 0; i < n; i += LANES) {
-        V part = load_some(logits + i, n - i, 0.0f);
-        part = pick(part == splat(-INFINITY), part, hyperbolic(part / splat(softcap)) * splat(softcap));
-        store_some(logits + i, part, n - i);
+        store_some(logits + i, capped(load_some(logits + i, n - i, 0.0f), softcap), n - i);
     }
 }
 
 /* The largest of n numbers; minus infinity of none. */
 static inline float largest(const float *from, int64_t n) {
-    V most = splat(-INFINITY);
+    V most = splat(-INFINITY), more = most;
     int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) most = larger(load(from + i), most);
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        most = larger(load(from + i), most);
+        more = larger(load(from + i + LANES), more);
+    }
+    for (most = larger(more, most); i + LANES <= n; i += LANES) most = larger(load(from + i), most);
     float one = most_of(most);
     for (; i < n; i++) one = from[i] > one ? from[i] : one;
     return one;
@@ -331,7 +366,7 @@ static inline void narrow(float number, int64_t kind, void *to, int64_t i) {
 }
 
 /* Ask for rows that lie anywhere before they are needed: the processor foresees those that lie together, and no others. */
-#define ROWS_AHEAD 16
+#define ROWS_AHEAD 32
 
 static inline const void *row_of(const Rows *rows, int64_t head, int64_t i);
 
