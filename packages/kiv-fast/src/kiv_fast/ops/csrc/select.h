@@ -27,6 +27,8 @@ static int best(const Query *query, const Estimates *estimates, const Found *fou
     return kiv_run(best_of_head, &work, query->heads, query->threads);
 }
 
+#define TOGETHER_READ 16 /* rows that are multiplied in one call, while the next ones are on their way */
+
 typedef struct {
     const Query *query;
     const Rows *rows;
@@ -50,9 +52,9 @@ static void score_rows(void *context, int64_t task) {
     const int32_t *source = select->source ? select->source + head * found->candidates : 0;
     for (int64_t m = 0; m < members; m++)
         widen(query->query + (head * members + m) * query->width, query->width, F32, asked + m * wide);
-    float *raw = found->raw + head * members * found->stride, product[members * ROWS];
-    const void *row_at[ROWS];
-    int64_t number[ROWS];
+    float *raw = found->raw + head * members * found->stride, product[members * TOGETHER_READ];
+    const void *row_at[TOGETHER_READ];
+    int64_t number[TOGETHER_READ];
     int have = 0;
     for (int64_t k = first; k < stop; k++) {
         if (source && source[k] < 0) {
@@ -65,11 +67,12 @@ static void score_rows(void *context, int64_t task) {
             row_at[have] = row_of(select->rows, head, row);
             number[have++] = k;
         }
-        if (have == ROWS || (k + 1 == stop && have)) {
-            for (int i = have; i < ROWS; i++) row_at[i] = row_at[0];
-            products(asked, members, wide, row_at, ROWS, query->width, select->rows->kind, key, product, ROWS);
+        if (have == TOGETHER_READ || (k + 1 == stop && have)) {
+            for (int i = have; i < ROUND_UP(have, ROWS); i++) row_at[i] = row_at[0];
+            products(asked, members, wide, row_at, have, query->width, select->rows->kind, key, product, TOGETHER_READ);
             for (int64_t m = 0; m < members; m++)
-                for (int i = 0; i < have; i++) raw[m * found->stride + number[i]] = product[m * ROWS + i] * query->scale;
+                for (int i = 0; i < have; i++)
+                    raw[m * found->stride + number[i]] = product[m * TOGETHER_READ + i] * query->scale;
             have = 0;
         }
     }
