@@ -104,17 +104,16 @@ static void shorten(void *context, int64_t head) {
             estimates->sum[place + page] += sum_listed(row, less, at, at + listed[page], base, softcap);
         }
     }
+    int32_t *from = less; /* takes its place as it is read */
+    for (int64_t i = 0, to = 0; i < count; i++) {
+        int stays = less[i] + 1;
+        from[to] = (int32_t)i;
+        to += stays;
+    }
     for (int64_t r = 0; r < members + 2; r++) {
         float *row = r < members ? listed_row(estimates, members, head, r)
                                  : r == members ? score : (float *)estimates->name + estimates->start[head];
-        int64_t to = 0;
-        for (int64_t i = 0; i < count; i += LANES) {
-            VI some;
-            memcpy(&some, less + i, sizeof some);
-            uint32_t bits = ~bits_of(some) & ((1u << LANES) - 1);
-            if (count - i < LANES) bits &= (1u << (count - i)) - 1;
-            to += compress(load(row + i), bits, row + to);
-        }
+        for (int64_t i = 0; i < kept; i++) row[i] = row[from[i]];
     }
     estimates->count[head] = kept;
 }
