@@ -1,33 +1,13 @@
-"""Faults in the compiled operations, one for each rule that csrc has."""
+"""Faults in the compiled operations, one for each rule that csrc has: those of ranking here, the others beside."""
 
 from __future__ import annotations
 
+from . import fast_attention
 from .compiled import CompiledFault, best_level, build
+from .fast_attention import ops
 from .source import clause
 
-OPS = "packages/kiv-fast/tests/test_ops.py::test_"
-
-
-def ops(test: str) -> tuple[str, ...]:
-    """Name one of the tests that compare the compiled operations with those in PyTorch."""
-    return (f"{OPS}{test}",)
-
-
 EVERY = [
-    CompiledFault(
-        "rows of one page go on behind its end",
-        "vectors.h",
-        "first % rows->tokens + have <= rows->tokens",
-        "1",
-        ops("operations"),
-    ),
-    CompiledFault(
-        "what a tile weighs is a share",
-        "attend.h",
-        "attend->total[row] = all",
-        "attend->total[row] = share",
-        ("packages/kiv-fast/tests/test_streaming.py::test_few_queries_attend_tile_by_tile",),
-    ),
     CompiledFault(
         "both codes of a byte are its lower half, on any processor",
         "scan.h",
@@ -132,13 +112,6 @@ EVERY = [
         ops("operations"),
     ),
     CompiledFault(
-        "nothing far above a sum hides the sum",
-        "tail.h",
-        "base = pick(factor > splat(0.0f), base, splat(NONE));",
-        "",
-        ops("a_page_far_below_a_wrong_estimate"),
-    ),
-    CompiledFault(
         "compiled: of equal scores the last ones are taken",
         "ranking.h",
         "for (int64_t i = 0; i < count && taken < n; i++) {\n"
@@ -180,174 +153,6 @@ EVERY = [
         clause("4.9"),
     ),
     CompiledFault(
-        "compiled: candidates count in the tail by their estimates too",
-        "tail.h",
-        "others[i] = same - 1;",
-        "others[i] = UINT32_MAX;",
-        clause("5.2"),
-    ),
-    CompiledFault(
-        "compiled: selected tokens count in the tail of their page too",
-        "tail.h",
-        "weight[chosen[i]] = 0.0f;",
-        "(void)weight;",
-        clause("5.2"),
-    ),
-    CompiledFault(
-        "a soft cap loses the sign of what it caps",
-        "vectors.h",
-        "(VI)far | ((VI)x & INT32_MIN)",
-        "(VI)far",
-        clause("8.1"),
-    ),
-    CompiledFault(
-        "numbers of bfloat16 are cut off",
-        "vectors.h",
-        "(bits + 0x7fff + (bits >> 16 & 1)) >> 16",
-        "bits >> 16",
-        ops("outputs_are_rounded_to_nearest"),
-    ),
-    CompiledFault(
-        "numbers of float16 are cut off",
-        "vectors.h",
-        "0x38000000 + 0xfff + (size >> 13 & 1)",
-        "0x38000000",
-        ops("outputs_are_rounded_to_nearest"),
-    ),
-    CompiledFault(
-        "what was selected by far weighs in the shift",
-        "attend.h",
-        "one[i] += fade[i]",
-        "(void)fade",
-        clause("5.4"),
-    ),
-    CompiledFault(
-        "the mean values are added to the shift",
-        "attend.h",
-        "part[p].kind == TAIL ? -0.5f : 0.5f",
-        "0.5f",
-        clause("5.4"),
-    ),
-    CompiledFault(
-        "sink logits are left out",
-        "attend.h",
-        "exact = query->sink ? expf(query->sink[row] - most) : 0.0f",
-        "exact = 0.0f",
-        clause("8.2"),
-    ),
-    CompiledFault(
-        "compiled: a query does not see its own token",
-        "attend.h",
-        "- run->first + 1 - part->first",
-        "- run->first - part->first",
-        clause("5.1"),
-    ),
-    CompiledFault(
-        "invalid tokens are attended",
-        "attend.h",
-        "if (run->valid)",
-        "if (0)",
-        clause("2.4"),
-    ),
-    CompiledFault(
-        "compiled: an infinite value is multiplied by 0 where it is not seen",
-        "attend.h",
-        "if (kept[i] == -INFINITY) row[i] = -1.0f;",
-        "if (0) row[i] = -1.0f;",
-        clause("2.5"),
-    ),
-    CompiledFault(
-        "no last partial group of values",
-        "attend.h",
-        "count - first < AT_ONCE ? count - first : AT_ONCE",
-        "count - first < AT_ONCE ? 0 : AT_ONCE",
-        clause("5.1"),
-    ),
-    CompiledFault(
-        "the first columns of a value stand for the others",
-        "products.h",
-        "several(row[i], from + c * LANES, kind)",
-        "several(row[i], c * LANES, kind)",
-        ops("operations"),
-    ),
-    CompiledFault(
-        "parts are merged without regard to their largest logits",
-        "attend.h",
-        "expf(part[p].most[m] - most)",
-        "1.0f",
-        clause("5.1"),
-    ),
-    CompiledFault(
-        "the tail counts as exact mass",
-        "attend.h",
-        "estimated += mass",
-        "exact += mass",
-        clause("6.1"),
-    ),
-    CompiledFault(
-        "compiled: the missed bound leaves out how far codes are from keys",
-        "bound.h",
-        "found[0] = spread;",
-        "found[0] = 0.0f;",
-        clause("6.2"),
-    ),
-    CompiledFault(
-        "compiled: the missed bound leaves out how weights are rounded",
-        "bound.h",
-        "found[1] = less;",
-        "found[1] = 0.0f;",
-        clause("6.2"),
-    ),
-    CompiledFault(
-        "the missed bound leaves out the rounding of products",
-        "bound.h",
-        "+ 32.0) * reach +",
-        "+ 32.0) * 0.0f * reach +",
-        clause("6.2"),
-    ),
-    CompiledFault(
-        "the missed bound takes what is far below the best for nothing",
-        "bound.h",
-        "near ? sums[p] : weighed_anew(missed, query, head, m, p, first, candidate)",
-        "sums[p]",
-        clause("8.2"),
-    ),
-    CompiledFault(
-        "the missed bound counts selected tokens as left out",
-        "bound.h",
-        "        left[one] = -INFINITY;\n",
-        "",
-        clause("6.2"),
-    ),
-    CompiledFault(
-        "what is listed is missed with any candidates",
-        "bound.h",
-        "weight * missed->estimates->sum[row * pages + p] * expf(base - sums[p])",
-        "weight",
-        ops("operations"),
-    ),
-    CompiledFault(
-        "what is known of pages is that of the first head",
-        "bound.h",
-        "missed->slack += 3 * rows * index->pages",
-        "missed->slack += 0 * rows * index->pages",
-        ops("operations"),
-    ),
-    CompiledFault(
-        "nothing is left of candidates that were not selected",
-        "tail.h",
-        "every ? 0 : candidates",
-        "0",
-        ops("operations"),
-    ),
-    CompiledFault(
-        "the missed bound of a head by the channels of the first",
-        "bound.h",
-        "index->channels += head *",
-        "index->channels += 0 *",
-        ops("operations"),
-    ),
-    CompiledFault(
         "the first rows are not copied",
         "read.h",
         "i = task * COPIES_AT_ONCE; i",
@@ -375,6 +180,7 @@ EVERY = [
         "wide[i] << 1 == mask << 1",
         clause("2.5"),
     ),
+    *fast_attention.FAULTS,
 ]
 """Those in the code of one set of instructions are for machines that have them."""
 

@@ -2,7 +2,7 @@
 #ifndef KIV_PRODUCTS_H
 #define KIV_PRODUCTS_H
 
-#include "vectors.h"
+#include "rows.h"
 
 #define ROWS 4
 #define COLUMNS 4 /* vectors of a value whose sums are in registers at once */

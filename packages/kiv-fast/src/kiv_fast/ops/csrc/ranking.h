@@ -2,7 +2,7 @@
 #ifndef KIV_RANKING_H
 #define KIV_RANKING_H
 
-#include "vectors.h"
+#include "functions.h"
 
 #define BITS 11
 
