@@ -15,6 +15,14 @@ def ops(test: str) -> tuple[str, ...]:
 
 FAULTS = [
     CompiledFault(
+        "exponentials of large numbers are any number, by AVX-512",
+        "functions.h",
+        "smaller(splat(88.0f), x)",
+        "x",
+        ops("a_token_far_above_the_guessed_top_of_one_member"),
+        "avx512",
+    ),
+    CompiledFault(
         "rows of one page go on behind its end",
         "rows.h",
         "first % rows->tokens + have <= rows->tokens",

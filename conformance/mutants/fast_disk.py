@@ -8,6 +8,20 @@ TESTS = "packages/kiv-fast/tests/test_"
 
 FAULTS = [
     Fault(
+        "reservations that were used up are summed up for ever",
+        "kiv_fast.tiers.tiered:TieredArena.release",
+        "self._reservations.remove(reservation)",
+        "pass",
+        (f"{TESTS}row_cache.py::test_reservations_that_were_used_up_are_forgotten",),
+    ),
+    Fault(
+        "a full disk refuses pages for whose RAM rows stay",
+        "kiv_fast.tiers.tiered:TieredArena.make_room",
+        "self.drop_rows()",
+        "raise",
+        (f"{TESTS}row_cache.py::test_a_full_disk_leaves_pages_the_ram_of_rows",),
+    ),
+    Fault(
         "no page leaves RAM for what cannot",
         "kiv_fast.tiers.tiered:TieredArena.make_room",
         "and self.resident:",

@@ -214,6 +214,23 @@ def test_a_top_that_the_sample_does_not_have(level: int) -> None:
 
 @compiled
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_a_token_far_above_the_guessed_top_of_one_member(level: int, softcap: float | None) -> None:
+    """The other member's many tokens are listed, and enough of them to be sure: it is among them all the same."""
+    generator = torch.Generator().manual_seed(1)
+    key, query = torch.zeros(1, 1, 64 * 40, 8), torch.zeros(1, 2, 64 * 40, 8)
+    key[..., 1] = torch.randn(64 * 40, generator=generator)
+    key[:, :, 64 * 7 + 40, 0] = 3e4
+    query[:, 0, :, 0], query[:, 1, :, 1] = 1e5, 1.0
+    _store, view, queries, candidates, selected = block_of(key, query, 64, 1.0, 100)
+    ops = CpuOps(library.Library(library.library_path(), level))
+    scanned = ops.estimate(view.index, replace(queries, softcap=softcap), candidates)
+    found = ops.select(scanned, rows(view, True)[0], candidates, selected)
+    assert 64 * 7 + 40 in found.candidates[0].tolist()
+
+
+@compiled
+@pytest.mark.parametrize("level", LEVELS)
 def test_a_page_far_below_a_wrong_estimate(level: int) -> None:
     """One token's estimate is 90 more than its score; beside that score another page's logit is not small."""
     key = torch.zeros(2, 16, 8)

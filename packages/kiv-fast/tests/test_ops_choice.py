@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import _ctypes
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,6 @@ from kiv_fast import FastPool
 from kiv_fast.ops import library
 from kiv_reference import KIVConfig
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.skipif(library.load() is None, reason="kiv-fast was built without a C compiler")
@@ -28,7 +26,13 @@ def test_unknown_operations_are_refused() -> None:
         FastPool(KIVConfig(), ops="gpu")  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize(("content", "why"), [(None, "built without a C compiler"), (b"text", "does not load")])
+ANOTHER = Path(_ctypes.__file__).read_bytes()
+"""A library, but not with these operations: an earlier version's would lack some."""
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "built without a C compiler"), (b"text", "does not load"), (ANOTHER, "does not load")]
+)
 def test_without_a_library_the_reason_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, why: str
 ) -> None:

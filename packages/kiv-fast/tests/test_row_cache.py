@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from faulty_disk import Faulty
 from kiv_fast import FastPool, Tuning
 from kiv_fast.tiers import row_cache
 from kiv_fast.tiers.row_cache import NOTED_BYTES, WAYS, RowCache, copy_rows
+from kiv_fast.tiers.tiered import TieredArena
 from kiv_reference.errors import KIVBudgetError, KIVStorageError
 
 if TYPE_CHECKING:
@@ -248,6 +250,47 @@ def test_what_the_disk_did_not_give_is_not_kept(config: KIVConfig, tmp_path: Pat
             output = store.attend(query, scale=SCALE)
         assert torch.equal(output, twin.attend(query, scale=SCALE))
     assert failed > 3
+
+
+class Full(Faulty):
+    """A disk that has no more room once it is `full`."""
+
+    full = False
+
+    def allocate(self, handle: int, offset: int, nbytes: int) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "full")
+        super().allocate(handle, offset, nbytes)
+
+
+def test_a_full_disk_leaves_pages_the_ram_of_rows(config: KIVConfig, tmp_path: Path) -> None:
+    io = Full()
+    pool = spilled(config, tmp_path, io=io)
+    store, twin = pool.layer_store(), FastPool(config).layer_store()
+    data = draw(1, PROMPT + STEPS)
+    for each in (store, twin):
+        feed(each, [part[:, :, :PROMPT] for part in data], [PROMPT - 20, *[1] * 20])
+    assert pool.ledger.rows > 0
+    io.full, before = True, store.tokens()
+    for step in range(PROMPT, PROMPT + STEPS):
+        key, value, query = (part[:, :, step : step + 1] for part in data)
+        try:
+            store.append(key, value)
+        except KIVStorageError:
+            break
+        twin.append(key, value)
+        assert torch.equal(store.attend(query, scale=SCALE), twin.attend(query, scale=SCALE))
+    assert store.tokens().cold_disk == before.cold_disk
+    assert store.tokens().cold_ram > before.cold_ram
+    assert pool.ledger.rows == 0
+
+
+def test_reservations_that_were_used_up_are_forgotten(config: KIVConfig, tmp_path: Path) -> None:
+    store = spilled(config, tmp_path).layer_store()
+    feed(store, draw(1, PROMPT), [PROMPT - 80, *[1] * 80])
+    arena = state_of(store).cold.arena
+    assert isinstance(arena, TieredArena)
+    assert len(arena._reservations) <= 1
 
 
 @pytest.mark.parametrize("more", [{"disk_bytes": 1 << 30}, {"retrieve_tokens": None}])

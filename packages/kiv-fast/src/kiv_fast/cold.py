@@ -66,10 +66,9 @@ class Cold:
 
     def release(self, reservation: Reservation) -> None:
         """Give back what of a reservation was not used."""
-        if not reservation.pages:
-            return
-        less = self._bytes(reservation.pages)
-        self.account.give(less.device, less.ram)
+        if reservation.pages:
+            less = self._bytes(reservation.pages)
+            self.account.give(less.device, less.ram)
         self.arena.release(reservation)
 
     def add(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 REFUSALS = (KIVError, MemoryError, RuntimeError)
 """What refuses memory, room or arguments: what was begun is undone. After anything else it is left as it is, marked."""
 
-OWN = ("kiv_fast", "kiv_reference", "torch")
+OWN = ("kiv_fast", "kiv_reference", "torch", "numpy")
 
 
 def is_refusal(error: BaseException) -> bool:

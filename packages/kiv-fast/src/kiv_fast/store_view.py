@@ -48,7 +48,8 @@ class StoreView:
 
     @property
     def _length(self) -> int:
-        return 0 if self.state is None else self.state.length
+        state = self.state  # another thread may let it go meanwhile
+        return 0 if state is None else state.length
 
     @property
     def valid(self) -> torch.Tensor | None:

@@ -78,6 +78,10 @@ def _torch_threads() -> ctypes.c_void_p | None:
     return None
 
 
+UNUSABLE = (OSError, AttributeError)
+"""What loading raises: the file is no library of this system, or lacks what this version calls."""
+
+
 def library_path() -> Path:
     """Where the library is: beside this module, unless ``KIV_LIBRARY`` names another file, one built for a trial."""
     suffix = {"Windows": "dll", "Darwin": "dylib"}.get(platform.system(), "so")
@@ -89,7 +93,7 @@ def load() -> Library | None:
     """Return the compiled operations; None where there are none, of which `why_not` tells more."""
     try:
         return Library(library_path()) if built() else None
-    except OSError:
+    except UNUSABLE:
         return None
 
 
@@ -104,6 +108,6 @@ def why_not() -> str:
         return "this installation has none: it was built without a C compiler, or for another system"
     try:
         Library(library_path())
-    except OSError as error:
+    except UNUSABLE as error:
         return f"the library does not load: {error}"
     return "it loads now"

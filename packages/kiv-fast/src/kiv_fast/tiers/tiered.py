@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from kiv_reference.config import KIVConfig
+from kiv_reference.errors import KIVBudgetError, KIVStorageError
 from numpy.typing import NDArray
 
 from ..interrupts import REFUSALS, is_refusal
@@ -51,7 +52,13 @@ class TieredArena(Arena):
         room = self._account.room(1)
         in_ram = pages if room is None else min(pages, max(0, room) // self.page_bytes)
         if pages > in_ram:
-            self._file.ensure(self._reserved_on_disk + pages - in_ram)
+            try:
+                self._file.ensure(self._reserved_on_disk + pages - in_ram)
+            except (KIVBudgetError, KIVStorageError):
+                if self._rows_read is None:
+                    raise
+                self.drop_rows()  # for whose RAM there is a better use now
+                return self.reserve(pages)
         self._account.take(ram=in_ram * self.page_bytes)
         reservation = Reservation(in_ram, pages - in_ram)
         self._reservations.append(reservation)
@@ -69,6 +76,9 @@ class TieredArena(Arena):
         # With less than half of it, what a step brings would displace what the next one needs.
         if nbytes < max(most // 2, WAYS * (row + NOTED_BYTES)):
             return
+        room = self._account.room(1)
+        if room is not None and room + self.resident * self.page_bytes < nbytes:
+            return  # no pages of other stores, nor their rows, shall give way
         try:
             self._account.take_rows(nbytes)
             self._rows_read = RowCache(row, nbytes)
@@ -98,7 +108,13 @@ class TieredArena(Arena):
     def make_room(self, nbytes: int) -> None:
         """Evict pages, but not to places that are reserved (`Arena.make_room`)."""
         while (room := self._account.room(1)) is not None and room < nbytes and self.resident:
-            self._file.ensure(self._reserved_on_disk + 1)
+            try:
+                self._file.ensure(self._reserved_on_disk + 1)
+            except (KIVBudgetError, KIVStorageError):
+                if self._rows_read is None:
+                    raise
+                self.drop_rows()
+                continue
             self._evict()
             self._account.give(ram=self.page_bytes)
 

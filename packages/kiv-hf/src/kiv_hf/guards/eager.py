@@ -30,7 +30,7 @@ def outside_graphs(function: Callable[P, Out]) -> Callable[P, Out]:
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> Out:
-        if torch.compiler.is_compiling() or _compiles():
+        if torch.compiler.is_compiling() or _compiles() is not None:
             return apart(*args, **kwargs)
         return function(*args, **kwargs)
 

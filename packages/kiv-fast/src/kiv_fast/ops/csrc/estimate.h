@@ -44,7 +44,7 @@ static float score_listed(const Scan *work, int64_t head) {
         float top = largest(estimates->most + (head * members + m) * pages, pages);
         float *before = work->top + head * members + m;
         if (top < NONE) top = NONE;
-        more = *before - top > more ? *before - top : more;
+        if (more == more && !(*before - top <= more)) more = *before - top; /* what is not a number stays */
         *before = top;
         for (int64_t i = 0; i < count; i += LANES) {
             V one = load(row + i), sum = m ? load(score + i) : splat(query->group_max ? -INFINITY : 0.0f);
@@ -129,6 +129,10 @@ static void finish(void *context, int64_t head) {
     float more = score_listed(work, head), *floor = work->floor + head;
     work->lacks[head] = work->lacks[head] && *floor != -INFINITY;
     if (!work->lacks[head]) return;
+    if (more != more) { /* a top is none: whatever there is, is listed */
+        *floor = -INFINITY;
+        return;
+    }
     float reached = work->query->group_max ? *floor : more * *floor * (1.0f + ROUNDING);
     for (int64_t i = 0; i < count; i++) enough += !(score[i] < reached);
     work->lacks[head] = enough < least;
@@ -139,7 +143,8 @@ static void finish(void *context, int64_t head) {
     }
     uint32_t key = nth(score, count, least, &ties);
     OR_FAIL(ties)
-    *floor = score_of(key) * (1.0f - 2.0f * ROUNDING);
+    *floor = score_of(key);
+    *floor -= 2.0f * ROUNDING * fabsf(*floor);
 }
 
 /* Make room for what is listed of all heads, and have it ranked. */

@@ -5,17 +5,16 @@
 #include "vectors.h"
 
 /* e^x, within 2 units of the last place and one more for every 8 that x is away from 0; 0 below the normal numbers, of minus
-   infinity too. */
+   infinity too, and of what is above 88 that of 88. */
 static inline V exponential(V x) {
     V given = x, n, r; /* 2^n and 2^r, r from -1/2 to 1/2 */
     const V log2e = splat(1.44269504f);
+    x = larger(smaller(splat(88.0f), x), splat(-87.33f));
 #if LANES == 16
-    x = larger(x, splat(-87.33f));
     n = (V)_mm512_roundscale_ps((__m512)(x * log2e), 0);
     r = (V)_mm512_fmsub_ps((__m512)x, (__m512)log2e, (__m512)n);
 #else
     const V magic = splat(12582912.0f); /* adding 1.5 * 2^23 rounds to an integer, which is in the low bits */
-    x = larger(smaller(splat(88.0f), x), splat(-87.33f));
     V shifted = x * log2e + magic;
     n = shifted - magic;
 #if LANES == 8

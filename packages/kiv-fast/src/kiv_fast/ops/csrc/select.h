@@ -46,13 +46,13 @@ static void score_rows(void *context, int64_t task) {
     int64_t head = task / select->parts, first = task % select->parts * ROWS_AT_ONCE, members = query->members;
     int64_t wide = ROUND_UP(query->width, LANES);
     int64_t stop = first + ROWS_AT_ONCE < found->candidates ? first + ROWS_AT_ONCE : found->candidates;
-    float *asked = kiv_workspace(2, (members + 4) * wide * sizeof(float)), *key = asked + members * wide;
+    float *asked = kiv_workspace(2, ((members + 4) * wide + members * TOGETHER_READ) * sizeof(float));
     OR_FAIL(asked)
     const int32_t *at = found->at + head * found->stride;
     const int32_t *source = select->source ? select->source + head * found->candidates : 0;
     for (int64_t m = 0; m < members; m++)
         widen(query->query + (head * members + m) * query->width, query->width, F32, asked + m * wide);
-    float *raw = found->raw + head * members * found->stride, product[members * TOGETHER_READ];
+    float *raw = found->raw + head * members * found->stride, *key = asked + members * wide, *product = key + 4 * wide;
     const void *row_at[TOGETHER_READ];
     int64_t number[TOGETHER_READ];
     int have = 0;
