@@ -9,9 +9,9 @@ TESTS = "packages/kiv-fast/tests/test_"
 FAULTS = [
     Fault(
         "reservations that were used up are summed up for ever",
-        "kiv_fast.tiers.tiered:TieredArena.release",
-        "self._reservations.remove(reservation)",
-        "pass",
+        "kiv_fast.cold:Cold.release",
+        "self.arena.release(reservation)",
+        "reservation.pages and self.arena.release(reservation)",
         (f"{TESTS}row_cache.py::test_reservations_that_were_used_up_are_forgotten",),
     ),
     Fault(
