@@ -27,7 +27,7 @@ FAULTS = [
         "rows.h",
         "first % rows->tokens + have <= rows->tokens",
         "1",
-        ops("operations"),
+        clause("4.1"),
     ),
     CompiledFault(
         "what a tile weighs is a share",
@@ -167,7 +167,7 @@ FAULTS = [
         "bound.h",
         "+ 32.0) * reach +",
         "+ 32.0) * 0.0f * reach +",
-        clause("6.2"),
+        ops("operations"),
     ),
     CompiledFault(
         "the missed bound takes what is far below the best for nothing",

@@ -188,7 +188,7 @@ FAULTS = [
         "kiv_fast.cold:Cold.places",
         " if first else places",
         " if first < 0 else places",
-        clause("4.1"),
+        ("packages/kiv-fast/tests/test_parts.py::test_pages_of_the_second_sequence_by_torch",),
     ),
     Fault(
         "candidates count in the tail by their estimates too",

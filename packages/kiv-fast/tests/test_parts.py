@@ -214,3 +214,13 @@ def test_slabs_of_a_table_that_went_may_be_pinned_again(recwarn: pytest.Warnings
         assert region.pinned == LEAST_BYTES
         pinning.release(region)
     assert not recwarn.list
+
+
+def test_pages_of_the_second_sequence_by_torch(config: KIVConfig) -> None:
+    """They are consecutive, and do not begin with the first page of all."""
+    key, value, query = (torch.cat([draw(seed, 100)[part] for seed in (1, 2)]) for part in range(3))
+    both = feed(FastPool(config, ops="torch").layer_store(), (key, value, query), [90, *[1] * 10])
+    for row in (0, 1):
+        alone = tuple(part[row : row + 1] for part in (key, value, query))
+        one = feed(FastPool(config, ops="torch").layer_store(), alone, [90, *[1] * 10])
+        torch.testing.assert_close(both[row : row + 1], one, rtol=1e-4, atol=1e-5)
