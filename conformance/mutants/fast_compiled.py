@@ -109,7 +109,7 @@ EVERY = [
         "estimate.h",
         "estimates->sum[place + page] += sum_listed(",
         "(void)sum_listed(",
-        ops("operations"),
+        ops("of_equal_scores_the_first_are_taken"),
     ),
     CompiledFault(
         "compiled: of equal scores the last ones are taken",
