@@ -112,3 +112,14 @@ def steady(store: LayerStore, data: Sequence[torch.Tensor]) -> tuple[torch.Tenso
         outputs.append(output)
         start += n
     return torch.cat(outputs, dim=2), errors
+
+
+class Full(Faulty):
+    """A disk that has no more room once it is `full`."""
+
+    full = False
+
+    def allocate(self, handle: int, offset: int, nbytes: int) -> None:
+        if self.full:
+            raise OSError(errno.ENOSPC, "full")
+        super().allocate(handle, offset, nbytes)

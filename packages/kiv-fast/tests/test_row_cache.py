@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from fast_helpers import SCALE, draw, feed, index_bytes, state_of
-from faulty_disk import Faulty
+from faulty_disk import Faulty, Full
 from kiv_fast import FastPool, Tuning
 from kiv_fast.tiers import row_cache
 from kiv_fast.tiers.row_cache import NOTED_BYTES, WAYS, RowCache, copy_rows
@@ -250,17 +249,6 @@ def test_what_the_disk_did_not_give_is_not_kept(config: KIVConfig, tmp_path: Pat
             output = store.attend(query, scale=SCALE)
         assert torch.equal(output, twin.attend(query, scale=SCALE))
     assert failed > 3
-
-
-class Full(Faulty):
-    """A disk that has no more room once it is `full`."""
-
-    full = False
-
-    def allocate(self, handle: int, offset: int, nbytes: int) -> None:
-        if self.full:
-            raise OSError(errno.ENOSPC, "full")
-        super().allocate(handle, offset, nbytes)
 
 
 def test_a_full_disk_leaves_pages_the_ram_of_rows(config: KIVConfig, tmp_path: Path) -> None:

@@ -15,6 +15,16 @@
     default: how(__VA_ARGS__, F16); \
     }
 
+/* The same with the number of members, of those that are left as many as there are registers for. */
+#define MEMBERS (LANES == 16 ? 4 : 2)
+#define FOR_MEMBERS(how, left, kind, ...) \
+    switch ((left) < MEMBERS ? (left) : MEMBERS) { \
+    case 1: FOR_KIND(how, kind, __VA_ARGS__, 1); break; \
+    case 2: FOR_KIND(how, kind, __VA_ARGS__, 2); break; \
+    case 3: FOR_KIND(how, kind, __VA_ARGS__, 3); break; \
+    default: FOR_KIND(how, kind, __VA_ARGS__, 4); \
+    }
+
 __attribute__((always_inline)) static inline void some_products(const float *asked, int64_t wide, const void *const *row,
                                                                 int64_t count, float *out, int64_t stride,
                                                                 const int members, const int kind) {
@@ -47,7 +57,6 @@ __attribute__((always_inline)) static inline void some_products(const float *ask
    a multiple of four of them: rows of `out`, `stride` apart, do too. `room` is for four keys. */
 static void products(const float *asked, int64_t members, int64_t wide, const void *const *row, int64_t count, int64_t width,
                      int64_t kind, float *room, float *out, int64_t stride) {
-    const int at_once = LANES == 16 ? 4 : 2; /* as many as there are registers for */
     if (width != wide) {
         for (int64_t first = 0; first < count; first += ROWS) {
             const void *whole[ROWS];
@@ -59,13 +68,8 @@ static void products(const float *asked, int64_t members, int64_t wide, const vo
         }
         return;
     }
-    for (int64_t m = 0; m < members; m += at_once, asked += at_once * wide, out += at_once * stride) {
-        switch (members - m < at_once ? members - m : at_once) {
-        case 1: FOR_KIND(some_products, kind, asked, wide, row, count, out, stride, 1); break;
-        case 2: FOR_KIND(some_products, kind, asked, wide, row, count, out, stride, 2); break;
-        case 3: FOR_KIND(some_products, kind, asked, wide, row, count, out, stride, 3); break;
-        default: FOR_KIND(some_products, kind, asked, wide, row, count, out, stride, 4);
-        }
+    for (int64_t m = 0; m < members; m += MEMBERS, asked += MEMBERS * wide, out += MEMBERS * stride) {
+        FOR_MEMBERS(some_products, members - m, kind, asked, wide, row, count, out, stride);
     }
 }
 
@@ -107,14 +111,8 @@ __attribute__((always_inline)) static inline void some_values(float *sum, int64_
 /* Add values, weighed, to the sums of M members, rows of `wide`; `wide` numbers of each value are read. */
 static void add_values(float *sum, int64_t members, int64_t wide, const void *const *row, int64_t count, int64_t kind,
                        const float *weights, int64_t stride) {
-    const int at_once = LANES == 16 ? 4 : 2;
-    for (int64_t m = 0; m < members; m += at_once, sum += at_once * wide, weights += at_once * stride) {
-        switch (members - m < at_once ? members - m : at_once) {
-        case 1: FOR_KIND(some_values, kind, sum, wide, row, count, weights, stride, 1); break;
-        case 2: FOR_KIND(some_values, kind, sum, wide, row, count, weights, stride, 2); break;
-        case 3: FOR_KIND(some_values, kind, sum, wide, row, count, weights, stride, 3); break;
-        default: FOR_KIND(some_values, kind, sum, wide, row, count, weights, stride, 4);
-        }
+    for (int64_t m = 0; m < members; m += MEMBERS, sum += MEMBERS * wide, weights += MEMBERS * stride) {
+        FOR_MEMBERS(some_values, members - m, kind, sum, wide, row, count, weights, stride);
     }
 }
 
