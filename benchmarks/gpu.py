@@ -95,7 +95,7 @@ def perform(options: argparse.Namespace, journal: Journal) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run it."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    made.add_argument("--minutes", type=float, default=8, help="begin nothing, and cut what can be cut, after so many")
+    made.add_argument("--minutes", type=float, default=8, help="after this many, begin nothing and cut what can be cut")
     made.add_argument("--out", type=Path, help=f"folder of the results (default: one of the card's in {RESULTS})")
     made.add_argument("--device", default="cuda", help="cuda, or cpu to see that it runs")
     made.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")

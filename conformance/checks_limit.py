@@ -38,7 +38,7 @@ def taken(scene: Scene, hb: HeadBlock, given: Retrieved) -> int:
         most = min(factor * config.candidate_tokens, cold)
         if (candidates, selected) == (most, most):
             return factor
-    raise scene.mismatch("6.3", "no C' takes so many", got=(candidates, selected), expected=(least, wanted))
+    raise scene.mismatch("6.3", "no C' takes this many", got=(candidates, selected), expected=(least, wanted))
 
 
 def check_limit(scene: Scene, hb: HeadBlock, given: Retrieved, low: LowPrecision, precision: Precision) -> None:

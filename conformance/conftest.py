@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Load the profile before test modules are imported: they take shares of its number of examples."""
     profiles.load(config.option.profile)
-    if "OMP_NUM_THREADS" not in os.environ:  # who sets it wants so many: `nox -s processors` does
+    if "OMP_NUM_THREADS" not in os.environ:  # who sets it wants that number: `nox -s processors` does
         torch.set_num_threads(1)
 
 

@@ -177,7 +177,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(pick=PICK, chunk=st.integers(1, 30))
     def rebuild(self, pick: int, chunk: int) -> None:
-        """State depends only on the tokens (SPEC 2.1): a store fed with them in other chunks gives the same answer."""
+        """Feed the tokens in other chunks to a second store: state depends on nothing else (SPEC 2.1)."""
         driver = self.pick(pick)
         if driver.oracle.length == 0:
             return

@@ -95,7 +95,7 @@ class HeadBlock:
         return 3 * self.head.config.candidate_tokens // 4
 
     def too_late(self, late: int) -> bool:
-        """Say whether so many late tokens widen a selection from more than C (SPEC 4.9)."""
+        """Say whether `late` tokens that come late widen a selection from more than C (SPEC 4.9)."""
         chosen = self.head.config.retrieve_tokens or 0
         return late > chosen / 16 + max(0, chosen - self.early)
 

@@ -24,13 +24,13 @@ FREE: dict[str, Any] = {"max_missed_mass": None}
 
 
 def config(candidates: int, page_tokens: int) -> KIVConfig:
-    """Nothing hot, no sink, all channels coded, and all candidates selected: their scores do not matter."""
+    """Configure nothing hot, no sink, all channels coded, and all candidates selected: their scores do not matter."""
     sizes: dict[str, Any] = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": page_tokens, "group": "max"}
     return KIVConfig(candidate_tokens=candidates, retrieve_tokens=candidates, **sizes)
 
 
 def keys(codes: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-    """Keys ``[n, D]`` of a page that get these codes and steps, with a base of 0; of each channel one is 0 and one 15.
+    """Return keys ``[n, D]`` of a page that get these codes and steps, and a base of 0; a 0 and a 15 in each channel.
 
     They are codes · step, but -step / 2 for one code of 0 and 15.5 · step for one of 15: the extremes of the page.
     """
@@ -42,7 +42,7 @@ def keys(codes: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
 
 
 def asked(target: Target, given_config: KIVConfig, key: torch.Tensor, query: torch.Tensor, scale: float) -> Driver:
-    """A store of the cold keys ``[n, D]``, and a decode step of the queries ``[G, D]``."""
+    """Return a store of the cold keys ``[n, D]``, and a decode step of the queries ``[G, D]``."""
     driver, (tokens, width) = Driver(target, given_config, exact=True), key.shape
     value = torch.arange(3.0 * (tokens + 1), dtype=key.dtype).reshape(1, 1, -1, 3) % 251 - 125
     every = torch.cat([key, key.new_zeros(1, width)])[None, None]
@@ -94,7 +94,7 @@ CASES = {
 
 @st.composite
 def pages(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys ``[n, D]`` of a few pages of eight tokens, of steps from small to large, and queries ``[G, D]``."""
+    """Return keys ``[n, D]`` of a few pages of eight tokens, of steps from small to large, and queries ``[G, D]``."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**20)))
     width, most = draw(st.integers(1, 6)), draw(st.sampled_from([2, 4, 16]))
     rows: list[torch.Tensor] = []

@@ -27,7 +27,7 @@ BIG = 4096.0
 
 
 def tokens(marks: Mapping[int, int], pairs: int = PAIRS) -> Tokens:
-    """Cold pages of two tokens whose estimates rank all 2 · `pairs` tokens, and a last token, which asks.
+    """Return cold pages of two tokens whose estimates rank all 2 · `pairs` tokens, and a last token, which asks.
 
     Channel 0 is coded. Page j holds 16 (j + 1) and its opposite there, of which the index makes 15 (j + 1): the one of
     rank r from above has its partner at rank r from below. Channel 1 is not coded: the mark of one, the opposite of its
@@ -43,18 +43,18 @@ def tokens(marks: Mapping[int, int], pairs: int = PAIRS) -> Tokens:
 
 
 def positions(ranks: Iterable[int], pairs: int = PAIRS) -> list[int]:
-    """Where the tokens of these ranks are, ascending."""
+    """Tell where the tokens of these ranks are, ascending."""
     return sorted(2 * (pairs - 1 - r) if r < pairs else 2 * (r - pairs) + 1 for r in ranks)
 
 
 def config(candidates: int, selected: int, **fields: Any) -> KIVConfig:
-    """Pages of two tokens, one coded channel, nothing hot and no sink but what `fields` say."""
+    """Configure pages of two tokens, one coded channel, nothing hot and no sink but what `fields` say."""
     mine: dict[str, Any] = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": 2, "index_channels": 1, "group": "max"}
     return KIVConfig(candidate_tokens=candidates, retrieve_tokens=selected, **{**mine, **fields})
 
 
 def late_ones(candidates: int, selected: int, late: int) -> dict[int, int]:
-    """Return marks of as many of the C best as are selected, so many of them not among the ⌊3C / 4⌋ best."""
+    """Return marks of as many of the C best as are selected, `late` of them not among the ⌊3C / 4⌋ best."""
     early = 3 * candidates // 4
     return dict.fromkeys([*range(selected - late), *range(early, early + late)], 1)
 
@@ -69,7 +69,7 @@ def asked(target: Target, given_config: KIVConfig, given_tokens: Tokens, queries
 
 
 def is_widened(driver: Driver, widened: bool) -> None:
-    """Every head of every block of the last call is widened, or none is."""
+    """Check that every head of every block of the last call is widened, or none is."""
     got = [block.widened.tolist() for block in driver.store.report.blocks]
     right = all(flag == widened for rows in got for row in rows for flag in row)
     driver.scene.require(bool(got) and right, "4.9", "wrong heads widened", got=got, expected=widened)
@@ -103,7 +103,7 @@ class Test_4_9_Widening:
     def test_by_how_many_are_late(
         self, target: Target, candidates: int, selected: int, late: int, widened: bool
     ) -> None:
-        """Just so many late tokens, and two that only a widened block can find, for they are beyond the C best."""
+        """Just enough late tokens, and two beyond the C best, which only a widened block can find."""
         beyond = {candidates: 2, 2 * candidates - 1: 2, 2 * candidates: 2}
         marks = {**late_ones(candidates, selected, late), **beyond}
         driver = asked(target, config(candidates, selected), tokens(marks))

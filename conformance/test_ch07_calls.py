@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def _mode(config: KIVConfig, cold_tokens: int) -> str:
-    """Of a block that is no suffix."""
+    """Return the mode of a block that is no suffix."""
     return "exact" if config.prefill == "retrieve" and cold_tokens <= config.candidate_tokens else config.prefill
 
 

@@ -147,7 +147,7 @@ class Test_9_3_Batch:
 
 
 def vars_of(shape: Shape) -> tuple[Any, ...]:
-    """All of a shape but its batch."""
+    """Return all of a shape but its batch."""
     return shape.heads, shape.groups, shape.width, shape.value_width, shape.dtype
 
 

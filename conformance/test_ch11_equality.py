@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def head_of(scenario: Scenario) -> tuple[Head, list[list[float]]]:
-    """First sequence and KV head at the end of a scenario, and the members of a decode step."""
+    """Return the first sequence and KV head at the end of a scenario, and the members of a decode step."""
     tokens, g = scenario.tokens, scenario.shape.groups
     keys, values = tokens.key[0, 0].tolist(), tokens.value[0, 0].tolist()
     head = Head(scenario.config, keys, values, [True] * len(keys), len(keys) - 1)
@@ -55,7 +55,7 @@ class Test_11_1_ExactPopulation:
                 assert Fraction(scores[m][n]) == Fraction(measured[m][n]) == total
 
     def _approximate(self, head: Head, position: int) -> list[Fraction]:
-        """k̂ in rational numbers (SPEC 3.4); the queries weigh alike, as no position was sampled."""
+        """Return k̂ in rational numbers (SPEC 3.4); the queries weigh alike, as no position was sampled."""
         page, near, radii = head.page_at[position], [], []
         for column in zip(*(head.keys[i] for i in page.positions), strict=True):
             low, high = Fraction(min(column)), Fraction(max(column))

@@ -72,7 +72,7 @@ def model(name: str, dtype: torch.dtype) -> Any:
 
 
 def prompt(length: int, seed: int, batch: int = 1, padding: int = 0) -> dict[str, torch.Tensor]:
-    """Token ids and mask, the first sequence padded on the left."""
+    """Return token ids and mask, the first sequence padded on the left."""
     ids = torch.randint(2, 61, (batch, length), generator=torch.Generator().manual_seed(seed))
     mask = torch.ones_like(ids)
     mask[0, :padding] = 0

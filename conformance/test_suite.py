@@ -170,7 +170,7 @@ def snippet_of(failure: Mismatch) -> str:
 
 
 def exec_right(snippet: str) -> None:
-    """A correct implementation passes the assertion with which a snippet ends."""
+    """Run a snippet, of which a correct implementation passes the last assertion."""
     assert snippet.splitlines()[-1].startswith("assert ")
     exec(compile(snippet, "snippet", "exec"), {})
 

@@ -14,7 +14,7 @@ HEADS, GROUPS, WIDTH = 2, 3, 8
 
 
 def by_loops(key: torch.Tensor, value: torch.Tensor, query: torch.Tensor, scale: float) -> tuple[torch.Tensor, int]:
-    """Output [HQ, D] and the number of pages fetched, for keys and values [H, T, D] and a query [HQ, D]."""
+    """Return output [HQ, D] and the number of pages fetched, for keys and values [H, T, D] and a query [HQ, D]."""
     total = key.shape[1]
     pages = max(0, (total - HOT_TOKENS) // PAGE_TOKENS)
     cold = pages * PAGE_TOKENS

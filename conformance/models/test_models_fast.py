@@ -42,19 +42,19 @@ def spoilt(spoil: Callable[[LayerStore], None]) -> PoolFactory:
 
 
 def heads_swapped(store: Any) -> None:
-    """Each KV head gets the keys of its neighbour."""
+    """Give each KV head the keys of its neighbour."""
     append = store.append
     store.append = lambda key, value, valid=None: append(key.roll(1, dims=1), value, valid)
 
 
 def values_late(store: Any) -> None:
-    """Each token gets the value of the one before it in the call."""
+    """Give each token the value of the one before it in the call."""
     append = store.append
     store.append = lambda key, value, valid=None: append(key, value.roll(1, dims=2), valid)
 
 
 def outputs_off(store: Any) -> None:
-    """Outputs are wrong in the fourth digit."""
+    """Make outputs wrong in the fourth digit."""
     attend = store.attend
     store.attend = lambda query, **arguments: attend(query, **arguments) * 1.0001
 

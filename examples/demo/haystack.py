@@ -61,5 +61,5 @@ def verses() -> Iterator[str]:
 
 
 def found(answer: str) -> bool:
-    """Whether the answer holds what the fact says."""
+    """Tell whether the answer holds what the fact says."""
     return all(word.lower() in answer.lower() for word in PROOF)

@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from .zoo import Index
 
 TOP_TOKENS = (4, 64)
-"""Recall is counted of so many of the heaviest cold tokens."""
+"""Recall is counted of the heaviest 4 and the heaviest 64 cold tokens."""
 
 MOST_RETRIEVED = 1024
 
 
 def retrieve_tokens(candidates: int) -> int:
-    """Return R beside so many candidates."""
+    """Return R beside C `candidates`."""
     return max(1, min(MOST_RETRIEVED, candidates // 2))
 
 
 def default_tokens(candidates: int) -> int:
-    """Return R beside so many candidates in the proportion of KIV's defaults, which is narrower."""
+    """Return R beside C `candidates` in the proportion of KIV's defaults, which is narrower."""
     return max(1, min(MOST_RETRIEVED, candidates // 4))
 
 
@@ -52,20 +52,20 @@ class Truth:
     best: dict[int, torch.Tensor]
 
 
-def truth(scene: Scene, budgets: Sequence[int]) -> Truth:
+def truth(scene: Scene, counts: Sequence[int]) -> Truth:
     """Find it."""
     mass = scene.cold_mass
     heaviest = mass.topk(max(TOP_TOKENS), dim=1).indices
     top = tuple(heaviest[:, :n] for n in TOP_TOKENS)
-    most = max(map(retrieve_tokens, budgets))
+    most = max(map(retrieve_tokens, counts))
     exact = group_scores(scene.cold_logits).topk(most, dim=1).indices
-    best = {budget: mass.gather(1, exact[:, : retrieve_tokens(budget)]).sum(dim=1) for budget in budgets}
+    best = {count: mass.gather(1, exact[:, : retrieve_tokens(count)]).sum(dim=1) for count in counts}
     return Truth(top, scene.cold_logits.topk(TOP_TOKENS[0], dim=2).indices, best)
 
 
 @dataclass(frozen=True)
 class Found:
-    """What an index finds with one budget.
+    """What an index finds with one number of candidates.
 
     Attributes
     ----------
@@ -90,32 +90,32 @@ class Found:
     doubled_at_default: torch.Tensor
 
 
-def figures(scene: Scene, index: Index, known: Truth, budgets: Sequence[int]) -> dict[int, Found]:
-    """Find the figures of each budget, the tokens whose exact keys are read where they are not doubled."""
+def figures(scene: Scene, index: Index, known: Truth, counts: Sequence[int]) -> dict[int, Found]:
+    """Find the figures for each number of candidates, whose exact keys are read where they are not doubled."""
     scores = index.scores(scene)
     order = ordered(index.group(scores))
-    return {budget: _found(scene, index, known, scores, order, budget) for budget in budgets}
+    return {count: _found(scene, index, known, scores, order, count) for count in counts}
 
 
-def late(scene: Scene, order: torch.Tensor, budget: int, retrieve: int) -> torch.Tensor:
-    """Tell whether SPEC 4.9 doubles the first so many of ``order [Q, N]``, of which R are selected: bool [Q]."""
-    chosen = selected(scene.cold_logits, order[:, :budget], retrieve)
-    early, retrieved = 3 * budget // 4, chosen.shape[1]
+def late(scene: Scene, order: torch.Tensor, count: int, retrieve: int) -> torch.Tensor:
+    """Tell whether SPEC 4.9 doubles the first `count` of ``order [Q, N]``, of which R are selected: bool [Q]."""
+    chosen = selected(scene.cold_logits, order[:, :count], retrieve)
+    early, retrieved = 3 * count // 4, chosen.shape[1]
     unseen = (~mask(order[:, :early], scene.cold_tokens)).gather(1, chosen).sum(dim=1)
-    return (LATE * (unseen - max(0, retrieved - early)) > retrieved) & (scene.cold_tokens > budget)
+    return (LATE * (unseen - max(0, retrieved - early)) > retrieved) & (scene.cold_tokens > count)
 
 
-def _found(scene: Scene, index: Index, known: Truth, scores: torch.Tensor, order: torch.Tensor, budget: int) -> Found:
-    """Find the figures of a budget; the selected are as many where candidates are doubled."""
-    retrieve, never = retrieve_tokens(budget), torch.zeros(len(order), dtype=torch.bool)
-    candidates, doubled, at_default = order[:, :budget], never, never
+def _found(scene: Scene, index: Index, known: Truth, scores: torch.Tensor, order: torch.Tensor, count: int) -> Found:
+    """Find the figures for `count` candidates; the selected are as many where candidates are doubled."""
+    retrieve, never = retrieve_tokens(count), torch.zeros(len(order), dtype=torch.bool)
+    candidates, doubled, at_default = order[:, :count], never, never
     chosen = selected(scene.cold_logits, candidates, retrieve)
     if index.doubles:
-        doubled, at_default = (late(scene, order, budget, r) for r in (retrieve, default_tokens(budget)))
-        wide = order[:, : 2 * budget]
+        doubled, at_default = (late(scene, order, count, r) for r in (retrieve, default_tokens(count)))
+        wide = order[:, : 2 * count]
         chosen = torch.where(doubled[:, None], selected(scene.cold_logits, wide, retrieve), chosen)
-        # A query that does not double has its first candidate in place of those beyond the budget: none is new.
-        beyond = torch.arange(wide.shape[1]) >= budget
+        # A query that does not double has its first candidate in place of those beyond the count: none is new.
+        beyond = torch.arange(wide.shape[1]) >= count
         candidates = torch.where(beyond & ~doubled[:, None], wide[:, :1], wide)
     among = mask(candidates, scene.cold_tokens)
     error = None
@@ -126,7 +126,7 @@ def _found(scene: Scene, index: Index, known: Truth, scores: torch.Tensor, order
     return Found(
         top4=top4,
         top64=top64,
-        of_exact=scene.cold_mass.gather(1, chosen).sum(dim=1) / known.best[budget],
+        of_exact=scene.cold_mass.gather(1, chosen).sum(dim=1) / known.best[count],
         recall_of_head=among[:, None].expand(-1, heads, -1).gather(2, known.top_of_head),
         error=error,
         doubled=doubled,

@@ -56,13 +56,13 @@ def facts_kept(scene: Scene, known: Truth, found: Found, texts: int, places: tor
 
 
 def measured(
-    capture: Capture, budgets: Sequence[int], hot_tokens: int, text: slice, *, all_facts: bool
+    capture: Capture, counts: Sequence[int], hot_tokens: int, text: slice, *, all_facts: bool
 ) -> dict[str, Any]:
     """Measure a capture.
 
     Parameters
     ----------
-    budgets : sequence of int
+    counts : sequence of int
         Candidates.
     text : slice
         Of the last positions, whose queries are asked.
@@ -72,7 +72,7 @@ def measured(
     asked = [i for i, fact in enumerate(capture.facts) if fact.right or all_facts]
     places = torch.tensor([capture.facts[i].place for i in asked]).reshape(-1, 2)
     found: dict[tuple[str, int], tuple[list[Found], list[torch.Tensor]]] = {
-        (index.name, budget): ([], []) for index in ZOO for budget in budgets
+        (index.name, count): ([], []) for index in ZOO for count in counts
     }
     heads, texts, width = 0, 0, 0
     for layer in tqdm(capture.layers, desc=capture.name, unit="layer"):
@@ -80,10 +80,10 @@ def measured(
             heads += 1
             texts = len(scene.query) - len(asked)
             width = scene.key.shape[1]
-            known = truth(scene, budgets)
+            known = truth(scene, counts)
             for index in ZOO:
-                for budget, of_scene in figures(scene, index, known, budgets).items():
-                    cells, facts = found[index.name, budget]
+                for count, of_scene in figures(scene, index, known, counts).items():
+                    cells, facts = found[index.name, count]
                     cells.append(of_scene)
                     facts.append(facts_kept(scene, known, of_scene, texts, places))
     return {
@@ -92,11 +92,11 @@ def measured(
         "heads": heads,
         "queries": {"text": texts, "questions": len(asked)},
         "facts": [capture.facts[i].task for i in asked],
-        "budgets": list(budgets),
+        "candidates": list(counts),
         "indices": {
             index.name: {
                 "index_bytes": round(index.index_bytes(width), 3),
-                "found": [summary(*found[index.name, budget], texts) for budget in budgets],
+                "found": [summary(*found[index.name, count], texts) for count in counts],
             }
             for index in ZOO
         },

@@ -26,10 +26,10 @@ def measure(plan: Plan) -> dict[str, Any]:
     """Measure all indices on one document, with every question if the model answers none or read by retrieval."""
     capture = load_capture(plan.document)
     every = not plan.document.exact or not any(fact.right for fact in capture.facts)
-    budgets, hot = plan.budgets(capture.tokens), HOT_TOKENS[plan.document.model]
+    counts, hot = plan.counts(capture.tokens), HOT_TOKENS[plan.document.model]
     chosen = list(capture.layers)[:: plan.layers]
     capture = replace(capture, layers={index: capture.layers[index] for index in chosen})
-    return measured(capture, budgets, hot, plan.text, all_facts=every)
+    return measured(capture, counts, hot, plan.text, all_facts=every)
 
 
 def run(options: argparse.Namespace) -> Result:

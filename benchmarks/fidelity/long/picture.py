@@ -51,13 +51,13 @@ LABELS = {
 
 
 def points(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what the picture needs of a record: bytes of each index, and its recall at each budget."""
+    """Return what the picture needs of a record: bytes of each index, and its recall with each number of candidates."""
     of_indices = {
         name: {"index_bytes": measured["index_bytes"], "recall": [recall(found) for found in measured["found"]]}
         for name, measured in record["indices"].items()
         if name != DOUBLED.name
     }
-    return {name: record[name] for name in ("tokens", "cold", "budgets")} | {"indices": of_indices}
+    return {name: record[name] for name in ("tokens", "cold", "candidates")} | {"indices": of_indices}
 
 
 def recall(found: dict[str, Any]) -> float:
@@ -92,7 +92,7 @@ def draw(figure: Figure, result: Result) -> None:
 
 
 def _by_share(axes: Axes, record: dict[str, Any]) -> None:
-    shares = [100 * budget / record["cold"] for budget in record["budgets"]]
+    shares = [100 * count / record["cold"] for count in record["candidates"]]
     for name, (colour, line, label) in LINES.items():
         if name in record["indices"]:
             recalls = record["indices"][name]["recall"]
@@ -107,7 +107,8 @@ def _by_share(axes: Axes, record: dict[str, Any]) -> None:
 
 
 def _by_bytes(axes: Axes, record: dict[str, Any]) -> None:
-    at = min(range(len(record["budgets"])), key=lambda i: abs(record["budgets"][i] / record["cold"] - NAMED_SHARE))
+    shares = [count / record["cold"] for count in record["candidates"]]
+    at = min(range(len(shares)), key=lambda i: abs(shares[i] - NAMED_SHARE))
     for name, measured in record["indices"].items():
         if name == EXACT.name:
             continue

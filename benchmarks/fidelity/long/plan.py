@@ -1,4 +1,4 @@
-"""What a full run asks of the long regime: documents and budgets."""
+"""What a full run asks of the long regime: documents and numbers of candidates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LARGE_CANDIDATES = (16384, 8192, 4096, 2048)
 
 @dataclass(frozen=True)
 class Plan:
-    """A document; one of so `every` last positions is asked, and one of so many layers measured."""
+    """A document; one in `every` of its last positions is asked, and one in `layers` layers measured."""
 
     document: LongDocument
     every: int = 8
@@ -43,8 +43,8 @@ class Plan:
         """Those of the last positions that are asked."""
         return slice(self.every // 2 - 1, None, self.every)
 
-    def budgets(self, tokens: int) -> list[int]:
-        """Return the candidates, of a document that came out at so many tokens."""
+    def counts(self, tokens: int) -> list[int]:
+        """Return the candidates of a document that came out at `tokens` tokens."""
         if not self.document.exact:
             return list(LARGE_CANDIDATES)
         cold = cold_tokens(tokens, HOT_TOKENS[self.document.model])

@@ -79,7 +79,7 @@ def share_name(share: float) -> str:
 
 
 def at_share(model: str, share: float, tokens: int, impl: str) -> System:
-    """Return KIV as it is shipped but for its hot window and its budgets, those of the long regime's figures."""
+    """Return KIV as it is shipped but for its hot window and its C and R, those of the long regime's figures."""
     hot = HOT_TOKENS[model]
     candidates = max(1, round(share * cold_tokens(tokens, hot)))
     knobs = {"hot_tokens": hot, "candidate_tokens": candidates, "retrieve_tokens": retrieve_tokens(candidates)}
@@ -89,8 +89,8 @@ def at_share(model: str, share: float, tokens: int, impl: str) -> System:
 def key(document: LongDocument, number: int, system: System) -> tuple[str, ...]:
     """Name the record of one answer."""
     config = system.config
-    budgets = () if config is None else (config.hot_tokens, config.candidate_tokens, config.retrieve_tokens)
-    return (document.name, str(number), system.name, *map(str, budgets))
+    sizes = () if config is None else (config.hot_tokens, config.candidate_tokens, config.retrieve_tokens)
+    return (document.name, str(number), system.name, *map(str, sizes))
 
 
 def ask(context: Context, model: str, question: Question, system: System) -> Record:

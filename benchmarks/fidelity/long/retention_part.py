@@ -23,12 +23,12 @@ SHARES = (0.25, 0.06, 0.016, 0.008)
 """Candidates as a share of the cold tokens."""
 
 LEAST_ANSWERED = 40
-"""Questions a model that full attention is to answer: a series goes on until it has so many."""
+"""Questions a model that full attention is to answer: a series goes on until it has them."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Documents alike, with other facts in other stretches of the text: so many at `least`, and at `most`."""
+    """`least` to `most` documents alike, with other facts in other stretches of the text."""
 
     model: str
     text: Text
@@ -41,7 +41,7 @@ class Series:
         return LongDocument(self.model, self.text, self.tokens, number)
 
     def wanted(self, number: int, answers: int) -> bool:
-        """Tell whether the document of this number is asked after so many answers of full attention."""
+        """Tell whether the document of this number is asked when full attention has given `answers`."""
         return number < self.least or (number < self.most and answers < LEAST_ANSWERED)
 
 

@@ -33,11 +33,11 @@ def percent(share: float) -> str:
 
 
 def headings(plan: Plan, record: dict[str, Any]) -> list[str]:
-    """Name the budgets."""
-    shares = [percent(budget / record["cold"]) for budget in record["budgets"]]
+    """Name the numbers of candidates."""
+    shares = [percent(count / record["cold"]) for count in record["candidates"]]
     if plan.document.exact:
         return shares
-    return [f"{budget:,} ({share})" for budget, share in zip(record["budgets"], shares, strict=True)]
+    return [f"{count:,} ({share})" for count, share in zip(record["candidates"], shares, strict=True)]
 
 
 def both(found: dict[str, Any], figure: str, digits: int = 3) -> Cell:
@@ -76,8 +76,8 @@ def add_document(result: Result, plan: Plan, record: dict[str, Any]) -> None:
     table = result.table(f"{name}: heads, layers and queries whose candidates are doubled (SPEC 4.9)", "", *columns)
     table.add("share", *(both(f, "doubled") for f in found))
     table.add("with R = a quarter of the candidates, as by default", *(both(f, "doubled_at_default") for f in found))
-    budgets = zip(record["budgets"], found, strict=True)
-    table.add("candidates, mean", *(round(budget * (1 + f["doubled"])) for budget, f in budgets))
+    counts = zip(record["candidates"], found, strict=True)
+    table.add("candidates, mean", *(round(count * (1 + f["doubled"])) for count, f in counts))
 
 
 def pairs(record: dict[str, Any], index: str, at: int, task: str | None = None) -> tuple[int, int]:
@@ -99,23 +99,23 @@ FACTS_MISSED = 0.05
 
 def add_targets(result: Result, plan: Plan, record: dict[str, Any]) -> None:
     """Add what the index is to reach with doubling, the worse of text and questions."""
-    budgets = record["budgets"]
-    found = dict(zip(budgets, record["indices"][DOUBLED.name]["found"], strict=True))
+    counts = record["candidates"]
+    found = dict(zip(counts, record["indices"][DOUBLED.name]["found"], strict=True))
     if not plan.document.exact:
-        for budget in (4096, 8192):
-            kept, of = pairs(record, DOUBLED.name, budgets.index(budget), "needle")
+        for count in (4096, 8192):
+            kept, of = pairs(record, DOUBLED.name, counts.index(count), "needle")
             missed = 1 - kept / of if of else None
-            name = f"{title(plan)}: needle and query head missed, of {of}, {budget:,} candidates"
+            name = f"{title(plan)}: needle and query head missed, of {of}, {count:,} candidates"
             result.target(name, FACTS_MISSED, missed)
     for share, limit in RECALL_MISSED.items():
-        budget = min(found, key=lambda b: abs(b / record["cold"] - share))
-        if abs(budget / record["cold"] / share - 1) > 0.1:
-            continue  # longer documents and a quick run have other budgets
+        count = min(found, key=lambda b: abs(b / record["cold"] - share))
+        if abs(count / record["cold"] / share - 1) > 0.1:
+            continue  # longer documents and a quick run have other numbers of candidates
         for figure, what, most in (
             ("top4", "heaviest 4", limit),
             ("of_exact", "mass of the exact top R", CAPTURED_MISSED),
         ):
-            values = [found[budget][kind][figure] for kind in KINDS]
+            values = [found[count][kind][figure] for kind in KINDS]
             missed = max((1 - value for value in values if value is not None), default=None)
             result.target(f"{title(plan)}: {what} missed at {percent(share)}", most, missed)
 

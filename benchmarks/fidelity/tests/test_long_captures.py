@@ -91,7 +91,7 @@ def test_a_layer_is_recorded_as_a_plain_cache_holds_it(exact: bool) -> None:
 
 
 def stored(tmp_path: Path, tokens: int = 1000) -> Path:
-    """A capture of random numbers."""
+    """Return a capture of random numbers."""
     made = torch.Generator().manual_seed(1)
 
     def random(heads: int, n: int) -> torch.Tensor:
@@ -179,9 +179,9 @@ def test_a_run_makes_tables_and_targets(
     asked = 1 if document.exact and answers else 2  # the second one was not answered
     assert f"{asked} queries of questions" in result.tables[0].title
     doubling = {row[0]: row[1:] for row in result.tables[7].rows}
-    budgets = result.series[document.name]["budgets"]
-    assert len(doubling["candidates, mean"]) == len(budgets)
-    assert all(mean >= budget for mean, budget in zip(doubling["candidates, mean"], budgets, strict=True))
+    counts = result.series[document.name]["candidates"]
+    assert len(doubling["candidates, mean"]) == len(counts)
+    assert all(mean >= count for mean, count in zip(doubling["candidates, mean"], counts, strict=True))
     assert [row[0] for row in tables["recall of the heaviest 4"].rows] == [index.name for index in ZOO]
     with_tail = [row[0] for row in tables["output error, mean"].rows]
     assert NEW.name in with_tail
@@ -213,10 +213,10 @@ def test_the_plan_asks_every_model_and_the_book() -> None:
     planned = plans(options)
     assert {plan.document.model for plan in planned} == set(HOT_TOKENS) == {shown.model for shown in SHOWN}
     assert [plan.document.tokens for plan in planned if not plan.document.exact] == [None]
-    assert planned[-1].budgets(10**6) == [16384, 8192, 4096, 2048]
+    assert planned[-1].counts(10**6) == [16384, 8192, 4096, 2048]
     assert all(plan.document.exact for plan in plans(argparse.Namespace(**vars(options) | {"longest": 40000})))
-    budgets = Plan(LongDocument("gemma", "kjv", 32000)).budgets(32000)
-    assert [round(budget / cold_tokens(32000, 2048), 3) for budget in budgets] == [0.5, 0.25, 0.06, 0.016, 0.008, 0.002]
+    counts = Plan(LongDocument("gemma", "kjv", 32000)).counts(32000)
+    assert [round(count / cold_tokens(32000, 2048), 3) for count in counts] == [0.5, 0.25, 0.06, 0.016, 0.008, 0.002]
     assert set(SHOWN) <= {plan.document for plan in planned}
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def scene(pages: int = 4, queries: int = 3, heads: int = 2, width: int = 16, hot: int = 100, seed: int = 0) -> Scene:
-    """Random keys and values, as peaked as a real head."""
+    """Return random keys and values, as peaked as a real head."""
     made = torch.Generator().manual_seed(seed)
     stop = SINK_TOKENS + pages * PAGE_TOKENS
     tokens = stop + hot
@@ -115,12 +115,12 @@ def test_the_group_score_is_the_sum_of_exponentials() -> None:
 
 def test_the_exact_index_finds_everything() -> None:
     made = scene(heads=1)
-    budgets = [16, 200]
-    found = figures(made, EXACT, truth(made, budgets), budgets)
-    for budget in budgets:
-        assert (found[budget].top4 == 1).all()
-        torch.testing.assert_close(found[budget].of_exact, torch.ones(3))
-        assert not found[budget].doubled.any()
+    counts = [16, 200]
+    found = figures(made, EXACT, truth(made, counts), counts)
+    for count in counts:
+        assert (found[count].top4 == 1).all()
+        torch.testing.assert_close(found[count].of_exact, torch.ones(3))
+        assert not found[count].doubled.any()
     assert (found[200].top64 == 1).all()
 
 
@@ -136,7 +136,7 @@ def test_captured_mass_is_that_of_the_selected() -> None:
 
 
 def needle_scene() -> tuple[Scene, int]:
-    """One token that the query wants, in a page of others that it does not want.
+    """Return one token that the query wants, in a page of others that it does not want.
 
     Queries look at one channel of 128; keys differ much more in the 127 others.
     """
@@ -208,21 +208,19 @@ def test_no_key_of_a_box_scores_more_than_the_box() -> None:
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0, 4.0])
-@pytest.mark.parametrize("budget", [40, 200, 1500])
+@pytest.mark.parametrize("count", [40, 200, 1500])
 @pytest.mark.parametrize("retrieve", [retrieve_tokens, default_tokens])
-def test_what_is_widened_is_what_the_reference_widens(
-    noise: float, budget: int, retrieve: Callable[[int], int]
-) -> None:
+def test_what_is_widened_is_what_the_reference_widens(noise: float, count: int, retrieve: Callable[[int], int]) -> None:
     made = scene(queries=12, seed=8)
     wrong = torch.randn(made.cold_logits.shape, generator=torch.Generator().manual_seed(9))
     order = ordered(group_scores(made.cold_logits + noise * wrong))
-    config = KIVConfig(candidate_tokens=budget, retrieve_tokens=retrieve(budget))
-    chosen = selected(made.cold_logits, order[:, :budget], retrieve(budget))
+    config = KIVConfig(candidate_tokens=count, retrieve_tokens=retrieve(count))
+    chosen = selected(made.cold_logits, order[:, :count], retrieve(count))
     expected = [reference_late(ranked, few, config) for ranked, few in zip(order, chosen, strict=True)]
-    assert late(made, order, budget, retrieve(budget)).tolist() == expected
+    assert late(made, order, count, retrieve(count)).tolist() == expected
     if noise == 0:
         assert not any(expected)
-    if noise == 4 and budget == 40:
+    if noise == 4 and count == 40:
         assert any(expected)
 
 
@@ -243,7 +241,7 @@ def test_doubled_figures_are_those_of_twice_the_candidates_where_they_double() -
     assert torch.equal(found.doubled, late(made, order, 64, 32))
     assert torch.equal(found.doubled_at_default, late(made, order, 64, 16))
     for i in range(40):
-        beside = narrow[128 if found.doubled[i] else 64]  # the candidates of twice the budget; it selects more of them
+        beside = narrow[128 if found.doubled[i] else 64]  # the candidates of twice the count; it selects more of them
         assert found.top4[i] == beside.top4[i]
         assert found.top64[i] == beside.top64[i]
         assert torch.equal(found.recall_of_head[i], beside.recall_of_head[i])

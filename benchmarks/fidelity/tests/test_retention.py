@@ -143,7 +143,7 @@ def test_only_what_full_attention_answers_is_counted() -> None:
     assert widened([outcome("needle", full=False)], 0.25) is None
 
 
-def test_budgets_are_those_of_the_long_regime() -> None:
+def test_sizes_are_those_of_the_long_regime() -> None:
     config = at_share("smollm2", 0.06, 7600, "reference").config
     assert config is not None
     assert (config.hot_tokens, config.candidate_tokens, config.retrieve_tokens) == (1024, 369, 184)

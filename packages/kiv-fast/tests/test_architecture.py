@@ -20,7 +20,7 @@ def dotted(parts: list[str]) -> str:
 
 
 def arrows(sources: dict[str, str]) -> set[tuple[str, str]]:
-    """Which module, of these files of one folder, imports which, wherever in its text."""
+    """Tell which module, of these files of one folder, imports which, wherever in its text."""
     modules = {dotted(path.removesuffix(".py").split("/")) for path in sources}
     found: set[tuple[str, str]] = set()
     for path, source in sources.items():
@@ -42,7 +42,7 @@ def arrows(sources: dict[str, str]) -> set[tuple[str, str]]:
 
 
 def upwards(found: set[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Which of these imports go against `LAYERS`."""
+    """Tell which of these imports go against `LAYERS`."""
 
     def height(module: str) -> int:
         return LAYERS.index(module.split(".")[1] if "." in module else module)

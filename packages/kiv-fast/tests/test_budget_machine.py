@@ -77,7 +77,7 @@ class BudgetMachine(RuleBasedStateMachine):
 
     @rule(tier=st.sampled_from([0, 1, 2, 2]), left=st.none() | st.integers(0, 40))
     def squeeze(self, tier: int, left: int | None) -> None:
-        """Leave so many times 256 bytes, or no limit, but for RAM that decides how a store is made."""
+        """Leave a multiple of 256 bytes, or no limit, but for RAM that decides how a store is made."""
         ledger = self.pools[0].ledger
         if left is not None or tier != 1:
             limit = None if left is None else ledger.used[tier] + 256 * left

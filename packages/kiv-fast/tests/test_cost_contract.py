@@ -69,7 +69,7 @@ def gathered(monkeypatch: pytest.MonkeyPatch) -> dict[Any, int]:
 
 
 def allowed(store: FastStore) -> tuple[int, int]:
-    """Bytes of the candidates' keys, and of the selected rows, of the last call."""
+    """Return bytes of the candidates' keys, and of the selected rows, of the last call."""
     (block,) = store.report.blocks
     assert block.mode == "retrieve"
     keys = int((block.candidate_positions >= 0).sum()) * WIDTH * ITEM
@@ -170,7 +170,7 @@ def test_a_prefill_by_retrieval_reads_no_more_as_the_context_grows(tmp_path: Pat
 @given(prompt=st.integers(60, 200), forks=st.integers(0, 2), cut=st.integers(0, 60))
 @QUICK
 def live_tensors(prompt: int, forks: int, cut: int) -> None:
-    """Tensors on the device that the states of a pool refer to take no more than `memory()` says."""
+    """Check that tensors on the device that a pool's states refer to take no more than `memory()` says."""
     pool = FastPool(CONFIG, tuning=TUNING)
     stores = [pool.layer_store()]
     for _ in steps(stores[0], draw(prompt, prompt + 3), prompt):

@@ -27,7 +27,7 @@ def elsewhere() -> Iterator[Callable[[], None]]:
 def work(
     pool: StorePool, rows: Any, masks: Any
 ) -> tuple[list[Any], tuple[TierBytes, TierBytes, TierTokens, TierTokens]]:
-    """All that a store does; every output, and what is held at the end."""
+    """Return all that a store does; every output, and what is held at the end."""
     store = pool.layer_store()
     data = draw(3, 120, batch=2)
     outputs = []

@@ -136,7 +136,7 @@ def test_a_device_answers_as_the_cpu_does(
 
 
 def waits_of_steps(config: KIVConfig, tuning: Tuning | None = None) -> list[list[str]]:
-    """For each decode step, the functions that waited for the device."""
+    """Return for each decode step the functions that waited for the device."""
     steps, start, chunks = [], 0, [286, *[1] * 9]
     data = draw(1, sum(chunks))
     with SimulatedDevice() as device:
@@ -152,7 +152,7 @@ def waits_of_steps(config: KIVConfig, tuning: Tuning | None = None) -> list[list
 
 
 def count_steps(steps: list[list[str]], step: list[str]) -> None:
-    """Every step waits as `step`; those after which a page leaves, for that as well."""
+    """Check that every step waits as `step`, and those after which a page leaves for that as well."""
     evicting = [waits for waits in steps if waits == step + EVICTION]
     assert len(evicting) in (len(steps) // 4, len(steps) // 4 + 1)
     assert [waits for waits in steps if waits not in evicting] == [step] * (len(steps) - len(evicting))
@@ -188,7 +188,7 @@ def step(store: FastStore, data: Sequence[torch.Tensor], at: int, device: torch.
 
 
 def spoil(data: Sequence[torch.Tensor], part: Any, at: Any, number: float) -> list[torch.Tensor]:
-    """The same with one number of a key, value or query (0, 1, 2) replaced."""
+    """Return the same with one number of a key, value or query (0, 1, 2) replaced."""
     spoilt = [tensor.clone() for tensor in data]
     spoilt[part][0, 0, at, 3] = number
     return spoilt

@@ -27,7 +27,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def mount(folder: str | Path, kind: str, options: str = "rw") -> str:
-    """A line of mountinfo for the file system of a folder."""
+    """Return a line of mountinfo for the file system of a folder."""
     device = os.stat(folder).st_dev
     path = str(folder).replace(" ", "\\040")
     return f"36 35 {os.major(device)}:{os.minor(device)} / {path} rw shared:1 - {kind} source {options}\n"

@@ -29,7 +29,7 @@ ROWS = torch.tensor([1, 0])
 
 
 def wrong_tensors(right: torch.Tensor) -> dict[str, Any | str | float | object | torch.Tensor | None]:
-    """What is no tensor, or not one of these numbers."""
+    """Return what is no tensor, or not one of these numbers."""
     return {
         "none": None,
         "list": right.tolist(),
@@ -172,7 +172,7 @@ POOLS: dict[str, Callable[[KIVConfig], StorePool]] = {"reference": ReferencePool
 
 
 def filled(pool: StorePool) -> LayerStore:
-    """A store in the middle of its work: the last token is appended, and not attended."""
+    """Return a store in the middle of its work: the last token is appended, and not attended."""
     store = pool.layer_store()
     store.append(KEY[:, :, : LENGTH - 1], VALUE[:, :, : LENGTH - 1])
     store.append(KEY[:, :, LENGTH - 1 : LENGTH], VALUE[:, :, LENGTH - 1 : LENGTH])

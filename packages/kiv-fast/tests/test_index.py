@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def pages(seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Five pages of 24 tokens, two heads and ten channels, odd ones among them; values, validity, weights."""
+    """Return five pages of 24 tokens, two heads and ten channels, odd ones among them; values, validity, weights."""
     generator = torch.Generator().manual_seed(seed)
     key = torch.randn(5, 2, 24, 10, generator=generator, dtype=dtype) * 10 ** torch.randint(
         -3, 4, (5, 2, 1, 10), generator=generator
@@ -41,7 +41,7 @@ def pages(seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, to
 
 
 def unpacked(coded: Any, tokens: int = 24) -> torch.Tensor:
-    """Codes ``[n, H, P, 2 W]``, one channel after the other."""
+    """Return codes ``[n, H, P, 2 W]``, one channel after the other."""
     packed = coded.codes.transpose(3, 4).contiguous().view(torch.uint8).flatten(2, 3)[:, :, :tokens]
     return torch.cat([packed & 15, packed >> 4], dim=3)
 
@@ -81,7 +81,7 @@ def test_no_key_is_further_from_its_approximate_key_than_is_noted(dtype: torch.d
 
 
 def tables(store: FastStore) -> list[torch.Tensor]:
-    """What is known of a store's pages, in the order of the row."""
+    """Return what is known of a store's pages, in the order of the row."""
     cold = state_of(store).cold
     index = cold.page_index(state_of(store).rows[0], state_of(store).pages, None)
     assert cold.index is not None
@@ -119,7 +119,7 @@ def test_the_index_after_a_crop_is_that_of_the_tokens(config: KIVConfig) -> None
 
 
 def samples(length: int, seen: Any, batch: int = 1) -> Samples:
-    """Samples of a store of one channel whose query at position p is p + 1, attended in calls of 64 where `seen`."""
+    """Sample a one-channel store, whose query at position p is p + 1, attended in calls of 64 where `seen`."""
     found, shape = Samples(Shape(batch, 1, 1, 1, torch.float32, torch.device("cpu"))), []
     for first in range(0, length, 64):
         query = -torch.arange(first + 1.0, first + 65).view(1, 1, 1, 64, 1).expand(batch, -1, 2, -1, -1)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SOURCES = os.path.dirname(kiv_fast.__file__)
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 SHARE = 1 if NIGHTLY else 20
-"""One in so many places is tried; a place is the first or the last time that a call comes to a line."""
+"""One place in this many is tried; a place is the first or the last time that a call comes to a line."""
 
 
 class Stop(BaseException):
@@ -100,7 +100,7 @@ CALLS: dict[str, Callable[[FastPool, FastStore], Any]] = {
 
 
 def prepared(config: KIVConfig, name: str) -> tuple[FastPool, FastStore, FastStore]:
-    """A pool with a store, amid a call, and an older fork of it."""
+    """Return a pool with a store, amid a call, and an older fork of it."""
     pool = FastPool(config, Faulty())
     store = pool.layer_store()
     if name == "first append":
@@ -119,7 +119,7 @@ def disk_of(pool: FastPool) -> Faulty:
 
 
 def plain(told: Any) -> Any:
-    """In numbers."""
+    """Return them as numbers."""
     if dataclasses.is_dataclass(told):
         return [plain(getattr(told, field.name)) for field in dataclasses.fields(told)]
     if isinstance(told, tuple):
@@ -128,7 +128,7 @@ def plain(told: Any) -> Any:
 
 
 def later(store: FastStore) -> tuple[Any, ...]:
-    """What the store answers next: whether its state is right."""
+    """Return what the store answers next: whether its state is right."""
     length = store.length
     batch = 2 if store.state is None else store.state.shape.batch
     key, value, query = (part[:1, :, length : length + 3].expand(batch, -1, -1, -1) for part in DATA)
@@ -137,7 +137,7 @@ def later(store: FastStore) -> tuple[Any, ...]:
 
 
 def refused(do: Callable[[], Any]) -> tuple[Any, bool]:
-    """What a call returns, and whether the store says that it must be reset."""
+    """Return what a call returns, and whether the store says that it must be reset."""
     try:
         return do(), False
     except KIVUsageError as error:
@@ -196,7 +196,7 @@ class Calls:
         return broken
 
     def try_some(self, share: int) -> int:
-        """Raise at one in so many places, with each class of error in turn. Returns how often a store was broken."""
+        """Raise at one place in `share`, with each class of error in turn. Returns how often a store was broken."""
         tries = zip(self.places[::share], itertools.cycle(ERRORS), strict=False)
         return sum(self.interrupted(place, error) for place, error in tries)
 

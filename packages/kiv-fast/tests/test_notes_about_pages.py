@@ -49,7 +49,7 @@ def look(store: FastStore) -> None:
 
 
 def traced() -> int:
-    """Bytes that lines of kiv_fast asked for: other threads of the process are not counted."""
+    """Return bytes that lines of kiv_fast asked for: other threads of the process are not counted."""
     gc.collect()
     mine = tracemalloc.Filter(True, os.path.join(SOURCES, "*"))
     return sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces([mine]).traces)
@@ -73,7 +73,7 @@ def test_a_page_costs_a_few_bytes(store: FastStore) -> None:
 
 
 def lines(do: Callable[[], object]) -> int:
-    """How many lines of kiv_fast run."""
+    """Tell how many lines of kiv_fast run."""
     seen = 0
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:

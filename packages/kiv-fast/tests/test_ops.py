@@ -49,7 +49,7 @@ class Wide:
 
 
 def rows(view: View, in_place: bool) -> tuple[Rows, ...]:
-    """Keys and values of the cold tokens, as they are handed to the compiled operations."""
+    """Return keys and values of the cold tokens, as they are handed to the compiled operations."""
     cold = view.cold
     return tuple(
         cold.rows(view.row, values)._replace(table=cold.arena.table(values) if in_place else None)
@@ -77,7 +77,7 @@ def ranked(scores: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def check(level: int, in_place: bool, block: Block, exact: bool = False) -> None:
-    """Each operation's result against PyTorch's, given the same."""
+    """Compare each operation's result with PyTorch's, given the same."""
     _store, view, queries, candidates, selected = block
     ops, group = CpuOps(library.Library(library.library_path(), level)), view.index.group
     keys, values = rows(view, in_place)
@@ -178,7 +178,7 @@ def test_of_equal_scores_the_first_are_taken(level: int, block: Block, in_place:
 
 
 def block_of(key: torch.Tensor, query: torch.Tensor, size: int, scale: float, candidates: int) -> Block:
-    """A block whose last query asks about cold pages of `size` tokens with these keys [1, H, T, 8]."""
+    """Return a block whose last query asks about cold pages of `size` tokens with these keys [1, H, T, 8]."""
     heads, tokens = key.shape[1:3]
     sizes: dict[str, Any] = {"hot_tokens": 0, "sink_tokens": 0, "page_tokens": size, "index_channels": 8}
     config = KIVConfig(**sizes, candidate_tokens=1, retrieve_tokens=1, prefill="window")

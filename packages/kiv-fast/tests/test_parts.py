@@ -156,7 +156,7 @@ def test_numbers_begin_where_torch_puts_them() -> None:
 
 @pytest.mark.parametrize("pages", [1, 2, 3, 4, 5, 6])
 def test_keys_of_candidates_are_read_in_chunks(config: KIVConfig, pages: int) -> None:
-    """Twenty candidates, so many at a time: the last chunk may be smaller; and the codes of some pages at a time."""
+    """Twenty candidates, a few at a time: the last chunk may be smaller; and the codes of some pages at a time."""
     tuning = Tuning(chunk_bytes=pages * config.page_tokens * 2 * 16 * 8, kept_bytes=0)
     data = draw(8, 120, dtype=torch.float64)
     expected = feed(ReferencePool(config).layer_store(), data, [100, *[1] * 20])

@@ -24,7 +24,7 @@ TOKENS = 24 * 160
 
 
 def resident(tables: Any) -> int:
-    """Bytes of memory that the system holds for tables: neighbours in /proc/self/smaps are one entry, pages are not."""
+    """Count the bytes that the system holds for tables: neighbours in /proc/self/smaps are one entry, pages are not."""
     page, total = mmap.PAGESIZE, 0
     with open("/proc/self/pagemap", "rb", buffering=0) as pages:
         for table in tables:

@@ -40,7 +40,7 @@ class Refusing(TorchFunctionMode):
 
 
 def calls_of(padded: bool) -> Iterator[Callable[..., Any]]:
-    """What is done to a store, call by call: prompt, decode, crop, batch, fork."""
+    """Yield what is done to a store, call by call: prompt, decode, crop, batch, fork."""
     data, start = draw(3, 80, batch=2), 0
     for n in (30, 1, 1, 25, 1, 1, 1, 1, 1, 1):
         key, value, query = (part[:, :, start : start + n] for part in data)
@@ -59,7 +59,7 @@ def calls_of(padded: bool) -> Iterator[Callable[..., Any]]:
 
 
 def play(config: KIVConfig, padded: bool, mode: Any) -> tuple[list[Any], int, int]:
-    """All answers, device bytes in the end, and how many calls were refused."""
+    """Return all answers, device bytes in the end, and how many calls were refused."""
     pool, answers, refused = FastPool(config, tuning=Tuning(chunk_bytes=4096)), [], 0
     store = pool.layer_store()
     for call in calls_of(padded):

@@ -48,7 +48,7 @@ class Operations(TorchDispatchMode):
 
 
 def filled(ops: Any, length: int, dtype: torch.dtype) -> tuple[FastStore, tuple[torch.Tensor, torch.Tensor]]:
-    """A store of so many tokens that has answered a step, and what a step asks."""
+    """Return a store of `length` tokens that has answered a step, and what a step asks."""
     store = FastPool(KIVConfig(), ops=ops).layer_store()
     generator = torch.Generator().manual_seed(length)
     key, query = (

@@ -42,7 +42,7 @@ def step(store: FastStore, data: Sequence[torch.Tensor], at: int) -> torch.Tenso
 
 
 def work(store: FastStore, seed: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """A life of a fork: decode, crop, fork again, change the batch; all its answers."""
+    """Return a life of a fork: decode, crop, fork again, change the batch; all its answers."""
     data = draw(seed, STEPS)
     answers = [step(store, data, at) for at in range(STEPS // 2)]
     store.crop(PROMPT - seed)

@@ -46,7 +46,7 @@ class LateStreams:
 
 
 def move(streams: Any, seed: int) -> bool:
-    """Whether everything that was moved arrived as it was."""
+    """Tell whether everything that was moved arrived as it was."""
     generator, chooser = torch.Generator().manual_seed(seed), random.Random(seed)
     transfer = Transfer(streams)
     gathered = torch.empty(64)

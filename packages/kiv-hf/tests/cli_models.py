@@ -19,7 +19,7 @@ CHAT_TEMPLATE = (
 
 
 def tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
-    """A token for each printable character; "<e>" ends an answer."""
+    """Return a token for each printable character; "<e>" ends an answer."""
     vocabulary = {token: i for i, token in enumerate(["<e>", "<?>", *CHARACTERS])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<?>"))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")

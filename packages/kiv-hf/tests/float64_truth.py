@@ -15,5 +15,5 @@ A root mean square over many logits does not hang on one draw of rounding, as th
 
 
 def error(logits: torch.Tensor, truth: torch.Tensor) -> float:
-    """Root mean square distance of `logits` from `truth`."""
+    """Return the root mean square distance of `logits` from `truth`."""
     return (logits.double() - truth).square().mean().sqrt().item()

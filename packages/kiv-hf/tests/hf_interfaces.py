@@ -30,7 +30,7 @@ class registered:
 
 
 def attention_gets(change: Callable[..., Any]) -> registered:
-    """The attention "kiv" gets `change(key, value)`, as from a model that adapts them."""
+    """Give the attention "kiv" `change(key, value)`, as from a model that adapts them."""
     kiv = AttentionInterface()["kiv"]
 
     def changed(
@@ -42,7 +42,7 @@ def attention_gets(change: Callable[..., Any]) -> registered:
 
 
 def attention_adds(**added: Any) -> registered:
-    """The attention "kiv" gets more arguments, as from a model that passes them."""
+    """Give the attention "kiv" more arguments, as from a model that passes them."""
     kiv = AttentionInterface()["kiv"]
 
     def more(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any) -> Any:

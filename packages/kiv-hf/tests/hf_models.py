@@ -72,7 +72,7 @@ class TinyModel:
         return DynamicCache(config=self.config)
 
     def rounding(self) -> float:
-        """How far right logits may lie apart: far beyond what any processor's order of sums moves them.
+        """Tell how far right logits may lie apart: far beyond what any processor's order of sums moves them.
 
         A wrong cache is off by more than a tenth of the largest.
         """
@@ -81,7 +81,7 @@ class TinyModel:
 
 
 def feed(model: Any, ids: torch.Tensor, cache: Any, lengths: list[int], **kwargs: Any) -> torch.Tensor:
-    """Logits [B, T, vocabulary] of `ids`, fed in pieces of `lengths`."""
+    """Return logits [B, T, vocabulary] of `ids`, fed in pieces of `lengths`."""
     mask = kwargs.pop("attention_mask", None)
     logits, start = [], 0
     for piece in ids.split(lengths, dim=1):
@@ -94,7 +94,7 @@ def feed(model: Any, ids: torch.Tensor, cache: Any, lengths: list[int], **kwargs
 def pair(
     config_class: Any, model_class: Any, attention: str = "sdpa", dtype: torch.dtype = torch.float64, **settings: Any
 ) -> TinyModel:
-    """In float64, where right answers agree on any processor, and a wrong one stands out."""
+    """Make both in float64, where right answers agree on any processor, and a wrong one stands out."""
     sizes = {
         "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
@@ -116,7 +116,7 @@ def pair(
 
 
 def falcon_h1() -> FalconH1ForCausalLM:
-    """A model with a linear state beside the attention of each layer, in transformers' own attention."""
+    """Return a model with a linear state beside the attention of each layer, in transformers' own attention."""
     fields: dict[str, Any] = {"head_dim": 8}  # it takes this from the classes above it
     config = FalconH1Config(
         **fields, vocab_size=60, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,

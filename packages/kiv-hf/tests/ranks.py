@@ -68,7 +68,7 @@ def _feed_in_every_way(model: Any, ids: torch.Tensor, impl: str, found: dict[str
 
 
 def work(job: str, folder: Path) -> None:
-    """Be one of the processes."""
+    """Run as one of the processes."""
     from transformers.distributed import DistributedConfig  # pyright: ignore[reportPrivateImportUsage]
 
     model = AutoModelForCausalLM.from_pretrained(

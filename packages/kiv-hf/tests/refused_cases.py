@@ -48,7 +48,7 @@ class Case:
         return self.tiny.kiv(self.ids[:, PAST:], past_key_values=self.cache, **kwargs).logits
 
     def goes_on(self) -> None:
-        """The same call gives what it gives a cache that nothing happened to, and so do later ones."""
+        """Check that the same call and later ones give what they give a cache that nothing happened to."""
         assert self.cache.lengths() == {PAST}
         got = torch.cat([self.call(), feed(self.tiny.kiv, self.ids[:, :2], self.cache, [1, 1])], dim=1)
         right = feed(self.tiny.kiv, torch.cat([self.ids[:, PAST:], self.ids[:, :2]], 1), self.other, [46, 1, 1])

@@ -77,7 +77,7 @@ IDS = torch.randint(2, VOCABULARY, (1, TEXT_TOKENS), generator=torch.Generator()
 
 
 def rounding(model: Any) -> float:
-    """How far right logits may lie apart, whatever the processor."""
+    """Tell how far right logits may lie apart, whatever the processor."""
     logits = feed(model, IDS, DynamicCache(config=model.config), [TEXT_TOKENS])
     return (1e-10 if logits.dtype == torch.float64 else 1e-4) * logits.abs().max().item()
 

@@ -36,7 +36,7 @@ def save(tiny: TinyModel, folder: Path) -> None:
 
 
 def run_both(job: str, name: str, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]], float]:
-    """What one process finds, what each of two finds, and how far logits may lie apart.
+    """Return what one process finds, what each of two finds, and how far logits may lie apart.
 
     Two processes sum in another order than one, and either may lie as far from the stock model as rounding allows.
     """

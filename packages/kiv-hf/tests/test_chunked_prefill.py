@@ -52,7 +52,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
 
 
 def one_layer(told: Told) -> list[int | None]:
-    """What the two layers of a model were told: the same."""
+    """Return what the two layers of a model were told: the same."""
     assert told[::2] == told[1::2]
     return told[::2]
 

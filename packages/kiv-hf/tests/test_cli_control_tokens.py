@@ -28,7 +28,7 @@ MARKS = ["<|im_start|>", "<|im_end|>"]
 
 
 def made(kind: str, chat: bool = True) -> TokenizersBackend:
-    """A tokenizer of characters in which `MARKS` are special tokens, added ones, or words like any other."""
+    """Return a tokenizer of characters in which `MARKS` are special tokens, added ones, or words like any other."""
     vocabulary = {token: i for i, token in enumerate(["<e>", "<?>", *MARKS, *CHARACTERS])}
     if kind == "unigram":
         pieces = [(token, 0.0 if len(token) > 1 else -1.0) for token in vocabulary]

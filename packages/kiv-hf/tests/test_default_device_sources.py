@@ -29,7 +29,7 @@ def sources(package: str) -> list[Path]:
 
 
 def unnamed(text: str) -> list[int]:
-    """Lines of calls to factories that do not name their device."""
+    """Return lines of calls to factories that do not name their device."""
     return [
         node.lineno
         for node in ast.walk(ast.parse(text))

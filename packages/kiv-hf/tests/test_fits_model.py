@@ -101,7 +101,7 @@ def test_a_layer_of_another_kind(gemma3: TinyModel) -> None:
 
 
 def four_dimensional(tokens: int, past: int = 0) -> torch.Tensor:
-    """A mask of the caller's own: KIV is asked for none then."""
+    """Return a mask of the caller's own: KIV is asked for none then."""
     return torch.ones(1, 1, tokens, past + tokens, dtype=torch.bool).tril(past)
 
 

@@ -48,7 +48,7 @@ class TestBrokenForward:
         assert (logits - expected).abs().max().item() <= tiny.rounding()
 
     def stage(self, tiny: TinyModel) -> KIVCache:
-        """A cache whose first KIV layer waits for an attention call that never comes."""
+        """Return a cache whose first KIV layer waits for an attention call that never comes."""
         cache = tiny.cache()
         tiny.kiv(tiny.ids[:, :50], past_key_values=cache)
 

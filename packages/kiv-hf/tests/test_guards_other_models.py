@@ -33,7 +33,7 @@ def stop(*_: Any, **__: Any) -> None:
 
 
 def in_attention(llama: TinyModel, cache: Any) -> None:
-    """Between the cache update and KIV's attention."""
+    """Act between the cache update and KIV's attention."""
     with registered(attention=stop):
         llama.kiv(llama.ids[:, 50:], past_key_values=cache)
 

@@ -24,7 +24,7 @@ FIRST, REST = slice(None, 60), slice(60, None)
 
 
 def continued(tiny: TinyModel, cache: Any, ids: torch.Tensor | None = None) -> Any:
-    """Logits of the text's rest on `cache`."""
+    """Return logits of the text's rest on `cache`."""
     return tiny.kiv((tiny.ids if ids is None else ids)[:, REST], past_key_values=cache).logits
 
 

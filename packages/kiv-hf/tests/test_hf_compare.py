@@ -26,7 +26,7 @@ TOKENS = 62
 
 
 def swapped(positions: torch.Tensor) -> torch.Tensor:
-    """The same number of positions, without the last: in its place one that was left out."""
+    """Replace the last of the positions by one that was left out."""
     left = [i for i in range(2, 50) if i not in positions.tolist()]
     return torch.cat([positions[:-1], torch.tensor(left[:1])]).sort().values
 

@@ -40,7 +40,7 @@ def gemma3_270m() -> Path:
 
 
 def folder_or_skip(package: str) -> Path:
-    """The folder of an installed package; it is not imported, some of these need other packages for that."""
+    """Return the folder of an installed package; it is not imported, some of these need other packages for that."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         pytest.skip(f"needs the package {package}")

@@ -16,7 +16,7 @@ SETTINGS = {"max_new_tokens": 12, "do_sample": False}
 
 
 def both(tiny: TinyModel, config: KIVConfig, ids: torch.Tensor, **kwargs: Any) -> tuple[Any, Any]:
-    """Sequences of the stock cache and of KIV."""
+    """Return sequences of the stock cache and of KIV."""
     expected = tiny.stock.generate(ids, past_key_values=tiny.stock_cache(), **SETTINGS, **kwargs)
     return expected, tiny.kiv.generate(ids, past_key_values=tiny.cache(config), **SETTINGS, **kwargs)
 

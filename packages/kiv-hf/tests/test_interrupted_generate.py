@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SOURCES = tuple(os.path.dirname(str(package.__file__)) for package in (kiv_hf, kiv_fast))
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 SHARE = 4 if NIGHTLY else 120
-"""One in so many places is tried; a place is the first or the last time that `generate` comes to a line."""
+"""One place in this many is tried; a place is the first or the last time that `generate` comes to a line."""
 
 PROMPT, NEW = 40, 4
 

@@ -97,7 +97,7 @@ class Linear(torch.nn.Module):
 
 
 def changed(adapter: Any) -> tuple[Any, ...]:
-    """A module, what was staged, and key and value that `adapter` explains."""
+    """Return a module, what was staged, and key and value that `adapter` explains."""
     generator = torch.Generator().manual_seed(1)
     heads = 1 if adapter is latent else 2
     staged = Staged(*(torch.randn(1, heads, 7, width, generator=generator) for width in (6, 4)))

@@ -20,12 +20,12 @@ SIZES: dict[str, Any] = {
 
 
 def falcon_h1() -> tuple[FalconH1ForCausalLM, str]:
-    """Every layer has a linear state beside its attention."""
+    """Make every layer have a linear state beside its attention."""
     return hf_models.falcon_h1(), "feed_forward"
 
 
 def qwen3_next() -> tuple[Qwen3NextForCausalLM, str]:
-    """The first layer, and the last, have a linear state alone."""
+    """Make the first layer and the last have a linear state alone."""
     config = Qwen3NextConfig(
         **SIZES, num_hidden_layers=3, layer_types=["linear_attention", "full_attention", "linear_attention"],
         linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,

@@ -31,7 +31,7 @@ def write(model: Any, ids: torch.Tensor, cache: Any, **kwargs: Any) -> Any:
 
 
 def first_turn(tiny: TinyModel, cache: Any, model: Any) -> tuple[Any, int]:
-    """Row 1 ends at its fourth token, and then there are pads."""
+    """Make a turn whose row 1 ends at its fourth token, followed by pads."""
     ids = prompts(tiny)
     plain = write(tiny.stock, ids, tiny.stock_cache(), eos_token_id=None).sequences
     eos = next(int(token) for token in plain[1, 43:] if token not in plain[0, 40:] and token not in plain[1, 40:43])

@@ -72,7 +72,7 @@ def in_pieces(model: Any, cache: Any, ids: torch.Tensor = IDS, tokens: int = 7) 
 
 
 def apart(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest difference, in parts of the largest value."""
+    """Return the largest difference, in parts of the largest value."""
     return float((got - expected).abs().max() / expected.abs().max())
 
 

@@ -105,7 +105,7 @@ def prepared(name: str) -> tuple[ReferencePool, ReferenceStore]:
 
 
 def later(store: ReferenceStore) -> tuple[int, list[Any], list[Any] | None, str, TierBytes]:
-    """What the store answers next: whether its state is right."""
+    """Return what the store answers next: whether its state is right."""
     length = store.length
     batch = 2 if store.contents is None else store.contents.valid.shape[0]
     key, value, query = (part[:1, :, length : length + 4].expand(batch, -1, -1, -1) for part in (KEY, VALUE, QUERY))
@@ -115,7 +115,7 @@ def later(store: ReferenceStore) -> tuple[int, list[Any], list[Any] | None, str,
 
 
 def after(name: str, times: Any) -> tuple[Any, ...]:
-    """What a store answers after a call that was made so many times."""
+    """Return what a store answers after a call that was made n times."""
     pool, store = prepared(name)
     told: Any = None
     for _ in range(times):

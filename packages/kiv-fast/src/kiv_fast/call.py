@@ -18,7 +18,7 @@ from .tokens import ALL
 from .trace import BlockTrace, RowTrace
 
 FEW_QUERIES = 8
-"""Up to so many queries of a head a tile of pages is attended where it lies: for more, fused attention is faster."""
+"""Up to this many queries of a head attend a tile of pages where it lies; for more, fused attention is faster."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _retrieve(state: State, call: Call, trace: BlockTrace, row: int, queries: Qu
 
 
 def runs(marks: list[bool]) -> Iterator[slice]:
-    """Where neighbours are all marked."""
+    """Yield the stretches in which all are marked."""
     for marked, run in groupby(range(len(marks)), marks.__getitem__):
         places = list(run)
         if marked:
@@ -126,7 +126,7 @@ def runs(marks: list[bool]) -> Iterator[slice]:
 def _exact(
     state: State, row: int, queries: Queries, pages: int, always: list[Tile], out: torch.Tensor, heads: slice = ALL
 ) -> torch.Tensor:
-    """Full attention of some heads to `always` and to pages, its output in `out`; the estimated share ``[H, M]``: 0."""
+    """Attend fully to `always` and to pages for some heads, into `out`; return the estimated share ``[H, M]``, 0."""
     ops, finite, width = state.cold.ops, state.finite, state.shape.value_width
     if queries.query.shape[2] <= FEW_QUERIES and ops.in_place:
         if pages <= state.tile_pages:

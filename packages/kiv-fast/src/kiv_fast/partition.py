@@ -33,7 +33,7 @@ def blocks(config: KIVConfig, length: int, queries: int, remaining: int | None) 
 
 
 def _block(config: KIVConfig, mode: Mode, start: int, stop: int) -> Block:
-    """A block, exact where there is nothing to choose (SPEC 4.1)."""
+    """Return a block, exact where there is nothing to choose (SPEC 4.1)."""
     pages = config.cold_pages(start)
     few = mode == "retrieve" and pages * config.page_tokens <= config.candidate_tokens
     return Block("exact" if few else mode, start, stop, pages)

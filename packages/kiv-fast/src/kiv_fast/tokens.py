@@ -104,7 +104,7 @@ class Tokens:
             yield PagedTile(keys, values, ids[first:stop], self.hot_start(first), self._valid(row, first, stop))
 
     def _valid(self, row: int, first: int, stop: int) -> torch.Tensor | None:
-        """Which tokens of pages are valid; None if all are."""
+        """Tell which tokens of pages are valid; None if all are."""
         return self.validity.row(row, self.hot_start(first), self.hot_start(stop)) if self.rows[row].padded else None
 
     def cold_tile(self, row: int, first: int, stop: int, heads: slice = ALL) -> Tile:

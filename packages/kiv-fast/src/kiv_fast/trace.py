@@ -91,7 +91,7 @@ class BlockTrace:
 
 
 def _stack(rows: list[torch.Tensor], first: int) -> torch.Tensor:
-    """Numbers from 0 on, ``[H, K]`` of each sequence, as those from `first` on, ``[B, H, largest K]``; -1 fills up."""
+    """Shift numbers from 0 on, ``[H, K]`` of each sequence, to `first` on, ``[B, H, largest K]``; -1 fills up."""
     width = max(row.shape[1] for row in rows)
     padded = [torch.nn.functional.pad(row, (0, width - row.shape[1]), value=-1) for row in rows]
     at = torch.stack(padded)

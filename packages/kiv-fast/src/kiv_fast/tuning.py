@@ -24,9 +24,9 @@ class Tuning:
         Estimates of a block that take no more are kept from one use to the next by torch's operations, not computed
         again.
     row_steps : int
-        Keys and values that are read from disk are kept in RAM, as many as so many steps of a store read.
+        Keys and values that are read from disk are kept in RAM, as many as this number of steps of a store reads.
     row_share : int
-        All of them take at most one part in so many of `ram_bytes`; none are kept where `disk_bytes` sets a limit,
+        All of them take at most one part in this many of `ram_bytes`; none are kept where `disk_bytes` sets a limit,
         since pages that give way to them go to disk.
     """
 

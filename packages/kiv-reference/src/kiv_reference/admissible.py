@@ -17,7 +17,7 @@ class Violation(NamedTuple):
 
 
 def violation(scores: Sequence[float], errors: Sequence[float], chosen: Collection[int]) -> Violation | None:
-    """Whether `chosen` could not have been the best items, and why.
+    """Tell whether `chosen` could not have been the best items, and why.
 
     Another implementation's score of item i lies within ``errors[i]`` of ``scores[i]``. If it chose i and rejected j,
     then ``scores[i] + errors[i] >= scores[j] - errors[j]``, for all such pairs. With one error ε for all items that

@@ -27,7 +27,7 @@ class Modifiers:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def logits(self, query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Logits of ``query [G, TQ, D]`` for ``keys [K, D]``: ``[G, TQ, K]`` (SPEC 5.1)."""
+        """Return logits of ``query [G, TQ, D]`` for ``keys [K, D]``: ``[G, TQ, K]`` (SPEC 5.1)."""
         return self.cap(self.scale * (query @ keys.T))
 
     def narrow(self, start: int, stop: int) -> Modifiers:
@@ -70,7 +70,7 @@ def attend_tokens(
     modifiers: Modifiers,
     tail: Pseudo | None = None,
 ) -> Attended:
-    """Softmax attention over the tokens at `positions` that are not later than the query, and the tail (SPEC 5.1).
+    """Attend by softmax to the tokens at `positions` that are not later than the query, and the tail (SPEC 5.1).
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def attend_tokens(
 def attend_exactly(
     query: torch.Tensor, query_positions: torch.Tensor, view: HeadView, modifiers: Modifiers
 ) -> Attended:
-    """Full attention, a tile of queries at a time (SPEC 7.1); arguments as for `attend_tokens`."""
+    """Attend fully, a tile of queries at a time (SPEC 7.1); arguments as for `attend_tokens`."""
     tiles: list[Attended] = []
     for start in range(0, query.shape[1], TILE_TOKENS):
         stop = min(start + TILE_TOKENS, query.shape[1])

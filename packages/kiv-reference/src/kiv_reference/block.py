@@ -33,7 +33,7 @@ class HeadResult(NamedTuple):
 def retrieve(
     query: torch.Tensor, query_positions: torch.Tensor, view: HeadView, modifiers: Modifiers, config: KIVConfig
 ) -> Retrieval:
-    """Candidates and selection (SPEC 4), or more of the best tokens until the missed bound holds (SPEC 6.3)."""
+    """Return candidates and selection (SPEC 4), or more of the best tokens until the missed bound holds (SPEC 6.3)."""
     members = query.flatten(0, 1)  # [G * TQ, D]
     ranked = rank_cold(view, members, modifiers.scale, config)
     tried = choose(view, members, ranked, modifiers.scale, config)

@@ -40,7 +40,7 @@ class BlockCall:
         return self._stack([[r.attended.output for r in row] for row in results]), self._report(results)
 
     def _head(self, query: torch.Tensor, sequence: int, head: int, given: BlockReport | None) -> HeadResult:
-        """One sequence and KV head; queries at invalid positions are answered apart, and not reported (SPEC 2.4)."""
+        """Answer one sequence and KV head; queries at invalid positions apart, and unreported (SPEC 2.4)."""
         valid = self.tokens.valid[sequence, self.block.start : self.block.stop]
         retrieval = None if given is None else _given(given, sequence, head)
         result = self._some(query, sequence, head, valid.nonzero()[:, 0], retrieval)
@@ -87,7 +87,7 @@ class BlockCall:
         return result._replace(attended=attended, missed_bound=missed)
 
     def _stack(self, parts: list[list[torch.Tensor]]) -> torch.Tensor:
-        """``[B][H]`` of ``[G, TQ, ...]`` to ``[B, HQ, TQ, ...]``."""
+        """Return ``[B][H]`` of ``[G, TQ, ...]`` to ``[B, HQ, TQ, ...]``."""
         return torch.stack([torch.cat(row) for row in parts])
 
     def _report(self, results: list[list[HeadResult]]) -> BlockReport:
@@ -112,13 +112,13 @@ class BlockCall:
 
 
 def _round_up(bound: torch.Tensor) -> torch.Tensor:
-    """To float32, never downwards: a bound that is rounded to nearest may end below what it bounds (SPEC 6.2)."""
+    """Round to float32, never downwards: a bound rounded to nearest may end below what it bounds (SPEC 6.2)."""
     nearest = bound.float()
     return torch.where(nearest < bound, nearest.nextafter(nearest.new_tensor(torch.inf)), nearest)
 
 
 def _padded(rows: list[list[torch.Tensor]]) -> torch.Tensor:
-    """``[B][H]`` of int64 ``[k]`` to ``[B, H, largest k]``, filled up with -1."""
+    """Return ``[B][H]`` of int64 ``[k]`` to ``[B, H, largest k]``, filled up with -1."""
     flat = torch.nn.utils.rnn.pad_sequence([r for row in rows for r in row], batch_first=True, padding_value=-1)
     return flat.reshape(len(rows), len(rows[0]), flat.shape[1])
 

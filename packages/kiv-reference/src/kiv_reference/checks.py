@@ -62,7 +62,7 @@ def integer(name: str, value: object) -> int:
 
 
 def _positive(number: Any) -> bool:
-    """Whether it is a finite number above 0 that a tensor can be multiplied by."""
+    """Tell whether it is a finite number above 0 that a tensor can be multiplied by."""
     if isinstance(number, torch.Tensor):
         return number.ndim == 0 and number.is_floating_point() and not number.is_meta and 0 < float(number) < math.inf
     real = type(number) is float or (isinstance(number, numbers.Real) and not isinstance(number, (bool, Fraction)))

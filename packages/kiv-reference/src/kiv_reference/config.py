@@ -100,7 +100,7 @@ class KIVConfig:
         return self.retrieve_tokens is None
 
     def cold_pages(self, boundary: int) -> int:
-        """N(boundary), the number of cold pages for a boundary in tokens (SPEC 2.2)."""
+        """Return N(boundary), the number of cold pages for a boundary in tokens (SPEC 2.2)."""
         return max(0, (boundary - self.hot_tokens - self.sink_tokens) // self.page_tokens)
 
     def _read_size(self, name: str) -> None:

@@ -95,7 +95,7 @@ class LayerStore(Protocol):
         bound: bool = False,
         remaining_prompt_tokens: int | None = None,
     ) -> torch.Tensor:
-        """Attention output for the queries of the last appended tokens (SPEC 4 to 8).
+        """Return attention's output for the queries of the last appended tokens (SPEC 4 to 8).
 
         Parameters
         ----------
@@ -136,7 +136,7 @@ class LayerStore(Protocol):
         ...
 
     def select(self, rows: torch.Tensor) -> None:
-        """Like `reorder` with any number of rows >= 1; it may change B (SPEC 9.3)."""
+        """Reorder to any number of rows >= 1; it may change B (SPEC 9.3)."""
         ...
 
     def repeat_interleave(self, repeats: int) -> None:
@@ -152,11 +152,11 @@ class LayerStore(Protocol):
         ...
 
     def memory(self) -> TierBytes:
-        """Bytes this store holds in each tier (SPEC 10.3)."""
+        """Return bytes this store holds in each tier (SPEC 10.3)."""
         ...
 
     def tokens(self) -> TierTokens:
-        """Positions in each part of the partition that the next call will use (SPEC 10.3)."""
+        """Return positions in each part of the partition that the next call will use (SPEC 10.3)."""
         ...
 
 
@@ -173,7 +173,7 @@ class StorePool(Protocol):
         ...
 
     def memory(self) -> TierBytes:
-        """Bytes held in each tier by all stores of the pool and by what they share (SPEC 10.2)."""
+        """Return bytes held in each tier by all stores of the pool and by what they share (SPEC 10.2)."""
         ...
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ class PageIndex(NamedTuple):
 
 
 def query_weights(sampled: torch.Tensor) -> torch.Tensor:
-    """Where queries look, w ``[H, D]``, by the sampled ones ``[H, n, D]``; NaN where none was sampled (SPEC 3.2)."""
+    """Weigh channels by the sampled queries ``[H, n, D]``: w ``[H, D]``, NaN where none was sampled (SPEC 3.2)."""
     if sampled.shape[1] == 0:
         return sampled.new_ones(sampled.shape[0], sampled.shape[2])
     largest = sampled.nan_to_num(nan=-1.0).amax(dim=1)
@@ -84,7 +84,7 @@ def index_page(
 def approximate_keys(
     codes: torch.Tensor, channels: torch.Tensor, centre: torch.Tensor, step: torch.Tensor, mean: torch.Tensor
 ) -> torch.Tensor:
-    """Approximate keys ``[I, P, D]`` of I pages, or of a page's heads, from fields of their indices (SPEC 3.4)."""
+    """Approximate the keys ``[I, P, D]`` of I pages, or of a page's heads, from fields of their indices (SPEC 3.4)."""
     level = codes.to(mean.dtype) - (LEVELS - 1) / 2
     coded = centre[:, None] + level * step[:, None]
     whole = mean[:, None].repeat(1, codes.shape[1], 1)

@@ -26,7 +26,7 @@ def rounding(query: torch.Tensor, keys: torch.Tensor, scale: float) -> torch.Ten
 
 
 def page_slack(query: torch.Tensor, view: HeadView, scale: float) -> torch.Tensor:
-    """What no score of a page exceeds its estimate by, ``[G, TQ, N]``, rounding included (SPEC 6.2).
+    """Return what no score of a page exceeds its estimate by, ``[G, TQ, N]``, rounding included (SPEC 6.2).
 
     `query` ``[G, TQ, D]`` is in the dtype of computation, as estimates and the index are.
     """
@@ -42,7 +42,7 @@ def page_slack(query: torch.Tensor, view: HeadView, scale: float) -> torch.Tenso
 
 
 def upper_logits(query: torch.Tensor, view: HeadView, positions: torch.Tensor, modifiers: Modifiers) -> torch.Tensor:
-    """cap(estimate) + slack of SPEC 6.2 for unread positions int64 [K]: float64 ``[G, TQ, K]``."""
+    """Return cap(estimate) + slack of SPEC 6.2 for unread positions int64 [K]: float64 ``[G, TQ, K]``."""
     estimates = view.estimates(query, positions, modifiers.scale).to(torch.float64)
     estimates = estimates.masked_fill(~torch.isfinite(estimates), torch.inf)  # what is beyond float32 tells nothing
     return modifiers.cap(estimates) + page_slack(query, view, modifiers.scale)[..., view.pages(positions)]

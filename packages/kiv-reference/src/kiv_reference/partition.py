@@ -26,7 +26,7 @@ class Partition:
         return self.cold_start + self.pages * self.page_tokens
 
     def page(self, j: int) -> tuple[int, int]:
-        """First position of cold page `j`, and the one after its last."""
+        """Return the first position of cold page `j`, and the one after its last."""
         start = self.cold_start + j * self.page_tokens
         return start, start + self.page_tokens
 
@@ -69,6 +69,6 @@ def query_blocks(config: KIVConfig, length: int, queries: int, remaining: int | 
 
 
 def _chosen(config: KIVConfig, mode: Mode, boundary: int) -> Mode:
-    """`mode`, or "exact" where there is nothing to choose (SPEC 4.1)."""
+    """Return `mode`, or "exact" where there is nothing to choose (SPEC 4.1)."""
     cold = config.cold_pages(boundary) * config.page_tokens
     return "exact" if mode == "retrieve" and cold <= config.candidate_tokens else mode

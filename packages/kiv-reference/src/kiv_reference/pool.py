@@ -51,7 +51,7 @@ class ReferencePool:
         return [store for reference in list(self._references) if (store := reference()) is not None]
 
     def memory(self) -> TierBytes:
-        """Bytes held in each tier by all stores (SPEC 10.3)."""
+        """Return bytes held in each tier by all stores (SPEC 10.3)."""
         return _total(store.memory() for store in self._stores)
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ def best(scores: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def group_scores(scores: torch.Tensor, group: Group) -> torch.Tensor:
-    """One score for each item from those of all members (SPEC 4.3).
+    """Return one score for each item from those of all members (SPEC 4.3).
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def group_scores(scores: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def rank_cold(view: HeadView, members: torch.Tensor, scale: float, config: KIVConfig) -> torch.Tensor:
-    """All valid cold positions, best first by the group score of the estimates; int64 (SPEC 4.2, 4.4)."""
+    """Return all valid cold positions, best first by the group score of the estimates; int64 (SPEC 4.2, 4.4)."""
     positions = view.cold_positions()
     if positions.numel() == 0:
         return positions
@@ -67,14 +67,14 @@ def select_tokens(
 
 
 def late(ranked: torch.Tensor, selected: torch.Tensor, config: KIVConfig) -> bool:
-    """Whether more was selected from the last quarter of the candidates than good estimates leave there (SPEC 4.9)."""
+    """Tell whether more is selected from the last quarter of candidates than good estimates leave there (SPEC 4.9)."""
     early = 3 * config.candidate_tokens // 4
     unseen = int((~torch.isin(selected, ranked[:early])).sum())
     return LATE * (unseen - max(0, selected.numel() - early)) > selected.numel()
 
 
 def choose(view: HeadView, members: torch.Tensor, ranked: torch.Tensor, scale: float, config: KIVConfig) -> Retrieval:
-    """Candidates from all cold positions, `ranked` best first, and the selection among them (SPEC 4.4, 4.6, 4.9)."""
+    """Return the candidates of all cold positions, `ranked` best first, and their selection (SPEC 4.4, 4.6, 4.9)."""
     most = config.candidate_tokens
     candidates = ranked[:most].sort().values
     selected = select_tokens(view, members, candidates, scale, config)

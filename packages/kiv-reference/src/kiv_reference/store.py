@@ -226,13 +226,13 @@ class ReferenceStore:
         self.contents, self.last_report = None, None
 
     def memory(self) -> TierBytes:
-        """Bytes by tier (`LayerStore.memory`)."""
+        """Return bytes by tier (`LayerStore.memory`)."""
         if self.contents is None:
             return TierBytes(0, 0, 0)
         return tier_bytes(self.config, self.contents.key.tensor, self.contents.value.tensor, self.length, self.length)
 
     def tokens(self) -> TierTokens:
-        """Positions by part (`LayerStore.tokens`)."""
+        """Return positions by part (`LayerStore.tokens`)."""
         part = partition(self.config, self.length)
         cold = part.pages * part.page_tokens
         sinks = min(part.cold_start, self.length)

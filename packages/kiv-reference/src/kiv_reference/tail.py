@@ -30,7 +30,7 @@ def value_shift(query: torch.Tensor, view: HeadView, selected: torch.Tensor, mod
 def tail(
     query: torch.Tensor, view: HeadView, candidates: torch.Tensor, selected: torch.Tensor, modifiers: Modifiers
 ) -> Pseudo:
-    """One pseudo-token for each cold page with valid tokens that are not selected.
+    """Return one pseudo-token for each cold page with valid tokens that are not selected.
 
     Parameters
     ----------

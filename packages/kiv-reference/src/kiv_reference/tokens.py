@@ -38,7 +38,7 @@ class Tokens:
 
     @classmethod
     def like(cls, key: torch.Tensor, value: torch.Tensor, config: KIVConfig) -> Tokens:
-        """Without tokens yet, for keys and values such as these."""
+        """Make one without tokens yet, for keys and values such as these."""
         batch, heads, _, width = key.shape
         coded = min(config.index_channels, width)
         dtype, device = compute_dtype(key.dtype), key.device
@@ -132,7 +132,7 @@ class Tokens:
                 field.append(stacked if stacked.dim() == 4 else stacked[:, :, None])
 
     def view(self, sequence: int, head: int, part: Partition) -> HeadView:
-        """One sequence and KV head under a partition; its pages are indexed if they are ranked."""
+        """View one sequence and KV head under a partition; its pages are indexed if they are ranked."""
         codes, *fields = (field.tensor[sequence, head] for field in self.index)
         pages = min(part.pages, fields[0].shape[0])
         by_page = codes[: pages * part.page_tokens].reshape(pages, part.page_tokens, codes.shape[1])
@@ -168,7 +168,7 @@ class Tokens:
 
 
 def tier_bytes(config: KIVConfig, key: torch.Tensor, value: torch.Tensor, length: int, boundary: int) -> TierBytes:
-    """Bytes of `length` tokens like those of ``key [B, H, n, D]`` and value, partitioned at `boundary` (SPEC 10.2).
+    """Count the bytes of `length` tokens like ``key [B, H, n, D]`` and value, partitioned at `boundary` (SPEC 10.2).
 
     Device: sinks, hot, validity and what every step looks at. RAM: cold pages, sampled queries and error radii.
     """

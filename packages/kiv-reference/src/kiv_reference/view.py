@@ -41,11 +41,11 @@ class HeadView:
         return approximate_keys(index.codes, index.channels, index.centre, index.step, index.mean).flatten(0, 1)
 
     def keys(self, positions: torch.Tensor) -> torch.Tensor:
-        """Keys at `positions` int64 [K], in the dtype of computation, ``[K, D]``."""
+        """Return keys at `positions` int64 [K], in the dtype of computation, ``[K, D]``."""
         return self.key[positions].to(compute_dtype(self.key.dtype))
 
     def approximate_keys(self, positions: torch.Tensor) -> torch.Tensor:
-        """Approximate keys at cold `positions` int64 [K], ``[K, D]``."""
+        """Approximate the keys at cold `positions` int64 [K], ``[K, D]``."""
         return self._approximate[positions - self.partition.cold_start]
 
     def estimates(
@@ -62,7 +62,7 @@ class HeadView:
         return estimates(query, self.index, scale, given)[..., positions - self.partition.cold_start]
 
     def values(self, positions: torch.Tensor) -> torch.Tensor:
-        """Values at `positions` int64 [K], in the dtype of computation, ``[K, DV]``."""
+        """Return values at `positions` int64 [K], in the dtype of computation, ``[K, DV]``."""
         return self.value[positions].to(compute_dtype(self.key.dtype))
 
     def positions(self, start: int, stop: int) -> torch.Tensor:

@@ -61,7 +61,7 @@ class Merge:
 def attend_by_tile(
     queries: Queries, tiles: Iterable[Tile | PagedTile], value_width: int, finite: bool, ops: Ops
 ) -> torch.Tensor:
-    """Output ``[H, M, DV]`` of full attention for few queries, by the operations, for which a tile may be in pages."""
+    """Attend fully for few queries, ``[H, M, DV]``, by the operations, for which a tile may be in pages."""
     count = queries.query.shape[2]
     merge, alone = Merge(queries, value_width, count), replace(queries, sink_logits=None)
     for tile in tiles:
@@ -70,7 +70,7 @@ def attend_by_tile(
 
 
 def attend_exactly(queries: Queries, tiles: Iterable[Tile], value_width: int, finite: bool, chunk: int) -> torch.Tensor:
-    """Output ``[H, M, DV]`` of full attention.
+    """Return output ``[H, M, DV]`` of full attention.
 
     Parameters
     ----------

@@ -85,7 +85,7 @@ def code_pages(
 
 
 def _packed(codes: torch.Tensor) -> torch.Tensor:
-    """Codes ``[n, H, P, 2 W]`` as they are kept."""
+    """Return codes ``[n, H, P, 2 W]`` as they are kept."""
     half, spare = codes.shape[3] // 2, -codes.shape[2] % TOGETHER
     narrow = torch.nn.functional.pad(codes, (0, 0, 0, spare)).to(torch.uint8)
     packed = narrow[..., :half] | narrow[..., half:] << 4

@@ -18,7 +18,7 @@ UNSEEN = -1.0
 
 
 def room(samples: int) -> int:
-    """Return how many samples the buffer for so many has room for: at most an eighth more."""
+    """Return how many samples a buffer for `samples` of them has room for: at most an eighth more."""
     step = 1 << max(0, samples.bit_length() - 4)
     return -(-samples // step) * step
 
@@ -37,7 +37,7 @@ class Samples:
         self._buffer = torch.empty(0, shape.batch, shape.heads, shape.key_width, dtype=shape.dtype, device="cpu")
 
     def bytes_at(self, length: int) -> int:
-        """Count the bytes that a store of so many tokens may take."""
+        """Count the bytes that a store of `length` tokens may take."""
         shape = self._shape
         return room(length // EVERY) * shape.batch * shape.heads * shape.key_width * shape.dtype.itemsize
 

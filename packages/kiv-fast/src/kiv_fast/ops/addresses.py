@@ -19,7 +19,7 @@ WORTH_THREADS = 1 << 14
 
 
 def query_of(queries: Queries, tokens: int, group_max: bool) -> tuple[c.Query, object]:
-    """Members and modifiers, and what holds their numbers; `tokens` are to be looked at for each."""
+    """Return members and modifiers, and what holds their numbers; `tokens` are to be looked at for each."""
     numbers, sinks = queries.query, queries.sink_logits
     heads, groups, count, width = numbers.shape
     if not numbers.is_contiguous():  # else the queries of a KV head lie together as they are
@@ -41,7 +41,7 @@ def query_of(queries: Queries, tokens: int, group_max: bool) -> tuple[c.Query, o
 
 
 def always_of(queries: Queries, always: Sequence[Tile | PagedTile]) -> tuple[c.Attend, int, list[object]]:
-    """Tokens that are always attended, how many; and what holds their numbers, to be kept as long."""
+    """Return tokens that are always attended, how many; and what holds their numbers, to be kept as long."""
     runs, tokens, held = (c.Run * max(1, len(always)))(), 0, list[object]()
     for place, tile in enumerate(always):
         runs[place] = _run(tile, held)
@@ -56,7 +56,7 @@ def always_of(queries: Queries, always: Sequence[Tile | PagedTile]) -> tuple[c.A
 def rows_of(
     rows: Rows, ids: int, at: torch.Tensor | None, head: int | None = None
 ) -> tuple[c.Rows, torch.Tensor | None]:
-    """Where rows are: in the pages or, of cold tokens `at`, gathered from them; of all heads or of one."""
+    """Tell where rows are: in the pages or, of cold tokens `at`, gathered from them; of all heads or of one."""
     if at is None:
         assert rows.table is not None, "neither pages nor places"
         return _pages(rows.table if head is None else rows.table[:, head:], ids), None
@@ -66,19 +66,19 @@ def rows_of(
 
 
 def found_of(found: Found) -> c.Found:
-    """Where candidates and selection are, or are to be."""
+    """Tell where candidates and selection are, or are to be."""
     places = found.at.data_ptr(), found.raw.data_ptr(), found.chosen.data_ptr(), None
     return c.Found(*places, found.at.shape[1], found.width, found.chosen.shape[1])
 
 
 def _pages(table: torch.Tensor, ids: int) -> c.Rows:
-    """Rows in pages; of a table of some heads, as far apart as those of all."""
+    """Return rows in pages; of a table of some heads, as far apart as those of all."""
     size, width = table.shape[2:]
     return c.Rows(table.data_ptr(), ids, size, table.stride(0) // (size * width), 0, width, KINDS[table.dtype])
 
 
 def _run(tile: Tile | PagedTile, held: list[object]) -> c.Run:
-    """Consecutive tokens, where they lie."""
+    """Return consecutive tokens, where they lie."""
     valid = None if tile.valid is None else tile.valid.contiguous()
     held.append(valid)
     mask = None if valid is None else valid.data_ptr()
@@ -97,7 +97,7 @@ def _run(tile: Tile | PagedTile, held: list[object]) -> c.Run:
 
 
 def copy_of(tokens: torch.Tensor, window: torch.Tensor, at: int) -> c.Copy:
-    """Tokens and where they go; rows of numbers lie together on both sides."""
+    """Return tokens and where they go; rows of numbers lie together on both sides."""
     batch, heads, count, width = tokens.shape
     size = tokens.element_size()
     there, here = window.stride(), tokens.stride()

@@ -16,7 +16,7 @@ from ..device.transfer import Transfer
 from ..memory.growable_table import Table
 
 LATE = 16
-"""More than one selected token in so many that is late doubles the candidates (SPEC 4.9)."""
+"""The candidates are doubled where more than one selected token in this many is late (SPEC 4.9)."""
 
 
 @dataclass(frozen=True)

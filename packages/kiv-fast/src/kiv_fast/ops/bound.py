@@ -22,7 +22,7 @@ LEAST = 2.0**-130
 
 
 def log_held(queries: Queries, always: Sequence[Tile]) -> torch.Tensor:
-    """No more than log Σ e^l of tokens that are always attended and of learned sinks, float64 ``[H, M]``."""
+    """Bound from below log Σ e^l of tokens that are always attended and of learned sinks, float64 ``[H, M]``."""
     members, asked = queries.members, _asked(queries)
     logits, reach = members[:, :, :0], members.new_zeros(members.shape[:2])
     for tile in always:
@@ -38,7 +38,7 @@ def log_held(queries: Queries, always: Sequence[Tile]) -> torch.Tensor:
 def missed_share(
     estimates: Estimates, found: Found, error: torch.Tensor, held: torch.Tensor, heads: slice
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The bounds, float64 ``[n, M]``, of the heads that `found` has; otherwise as `Ops.missed`."""
+    """Return the bounds, float64 ``[n, M]``, of the heads that `found` has; otherwise as `Ops.missed`."""
     queries, index, (slack, reach) = estimates.queries, estimates.index, _slack(estimates, error)
     lost = _lost(queries, reach)[heads]  # [n, M, N]
     unread = unread_sums(queries, estimates, found.candidates, heads)  # [n, M, N]
@@ -58,7 +58,7 @@ def missed_share(
 
 
 def _share(missed: torch.Tensor, kept: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-    """The share of what was missed, its logarithm ``[n, M]``; logits ``[n, M, K]`` are attended."""
+    """Return the share of what was missed, its logarithm ``[n, M]``; logits ``[n, M, K]`` are attended."""
     held = torch.logaddexp(held, torch.logsumexp(kept, dim=2))
     # What is left are logarithms in float64, and their sums of fewer than 2^22 numbers.
     room = 2.0**-30 + torch.finfo(WIDE).eps * (held.abs() + missed.abs())
@@ -67,12 +67,12 @@ def _share(missed: torch.Tensor, kept: torch.Tensor, held: torch.Tensor) -> torc
 
 
 def _asked(queries: Queries) -> torch.Tensor:
-    """|scale * q| ``[H, M, D]``, nowhere 0."""
+    """Return |scale * q| ``[H, M, D]``, nowhere 0."""
     return queries.members.abs() * abs(queries.scale) + LEAST
 
 
 def _lost(queries: Queries, reach: torch.Tensor) -> torch.Tensor:
-    """What a logit loses at most, float64, of the shape of `reach`; infinity where it may not be a number.
+    """Return what a logit loses at most, float64, of the shape of `reach`; infinity where it may not be a number.
 
     `reach` ``[H, M]`` or ``[H, M, N]`` is no less than Σ |scale * q| |k| of any key.
     """
@@ -82,7 +82,7 @@ def _lost(queries: Queries, reach: torch.Tensor) -> torch.Tensor:
 
 
 def _slack(estimates: Estimates, error: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What scores of pages exceed their estimates by, float64 ``[H, M, N]``; and their reach, ``[H, M, N]``.
+    """Return what scores of pages exceed their estimates by, float64 ``[H, M, N]``; and their reach, ``[H, M, N]``.
 
     `error` ``[N, H, D]`` is the largest distance of a page's keys from their approximate keys.
     """

@@ -35,7 +35,7 @@ class Scanned:
     slack: torch.Tensor | None = None  # what the missed bound has found out of pages
 
     def of_head(self, head: int) -> tuple[c.Query, c.Estimates]:
-        """The same of one head alone."""
+        """Return the same of one head alone."""
         query, found = self.query, self.estimates
         place = query.query + 4 * head * query.members * query.width
         one = c.Query(place, None, 1, query.members, query.width, query.scale, 0.0, query.group_max, query.threads)
@@ -60,7 +60,7 @@ class CpuOps:
         self._buffers: dict[str, torch.Tensor] = {}
 
     def _buffer(self, name: str, *shape: int) -> torch.Tensor:
-        """Floats of this shape that the next use of the name overwrites: fresh memory is slower than the arithmetic."""
+        """Return floats that the next use of the name overwrites: fresh memory is slower than the arithmetic."""
         held = self._buffers.get(name)
         if held is None or held.shape != shape:
             held = self._buffers[name] = torch.empty(shape, device="cpu")
@@ -210,7 +210,7 @@ class CpuOps:
         tail: bool,
         out: torch.Tensor,
     ) -> torch.Tensor:
-        """One softmax over everything (`Ops.attend`)."""
+        """Attend by one softmax over everything (`Ops.attend`)."""
         asked, tokens, held = always_of(queries, always)
         asked.value_width, asked.finite = out.shape[2], finite
         if retrieved is None:

@@ -59,7 +59,7 @@ class Estimates:
     queries : Queries
         In the dtype in which to compute.
     chunk_bytes, kept_bytes : int
-        Codes are widened so many bytes at a time; estimates that take no more than the other are computed once.
+        Codes are widened `chunk_bytes` at a time; estimates that take no more than `kept_bytes` are computed once.
 
     Attributes
     ----------
@@ -80,7 +80,7 @@ class Estimates:
         self.chunks = [Chunk(a, b, a * size, b * size) for a, b in zip([0, *stops], stops, strict=False)]
 
     def of(self, chunk: Chunk) -> torch.Tensor:
-        """Estimates ``[H, M, tokens of the chunk]``, minus infinity where a token is invalid."""
+        """Return estimates ``[H, M, tokens of the chunk]``, minus infinity where a token is invalid."""
         if self._kept is not None:
             return self._kept
         index, terms, (heads, members, _) = self.index, self.index.terms(chunk.first, chunk.last), self._members.shape
@@ -103,7 +103,7 @@ class Estimates:
         return out
 
     def _numbers(self, words: torch.Tensor) -> torch.Tensor:
-        """Codes of n pages as numbers ``[n * H, 2 W, P]``, from words ``[n, H, P / 16, 16, W / 4]``."""
+        """Return codes of n pages as numbers ``[n * H, 2 W, P]``, from words ``[n, H, P / 16, 16, W / 4]``."""
         tokens = words.shape[2] * words.shape[3]
         halves = torch.cat([words, words >> 4], dim=4).bitwise_and_(NIBBLES).view(torch.uint8)
         codes = halves.view(-1, tokens, 8 * words.shape[4]).to(self._members.dtype)

@@ -83,7 +83,7 @@ UNUSABLE = (OSError, AttributeError)
 
 
 def library_path() -> Path:
-    """Where the library is: beside this module, unless ``KIV_LIBRARY`` names another file, one built for a trial."""
+    """Locate the library: beside this module, unless ``KIV_LIBRARY`` names another file, one built for a trial."""
     suffix = {"Windows": "dll", "Darwin": "dylib"}.get(platform.system(), "so")
     return Path(os.environ.get("KIV_LIBRARY") or Path(__file__).parent / f"libkiv.{suffix}")
 

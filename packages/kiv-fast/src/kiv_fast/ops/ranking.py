@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 def group_scores(scores: torch.Tensor, group: Group, most: torch.Tensor | None = None) -> torch.Tensor:
-    """One score for each item from those of all members (SPEC 4.3).
+    """Return one score for each item from those of all members (SPEC 4.3).
 
     Parameters
     ----------
@@ -33,13 +33,13 @@ def group_scores(scores: torch.Tensor, group: Group, most: torch.Tensor | None =
 
 
 def top_set(scores: torch.Tensor, n: int) -> torch.Tensor:
-    """Indices int64 ``[H, n]`` of the `n` best of ``[H, I]``, ascending."""
+    """Return indices int64 ``[H, n]`` of the `n` best of ``[H, I]``, ascending."""
     picked = _picked(scores.numpy(), n) if scores.device.type == "cpu" else None
     return _order(scores, n).sort(dim=1).values if picked is None else torch.from_numpy(_numbers(picked))
 
 
 def top_sets(scores: torch.Tensor, n: int, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, and which of them are among the `first` best, bool ``[H, n]``."""
+    """Return the same, and which of them are among the `first` best, bool ``[H, n]``."""
     if scores.device.type == "cpu":
         array = scores.numpy()
         picked = _picked(array, n)
@@ -51,7 +51,7 @@ def top_sets(scores: torch.Tensor, n: int, first: int) -> tuple[torch.Tensor, to
 
 
 def _order(scores: torch.Tensor, n: int) -> torch.Tensor:
-    """Indices of the `n` best, the best first."""
+    """Return indices of the `n` best, the best first."""
     return torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :n]
 
 
@@ -61,7 +61,7 @@ def _numbers(picked: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _picked(array: NDArray[Any], n: int) -> NDArray[np.bool_] | None:
-    """Which of ``[H, I]`` are the `n` best; None if one of them is not a number."""
+    """Tell which of ``[H, I]`` are the `n` best; None if one of them is not a number."""
     items = array.shape[1]
     if not 0 < n < items:
         return np.full(array.shape, n > 0)

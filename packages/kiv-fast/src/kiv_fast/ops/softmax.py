@@ -22,7 +22,7 @@ class Part(NamedTuple):
 
 
 def raw_scores(queries: Queries, key: torch.Tensor) -> torch.Tensor:
-    """Scores ``[H, M, K]`` for ``key [H, K, D]``, without a cap."""
+    """Return scores ``[H, M, K]`` for ``key [H, K, D]``, without a cap."""
     return torch.bmm(queries.scaled, key.to(queries.query.dtype).transpose(1, 2))
 
 
@@ -32,7 +32,7 @@ def tile_part(queries: Queries, tile: Tile) -> Part:
 
 
 def tile_logits(queries: Queries, tiles: Sequence[Tile]) -> torch.Tensor:
-    """Logits ``[H, M, K]`` of tiles, with minus infinity where a query may not look."""
+    """Return logits ``[H, M, K]`` of tiles, with minus infinity where a query may not look."""
     logits = queries.cap(raw_scores(queries, joined([tile.key for tile in tiles], 1)))
     if any(tile.first + tile.count - 1 > queries.start or tile.valid is not None for tile in tiles):
         hidden = joined([_hidden(queries, tile) for tile in tiles], 1)
@@ -41,7 +41,7 @@ def tile_logits(queries: Queries, tiles: Sequence[Tile]) -> torch.Tensor:
 
 
 def _hidden(queries: Queries, tile: Tile) -> torch.Tensor:
-    """Which tokens the queries may not see, bool ``[TQ, count]``: later ones, and those that are not valid."""
+    """Tell which tokens the queries may not see, bool ``[TQ, count]``: later ones, and those that are not valid."""
     at = torch.arange(tile.first, tile.first + tile.count, device=queries.query.device)
     later = at[None, :] > queries.positions[:, None]
     return later if tile.valid is None else later.logical_or_(~tile.valid)
@@ -77,7 +77,7 @@ def weigh(weights: torch.Tensor, values: torch.Tensor, logits: torch.Tensor, fin
 def attend_all(
     logits: list[torch.Tensor], values: list[torch.Tensor], sink_logits: torch.Tensor | None, padded: bool, finite: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One softmax over tokens that lie in several places (SPEC 5.1, 8.2).
+    """Attend by one softmax to tokens that lie in several places (SPEC 5.1, 8.2).
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ LINEAR = 40.0
 
 
 def page_tail(queries: Queries, estimates: Estimates, found: Found, chosen: Selection) -> torch.Tensor:
-    """Logits ``[H, M, N]`` of pages: log-sum-exp over their tokens that were not selected."""
+    """Return logits ``[H, M, N]`` of pages: log-sum-exp over their tokens that were not selected."""
     at, pages = found.at, list[torch.Tensor]()
     # Of candidates the scores take the place of estimates; of the selected ones nothing is left.
     left = queries.cap(found.raw).scatter(2, chosen.every, -torch.inf)
@@ -34,7 +34,7 @@ def page_tail(queries: Queries, estimates: Estimates, found: Found, chosen: Sele
 
 
 def unread_sums(queries: Queries, estimates: Estimates, candidates: torch.Tensor, heads: slice) -> torch.Tensor:
-    """Logarithms of the pages' sums of e^{cap(estimate)} over the tokens that are no candidates, ``[n, M, N]``.
+    """Return logarithms of the pages' sums of e^{cap(estimate)} over the tokens that are no candidates, ``[n, M, N]``.
 
     `candidates` ``[n, K]`` are those of the heads; -1 is none.
     """
@@ -47,7 +47,7 @@ def unread_sums(queries: Queries, estimates: Estimates, candidates: torch.Tensor
 
 
 def value_shift(chosen: Selection, logits: torch.Tensor, values: torch.Tensor, index: PageIndex) -> torch.Tensor:
-    """What each query adds to the mean values of pages, but for `WEIGHT`, ``[H, M, DV]`` (SPEC 5.4).
+    """Return what each query adds to the mean values of pages, but for `WEIGHT`, ``[H, M, DV]`` (SPEC 5.4).
 
     Parameters
     ----------

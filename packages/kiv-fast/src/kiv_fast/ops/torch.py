@@ -56,7 +56,7 @@ class TorchOps:
     def scores(
         self, queries: Queries, keys: Rows, places: torch.Tensor, heads: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Scores ``[n, M, K]`` of keys at places ``[n, K]``, which are read, of all heads or of some (SPEC 4.5)."""
+        """Score the keys at places ``[n, K]``, ``[n, M, K]``, which are read, of all heads or of some (SPEC 4.5)."""
         members = queries.scaled if heads is None else queries.scaled.index_select(0, heads)
         step = max(1, self._chunk_bytes // (members.shape[0] * members.shape[2] * members.dtype.itemsize))
         read = (keys.read(part).to(members.dtype) for part in pieces(places, step, 1))
@@ -96,7 +96,7 @@ class TorchOps:
         tail: bool,
         out: torch.Tensor,
     ) -> torch.Tensor:
-        """One softmax over everything (`Ops.attend`)."""
+        """Attend by one softmax over everything (`Ops.attend`)."""
         tiles = [tile for tile in always if isinstance(tile, Tile)]
         logits, values = [tile_logits(queries, tiles)] if tiles else [], [tile.value for tile in tiles]
         shift, pages = None, 0

@@ -47,7 +47,7 @@ def attend_block(view: View, queries: Queries, bound: bool, out: torch.Tensor) -
 
 
 def _rows_read(view: View, found: Found, streamed: torch.Tensor | None) -> tuple[int, int]:
-    """Keys and values that a block had to read (SPEC 9.6)."""
+    """Return keys and values that a block had to read (SPEC 9.6)."""
     if streamed is None:
         return found.keys, found.chosen.numel()
     rows = torch.stack([(part >= 0).sum(dim=1) for part in (found.candidates, found.chosen)])

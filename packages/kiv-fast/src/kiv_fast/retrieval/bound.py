@@ -11,13 +11,13 @@ from .candidates import FACTORS, View, find
 
 
 def missed_bound(view: View, queries: Queries, estimates: Any, found: Found) -> torch.Tensor:
-    """The bound of SPEC 6.2, ``[H, M]`` in float32, rounded up."""
+    """Return the bound of SPEC 6.2, ``[H, M]`` in float32, rounded up."""
     ops = view.cold.ops
     return round_up(ops.missed(estimates, found, _error(view), ops.held(queries, view.always))[0])
 
 
 def window_bound(view: View, queries: Queries) -> torch.Tensor:
-    """The same where nothing is retrieved (SPEC 7.3)."""
+    """Return the same where nothing is retrieved (SPEC 7.3)."""
     heads, members, _ = queries.members.shape
     if view.tokens == 0:
         return queries.members.new_zeros(heads, members)
@@ -27,13 +27,13 @@ def window_bound(view: View, queries: Queries) -> torch.Tensor:
 
 
 def _error(view: View) -> torch.Tensor:
-    """The largest distances of the pages' keys from their approximate keys, ``[N, H, D]``, on the device."""
+    """Return the largest distances of the pages' keys from their approximate keys, ``[N, H, D]``, on the device."""
     assert view.cold.index is not None, "exact mode bounds nothing"
     return view.cold.transfer.upload(view.index.records(view.cold.index.error))
 
 
 def round_up(share: torch.Tensor) -> torch.Tensor:
-    """From float64 to float32, never downwards."""
+    """Round float64 to float32, never downwards."""
     short = share.to(torch.float32)
     return torch.where(short.to(share.dtype) < share, torch.nextafter(short, torch.full_like(short, torch.inf)), short)
 
@@ -78,7 +78,7 @@ def bounded(view: View, queries: Queries, estimates: Any) -> tuple[Found, torch.
 
 
 def _joined(found: Found, taken: list[Found | None]) -> Found:
-    """What was taken of each head, rows filled up; nothing of a head that streams."""
+    """Return what was taken of each head, rows filled up; nothing of a head that streams."""
     rows = [one for one in taken if one is not None]
     width, selected = max((one.width for one in rows), default=0), max((one.chosen.shape[1] for one in rows), default=0)
     at, chosen = (found.at.new_full((len(taken), size), -1) for size in (width, selected))

@@ -10,7 +10,7 @@ from ..ops.arguments import Found, PageIndex, Tile
 from ..pages.block_table import BlockTable
 
 FACTORS = (0, 1, 2, 4)
-"""So many times `candidate_tokens` tokens are selected before a head streams (SPEC 6.3); 0 is a plain retrieval."""
+"""Multiples of `candidate_tokens` that are tried before a head streams (SPEC 6.3); 0 is a plain retrieval."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class View:
 
 
 def find(view: View, estimates: Any) -> Found:
-    """Candidates and selection (SPEC 4.4, 4.6, 4.9)."""
+    """Return candidates and selection (SPEC 4.4, 4.6, 4.9)."""
     cold, config = view.cold, view.cold.config
     assert config.retrieve_tokens is not None, "exact mode selects nothing"
     candidates, keys = min(config.candidate_tokens, view.tokens), cold.rows(view.row, values=False)

@@ -34,7 +34,7 @@ def kiv_attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention as transformers' attention interface defines it.
+    """Attend as transformers' attention interface defines it.
 
     Parameters
     ----------
@@ -212,7 +212,7 @@ def _check_call(module: torch.nn.Module, query: torch.Tensor, tokens: int, kwarg
 
 
 def _sink_logits(kwargs: dict[str, Any]) -> torch.Tensor | None:
-    """Learned sink logits, [HQ] or [B, HQ, TQ]: gpt-oss calls them `s_aux`; `sinks` is [B, HQ, TQ, 1]."""
+    """Return the learned sink logits, [HQ] or [B, HQ, TQ]: gpt-oss calls them `s_aux`; `sinks` is [B, HQ, TQ, 1]."""
     sinks: torch.Tensor | None = kwargs.get("s_aux")
     if sinks is None:
         sinks = kwargs.get("sinks")

@@ -33,7 +33,7 @@ def stock_mask(config: Any, **arguments: Any) -> torch.Tensor | None:
 
 @cache
 def eager_only(config_class: type) -> bool:
-    """Whether the models of `config_class` do not support sdpa, so that transformers runs them with eager attention."""
+    """Tell whether the models of `config_class` lack sdpa, so that transformers runs them with eager attention."""
     # A package may have several modeling files, as BLIP has one for its text.
     files = config_class.__module__.rpartition(".")[0] + ".modeling_"
     modules = [module for name, module in list(sys.modules.items()) if name.startswith(files)]
@@ -120,12 +120,12 @@ def _spell_out(
 
 
 def _causal(module: torch.nn.Module, is_causal: bool | None) -> bool:
-    """Whether sdpa would take this call as causal."""
+    """Tell whether sdpa would take this call as causal."""
     return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
 
 
 def _causal_mask(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Lower-right triangle, bool [1, 1, TQ, T]."""
+    """Return the lower-right triangle, bool [1, 1, TQ, T]."""
     queries, total = query.shape[2], key.shape[2]
     position = torch.arange(total, device=query.device)
     return (position <= position[total - queries :, None])[None, None]

@@ -50,7 +50,7 @@ def adapt(
 
 
 def latent(module: torch.nn.Module, staged: Staged, key: torch.Tensor, value: torch.Tensor) -> Adapted | None:
-    """Multi-head latent attention: the cache gets one latent for all heads, ``module.expand_kv`` makes their K and V.
+    """Adapt multi-head latent attention: the cache gets a latent for all heads, ``module.expand_kv`` makes K and V.
 
     The store keeps the latents. Expansion is linear, so a query is brought into the latent space instead, and the
     output out of it: scores and sums are the same, and a token takes as little memory as in the model's design.
@@ -84,7 +84,7 @@ def latent(module: torch.nn.Module, staged: Staged, key: torch.Tensor, value: to
 
 
 def halves(module: torch.nn.Module, staged: Staged, key: torch.Tensor, value: torch.Tensor) -> Adapted | None:
-    """Differential attention: two calls with the same keys, each with one half of the value heads, taken twice.
+    """Adapt differential attention: two calls with the same keys, each with one half of the value heads, taken twice.
 
     The store keeps, for each key head, the value heads of both calls side by side.
     """
@@ -105,7 +105,7 @@ def halves(module: torch.nn.Module, staged: Staged, key: torch.Tensor, value: to
 
 
 def repeated(module: torch.nn.Module, staged: Staged, key: torch.Tensor, value: torch.Tensor) -> Adapted | None:
-    """All KV heads several times in a row, 0 1 0 1: the store keeps each head once, the query heads are sorted."""
+    """Adapt KV heads repeated in a row, 0 1 0 1: the store keeps each head once, the query heads are sorted."""
     heads = staged.key.shape[1]
     times, rest = divmod(key.shape[1], heads)
     if times < 2 or rest or value.shape[1] != key.shape[1] or staged.value.shape[1] != heads:
@@ -125,7 +125,7 @@ def repeated(module: torch.nn.Module, staged: Staged, key: torch.Tensor, value: 
 
 
 def interleaved(module: torch.nn.Module, staged: Staged, key: torch.Tensor, value: torch.Tensor) -> Adapted | None:
-    """Every KV head several times, 0 0 1 1: the store keeps each head once, as groups of query heads use it."""
+    """Adapt KV heads repeated one by one, 0 0 1 1: the store keeps each head once, as groups of query heads use it."""
     heads = staged.key.shape[1]
     times, rest = divmod(key.shape[1], heads)
     if times < 2 or rest or value.shape[1] != key.shape[1] or staged.value.shape[1] != heads:
@@ -146,18 +146,18 @@ def _unchanged(states: torch.Tensor) -> torch.Tensor:
 
 
 def _sample(states: torch.Tensor) -> list[int]:
-    """First, middle and last of the new tokens."""
+    """Return the first, middle and last of the new tokens."""
     last = states.shape[2] - 1
     return sorted({0, last // 2, last})
 
 
 def _for_heads(matrices: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """Matrices [H, ...] for states of HQ heads, HQ a multiple of H."""
+    """Return matrices [H, ...] for states of HQ heads, HQ a multiple of H."""
     return matrices.repeat_interleave(states.shape[1] // matrices.shape[0], dim=0)
 
 
 def _close(got: torch.Tensor, right: torch.Tensor) -> bool:
-    """Equal but for rounding: a few roundings to the dtype, and a sum in float32 in another order."""
+    """Tell whether all is equal but for a few roundings to the dtype, and a sum in float32 in another order."""
     if got.shape != right.shape:
         return False
     relative = 4 * torch.finfo(right.dtype).eps + 64 * torch.finfo(torch.float32).eps

@@ -217,11 +217,11 @@ class KIVCache(PromptedCache):
         change_batch(self.layers, "batch_select_indices", indices)
 
     def memory(self) -> TierBytes:
-        """Bytes in each tier that the pool holds: the KIV layers of this cache and of its forks (SPEC 10.3)."""
+        """Return bytes in each tier that the pool holds: the KIV layers of this cache and of its forks (SPEC 10.3)."""
         return self.pool.memory()
 
     def tokens(self, layer_idx: int | None = None) -> TierTokens:
-        """Positions in each part of a KIV layer, by default the first in use (SPEC 10.3).
+        """Return positions in each part of a KIV layer, by default the first in use (SPEC 10.3).
 
         Layers differ at most in the tiers their cold pages lie in.
 

@@ -155,7 +155,7 @@ class KIVLayerMixin:
         return key, value
 
     def returned_last(self, key: torch.Tensor) -> bool:
-        """Whether `key` is the tensor that the last update returned."""
+        """Tell whether `key` is the tensor that the last update returned."""
         return self._returned is not None and self._returned() is key
 
     def take_staged(self, module: torch.nn.Module, valid: torch.Tensor | None, states: Staged | None = None) -> None:
@@ -192,7 +192,7 @@ class KIVLayerMixin:
         self.handshake.unstage()
 
     def get_seq_length(self) -> int:
-        """T, all tokens of the layer, wherever they live, padding and staged tokens included."""
+        """Return T, all tokens of the layer, wherever they live, padding and staged tokens included."""
         return self.store.length + self.staged_tokens
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

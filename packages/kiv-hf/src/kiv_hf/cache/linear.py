@@ -43,7 +43,7 @@ class LinearStates(DynamicCache):
         return super().get_recurrent_state(layer_idx, state_idx)
 
     def has_previous_state(self, layer_idx: int | None = None, *args: Any, **kwargs: Any) -> bool:
-        """Whether layer `layer_idx` has a state: in transformers 5.18 the layer asks that is about to change it."""
+        """Tell whether layer `layer_idx` has a state: transformers 5.18 asks while it is about to change it."""
         if layer_idx is not None:
             self._state_used(layer_idx)
         return super().has_previous_state(layer_idx, *args, **kwargs)

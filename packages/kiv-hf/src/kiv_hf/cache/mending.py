@@ -101,7 +101,7 @@ class MendingCache(LinearStates):
             raise
 
     def _held(self) -> set[int]:
-        """Tokens that the layers hold, without those that wait for their attention call."""
+        """Return tokens that the layers hold, without those that wait for their attention call."""
         return self._with_new({_held(layer) for layer in self._counting()})
 
     def undo_pass(self, start: int, tokens: int) -> None:
@@ -117,7 +117,7 @@ class MendingCache(LinearStates):
                 progress.begin(start)
 
     def mend(self) -> None:
-        """If a forward pass broke off, drop what waits, and bring every layer back to the tokens that all hold.
+        """Drop what waits if a forward pass broke off, and bring every layer back to the tokens that all hold.
 
         Raises
         ------

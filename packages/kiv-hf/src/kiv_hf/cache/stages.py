@@ -23,7 +23,7 @@ TOKEN_LAYERS = (KIVLayerMixin, DynamicSlidingWindowLayer)
 
 
 def is_pipeline(config: PreTrainedConfig) -> bool:
-    """Whether transformers divided the layers of the model of this configuration between processes."""
+    """Tell whether transformers divided the layers of the model of this configuration between processes."""
     return int(getattr(getattr(config, "distributed_config", None), "pp_size", None) or 1) > 1
 
 

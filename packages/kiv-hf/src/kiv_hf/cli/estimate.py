@@ -24,7 +24,7 @@ PAGE_VECTORS, CHANNEL_BYTES = 3, 2 + COMPUTE_BYTES
 """Of a page: base, largest error and mean value; of a coded channel: which, and its step (SPEC 3, 4.2, 6.2)."""
 
 CHANNELS_TOGETHER, TOKENS_TOGETHER = 8, 16
-"""Codes of four bits (SPEC 3.3) are filled up to so many channels and tokens of a page."""
+"""Codes of four bits (SPEC 3.3) are filled up to multiples of this many channels and tokens of a page."""
 
 SAMPLE_TOKENS = 64
 """Positions among which one has its query kept (SPEC 3.2)."""
@@ -109,7 +109,7 @@ def estimate(
 
 
 def _index_bytes(config: KIVConfig, width: int, tokens: int) -> int:
-    """Bytes of the index and the sampled queries of a KV head of `tokens` tokens (SPEC 3)."""
+    """Return bytes of the index and the sampled queries of a KV head of `tokens` tokens (SPEC 3)."""
     if config.exact:
         return 0
     coded = CHANNELS_TOGETHER * math.ceil(min(config.index_channels, width) / CHANNELS_TOGETHER)
@@ -156,14 +156,14 @@ def check_memory(need: Estimate, config: KIVConfig, device: str, spills: bool) -
 
 
 def free_bytes(device: str) -> int:
-    """Memory that a run on `device` can still take."""
+    """Return memory that a run on `device` can still take."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
 
 
 def _weight_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
-    """Bytes of the weights in `dtype`; 0 for quantised ones, whose size the configuration does not tell."""
+    """Return bytes of the weights in `dtype`; 0 for quantised ones, whose size the configuration does not tell."""
     if getattr(config, "quantization_config", None) is not None:
         return 0
     with torch.device("meta"):

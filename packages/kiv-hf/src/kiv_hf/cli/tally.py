@@ -92,7 +92,7 @@ class Tally:
         self.selected_hits += self._hits(block, block.selected_positions)
 
     def _hits(self, block: BlockReport, positions: torch.Tensor) -> int:
-        """Pairs of sequence and KV head that hold a watched one among ``positions [B, H, k]``."""
+        """Return the pairs of sequence and KV head that hold a watched one among ``positions [B, H, k]``."""
         watched = torch.tensor(list(self.watched), dtype=positions.dtype, device=positions.device)
         # A streamed head attends to everything (SPEC 6.3) and so to what is watched.
         seen = block.streamed if len(self.watched) else torch.zeros_like(block.streamed)

@@ -76,7 +76,7 @@ class Call:
     place: Place
 
     def check_retrieval(self, report: AttendReport) -> None:
-        """Blocks, candidates and selections of `report` are right (SPEC 4, 7).
+        """Check that blocks, candidates and selections of `report` are right (SPEC 4, 7).
 
         Raises
         ------

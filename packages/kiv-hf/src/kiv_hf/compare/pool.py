@@ -65,7 +65,7 @@ class ComparePool:
         return store
 
     def memory(self) -> TierBytes:
-        """Bytes that the implementation under comparison holds."""
+        """Return bytes that the implementation under comparison holds."""
         return self._pool.memory()
 
     def close(self) -> None:
@@ -152,7 +152,7 @@ class CompareStore:
             truth.index[which].tensor.copy_(low.index[which].tensor)
 
     def _apart(self, report: AttendReport) -> torch.Tensor:
-        """Bool [B, 1, TQ, 1]: padding that retrieves for itself, of which no report tells what (SPEC 2.4)."""
+        """Return bool [B, 1, TQ, 1]: padding that retrieves for itself, of which no report tells what (SPEC 2.4)."""
         tokens = self._truth.contents
         assert tokens is not None, "a report without tokens"
         first, apart = report.blocks[0].first_query, ~tokens.valid
@@ -162,7 +162,7 @@ class CompareStore:
         return apart[:, None, first:, None]
 
     def _rounding(self, query: torch.Tensor, scale: float) -> float:
-        """Worst case of what the order of sums does to an output, in the dtype of computation."""
+        """Return the worst case of what the order of sums does to an output, in the dtype of computation."""
         tokens = self._truth.contents
         assert tokens is not None
         unit = torch.finfo(torch.float64 if query.dtype == torch.float64 else torch.float32).eps / 2
@@ -214,9 +214,9 @@ class CompareStore:
         self._step = 0
 
     def memory(self) -> TierBytes:
-        """Bytes of the implementation under comparison (`LayerStore.memory`)."""
+        """Return bytes of the implementation under comparison (`LayerStore.memory`)."""
         return self._store.memory()
 
     def tokens(self) -> TierTokens:
-        """Positions by part (`LayerStore.tokens`)."""
+        """Return positions by part (`LayerStore.tokens`)."""
         return self._store.tokens()

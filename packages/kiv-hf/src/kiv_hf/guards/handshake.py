@@ -142,7 +142,7 @@ class Handshake:
         return next((layer.store for layer in layers if layer.store.length == length), None)
 
     def is_whole(self) -> bool:
-        """Whether every layer holds the same tokens, and none waits for its attention call."""
+        """Tell whether every layer holds the same tokens, and none waits for its attention call."""
         return self.staged is None and self._agree()
 
     def _agree(self) -> bool:
@@ -204,7 +204,7 @@ class Handshake:
         self.staged = self._stager = None
 
     def waits(self) -> bool:
-        """Whether new tokens wait, and the forward pass that brought them still runs."""
+        """Tell whether new tokens wait, and the forward pass that brought them still runs."""
         return self.staged is not None and (self._stager is None or still_runs(self._stager))
 
     def require_routing(self) -> None:

@@ -35,7 +35,7 @@ class Progress:
         self.changed.add(layer_idx)
 
     def whole(self, lengths: set[int], linear: frozenset[int], *, counted: bool) -> bool:
-        """Whether no layer, of those that hold `lengths` tokens and of those that do not count, is ahead of others.
+        """Tell whether no layer is ahead of others, of those that hold `lengths` tokens and of those that do not count.
 
         Parameters
         ----------

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def still_runs(frame: FrameType) -> bool:
-    """Whether the forward pass that made the call of `frame` has not ended, by a return or by an exception.
+    """Tell whether the forward pass that made the call of `frame` has not ended, by a return or by an exception.
 
     The pass is the innermost model around the call, or the outermost module where there is no model. Of a call that
     no module made the end cannot be known: it counts as running.

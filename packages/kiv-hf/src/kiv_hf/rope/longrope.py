@@ -145,7 +145,7 @@ def one_set_of_factors(
 
 
 def _factors_change(rope: Watch, held: int, total: int, positions: torch.Tensor | None) -> bool:
-    """Whether a pass that brings a cache of `held` tokens to `total` has other factors than those."""
+    """Tell whether a pass that brings a cache of `held` tokens to `total` has other factors than those."""
     if held == 0 or rope.changes(total):
         # The furthest position counts, not the length: every row of the batch may begin with padding.
         rope.padding = 0 if positions is None else max(0, total - 1 - int(positions.max()))

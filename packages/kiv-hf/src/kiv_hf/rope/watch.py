@@ -36,7 +36,7 @@ class Watch:
         return factors(self.limits, length_in_force(self._config, tokens - self.padding))
 
     def changes(self, tokens: int) -> bool:
-        """Whether that pass has the other set of factors; dynamic ones, which always change, do not count."""
+        """Tell whether that pass has the other set of factors; dynamic ones, which always change, do not count."""
         pairs = zip(self.limits, self.next_factors(tokens), self._held, strict=False)  # none held at first
         return any(new != held for limit, new, held in pairs if not limit.dynamic)
 

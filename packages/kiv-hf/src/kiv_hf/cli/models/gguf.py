@@ -99,7 +99,7 @@ def ended_by_signals() -> Generator[None]:
 
 
 def _dense() -> dict[str, Any]:
-    """Keywords for dense weights: newer versions of transformers may else keep the blocks packed, which is slow."""
+    """Return keywords for dense weights: newer transformers may else keep the blocks packed, which is slow."""
     import transformers
 
     packed = getattr(transformers, "GgufConfig", None)

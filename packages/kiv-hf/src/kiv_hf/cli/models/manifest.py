@@ -22,7 +22,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def is_intact(folder: Path) -> bool:
-    """Whether `folder` holds what was noted when it was finished."""
+    """Tell whether `folder` holds what was noted when it was finished."""
     try:
         return json.loads((folder / NAME).read_text(encoding="utf-8")) == _files(folder)
     except (OSError, ValueError):
