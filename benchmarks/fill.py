@@ -67,18 +67,23 @@ def random_chunks(
 
 @torch.inference_mode()
 def fill(subject: Subject, spreads: list[LayerSpread], prompt: torch.Tensor, tokens: int, seed: int) -> None:
-    """Bring an empty subject to `tokens` tokens: real ones from `prompt` first, then random ones in every layer."""
+    """Bring an empty subject to `tokens` tokens: real ones from `prompt` first, then random ones in every layer.
+
+    Stores are filled in turns, chunk by chunk, as by a prefill: every layer has its share of a RAM budget.
+    """
     subject.step(prompt[:, :PROMPT_TOKENS])
-    missing = tokens - PROMPT_TOKENS
+    missing, stores = tokens - PROMPT_TOKENS, list[Any]()
     for number, (layer, spread) in enumerate(zip(subject.cache.layers, spreads, strict=True)):
         layer_seed = 1000 * seed + number
         if isinstance(layer, DynamicSlidingWindowLayer):
             _fill_window(layer, spread, tokens, layer_seed)
         elif hasattr(layer, "store"):
-            for key, value in random_chunks(spread, missing, layer_seed):
-                layer.store.append(key.to(subject.model.dtype), value.to(subject.model.dtype))
+            stores.append((layer.store, random_chunks(spread, missing, layer_seed)))
         else:
             _fill_plain(layer, spread, tokens, layer_seed)
+    for _ in range(0, missing, CHUNK_TOKENS):
+        for store, chunks in stores:
+            store.append(*(part.to(subject.model.dtype) for part in next(chunks)))
 
 
 def _fill_window(layer: DynamicSlidingWindowLayer, spread: LayerSpread, tokens: int, seed: int) -> None:

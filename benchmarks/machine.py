@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import psutil
 import torch
+from kiv_fast import FastPool
+from kiv_reference import KIVConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("kiv-reference", "kiv-fast", "kiv-hf", "torch", "transformers", "safetensors")
@@ -46,12 +48,13 @@ def process_bytes() -> ProcessBytes:
 
 
 def processor() -> str:
-    """Name of the processor."""
+    """Name the processor, with its family and model where the system tells: names of rented ones say little."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "model name" in told:
+        numbers = [f"{name} {told[key]}" for name, key in (("family", "cpu family"), ("model", "model")) if key in told]
+        return " ".join([told["model name"], *([f"({', '.join(numbers)})"] if numbers else [])])
     return platform.processor() or platform.machine()
 
 
@@ -88,5 +91,6 @@ def header() -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "threads": str(torch.get_num_threads()),
         "load before": load,
+        "operations": FastPool(KIVConfig()).operations,
         "versions": ", ".join(f"{package} {_version(package)}" for package in PACKAGES),
     }
