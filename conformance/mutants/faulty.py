@@ -1,4 +1,4 @@
-"""The kill run over kiv_fast and kiv_hf: the tests named by each fault, in a copy of this process; one must fail.
+"""The kill run over kiv_fast and kiv_hf: the tests named by each fault, in copies of this process; one must fail.
 
 `.ci/run` has the short form, ``nox -s mutants -- --target fast --short`` and the same for ``hf``: the text of every
 fault is checked, and every fourth fault is run. A nightly run leaves ``--short`` out, and adds the reference's mutants.
@@ -10,20 +10,25 @@ import contextlib
 import io
 import os
 import re
+import select
 import signal
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from .compiled import CompiledFault
     from .source import Fault
 
 SHORT_SHARE = 4
 """The short form takes every fourth fault."""
+
+MOST_PROCESSES = 4
+"""As many run at a time as there are cores, up to this many."""
 
 HANG_S = 300
 """A test that takes longer counts as failed: a fault may be an endless loop."""
@@ -46,11 +51,21 @@ def first_failed(tests: Sequence[str]) -> tuple[int, str]:
     return status, found[1].rpartition("tests/")[2] if found else printed[-300:]
 
 
-def in_child(fault: Fault | CompiledFault | None, tests: Sequence[str]) -> tuple[int, str]:
-    """Do the same in a copy of this process, so that nothing that a fault breaks outlives it."""
+@dataclass(frozen=True)
+class Child:
+    """A copy of this process that runs tests with a fault, and will write how they ended into a pipe."""
+
+    pid: int
+    pipe: int
+    began: float
+
+
+def start(fault: Fault | CompiledFault | None, tests: Sequence[str]) -> Child:
+    """Run tests in a copy of this process, so that nothing that a fault breaks outlives it."""
+    began = time.perf_counter()
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
+    pid = os.fork()
+    if pid == 0:
         os.close(reader)
         status, text = 99, ""
         try:
@@ -61,12 +76,38 @@ def in_child(fault: Fault | CompiledFault | None, tests: Sequence[str]) -> tuple
         os.write(writer, f"{status}\n{text}".encode()[:4000])
         os._exit(0)
     os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
+    return Child(pid, reader, began)
+
+
+def outcome(child: Child) -> tuple[int, str]:
+    """Wait for the exit status of pytest and the first test that failed, if one did."""
+    with os.fdopen(child.pipe, "rb") as pipe:
         status, _, text = pipe.read().decode(errors="replace").partition("\n")
-    _, end = os.waitpid(child, 0)
+    _, end = os.waitpid(child.pid, 0)
     if os.WIFSIGNALED(end):  # compiled code that crashes fails its test
         return int(pytest.ExitCode.TESTS_FAILED), signal.Signals(os.WTERMSIG(end)).name
     return (int(status) if status else 99), text
+
+
+def in_child(fault: Fault | CompiledFault | None, tests: Sequence[str]) -> tuple[int, str]:
+    """Return how tests end with a fault, of which nothing outlives the copy of this process that it was in."""
+    return outcome(start(fault, tests))
+
+
+def outcomes(
+    jobs: Sequence[tuple[Fault | CompiledFault | None, Sequence[str]]], processes: int
+) -> Iterator[tuple[Fault | CompiledFault | None, int, str, float]]:
+    """Run several at a time; yields faults as their tests end, with how they did and the seconds that it took."""
+    running: dict[int, tuple[Child, Fault | CompiledFault | None]] = {}
+    for number in range(len(jobs) + processes):
+        if number >= processes and running:
+            ready, _, _ = select.select(list(running), [], [])
+            child, fault = running.pop(ready[0])
+            status, text = outcome(child)
+            yield fault, status, text, time.perf_counter() - child.began
+        if number < len(jobs):
+            child = start(*jobs[number])
+            running[child.pipe] = child, jobs[number][0]
 
 
 def stale(faults: Sequence[Fault | CompiledFault]) -> list[str]:
@@ -91,26 +132,26 @@ def grouped(faults: Sequence[Fault | CompiledFault]) -> list[list[str]]:
 
 def kill_run(faults: Sequence[Fault | CompiledFault], control: bool = True) -> int:
     """Exit status 0 if every fault's tests pass without it and one of them fails with it."""
-    start, alive = time.perf_counter(), []
+    start_of_all, alive = time.perf_counter(), list[str]()
     groups = grouped(faults)
     # Whatever the tests import is imported once, before the copies are made.
     broken = [text for status, text in (quietly([*group, "--collect-only"]) for group in groups) if status]
+    processes = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
     if control and not broken:
-        broken = [text for status, text in (in_child(None, group) for group in groups) if status]
+        broken = [text for _, status, text, _ in outcomes([(None, group) for group in groups], processes) if status]
         print("the unchanged code", "FAILS" if broken else "lives", flush=True)
     if broken:
         print("\n".join(broken))
         return 1
     print(f"{'mutant':64} {'s':>5}  killed by")
-    for fault in faults:
-        began = time.perf_counter()
-        status, text = in_child(fault, fault.tests)
+    for fault, status, text, seconds in outcomes([(fault, fault.tests) for fault in faults], processes):
+        assert fault is not None
         killed = status == pytest.ExitCode.TESTS_FAILED
         if not killed:
             alive.append(fault.name)
-        print(f"{fault.name:64} {time.perf_counter() - began:5.1f}  {'' if killed else 'SURVIVED '}{text}", flush=True)
+        print(f"{fault.name:64} {seconds:5.1f}  {'' if killed else 'SURVIVED '}{text}", flush=True)
     killed_all = len(faults) - len(alive)
-    print(f"\n{killed_all} of {len(faults)} mutants killed in {time.perf_counter() - start:.0f} s")
+    print(f"\n{killed_all} of {len(faults)} mutants killed in {time.perf_counter() - start_of_all:.0f} s")
     return 0 if not alive else 1
 
 
