@@ -209,6 +209,6 @@ FAULTS = [
         "bound.h",
         "index->channels += head *",
         "index->channels += 0 *",
-        ops("operations"),
+        ops("heads_that_use_other_channels"),
     ),
 ]

@@ -19,7 +19,7 @@ FAULTS = [
         "kiv_fast.tiers.ram:RamArena._rows",
         "rows(table, places)",
         "rows(table, places // self._page_tokens * self._page_tokens)",
-        clause("5.1"),
+        clause("5.1", "fast-small-parts"),
     ),
     Fault(
         "a step looks at an index where it lay before it grew",

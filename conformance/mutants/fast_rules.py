@@ -145,14 +145,14 @@ FAULTS = [
         "queries after a page became cold weigh",
         "kiv_fast.index.samples:Samples._largest",
         "min(last, self.count)",
-        "self._count",
+        "self.count",
         clause("3.2"),
     ),
     Fault(
         "the last of several attends is sampled",
-        "kiv_fast.index.samples:Samples.take",
-        "if want == self.count:",
-        "if want == first // EVERY:",
+        "kiv_fast.state:State.samples_due",
+        "self.length // EVERY != self.samples.count",
+        "self.length >= EVERY",
         clause("8.3"),
     ),
     Fault(
@@ -166,7 +166,7 @@ FAULTS = [
         "a crop keeps the samples behind it",
         "kiv_fast.index.samples:Samples.cropped",
         "min(self.count, length // EVERY)",
-        "self._count",
+        "self.count",
         clause("9.2"),
     ),
     Fault(

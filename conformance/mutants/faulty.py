@@ -121,13 +121,14 @@ def stale(faults: Sequence[Fault | CompiledFault]) -> list[str]:
     return found
 
 
-def grouped(faults: Sequence[Fault | CompiledFault]) -> list[list[str]]:
-    """Return all tests of the faults, those that want the same options together, as arguments for pytest."""
+def grouped(faults: Sequence[Fault | CompiledFault], parts: int = 1) -> list[list[str]]:
+    """Return the tests of all faults as arguments for pytest: those with the same options in a number of parts."""
     nodes: dict[tuple[str, ...], set[str]] = {}
     for fault in faults:
         options = tuple(test for test in fault.tests if test.startswith("-"))
         nodes.setdefault(options, set()).update(test for test in fault.tests if not test.startswith("-"))
-    return [[*sorted(tests), *options] for options, tests in nodes.items()]
+    some = [(sorted(tests)[part::parts], options) for options, tests in nodes.items() for part in range(parts)]
+    return [[*tests, *options] for tests, options in some if tests]
 
 
 def kill_run(faults: Sequence[Fault | CompiledFault], control: bool = True) -> int:
@@ -138,7 +139,8 @@ def kill_run(faults: Sequence[Fault | CompiledFault], control: bool = True) -> i
     broken = [text for status, text in (quietly([*group, "--collect-only"]) for group in groups) if status]
     processes = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
     if control and not broken:
-        broken = [text for _, status, text, _ in outcomes([(None, group) for group in groups], processes) if status]
+        jobs = [(None, group) for group in grouped(faults, processes)]
+        broken = [text for _, status, text, _ in outcomes(jobs, processes) if status]
         print("the unchanged code", "FAILS" if broken else "lives", flush=True)
     if broken:
         print("\n".join(broken))

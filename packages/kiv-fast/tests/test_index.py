@@ -135,12 +135,6 @@ def test_the_last_sixteen_multiples_count() -> None:
     assert weights.flatten().tolist() == [1, 64, 64, 128, 128, 128, 384, 384, 384, 1344, 1344, 1, 2560]
 
 
-def test_a_second_attend_samples_nothing() -> None:
-    found = samples(128, seen={0, 1})
-    found.take(torch.full((1, 1, 2, 64, 1), 1000.0), 128, None, Transfer())
-    assert found.weights(0, [128]).item() == 128
-
-
 def test_a_padded_position_is_not_sampled() -> None:
     found = Samples(Shape(2, 1, 1, 1, torch.float32, torch.device("cpu")))
     valid = torch.ones(2, 64, dtype=torch.bool)

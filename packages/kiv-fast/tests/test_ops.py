@@ -18,6 +18,7 @@ from kiv_fast.ops.arguments import Queries, Rows, Tile
 from kiv_fast.ops.ranking import group_scores
 from kiv_reference import KIVConfig
 from random_blocks import blocks
+from torch.nn.functional import pad
 
 if TYPE_CHECKING:
     from kiv_fast.ops.arguments import Found
@@ -243,6 +244,17 @@ def test_a_page_far_below_a_wrong_estimate(level: int) -> None:
     check(level, True, block_of(key.view(1, 1, 32, 8), torch.ones(1, 1, 32, 8), 16, 30.0, 1))
     key[0, 9:], key[1, 0] = key[0, 0], key[1, 9]  # more such tokens than are selected, and nothing that is no candidate
     check(level, True, block_of(key.view(1, 1, 32, 8), torch.ones(1, 1, 32, 8), 16, 30.0, 32))
+
+
+@compiled
+@pytest.mark.parametrize("level", LEVELS)
+def test_heads_that_use_other_channels(level: int) -> None:
+    """The token that is read is so far above the others that these are weighed again, by the channels of their head."""
+    key, query = pad(16 * torch.eye(8), (0, 0, 1, 7)).repeat(2, 1, 1), torch.ones(1, 1, 32, 8)
+    key[:, 1:, 1] = key[1, 0, 1] = -16.0
+    key[0, 0] = torch.tensor([8.0, 0.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0])
+    both = [torch.cat([pad(part, (8, 0)), pad(part, (0, 8))], dim=1) for part in (key.view(1, 1, 32, 8), query)]
+    check(level, True, block_of(*both, 16, 8.0, 1))
 
 
 @compiled

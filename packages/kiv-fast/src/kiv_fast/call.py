@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
+from typing import cast
 
 import torch
 
@@ -105,7 +106,7 @@ def _retrieve(state: State, call: Call, trace: BlockTrace, row: int, queries: Qu
     trace.key_rows += result.key_rows
     trace.value_rows += result.value_rows
     estimated, missed, streamed = result.estimated, result.missed, result.streamed
-    for heads in () if streamed is None else runs(streamed.tolist()):
+    for heads in () if streamed is None else runs(cast("list[bool]", streamed.tolist())):
         always = [tile.of_heads(heads) for tile in view.always]
         mine = out[heads.start * groups : heads.stop * groups]
         _exact(state, row, queries.of_heads(heads), block.pages, always, mine, heads)

@@ -89,7 +89,8 @@ def _packed(codes: torch.Tensor) -> torch.Tensor:
     half, spare = codes.shape[3] // 2, -codes.shape[2] % TOGETHER
     narrow = torch.nn.functional.pad(codes, (0, 0, 0, spare)).to(torch.uint8)
     packed = narrow[..., :half] | narrow[..., half:] << 4
-    return packed.view(torch.int32).unflatten(2, (-1, TOGETHER)).transpose(3, 4)
+    words = packed.view(torch.int32)
+    return words.view(*words.shape[:2], -1, TOGETHER, words.shape[3]).transpose(3, 4)
 
 
 def _error(

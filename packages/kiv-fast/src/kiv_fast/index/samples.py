@@ -42,15 +42,13 @@ class Samples:
         return room(length // EVERY) * shape.batch * shape.heads * shape.key_width * shape.dtype.itemsize
 
     def take(self, query: torch.Tensor, length: int, valid: torch.Tensor | None, transfer: Transfer) -> None:
-        """Note the queries ``[B, H, G, TQ, D]`` of the last tokens of `length`, unless an attend before did.
+        """Note the queries ``[B, H, G, TQ, D]`` of the last tokens of `length`, which no attend before them did.
 
         Parameters
         ----------
         valid : bool [B, TQ], or None if all are
         """
         want, first = length // EVERY, length - query.shape[3]
-        if want == self.count:
-            return
         begin = first // EVERY
         at = slice(EVERY * begin + EVERY - 1 - first, None, EVERY)
         largest = query[:, :, :, at].abs().amax(dim=2)  # [B, H, n, D]

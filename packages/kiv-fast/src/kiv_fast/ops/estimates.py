@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 
@@ -36,7 +37,7 @@ class Chunk:
 
 def pieces(tensor: torch.Tensor, size: int, dim: int = 0) -> Sequence[torch.Tensor]:
     """Cut what often is small enough as it is."""
-    return (tensor,) if tensor.shape[dim] <= size else tensor.split(size, dim=dim)
+    return (tensor,) if tensor.shape[dim] <= size else torch.split(tensor, size, dim=dim)
 
 
 def joined(parts: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
@@ -89,7 +90,7 @@ class Estimates:
         if terms.channels is not None:
             asked = asked.gather(2, terms.channels.long().expand(-1, members, -1))
         weights = asked.mul_(terms.step)
-        unit = whole_unit(torch.linalg.vector_norm(weights, torch.inf, dim=2, keepdim=True))
+        unit = whole_unit(cast("torch.Tensor", torch.linalg.vector_norm(weights, torch.inf, dim=2, keepdim=True)))
         weights = weights.div_(unit).round_().clamp_(-MOST_WEIGHT, MOST_WEIGHT).mul_(unit)
         step = self._step * heads
         parts = zip(pieces(lowest, step), pieces(weights, step), pieces(terms.codes, self._step), strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 
@@ -67,7 +67,8 @@ def weigh(weights: torch.Tensor, values: torch.Tensor, logits: torch.Tensor, fin
         return torch.bmm(weights, values)
     good = torch.isfinite(values)
     output = torch.bmm(weights, values.masked_fill(~good, 0))
-    for token in (~good).any(dim=2).any(dim=0).nonzero()[:, 0].tolist():
+    odd_tokens = (~good).any(dim=2).any(dim=0).nonzero()[:, 0]
+    for token in cast("list[int]", odd_tokens.tolist()):
         odd = values[:, token].masked_fill(good[:, token], 0)[:, None]  # [H, 1, DV]
         seen = logits[:, :, token, None] > -torch.inf
         output += torch.where(seen, weights[:, :, token, None] * odd, 0)

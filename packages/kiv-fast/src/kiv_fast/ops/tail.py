@@ -29,7 +29,7 @@ def page_tail(queries: Queries, estimates: Estimates, found: Found, chosen: Sele
             logits = pad(logits, (1, 1)).scatter_(2, place[:, None].expand_as(left), left)[:, :, 1:-1]
         else:
             logits = logits.scatter(2, at[:, None].expand_as(left), left)
-        pages.append(logits.unflatten(2, (-1, estimates.index.page_tokens)).logsumexp(dim=3))
+        pages.append(logits.view(*logits.shape[:2], -1, estimates.index.page_tokens).logsumexp(dim=3))
     return joined(pages, 2)
 
 
@@ -42,7 +42,7 @@ def unread_sums(queries: Queries, estimates: Estimates, candidates: torch.Tensor
     for chunk in estimates.chunks:
         logits = queries.cap(estimates.of(chunk)[heads])
         logits = logits.masked_fill(read[:, :, chunk.start : chunk.stop], -torch.inf)
-        pages.append(logits.unflatten(2, (-1, estimates.index.page_tokens)).logsumexp(dim=3))
+        pages.append(logits.view(*logits.shape[:2], -1, estimates.index.page_tokens).logsumexp(dim=3))
     return joined(pages, 2)
 
 

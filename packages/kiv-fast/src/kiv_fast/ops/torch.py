@@ -49,7 +49,7 @@ class TorchOps:
         places = keys.places(at, None)
         raw = self.scores(estimates.queries, keys, places)
         chosen = top_set(group_scores(raw, estimates.index.group), most)
-        counts: list[int] = estimates.index.transfer.fetch(early.gather(1, chosen).sum(dim=1)).tolist()
+        counts = cast("list[int]", estimates.index.transfer.fetch(early.gather(1, chosen).sum(dim=1)).tolist())
         late = [head for head, count in enumerate(counts) if LATE * (min(most, first) - count) > most]
         return Found(at, raw, chosen, candidates, at.numel(), late, places=places)
 

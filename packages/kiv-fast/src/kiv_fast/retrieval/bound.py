@@ -47,11 +47,11 @@ def bounded(view: View, queries: Queries, estimates: Any) -> tuple[Found, torch.
     assert limit is not None, "called without a bound to keep"
     found, held, error = find(view, estimates), cold.ops.held(queries, view.always), _error(view)
     missed, whole, least = cold.ops.missed(estimates, found, error, held)
-    enough: list[bool] = (missed <= limit).all(dim=1).tolist()
+    enough = cast("list[bool]", (missed <= limit).all(dim=1).tolist())
     if all(enough):
         return found, torch.zeros(len(enough), dtype=torch.bool, device=missed.device), round_up(missed)
-    may_do: list[bool] = (whole <= limit).all(dim=1).tolist()
-    must_stream: list[bool] = (least > limit).any(dim=1).tolist()
+    may_do = cast("list[bool]", (whole <= limit).all(dim=1).tolist())
+    must_stream = cast("list[bool]", (least > limit).any(dim=1).tolist())
     wide = [False] * len(enough) if found.widened is None else cast("list[bool]", found.widened.tolist())
     keys, taken = cold.rows(view.row, values=False), list[Found | None](found.heads)
     for head, one in enumerate(found.heads):
