@@ -254,7 +254,7 @@ def test_heads_that_use_other_channels(level: int) -> None:
     key[:, 1:, 1] = key[1, 0, 1] = -16.0
     key[0, 0] = torch.tensor([8.0, 0.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0])
     both = [torch.cat([pad(part, (8, 0)), pad(part, (0, 8))], dim=1) for part in (key.view(1, 1, 32, 8), query)]
-    check(level, True, block_of(*both, 16, 8.0, 1))
+    check(level, True, block_of(both[0], both[1], 16, 8.0, 1))
 
 
 @compiled
