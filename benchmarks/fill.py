@@ -81,9 +81,9 @@ def fill(subject: Subject, spreads: list[LayerSpread], prompt: torch.Tensor, tok
             stores.append((layer.store, random_chunks(spread, missing, layer_seed)))
         else:
             _fill_plain(layer, spread, tokens, layer_seed)
-    for _ in range(0, missing, CHUNK_TOKENS):
-        for store, chunks in stores:
-            store.append(*(part.to(subject.model.dtype) for part in next(chunks)))
+    for chunks in zip(*(chunks for _, chunks in stores), strict=True):
+        for (store, _), chunk in zip(stores, chunks, strict=True):
+            store.append(*(part.to(subject.model.dtype) for part in chunk))
 
 
 def _fill_window(layer: DynamicSlidingWindowLayer, spread: LayerSpread, tokens: int, seed: int) -> None:

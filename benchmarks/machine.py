@@ -54,7 +54,7 @@ def processor() -> str:
     told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     if "model name" in told:
         numbers = [f"{name} {told[key]}" for name, key in (("family", "cpu family"), ("model", "model")) if key in told]
-        return " ".join([told["model name"], *([f"({', '.join(numbers)})"] if numbers else [])])
+        return f"{told['model name']} ({', '.join(numbers)})" if numbers else told["model name"]
     return platform.processor() or platform.machine()
 
 

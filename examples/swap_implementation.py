@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 
 def announced(config: KIVConfig) -> StorePool:
-    """Return an implementation of your own would be made here; this one only says that it was asked for."""
+    """Stand for an implementation of your own; this one only says that it was asked for."""
     print(f"a pool with {config.hot_tokens} hot tokens, retrieving {config.retrieve_tokens or 'all'}")
     return ReferencePool(config)
 

@@ -89,25 +89,20 @@ def outcome(child: Child) -> tuple[int, str]:
     return (int(status) if status else 99), text
 
 
-def in_child(fault: Fault | CompiledFault | None, tests: Sequence[str]) -> tuple[int, str]:
-    """Return how tests end with a fault, of which nothing outlives the copy of this process that it was in."""
-    return outcome(start(fault, tests))
-
-
 def outcomes(
     jobs: Sequence[tuple[Fault | CompiledFault | None, Sequence[str]]], processes: int
-) -> Iterator[tuple[Fault | CompiledFault | None, int, str, float]]:
-    """Run several at a time; yields faults as their tests end, with how they did and the seconds that it took."""
-    running: dict[int, tuple[Child, Fault | CompiledFault | None]] = {}
+) -> Iterator[tuple[int, int, str, float]]:
+    """Run several jobs at a time; yields their numbers as they end, with how they did and the seconds it took."""
+    running: dict[int, tuple[Child, int]] = {}
     for number in range(len(jobs) + processes):
         if number >= processes and running:
             ready, _, _ = select.select(list(running), [], [])
-            child, fault = running.pop(ready[0])
+            child, ended = running.pop(ready[0])
             status, text = outcome(child)
-            yield fault, status, text, time.perf_counter() - child.began
+            yield ended, status, text, time.perf_counter() - child.began
         if number < len(jobs):
             child = start(*jobs[number])
-            running[child.pipe] = child, jobs[number][0]
+            running[child.pipe] = child, number
 
 
 def stale(faults: Sequence[Fault | CompiledFault]) -> list[str]:
@@ -133,11 +128,11 @@ def grouped(faults: Sequence[Fault | CompiledFault], parts: int = 1) -> list[lis
 
 def kill_run(faults: Sequence[Fault | CompiledFault], control: bool = True) -> int:
     """Exit status 0 if every fault's tests pass without it and one of them fails with it."""
-    start_of_all, alive = time.perf_counter(), list[str]()
+    began, alive = time.perf_counter(), list[str]()
     groups = grouped(faults)
     # Whatever the tests import is imported once, before the copies are made.
     broken = [text for status, text in (quietly([*group, "--collect-only"]) for group in groups) if status]
-    processes = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+    processes = min(os.cpu_count() or 1, MOST_PROCESSES)
     if control and not broken:
         jobs = [(None, group) for group in grouped(faults, processes)]
         broken = [text for _, status, text, _ in outcomes(jobs, processes) if status]
@@ -146,14 +141,13 @@ def kill_run(faults: Sequence[Fault | CompiledFault], control: bool = True) -> i
         print("\n".join(broken))
         return 1
     print(f"{'mutant':64} {'s':>5}  killed by")
-    for fault, status, text, seconds in outcomes([(fault, fault.tests) for fault in faults], processes):
-        assert fault is not None
-        killed = status == pytest.ExitCode.TESTS_FAILED
+    for number, status, text, seconds in outcomes([(fault, fault.tests) for fault in faults], processes):
+        fault, killed = faults[number], status == pytest.ExitCode.TESTS_FAILED
         if not killed:
             alive.append(fault.name)
         print(f"{fault.name:64} {seconds:5.1f}  {'' if killed else 'SURVIVED '}{text}", flush=True)
     killed_all = len(faults) - len(alive)
-    print(f"\n{killed_all} of {len(faults)} mutants killed in {time.perf_counter() - start_of_all:.0f} s")
+    print(f"\n{killed_all} of {len(faults)} mutants killed in {time.perf_counter() - began:.0f} s")
     return 0 if not alive else 1
 
 

@@ -42,7 +42,7 @@ class Samples:
         return room(length // EVERY) * shape.batch * shape.heads * shape.key_width * shape.dtype.itemsize
 
     def take(self, query: torch.Tensor, length: int, valid: torch.Tensor | None, transfer: Transfer) -> None:
-        """Note the queries ``[B, H, G, TQ, D]`` of the last tokens of `length`, which no attend before them did.
+        """Note the queries ``[B, H, G, TQ, D]`` of the last tokens of `length`, which no attend has noted before.
 
         Parameters
         ----------
