@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -31,30 +33,29 @@ class Precision:
 
     border: torch.dtype
 
-    @property
+    @cached_property
     def compute(self) -> torch.dtype:
         """Dtype of computation (SPEC 1.2)."""
         return torch.float64 if self.border == torch.float64 else torch.float32
 
-    @property
+    @cached_property
     def unit(self) -> float:
         """Unit roundoff of computation."""
         return torch.finfo(self.compute).eps / 2
 
-    @property
+    @cached_property
     def out_unit(self) -> float:
         """Unit roundoff of the output."""
         return torch.finfo(self.border).eps / 2
 
 
-def index_rounding(low_run: LowPrecision, page: Page, query: Vector, precision: Precision) -> float:
+def index_rounding(page: Page, width: int, reach: float, precision: Precision) -> float:
     """Return the rounding of an estimate over scale for a token of a page: of q·base, a mean in it, and the codes' sum.
 
     These have up to four times the size of the keys, in whatever order they are multiplied and added; the weights are
-    the same everywhere.
+    the same everywhere. `reach` is Σ |q| times the page's largest |k|.
     """
-    steps = len(query) + page.count + 12
-    return 4 * steps * precision.unit * low_run.reach(query)[1][page.index]
+    return 4 * (width + page.count + 12) * precision.unit * reach
 
 
 def index_errors(
@@ -67,8 +68,9 @@ def index_errors(
     result: list[list[float]] = []
     for m, query in enumerate(members):
         known: dict[int, float] = {}
-        for page in low_run.head.pages.values():
-            known[page.index] = scale * index_rounding(low_run, page, query, precision) + LEAST[precision.compute]
+        for page, reach in zip(low_run.head.pages.values(), low_run.reach(query)[1].values(), strict=True):
+            rounding = index_rounding(page, len(query), reach, precision)
+            known[page.index] = scale * rounding + LEAST[precision.compute]
         rows = zip(low[m], truth[m], pages, strict=True)
         result.append([abs(a - b) + known[page.index] for a, b, page in rows])
     return result
@@ -100,7 +102,8 @@ def group_errors(
     for row, error in zip(scores, errors, strict=True):
         top = max(row)
         # The maximum of the other implementation may sit elsewhere, but its value moves by at most this.
-        top_error = max(e for s, e in zip(row, error, strict=True) if s + e >= max(row) - max(error))
+        least = top - max(error)
+        top_error = max(e for s, e in zip(row, error, strict=True) if s + e >= least)
         for i in items:
             exponent = row[i] - top
             moved = error[i] + top_error + precision.unit * abs(exponent)
@@ -118,6 +121,7 @@ class AllowedError:
     mass: float
 
 
+@np.errstate(invalid="ignore", over="ignore")  # values that are not finite make the allowed error so, which is right
 def allowed_error(
     low_run: LowPrecision,
     query: Vector,
@@ -137,8 +141,9 @@ def allowed_error(
         if term.page is None:
             moves = unit * steps * by_token[term.positions[0]]
         else:
-            moves = unit * steps * by_page[term.page.index]
-            moves += index_rounding(low_run, term.page, query, precision) if term.estimated else 0.0
+            reach = by_page[term.page.index]
+            moves = unit * steps * reach
+            moves += index_rounding(term.page, len(query), reach, precision) if term.estimated else 0.0
         logs = abs(term.logit) + abs(norm) + 8
         deltas.append(m.scale * moves + unit * (16 * logs + 2 * len(terms)))
     moved = math.fsum(w * math.expm1(min(d, 80.0)) for w, d in zip(weights, deltas, strict=True))
@@ -146,20 +151,19 @@ def allowed_error(
     drift = math.fsum(abs(a - b) for a, b in zip(low_weights, weights, strict=True))
     mass = min(1.0, 3 * moved + drift + 8 * unit)
 
-    # Numbers only, no tensor of the target's: [K] terms, [DV] channels.
-    values = torch.tensor([t.value for t in terms], dtype=torch.float64).abs()
-    weight = torch.tensor(weights, dtype=torch.float64)
-    relative = torch.expm1(torch.tensor(deltas, dtype=torch.float64).clamp(max=80.0))
-    summed = unit * torch.tensor([len(t.positions) + len(terms) + 8 for t in terms], dtype=torch.float64)
-    size_out = torch.tensor(output, dtype=torch.float64).abs()
-    hull = values.amax(dim=0) + size_out
+    # [K] terms, [DV] channels, in float64.
+    values, weight = np.abs([t.value for t in terms]), np.array(weights)
+    relative = np.expm1(np.minimum(deltas, 80.0))
+    summed = unit * np.array([len(t.positions) + len(terms) + 8 for t in terms])
+    size_out = np.abs(output)
+    hull = values.max(axis=0) + size_out
     computed = hull
     if moved < 0.25:
         spread = (weight * (relative + summed)) @ values + (weight @ relative) * size_out
-        computed = torch.minimum(hull, 1.5 * spread)
-    measured = (torch.tensor(low_output, dtype=torch.float64) - torch.tensor(output, dtype=torch.float64)).abs()
+        computed = np.minimum(hull, 1.5 * spread)
+    measured = np.abs(np.subtract(low_output, output))
     rounding = precision.out_unit * (size_out + computed) + LEAST[precision.border]
-    return AllowedError((torch.minimum(measured, hull) + computed + rounding).tolist(), mass)
+    return AllowedError((np.minimum(measured, hull) + computed + rounding).tolist(), mass)
 
 
 def shift_error(

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .oracle_estimate import Estimates
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -43,24 +41,33 @@ class LowPrecision:
         return self._reach[name]
 
     @cached_property
-    def _bases(self) -> list[torch.Tensor]:
-        """base of SPEC 4.2 of each page, ``[D]``."""
+    def _bases(self) -> torch.Tensor:
+        """base of SPEC 4.2 of each page, ``[P, D]``."""
         rows: list[torch.Tensor] = []
         for page in self.head.pages.values():
             centre, step = (torch.tensor(x, dtype=self.dtype) for x in (page.centre, page.step))
             row = self.keys[page.positions].sum(dim=0) / page.count
             row[page.coded] = (centre - 7.5 * step)[page.coded]
             rows.append(row)
-        return rows
+        return torch.stack(rows)
+
+    @cached_property
+    def _codes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes of the cold tokens, ``[T, coded channels]``, and which of the pages each is of."""
+        pages = list(self.head.pages.values())
+        codes = torch.tensor([row for page in pages for row in page.codes], dtype=self.dtype)
+        return codes, torch.tensor([n for n, page in enumerate(pages) for _ in page.positions])
 
     def estimates(self, query: Vector, scale: float) -> torch.Tensor:
         """Return estimates ``[T]``, NaN without one (SPEC 4.2); codes and weights, which have no tolerance, are the
         oracle's."""
-        scores, asked = self.keys.new_full((len(self.keys),), torch.nan), torch.tensor(query, dtype=self.dtype)
-        for page, base in zip(self.head.pages.values(), self._bases, strict=True):
-            made = Estimates(query, page, scale, self.head.dtype)
-            codes, weights = (torch.tensor(x, dtype=self.dtype) for x in (page.codes, made.weights))
-            scores[page.positions] = scale * (asked @ base) + made.unit * (codes[:, page.coded] @ weights)
+        scores, (made, _) = self.keys.new_full((len(self.keys),), torch.nan), self.head.estimates(query, scale)
+        if made:
+            codes, page = self._codes
+            weights = torch.tensor([of_page.weights for of_page in made], dtype=self.dtype)
+            units = torch.tensor([of_page.unit for of_page in made], dtype=self.dtype)
+            bases = scale * (self._bases @ torch.tensor(query, dtype=self.dtype))
+            scores[list(self.head.page_at)] = bases[page] + units[page] * (codes * weights[page]).sum(dim=1)
         return scores
 
     def index_scores(self, members: Sequence[Vector], scale: float) -> list[list[float]]:
@@ -83,9 +90,10 @@ class LowPrecision:
             x = torch.where(unread, self.estimates(query, m.scale)[positions], x)
         if m.softcap is not None:
             x = m.softcap * torch.tanh(x / m.softcap)
-        parts = x.split([len(t.positions) for t in terms])
-        logits = [part[0] if len(part) == 1 else torch.logsumexp(part, dim=0) for part in parts]
-        softmax = torch.softmax(torch.stack(logits), dim=0) * min(1.0, weight)
+        if len(positions) > len(terms):
+            parts = x.split([len(t.positions) for t in terms])
+            x = torch.stack([torch.logsumexp(part, dim=0) for part in parts])
+        softmax = torch.softmax(x, dim=0) * min(1.0, weight)
         if all(t.page is None for t in terms):
             values = self.values[[t.positions[0] for t in terms]]
         else:

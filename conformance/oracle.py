@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -76,7 +77,7 @@ class Head:
     dtype: type[np.floating[Any]] = np.float32
     known: dict[int, Page | None] = field(default_factory=dict)
     _products: dict[tuple[float, ...], Products] = field(default_factory=dict)
-    _estimates: dict[tuple[float, ...], dict[int, float]] = field(default_factory=dict)
+    _estimates: dict[tuple[float, ...], tuple[list[Estimates], dict[int, float]]] = field(default_factory=dict)
 
     @cached_property
     def cold_pages(self) -> int:
@@ -107,6 +108,12 @@ class Head:
         return {j: page for j in range(self.cold_pages) if (page := self.known[j]) is not None}
 
     @cached_property
+    def largest(self) -> list[float]:
+        """Largest |k_d| of the valid tokens, which are at least one."""
+        rows = (row for row, valid in zip(self.keys, self.valid, strict=True) if valid)
+        return [max(map(abs, column)) for column in zip(*rows, strict=True)]
+
+    @cached_property
     def page_at(self) -> dict[int, Page]:
         """The page of each valid cold position; the positions ascend."""
         return {i: page for page in self.pages.values() for i in page.positions}
@@ -118,12 +125,13 @@ class Head:
             self._products[name] = Products(query, self.keys)
         return self._products[name]
 
-    def estimates(self, query: Vector, scale: float) -> dict[int, float]:
-        """Return the estimates by cold position, ascending (SPEC 4.2)."""
+    def estimates(self, query: Vector, scale: float) -> tuple[list[Estimates], dict[int, float]]:
+        """Return the estimates of each page, and by cold position, ascending (SPEC 4.2)."""
         name = (scale, *query)
         if name not in self._estimates:
             pages = [Estimates(query, page, scale, self.dtype) for page in self.pages.values()]
-            self._estimates[name] = {i: made[i] for made in pages for i in made.page.positions}
+            scores = (zip(made.page.positions, made.scores(), strict=True) for made in pages)
+            self._estimates[name] = pages, dict(chain.from_iterable(scores))
         return self._estimates[name]
 
     def logits(self, query: Vector, positions: Iterable[int], m: Modifiers) -> list[float]:
@@ -134,7 +142,7 @@ class Head:
     def index_scores(self, members: Sequence[Vector], scale: float) -> tuple[list[int], list[list[float]]]:
         """Return valid cold positions, ascending, and for each member their estimates (SPEC 4.2)."""
         positions = list(self.page_at)
-        return positions, [list(self.estimates(query, scale).values()) for query in members]
+        return positions, [list(self.estimates(query, scale)[1].values()) for query in members]
 
     def token_scores(
         self, members: Sequence[Vector], candidates: Sequence[int], scale: float
@@ -168,7 +176,7 @@ class Head:
         if not tail:
             return terms
         chosen, known, row = set(selected), set(candidates), self.products(query)
-        near = self.estimates(query, m.scale)
+        _, near = self.estimates(query, m.scale)
         for page in self.pages.values():
             rest = tuple(i for i in page.positions if i not in chosen)
             if rest:

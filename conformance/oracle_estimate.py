@@ -7,6 +7,7 @@ is one of Python integers, the rest Python numbers.
 from __future__ import annotations
 
 import math
+from operator import mul
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,13 +41,9 @@ class Estimates:
         self.unit, self.weights = whole_weights(products)
         self.less = 15 * math.fsum(max(0.0, a - self.unit * w) for a, w in zip(products, self.weights, strict=True))
 
-    def __getitem__(self, position: int) -> float:
-        return self.base + self.unit * self.total(position)
-
-    def total(self, position: int) -> int:
-        """Return Σ weight_d · code_d of a token."""
-        codes = self.page.codes[self.page.positions.index(position)]
-        return sum(weight * int(codes[d]) for weight, d in zip(self.weights, self.page.coded, strict=True))
+    def scores(self) -> list[float]:
+        """Return the estimate of each valid position of the page."""
+        return [self.base + self.unit * sum(map(mul, self.weights, codes)) for codes in self.page.codes]
 
 
 def whole_weights(products: Vector) -> tuple[float, list[int]]:

@@ -33,7 +33,7 @@ class Page:
     mean, value : of keys and of values
     coded : the coded channels, ascending
     centre, step : of every channel, numbers of the dtype of SPEC 1.2
-    codes : of each valid token, of every channel
+    codes : of each valid token, of the coded channels
     largest : max |k_d|, for the allowed error
     """
 
@@ -44,7 +44,7 @@ class Page:
     coded: list[int]
     centre: list[float]
     step: list[float]
-    codes: list[list[float]]
+    codes: list[list[int]]
     largest: list[float]
     approximate: dict[int, list[float]]
     error: list[float]
@@ -105,6 +105,6 @@ def page_of(
             approximate[i][d] = float(centre[d]) + (code[d] - 7.5) * float(step[d])
     error = [max(abs(keys[i][d] - approximate[i][d]) for i in positions) for d in range(width)]
     return Page(
-        index, positions, mean, value, coded, centre.tolist(), step.tolist(), codes.tolist(),
+        index, positions, mean, value, coded, centre.tolist(), step.tolist(), codes[:, coded].astype(int).tolist(),
         np.abs(k).max(axis=0).tolist(), approximate, error,
     )  # fmt: skip

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .oracle_estimate import Estimates
 from .oracle_numbers import Vector, dot, log_sum_exp, share
 
 if TYPE_CHECKING:
@@ -29,10 +28,8 @@ def slack(page: Page, query: Vector, scale: float) -> float:
 def rounding(head: Head, queries: Sequence[Vector], scale: float) -> float:
     """Return the relative error of a mass computed in float32; sums by blocks and pages lose most."""
     width = len(queries[0])
-    keys = [head.keys[i] for i in range(len(head.keys)) if head.valid[i]]
-    largest = [max(map(abs, column)) for column in zip(*keys, strict=True)]
-    top = max(dot(map(abs, q), largest) for q in queries)
-    return math.expm1(min(4 * (width + len(keys) + 512) * 2.0**-24 * (1 + 4 * scale * top), 80.0))
+    top = max(dot(map(abs, q), head.largest) for q in queries)
+    return math.expm1(min(4 * (width + sum(head.valid) + 512) * 2.0**-24 * (1 + 4 * scale * top), 80.0))
 
 
 def missed_mass(
@@ -54,12 +51,12 @@ def missed_mass(
     held = head.logits(query, (i for i in [*head.kept, *selected] if i <= at), m)
     left = head.logits(query, (i for i in candidates if i not in chosen), m)
     size = [abs(x) for x in query]
-    for page in head.pages.values():
-        rest = [i for i in page.positions if i not in known]
+    estimates, near = head.estimates(query, m.scale)
+    for made in estimates:
+        page, rest = made.page, [i for i in made.page.positions if i not in known]
         if rest:
-            estimates = Estimates(query, page, m.scale, head.dtype)
-            room = m.scale * dot(size, page.error) + estimates.less + (slack(page, query, m.scale) if enlarged else 0.0)
-            left += [m.cap(estimates[i]) + room for i in rest]
+            room = m.scale * dot(size, page.error) + made.less + (slack(page, query, m.scale) if enlarged else 0.0)
+            left += [m.cap(near[i]) + room for i in rest]
     room = rounding(head, [query], m.scale) if enlarged else 0.0
     return min(1.0, share(log_sum_exp(left), [*left, *held, sink]) * (1 + room))
 
