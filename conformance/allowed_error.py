@@ -49,13 +49,13 @@ class Precision:
         return torch.finfo(self.border).eps / 2
 
 
-def index_rounding(page: Page, width: int, reach: float, precision: Precision) -> float:
+def index_rounding(page: Page, width: int, magnitude: float, precision: Precision) -> float:
     """Return the rounding of an estimate over scale for a token of a page: of q·base, a mean in it, and the codes' sum.
 
     These have up to four times the size of the keys, in whatever order they are multiplied and added; the weights are
-    the same everywhere. `reach` is Σ |q| times the page's largest |k|.
+    the same everywhere. `magnitude` is Σ |q| times the page's largest |k|.
     """
-    return 4 * (width + page.count + 12) * precision.unit * reach
+    return 4 * (width + page.count + 12) * precision.unit * magnitude
 
 
 def index_errors(
@@ -68,8 +68,8 @@ def index_errors(
     result: list[list[float]] = []
     for m, query in enumerate(members):
         known: dict[int, float] = {}
-        for page, reach in zip(low_run.head.pages.values(), low_run.reach(query)[1].values(), strict=True):
-            rounding = index_rounding(page, len(query), reach, precision)
+        for page, magnitude in zip(low_run.head.pages.values(), low_run.magnitudes(query)[1].values(), strict=True):
+            rounding = index_rounding(page, len(query), magnitude, precision)
             known[page.index] = scale * rounding + LEAST[precision.compute]
         rows = zip(low[m], truth[m], pages, strict=True)
         result.append([abs(a - b) + known[page.index] for a, b, page in rows])
@@ -85,8 +85,8 @@ def token_errors(
     steps = (len(members[0]) + 4) * precision.unit
     result: list[list[float]] = []
     for m, query in enumerate(members):
-        reach, truth = low_run.reach(query)[0], head.products(query)
-        row = [abs(low[m][n] - scale * truth[i]) + steps * scale * reach[i] for n, i in enumerate(positions)]
+        magnitudes, truth = low_run.magnitudes(query)[0], head.products(query)
+        row = [abs(low[m][n] - scale * truth[i]) + steps * scale * magnitudes[i] for n, i in enumerate(positions)]
         result.append([error + LEAST[precision.compute] for error in row])
     return result
 
@@ -134,16 +134,16 @@ def allowed_error(
     output, weights, norm = answer
     if not terms:
         return AllowedError([0.0] * len(output), 0.0)
-    unit, (by_token, by_page) = precision.unit, low_run.reach(query)
+    unit, (by_token, by_page) = precision.unit, low_run.magnitudes(query)
     deltas: list[float] = []
     for term in terms:
         steps = len(query) + 8 + (0 if term.page is None else len(term.positions) + 8)
         if term.page is None:
             moves = unit * steps * by_token[term.positions[0]]
         else:
-            reach = by_page[term.page.index]
-            moves = unit * steps * reach
-            moves += index_rounding(term.page, len(query), reach, precision) if term.estimated else 0.0
+            magnitude = by_page[term.page.index]
+            moves = unit * steps * magnitude
+            moves += index_rounding(term.page, len(query), magnitude, precision) if term.estimated else 0.0
         logs = abs(term.logit) + abs(norm) + 8
         deltas.append(m.scale * moves + unit * (16 * logs + 2 * len(terms)))
     moved = math.fsum(w * math.expm1(min(d, 80.0)) for w, d in zip(weights, deltas, strict=True))
@@ -193,12 +193,12 @@ def shift_error(
     result: list[float] = []
     for c in range(len(shift.head.values[0])):
         sizes = [abs(row[c]) for row in shift.deviations]
-        reach = max(abs(shift.head.values[i][c]) for j in shift.pages for i in j.positions)
+        largest = max(abs(shift.head.values[i][c]) for j in shift.pages for i in j.positions)
         moved = 2 * max(sizes)
         if together < 0.25:
             spread = math.fsum(w * (r + together) * x for w, r, x in zip(weights, relative, sizes, strict=True))
             moved = min(moved, 1.5 * spread)
-        result.append(0.5 * moved + unit * (shift.head.config.page_tokens + len(weights) + 16) * reach)
+        result.append(0.5 * moved + unit * (shift.head.config.page_tokens + len(weights) + 16) * largest)
     return result
 
 
@@ -213,9 +213,9 @@ def with_shift(
 
     `member` as for `shift_error`.
     """
-    near = [w for w, term in zip(answer.weights, terms, strict=True) if term.page is not None]
-    if not near:  # nothing is shifted, and a value that is not a number may lie in the selection's pages
+    shifted = [w for w, term in zip(answer.weights, terms, strict=True) if term.page is not None]
+    if not shifted:  # nothing is shifted, and a value that is not a number may lie in the selection's pages
         return allowed.output
-    reach = min(1.0, math.fsum(near) + allowed.mass)
+    share = min(1.0, math.fsum(shifted) + allowed.mass)
     moved = shift_error(shift, *member)
-    return [a + reach * b for a, b in zip(allowed.output, moved, strict=True)]
+    return [a + share * b for a, b in zip(allowed.output, moved, strict=True)]

@@ -84,8 +84,8 @@ def _readings(hb: HeadBlock, factor: int, low: LowPrecision, precision: Precisio
     for widened in widenings(hb, low, precision):
         for candidates in ranked(2 if widened else 1):
             _, scores = hb.head.token_scores(members, candidates, scale)
-            doubt = token_errors(low, members, candidates, scale, precision)
-            inner = _sets(scores, doubt, config.retrieve_tokens or 0, config.group, precision)
+            inner_errors = token_errors(low, members, candidates, scale, precision)
+            inner = _sets(scores, inner_errors, config.retrieve_tokens or 0, config.group, precision)
             chosen = (sorted(candidates[n] for n in one) for one in inner)
             found += [Retrieved(candidates, selected, False, widened) for selected in chosen]
     return found

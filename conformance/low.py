@@ -24,7 +24,7 @@ class LowPrecision:
         self.head, self.dtype = head, dtype
         self.keys = torch.tensor(head.keys, dtype=dtype)
         self.values = torch.tensor(head.values, dtype=dtype)
-        self._reach: dict[tuple[float, ...], tuple[list[float], dict[int, float]]] = {}
+        self._magnitudes: dict[tuple[float, ...], tuple[list[float], dict[int, float]]] = {}
 
     @cached_property
     def _sizes(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,13 +32,13 @@ class LowPrecision:
         pages = [page.largest for page in self.head.pages.values()] or torch.zeros(0, self.keys.shape[1])
         return self.keys.double().abs().nan_to_num(), torch.as_tensor(pages, dtype=torch.float64)
 
-    def reach(self, query: Vector) -> tuple[list[float], dict[int, float]]:
+    def magnitudes(self, query: Vector) -> tuple[list[float], dict[int, float]]:
         """Sum |q| |k| by position, and |q| times the page's largest |k| by page: what allowed errors grow with."""
         name = tuple(query)
-        if name not in self._reach:
+        if name not in self._magnitudes:
             by_token, by_page = (sizes @ torch.tensor(query, dtype=torch.float64).abs() for sizes in self._sizes)
-            self._reach[name] = by_token.tolist(), dict(zip(self.head.pages, by_page.tolist(), strict=True))
-        return self._reach[name]
+            self._magnitudes[name] = by_token.tolist(), dict(zip(self.head.pages, by_page.tolist(), strict=True))
+        return self._magnitudes[name]
 
     @cached_property
     def _bases(self) -> torch.Tensor:

@@ -176,11 +176,11 @@ class Head:
         if not tail:
             return terms
         chosen, known, row = set(selected), set(candidates), self.products(query)
-        _, near = self.estimates(query, m.scale)
+        _, estimates = self.estimates(query, m.scale)
         for page in self.pages.values():
             rest = tuple(i for i in page.positions if i not in chosen)
             if rest:
-                logits = [m.cap(m.scale * row[i] if i in known else near[i]) for i in rest]
+                logits = [m.cap(m.scale * row[i] if i in known else estimates[i]) for i in rest]
                 estimated = frozenset(rest) - known
                 terms.append(Term(log_sum_exp(logits), page.value, rest, page, estimated))
         return terms

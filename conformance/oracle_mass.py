@@ -21,8 +21,8 @@ Asked = Sequence[tuple[Vector, int, float]]
 
 def slack(page: Page, query: Vector, scale: float) -> float:
     """Return the most by which slack may be enlarged: float32's worst rounding (SPEC 6.2)."""
-    reach = dot([abs(x) for x in query], [3 * k + e for k, e in zip(page.largest, page.error, strict=True)])
-    return 8 * (len(query) + page.count + 8) * 2.0**-24 * scale * reach
+    magnitude = dot([abs(x) for x in query], [3 * k + e for k, e in zip(page.largest, page.error, strict=True)])
+    return 8 * (len(query) + page.count + 8) * 2.0**-24 * scale * magnitude
 
 
 def rounding(head: Head, queries: Sequence[Vector], scale: float) -> float:
@@ -51,12 +51,12 @@ def missed_mass(
     held = head.logits(query, (i for i in [*head.kept, *selected] if i <= at), m)
     left = head.logits(query, (i for i in candidates if i not in chosen), m)
     size = [abs(x) for x in query]
-    estimates, near = head.estimates(query, m.scale)
-    for made in estimates:
+    pages, estimates = head.estimates(query, m.scale)
+    for made in pages:
         page, rest = made.page, [i for i in made.page.positions if i not in known]
         if rest:
             room = m.scale * dot(size, page.error) + made.less + (slack(page, query, m.scale) if enlarged else 0.0)
-            left += [m.cap(near[i]) + room for i in rest]
+            left += [m.cap(estimates[i]) + room for i in rest]
     room = rounding(head, [query], m.scale) if enlarged else 0.0
     return min(1.0, share(log_sum_exp(left), [*left, *held, sink]) * (1 + room))
 

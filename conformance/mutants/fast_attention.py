@@ -165,8 +165,8 @@ FAULTS = [
     CompiledFault(
         "the missed bound leaves out the rounding of products",
         "bound.h",
-        "+ 32.0) * reach +",
-        "+ 32.0) * 0.0f * reach +",
+        "+ 32.0) * magnitude +",
+        "+ 32.0) * 0.0f * magnitude +",
         ops("operations"),
     ),
     CompiledFault(

@@ -19,8 +19,8 @@ FAULTS = [
     Fault(
         "the missed bound without the rounding of products",
         "kiv_fast.ops.bound:_lost",
-        "+ 16) * reach.to(WIDE)",
-        "+ 16) * 0 * reach.to(WIDE)",
+        "+ 16) * magnitude.to(WIDE)",
+        "+ 16) * 0 * magnitude.to(WIDE)",
         ("packages/kiv-fast/tests/test_missed_bound.py",),
     ),
     Fault(

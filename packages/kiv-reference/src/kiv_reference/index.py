@@ -77,8 +77,8 @@ def index_page(
     code = torch.where(step[:, None] == 0, 0.0, distance / step[:, None]).floor().clamp(0, LEVELS - 1)
     codes[:, valid] = code.to(torch.uint8)
     mean = key.mean(dim=1)
-    near = approximate_keys(codes[:, valid], channels, centre, step, mean)
-    return PageIndex(codes, channels, centre, step, mean, (key - near).abs().amax(dim=1), value.mean(dim=1))
+    approximate = approximate_keys(codes[:, valid], channels, centre, step, mean)
+    return PageIndex(codes, channels, centre, step, mean, (key - approximate).abs().amax(dim=1), value.mean(dim=1))
 
 
 def approximate_keys(

@@ -37,8 +37,8 @@ def page_slack(query: torch.Tensor, view: HeadView, scale: float) -> torch.Tenso
     # No key, and nothing that is added up to estimate its score, is larger.
     coded = torch.zeros_like(index.mean).scatter(1, index.channels, index.centre.abs() + LEVELS * index.step)
     size = index.mean.abs() + index.error + coded
-    spread, reach = (asked @ part.to(torch.float64).T for part in (index.error, size))
-    return spread + less + torch.finfo(query.dtype).eps * (query.shape[2] + 16) * (reach + less)
+    spread, magnitude = (asked @ part.to(torch.float64).T for part in (index.error, size))
+    return spread + less + torch.finfo(query.dtype).eps * (query.shape[2] + 16) * (magnitude + less)
 
 
 def upper_logits(query: torch.Tensor, view: HeadView, positions: torch.Tensor, modifiers: Modifiers) -> torch.Tensor:

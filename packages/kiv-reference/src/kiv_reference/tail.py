@@ -40,8 +40,8 @@ def tail(
     cold = view.cold_positions()
     left = cold[~torch.isin(cold, selected)]
     read = torch.isin(left, candidates)
-    near = modifiers.cap(view.estimates(query, left, modifiers.scale))
-    logits = torch.where(read, modifiers.logits(query, view.keys(left)), near)  # [G, TQ, K]
+    estimates = modifiers.cap(view.estimates(query, left, modifiers.scale))
+    logits = torch.where(read, modifiers.logits(query, view.keys(left)), estimates)  # [G, TQ, K]
     pages = view.pages(left)
     named = cast("torch.Tensor", torch.unique(pages))
     masses = [torch.logsumexp(logits[:, :, pages == page], dim=2) for page in named]

@@ -24,12 +24,12 @@ LEAST = 2.0**-130
 def log_held(queries: Queries, always: Sequence[Tile]) -> torch.Tensor:
     """Bound from below log Σ e^l of tokens that are always attended and of learned sinks, float64 ``[H, M]``."""
     members, asked = queries.members, _asked(queries)
-    logits, reach = members[:, :, :0], members.new_zeros(members.shape[:2])
+    logits, magnitude = members[:, :, :0], members.new_zeros(members.shape[:2])
     for tile in always:
         largest = tile.key.abs().amax(dim=1).to(members.dtype)  # [H, D]
         logits = torch.cat([logits, tile_part(queries, tile).logits], dim=2)
-        reach = torch.maximum(reach, (asked @ largest[:, :, None])[:, :, 0])
-    held = torch.logsumexp(logits.to(WIDE), dim=2) - _lost(queries, reach)
+        magnitude = torch.maximum(magnitude, (asked @ largest[:, :, None])[:, :, 0])
+    held = torch.logsumexp(logits.to(WIDE), dim=2) - _lost(queries, magnitude)
     if queries.sink_logits is not None:
         held = torch.logaddexp(held, queries.sink_logits.flatten(1, 2).to(WIDE))
     return held
@@ -39,8 +39,8 @@ def missed_share(
     estimates: Estimates, found: Found, error: torch.Tensor, held: torch.Tensor, heads: slice
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the bounds, float64 ``[n, M]``, of the heads that `found` has; otherwise as `Ops.missed`."""
-    queries, index, (slack, reach) = estimates.queries, estimates.index, _slack(estimates, error)
-    lost = _lost(queries, reach)[heads]  # [n, M, N]
+    queries, index, (slack, magnitude) = estimates.queries, estimates.index, _slack(estimates, error)
+    lost = _lost(queries, magnitude)[heads]  # [n, M, N]
     unread = unread_sums(queries, estimates, found.candidates, heads)  # [n, M, N]
     sizes = unread.abs().masked_fill_(unread == -torch.inf, 0)
     room = torch.finfo(unread.dtype).eps * (2 * sizes + 3 * index.page_tokens + 256)
@@ -71,18 +71,18 @@ def _asked(queries: Queries) -> torch.Tensor:
     return queries.members.abs() * abs(queries.scale) + LEAST
 
 
-def _lost(queries: Queries, reach: torch.Tensor) -> torch.Tensor:
-    """Return what a logit loses at most, float64, of the shape of `reach`; infinity where it may not be a number.
+def _lost(queries: Queries, magnitude: torch.Tensor) -> torch.Tensor:
+    """Return what a logit loses at most, float64, of the shape of `magnitude`; infinity where it may not be a number.
 
-    `reach` ``[H, M]`` or ``[H, M, N]`` is no less than Σ |scale * q| |k| of any key.
+    `magnitude` ``[H, M]`` or ``[H, M, N]`` is no less than Σ |scale * q| |k| of any key.
     """
-    info = torch.finfo(reach.dtype)
-    lost = info.eps * ((queries.members.shape[2] + 16) * reach.to(WIDE) + 4 * (queries.softcap or 0.0) + 64)
-    return lost.masked_fill_(~(reach < info.max / 16 * min(1.0, abs(queries.scale))), torch.inf)
+    info = torch.finfo(magnitude.dtype)
+    lost = info.eps * ((queries.members.shape[2] + 16) * magnitude.to(WIDE) + 4 * (queries.softcap or 0.0) + 64)
+    return lost.masked_fill_(~(magnitude < info.max / 16 * min(1.0, abs(queries.scale))), torch.inf)
 
 
 def _slack(estimates: Estimates, error: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what scores of pages exceed their estimates by, float64 ``[H, M, N]``; and their reach, ``[H, M, N]``.
+    """Return what scores of pages exceed their estimates by, float64 ``[H, M, N]``; and their magnitude, ``[H, M, N]``.
 
     `error` ``[N, H, D]`` is the largest distance of a page's keys from their approximate keys.
     """
@@ -94,5 +94,5 @@ def _slack(estimates: Estimates, error: torch.Tensor) -> tuple[torch.Tensor, tor
     unit = whole_unit(size.amax(dim=3, keepdim=True))
     less = (coded - (coded / unit).round_().mul_(unit)).clamp_(min=0).sum(dim=3).permute(1, 2, 0) * (LEVELS - 1)
     spread = asked @ error.permute(1, 2, 0)
-    reach = asked @ base.abs().permute(1, 2, 0) + spread + less + LEVELS * size.sum(dim=3).permute(1, 2, 0)
-    return spread.to(WIDE) + less, reach
+    magnitude = asked @ base.abs().permute(1, 2, 0) + spread + less + LEVELS * size.sum(dim=3).permute(1, 2, 0)
+    return spread.to(WIDE) + less, magnitude

@@ -169,10 +169,10 @@ class CompareStore:
         seen = tokens.valid[:, None, :, None]
         asked = tokens.valid[:, -query.shape[2] :][:, None, :, None]
         widest = tokens.key.tensor.masked_fill(~seen, 0).abs().amax(dim=(0, 1, 2))  # [D]
-        reach = float((query.double().masked_fill(~asked, 0).abs() @ widest).amax())
+        magnitude = float((query.double().masked_fill(~asked, 0).abs() @ widest).amax())
         values = tokens.value.tensor.masked_fill(~seen, 0)
         largest = float(values.masked_fill(~torch.isfinite(values), 0).abs().amax())
-        return 2 * unit * ((query.shape[3] + 8) * scale * reach + self.length + 8) * largest
+        return 2 * unit * ((query.shape[3] + 8) * scale * magnitude + self.length + 8) * largest
 
     def _check_state(self) -> None:
         mine, expected = self._store.tokens(), self._truth.tokens()

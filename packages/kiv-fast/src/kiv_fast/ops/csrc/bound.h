@@ -15,12 +15,12 @@ static inline double log_add(double a, double b) {
     return most == -INFINITY ? a + b : most + log1p(exp((a > b ? b : a) - most));
 }
 
-/* What a logit and a sum of exponentials lose at most, if no key's products add up to more than `reach` by magnitude;
+/* What a logit and a sum of exponentials lose at most, if Σ |scale * q| |k| of no key is more than `magnitude`;
    infinity where one may not be a number. */
-static double lost(const Query *query, float reach) {
+static double lost(const Query *query, float magnitude) {
     float scale = fabsf(query->scale);
-    if (!(reach < 2e37f * (scale < 1.0f ? scale : 1.0f))) return INFINITY;
-    return ROUNDED * ((2.0 * query->width + 32.0) * reach + 8.0 * query->softcap + 512.0);
+    if (!(magnitude < 2e37f * (scale < 1.0f ? scale : 1.0f))) return INFINITY;
+    return ROUNDED * ((2.0 * query->width + 32.0) * magnitude + 8.0 * query->softcap + 512.0);
 }
 
 /* |scale * q|, nowhere 0, filled up with zeros. */
@@ -72,10 +72,10 @@ static void held_of_head(void *context, int64_t head) {
         }
     }
     for (int64_t m = 0; m < members; m++) {
-        V reach = splat(0.0f);
+        V magnitude = splat(0.0f);
         magnitudes(query, head, m, key);
-        for (int64_t d = 0; d < wide; d += LANES) reach += load(key + d) * load(size + d);
-        held[m] -= lost(query, sum_of(reach));
+        for (int64_t d = 0; d < wide; d += LANES) magnitude += load(key + d) * load(size + d);
+        held[m] -= lost(query, sum_of(magnitude));
         if (query->sink) held[m] = log_add(held[m], query->sink[head * members + m]);
     }
 }
