@@ -34,6 +34,29 @@ WEIGHTLESS = Scenario(
 )
 """An infinite value in a tail whose weight is zero in any precision."""
 
+CANDIDATE = Scenario(
+    KIVConfig(
+        hot_tokens=0, sink_tokens=0, page_tokens=1, index_channels=1, candidate_tokens=2, retrieve_tokens=1, group="max"
+    ),
+    Shape(width=4, value_width=3),
+    Recipe("huge", 0, "same"),
+    ((62, False), (1, True), (1, True)),
+    scale=0.0625,
+    mask_kind="left",
+    bad_values=1,
+)
+"""The same for a candidate that is not selected."""
+
+BESIDE = Scenario(
+    KIVConfig(hot_tokens=0, sink_tokens=0, page_tokens=2, candidate_tokens=1, retrieve_tokens=1),
+    Shape(value_width=3),
+    Recipe("huge", 0, "same"),
+    ((1, True),) * 4,
+    scale=0.0625,
+    bad_values=1,
+)
+"""The same for what is far below the selected token of its page."""
+
 ROUNDING = Scenario(
     KIVConfig(
         hot_tokens=0,
@@ -226,6 +249,8 @@ class Test_2_5_FiniteKeys:
 
     @given(scenario=scenarios(bad_values=st.integers(1, 99)))
     @example(scenario=WEIGHTLESS)
+    @example(scenario=CANDIDATE)
+    @example(scenario=BESIDE)
     def test_values(self, target: Target, scenario: Scenario) -> None:
         driver = drive(target, scenario)
         finite = all(bool(torch.isfinite(output).all()) for output in driver.operations.outputs)

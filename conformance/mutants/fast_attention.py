@@ -170,10 +170,10 @@ FAULTS = [
         ops("operations"),
     ),
     CompiledFault(
-        "the missed bound takes what is far below the best for nothing",
-        "bound.h",
-        "near ? sums[p] : weighed_anew(missed, query, head, m, p, first, candidate)",
-        "sums[p]",
+        "what is far below its page's best estimate weighs nothing",
+        "tail.h",
+        "if (out[page] < expf(-FAR) &&",
+        "if (out[page] < 0.0f &&",
         clause("8.2"),
     ),
     CompiledFault(
@@ -203,6 +203,13 @@ FAULTS = [
         "every ? 0 : candidates",
         "0",
         ops("operations"),
+    ),
+    CompiledFault(
+        "candidates that weigh nothing beside another page's are not there",
+        "tail.h",
+        "pick(there, larger(all, splat(NONE)), all)",
+        "all",
+        clause("2.5"),
     ),
     CompiledFault(
         "the missed bound of a head by the channels of the first",

@@ -5,7 +5,6 @@
 
 #include "attend.h"
 
-#define FAR 60.0f       /* e^-60 is still a number, and what is as much smaller than it is nothing beside it */
 #define ROUNDED 0x1p-24 /* what an operation loses at most, of its result */
 #define LEAST 0x1p-130f /* more than what is lost of scale * q where that is below the normal numbers */
 
@@ -28,12 +27,6 @@ static void magnitudes(const Query *query, int64_t head, int64_t m, float *asked
     const float *q = query->query + (head * query->members + m) * query->width;
     for (int64_t d = 0; d < ROUND_UP(query->width, LANES); d++)
         asked[d] = d < query->width ? fabsf(q[d] * query->scale) + LEAST : 0.0f;
-}
-
-/* The logarithm of the sum of exponentials, in whose place they are put. */
-static double log_sums(float *logits, int64_t n) {
-    float most = largest(logits, n), base = most < NONE ? NONE : most, total = exponentials(logits, n, base);
-    return most == -INFINITY ? -INFINITY : base + log(total);
 }
 
 typedef struct {
@@ -130,34 +123,11 @@ static void slack(const Missed *missed, const Query *query, int64_t head, int64_
 
 /* Tokens of a page that were not read; *candidate goes on from the page's first candidate to the next page's. */
 static int64_t unread_tokens(const Missed *missed, int64_t head, int64_t page, int64_t *candidate) {
-    const Index *index = missed->index;
     const Found *found = missed->found;
     const int32_t *at = found->at + head * found->stride;
-    int64_t count = index->tokens, stop = (page + 1) * index->tokens;
-    if (index->unseen)
-        for (int64_t i = stop - index->tokens; i < stop; i++) count -= index->unseen[i] != 0;
+    int64_t count = valid_tokens(missed->index, page), stop = (page + 1) * missed->index->tokens;
     for (; *candidate < found->candidates && at[*candidate] >= 0 && at[*candidate] < stop; ++*candidate) count--;
     return count;
-}
-
-/* The logarithm of what a page's unread tokens weigh, by estimates made again; candidates are [first, last). */
-static double weighed_anew(const Missed *missed, const Query *query, int64_t head, int64_t m, int64_t page, int64_t first,
-                           int64_t last) {
-    const Index *index = missed->index;
-    int64_t wide = ROUND_UP(index->tokens, TOKENS);
-    const int32_t *at = missed->found->at + head * missed->found->stride;
-    float *room = kiv_workspace(1, query->members * wide * sizeof(float)), *row = room + m * wide;
-    void *its = kiv_workspace(0, asked_bytes(index, query->members));
-    if (!room || !its) {
-        kiv_no_memory();
-        return 0.0;
-    }
-    Asked asked = asked_in(its, index, query->members);
-    ask(index, query, head, page, &asked);
-    scan(index, query->members, head, page, &asked, room, wide, 0, index->tokens);
-    for (int64_t k = first; k < last; k++) row[at[k] - page * index->tokens] = -INFINITY;
-    cap(row, index->tokens, query->softcap);
-    return log_sums(row, index->tokens);
 }
 
 /* The share of e^may in e^may + e^have: logarithms in float64, and their sums of fewer than 2^22 numbers. */
@@ -196,9 +166,7 @@ static Unread look_at_unread(const Missed *missed, const Query *query, int64_t r
         page_log[p] = -INFINITY;
         unread.tokens += tokens;
         if (tokens == 0) continue;
-        /* So far below the base, weights that are not nothing may have been taken for 0. */
-        int near = sums[p] > base_of(missed, query, row, p) - FAR;
-        double all = near ? sums[p] : weighed_anew(missed, query, head, m, p, first, candidate);
+        double all = sums[p];
         page_log[p] = all + more + gone + 4 * ROUNDED * fabs(all);
         if (!(page_log[p] <= most)) most = page_log[p];
     }

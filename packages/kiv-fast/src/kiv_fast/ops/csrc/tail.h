@@ -4,6 +4,8 @@
 
 #include "select.h"
 
+#define FAR 60.0f /* e^-60 is still a number, and what is as much smaller than it is nothing beside it */
+
 typedef struct {
     const Index *index;
     const Query *query;
@@ -11,6 +13,38 @@ typedef struct {
     const Found *found;
     float *out; /* [H][M][pages] */
 } Tail;
+
+/* The logarithm of the sum of exponentials, in whose place they are put. */
+static double log_sums(float *logits, int64_t n) {
+    float most = largest(logits, n), base = most < NONE ? NONE : most, total = exponentials(logits, n, base);
+    return most == -INFINITY ? -INFINITY : base + log(total);
+}
+
+/* Tokens of a page that are valid. */
+static int64_t valid_tokens(const Index *index, int64_t page) {
+    int64_t count = index->tokens;
+    for (int64_t i = 0; index->unseen && i < index->tokens; i++) count -= index->unseen[page * index->tokens + i] != 0;
+    return count;
+}
+
+/* The logarithm of what a page's tokens weigh by estimates made again; candidates, which are [first, last), do not count. */
+static float weighed_anew(const Tail *work, int64_t head, int64_t m, int64_t page, int64_t first, int64_t last) {
+    const Index *index = work->index;
+    int64_t members = work->query->members, wide = ROUND_UP(index->tokens, TOKENS);
+    const int32_t *at = work->found->at + head * work->found->stride;
+    float *room = kiv_workspace(1, members * wide * sizeof(float)), *row = room + m * wide;
+    void *its = kiv_workspace(0, asked_bytes(index, members));
+    if (!room || !its) {
+        kiv_no_memory();
+        return 0.0f;
+    }
+    Asked asked = asked_in(its, index, members);
+    ask(index, work->query, head, page, &asked);
+    scan(index, members, head, page, &asked, room, wide, 0, index->tokens);
+    for (int64_t k = first; k < last; k++) row[at[k] - page * index->tokens] = -INFINITY;
+    cap(row, index->tokens, work->query->softcap);
+    return (float)log_sums(row, index->tokens);
+}
 
 /* The logarithms of the sums of two numbers, each given by a logarithm and a factor. */
 static inline V log_sums_of(V base, V factor, V other, V its_factor) {
@@ -64,11 +98,12 @@ static void tail_of_head(void *context, int64_t head) {
     const int32_t *chosen = found->chosen + head * found->selected;
     while (candidates < found->candidates && at[candidates] >= 0) candidates++;
     int every = candidates <= found->selected && (candidates == 0 || chosen[candidates - 1] >= 0); /* are selected */
-    int64_t left = every ? 0 : candidates;
-    float *weight = kiv_workspace(2, (left + room + pages + LANES) * sizeof(float) + 2 * (pages + 1) * sizeof(int64_t));
+    int64_t left = every ? 0 : candidates, chosen_so_far = 0;
+    int64_t floats = left + 3 * ROUND_UP(pages, 2) + room + LANES;
+    float *weight = kiv_workspace(2, floats * sizeof(float) + 2 * (pages + 1) * sizeof(int64_t));
     OR_FAIL(weight)
-    float *read = weight + ROUND_UP(left, 2);
-    int32_t *others = (int32_t *)(read + ROUND_UP(pages, 2));
+    float *read = weight + ROUND_UP(left, 2), *base = read + ROUND_UP(pages, 2);
+    int32_t *unselected = (int32_t *)(base + ROUND_UP(pages, 2)), *others = unselected + ROUND_UP(pages, 2);
     int64_t *first = (int64_t *)(others + room), *its_first = first + pages + 1;
     for (int64_t i = 0; i < count; i++) { /* without a branch, which would not be foreseen */
         int same = candidates && name[i] == at[k < candidates ? k : 0];
@@ -76,24 +111,34 @@ static void tail_of_head(void *context, int64_t head) {
         k += same;
     }
     find_pages(name, count, tokens, pages, first);
-    find_pages(at, left, tokens, pages, its_first);
+    find_pages(at, candidates, tokens, pages, its_first);
+    for (int64_t page = 0; page < pages; page++) {
+        int64_t before = chosen_so_far, stop = its_first[page + 1];
+        while (chosen_so_far < found->selected && chosen[chosen_so_far] >= 0 && chosen[chosen_so_far] < stop) chosen_so_far++;
+        unselected[page] = (int32_t)(stop - its_first[page] - (chosen_so_far - before));
+    }
     for (int64_t m = 0; m < members; m++) {
         int64_t row = (head * members + m) * pages;
-        const float *most = estimates->most + row, *sum = estimates->sum + row;
-        const float *listed = listed_row(estimates, members, head, m);
+        const float *sum = estimates->sum + row, *listed = listed_row(estimates, members, head, m);
         float *out = work->out + row, its = weigh_read(work, head, m, left, weight);
+        memcpy(base, estimates->most + row, pages * sizeof(float));
+        cap(base, pages, query->softcap);
         for (int64_t page = 0; page < pages; page++) {
-            float base = most[page];
-            cap(&base, 1, query->softcap);
-            float more = sum_listed(listed, others, first[page], first[page + 1], base, query->softcap);
-            out[page] = sum[page] + more;
-            read[page] = sum_some(weight, its_first[page], its_first[page + 1]);
+            out[page] = sum[page] + sum_listed(listed, others, first[page], first[page + 1], base[page], query->softcap);
+            read[page] = every ? 0.0f : sum_some(weight, its_first[page], its_first[page + 1]);
+            /* So far below the page's best token, a candidate, weights that are not nothing may have been taken for 0. */
+            if (out[page] < expf(-FAR) && valid_tokens(work->index, page) > its_first[page + 1] - its_first[page]) {
+                base[page] = weighed_anew(work, head, m, page, its_first[page], its_first[page + 1]);
+                out[page] = 1.0f;
+            }
         }
         for (int64_t page = 0; page < pages; page += LANES) {
-            V base = load_some(most + page, pages - page, -INFINITY), rest = load_some(out + page, pages - page, 0.0f);
-            if (query->softcap != 0.0f) base = capped(base, query->softcap);
-            V all = log_sums_of(base, rest, splat(its), load_some(read + page, pages - page, 0.0f));
-            store_some(out + page, all, pages - page);
+            int64_t some = pages - page;
+            V all = log_sums_of(load_some(base + page, some, -INFINITY), load_some(out + page, some, 0.0f), splat(its),
+                                load_some(read + page, some, 0.0f));
+            /* A candidate that weighs nothing beside another page's is still there: its page's mean value may be infinite. */
+            VI there = (VI)load_some((float *)unselected + page, some, 0.0f) > 0;
+            store_some(out + page, pick(there, larger(all, splat(NONE)), all), some);
         }
     }
 }
