@@ -26,10 +26,10 @@ def slack(page: Page, query: Vector, scale: float) -> float:
 
 
 def rounding(head: Head, queries: Sequence[Vector], scale: float) -> float:
-    """Return the relative error of a mass computed in float32; sums by blocks and pages lose most."""
+    """Return the error of the logarithm of a mass computed in float32; sums by blocks and pages lose most."""
     width = len(queries[0])
     top = max(dot(map(abs, q), head.largest) for q in queries)
-    return math.expm1(min(4 * (width + sum(head.valid) + 512) * 2.0**-24 * (1 + 4 * scale * top), 80.0))
+    return 4 * (width + sum(head.valid) + 512) * 2.0**-24 * (1 + 4 * scale * top)
 
 
 def missed_mass(
@@ -58,7 +58,8 @@ def missed_mass(
             room = m.scale * dot(size, page.error) + made.less + (slack(page, query, m.scale) if enlarged else 0.0)
             left += [m.cap(estimates[i]) + room for i in rest]
     room = rounding(head, [query], m.scale) if enlarged else 0.0
-    return min(1.0, share(log_sum_exp(left), [*left, *held, sink]) * (1 + room))
+    missed = log_sum_exp(left)
+    return 0.0 if missed == -math.inf else math.exp(min(0.0, missed - log_sum_exp([*left, *held, sink]) + room))
 
 
 def true_missed(head: Head, query: Vector, at: int, sink: float, selected: Sequence[int], m: Modifiers) -> float:
@@ -86,5 +87,5 @@ def enough(
     assert limit is not None, "asked only where there is a limit"
     if enlarged is not None:
         room = rounding(head, [q for q, _, _ in asked], m.scale)
-        limit = limit / (1 + room) if enlarged else limit * (1 + room)
+        limit *= math.exp(-room if enlarged else min(room, 80.0))
     return all(missed_mass(head, one, candidates, selected, m, bool(enlarged)) <= limit for one in asked)
