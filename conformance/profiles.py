@@ -21,7 +21,8 @@ def load(name: str) -> None:
     settings.register_profile("dev", max_examples=5, **_COMMON)
     # The same examples in every run: more of them would find nothing new. Mutants die within 30.
     settings.register_profile("ci", max_examples=40, derandomize=True, database=None, print_blob=True, **_COMMON)
-    settings.register_profile("nightly", max_examples=800, print_blob=True, **_COMMON)
+    # Others in every run. About an hour of one core for one implementation.
+    settings.register_profile("nightly", max_examples=400, print_blob=True, **_COMMON)
     # For mutants: the first failure is enough, shrinking it would only cost time.
     quick = {"phases": (Phase.explicit, Phase.generate), "report_multiple_bugs": False}
     settings.register_profile("kill", max_examples=30, derandomize=True, database=None, **quick, **_COMMON)
