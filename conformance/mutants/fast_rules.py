@@ -51,6 +51,13 @@ FAULTS = [
         clause("7.1"),
     ),
     Fault(
+        "tokens after the last query are attended by no query",
+        "kiv_fast.attention.exact:_fused",
+        "if past < length and tile.first + past < first + count:",
+        "if past < length:",
+        (f"{TESTS}exact.py::test_tokens_after_the_last_query_are_not_seen",),
+    ),
+    Fault(
         "tiles are merged without regard to their largest logits",
         "kiv_fast.attention.exact:Merge.add",
         "total * torch.exp(most - base)",

@@ -9,6 +9,7 @@ import torch
 from fast_helpers import SCALE, assert_close, draw, feed, index_bytes, state_of
 from kiv_fast import FastPool, Tuning
 from kiv_fast.attention import exact
+from kiv_fast.ops.arguments import Queries, Tile
 from kiv_reference import KIVConfig, ReferencePool
 
 
@@ -87,3 +88,12 @@ def test_ordinary_logits_stay_with_fused_attention(config: KIVConfig, monkeypatc
 
     monkeypatch.setattr(exact, "_plain", plain)
     feed(FastPool(replace(config, retrieve_tokens=None)).layer_store(), draw(5, 300), [100, 200])
+
+
+def test_tokens_after_the_last_query_are_not_seen() -> None:
+    # Where only some of a block are asked for, hot tokens may all come later: torch ends the process if none asks.
+    key, value, query = draw(6, 12, batch=1, heads=1)
+    tiles = [Tile(key, value, 0, first, 4, first, None) for first in (0, 4, 8)]
+    queries = Queries(query[:, :, 2:5], 2, None, SCALE, None, None)
+    outputs = [exact.attend_exactly(queries, some, value.shape[3], True, 64) for some in (tiles, tiles[:2])]
+    assert torch.equal(*outputs)

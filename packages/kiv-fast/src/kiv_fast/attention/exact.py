@@ -101,7 +101,7 @@ def _fused(merge: Merge, queries: Queries, first: int, tile: Tile) -> None:
     past = min(max(first - tile.first, 0), length)
     if past:
         _flash(merge, queries, tile.part(0, past), 0, count, causal=False)
-    if past < length:
+    if past < length and tile.first + past < first + count:  # the fused operation divides by the number of queries
         # Tokens of the call itself: their own queries see them causally, later ones all of them, earlier ones none.
         begin = tile.first + past - first
         end = min(begin + length - past, count)
