@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from fast_helpers import draw
+from kiv_fast import FastPool
 from kiv_fast.pages.validity import Validity
+from kiv_reference import KIVConfig
 
 CPU = torch.device("cpu")
 
@@ -45,3 +48,16 @@ def test_no_flag_takes_room_while_all_tokens_are_valid() -> None:
     validity = validity.cropped(1000)
     assert validity.whole
     assert validity.nbytes == 0
+
+
+@pytest.mark.parametrize("padded_at", [0, 20])
+def test_flags_count_where_tokens_come_one_by_one(padded_at: int) -> None:
+    # Between two pages and two samples nothing else needs room.
+    store = FastPool(KIVConfig(page_tokens=512, hot_tokens=200)).layer_store()
+    key, value, _ = draw(0, 150, batch=2)
+    for at in range(150):
+        valid = torch.tensor([[True], [at != padded_at]])
+        store.append(key[:, :, at : at + 1], value[:, :, at : at + 1], valid if at <= padded_at else None)
+        state = store.state
+        assert state is not None
+        assert store.memory().device >= state.recent.nbytes + state.validity.nbytes

@@ -31,7 +31,7 @@ class State(Tokens):
             If they do not fit. Nothing is taken then.
         """
         length = self.length + tokens
-        if length <= self._easy_length:
+        if length <= self._easy_length and not (padded and self.validity.whole):
             return
         self._easy_length = 0
         pages, scratch = self.config.cold_pages(length), self.cold.scratch
@@ -118,7 +118,8 @@ class State(Tokens):
         self._release_rest()
         config, sampled = self.config, self.length // EVERY
         page = config.sink_tokens + config.hot_tokens + (self.pages + 1) * config.page_tokens
-        self._easy_length = min(page - 1, (sampled + 1) * EVERY - 1, self.length + self.recent.room)
+        easy = min(page - 1, (sampled + 1) * EVERY - 1, self.length + self.recent.room)
+        self._easy_length = min(easy, self.validity.room)
 
     def take_back(self) -> None:
         """Undo a call that failed: what it made cold is hot again, since codes depend on its queries."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 LEAST_FLAGS = 64
@@ -24,6 +26,11 @@ class Validity:
     def whole(self) -> bool:
         """Whether every token is valid."""
         return self._flags is None
+
+    @property
+    def room(self) -> int:
+        """Count the tokens that need no other buffer; all valid ones need none."""
+        return sys.maxsize if self._flags is None else self._flags.shape[1]
 
     def bytes_with(self, tokens: int, padded: bool) -> int:
         """Count the bytes of the buffer for `tokens` in all, `padded` if some of those to come are invalid."""
