@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NoReturn, SupportsIndex
 
 import torch
@@ -113,7 +114,7 @@ class StoreView:
 
     def __del__(self) -> None:
         state = self.state
-        if state is not None:
+        if state is not None and not sys.is_finalizing():  # then all goes with the process, and imports fail
             self.state = None  # the pool still sees this store
             self.guard.died(state)
 
