@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from fast_helpers import draw
+from fast_helpers import draw, state_of
 from kiv_fast import FastPool
 from kiv_fast.pages.validity import Validity
 from kiv_reference import KIVConfig
@@ -58,6 +58,5 @@ def test_flags_count_where_tokens_come_one_by_one(padded_at: int) -> None:
     for at in range(150):
         valid = torch.tensor([[True], [at != padded_at]])
         store.append(key[:, :, at : at + 1], value[:, :, at : at + 1], valid if at <= padded_at else None)
-        state = store.state
-        assert state is not None
+        state = state_of(store)
         assert store.memory().device >= state.recent.nbytes + state.validity.nbytes
