@@ -121,4 +121,10 @@ static inline float exponentials(float *at, int64_t n, float most) {
     return sum_of(total);
 }
 
+/* The logarithm of the sum of exponentials, in whose place they are put. */
+static inline double log_sums(float *logits, int64_t n) {
+    float most = largest(logits, n), base = most < NONE ? NONE : most, total = exponentials(logits, n, base);
+    return most == -INFINITY ? -INFINITY : base + log(total);
+}
+
 #endif

@@ -14,12 +14,6 @@ typedef struct {
     float *out; /* [H][M][pages] */
 } Tail;
 
-/* The logarithm of the sum of exponentials, in whose place they are put. */
-static double log_sums(float *logits, int64_t n) {
-    float most = largest(logits, n), base = most < NONE ? NONE : most, total = exponentials(logits, n, base);
-    return most == -INFINITY ? -INFINITY : base + log(total);
-}
-
 /* Tokens of a page that are valid. */
 static int64_t valid_tokens(const Index *index, int64_t page) {
     int64_t count = index->tokens;
