@@ -18,6 +18,8 @@ TORCH = ("2.6.0", "2.11.0")  # the oldest, and one that is common where GPUs are
 TRANSFORMERS = ("5.18.0", "5.19.0", "5.20.2", "5.21.1", "5.22.2", "5.23.0")  # the last of each release in the range
 ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
 ENV["PYTHONDONTWRITEBYTECODE"] = ""  # containers set it; a process then compiles 7 s long what it imports
+# Of several processes each has one thread: more threads than cores only take turns. What tests threads asks for them.
+TEST_ENV = ENV | {"OMP_NUM_THREADS": "1"}
 # A process for each core; pytest-benchmark, which is for one process, is left to `regression`.
 PYTEST = ("-m", "pytest", "-n", "logical", "--maxprocesses=4", "--dist=worksteal", "-p", "no:benchmark")
 
@@ -38,9 +40,14 @@ def dev_python(session: nox.Session) -> str:
     return str(Path(session.cache_dir).parent / "dev" / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
 
 
-def run(session: nox.Session, *arguments: str) -> None:
+def run(session: nox.Session, *arguments: str, env: dict[str, str] = ENV) -> None:
     """Run the shared environment's Python with `arguments`."""
-    session.run(dev_python(session), *arguments, env=ENV, external=True)
+    session.run(dev_python(session), *arguments, env=env, external=True)
+
+
+def check(session: nox.Session, *arguments: str) -> None:
+    """Run pytest on `arguments` in as many processes as there are cores."""
+    run(session, *PYTEST, *arguments, env=TEST_ENV)
 
 
 def local_model(session: nox.Session, python: str) -> str:
@@ -72,17 +79,17 @@ def dev(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["dev"])
 def tests(session: nox.Session) -> None:
     """Run the tests of the packages and the benchmarks; further arguments go to pytest."""
-    run(session, *PYTEST, *(session.posargs or ("packages", "benchmarks")))
+    check(session, *(session.posargs or ("packages", "benchmarks")))
 
 
 @nox.session(venv_backend="none", requires=["dev"])
 def conformance(session: nox.Session) -> None:
     """Check both implementations against SPEC.md, or one: -- --impl reference|fast|module:factory [--profile ci]."""
-    run(session, *PYTEST, "conformance", *session.posargs)
+    check(session, "conformance", *session.posargs)
     if not session.posargs:
         every = sorted(f"conformance/{p.name}" for kind in ("ch", "m") for p in ROOT.glob(f"conformance/test_{kind}*"))
-        run(session, *PYTEST, *every, "--impl", "fast")  # without what checks the suite itself and the binding
-        run(session, *PYTEST, *filter(re.compile("ch(0[2-79]|10)|machine").search, every), "--impl", "fast-small-parts")
+        check(session, *every, "--impl", "fast")  # without what checks the suite itself and the binding
+        check(session, *filter(re.compile("ch(0[2-79]|10)|machine").search, every), "--impl", "fast-small-parts")
 
 
 @nox.session(default=False)
@@ -104,7 +111,7 @@ def versions(session: nox.Session, package: str, version: str) -> None:
     if package == "torch":
         chapters = (f"conformance/test_ch0{n}.py" for n in ("4_estimate", "4_retrieval", "4_widening", "5_attention"))
         chosen += ["packages/kiv-fast", *chapters, "--impl", "fast"]
-    session.run("python", *PYTEST, *(session.posargs or [*chosen, "-m", "not real"]), env=ENV)
+    session.run("python", *PYTEST, *(session.posargs or [*chosen, "-m", "not real"]), env=TEST_ENV)
 
 
 @nox.session(venv_backend="none", requires=["dev"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kiv_fast import FastPool
 from kiv_fast.call import _view
-from kiv_fast.ops import CpuOps, TorchOps, library
+from kiv_fast.ops import CpuOps, TorchOps, addresses, library
 from kiv_fast.ops.arguments import Queries, Rows, Tile
 from kiv_fast.ops.ranking import group_scores
 from kiv_reference import KIVConfig
@@ -21,6 +22,8 @@ from random_blocks import blocks
 from torch.nn.functional import pad
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from kiv_fast.ops.arguments import Found
     from kiv_fast.ops.cpu import Scanned
     from kiv_fast.ops.estimates import Chunk, Estimates
@@ -33,6 +36,19 @@ LEVELS = range(1 + (library.load() or SimpleNamespace(level=0)).level)
 PLAIN = TorchOps(1 << 20, 1 << 24)
 ROUNDING = {torch.float32: 2e-5, torch.bfloat16: 2**-8, torch.float16: 2**-10}
 """Of outputs, in units of the largest value."""
+
+
+@contextmanager
+def threads_of(count: int) -> Generator[None]:
+    """Let torch, and with it the compiled operations, have `count` threads, for blocks of every size."""
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(addresses, "WORTH_THREADS", 0)
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 class Wide:
@@ -165,9 +181,30 @@ def bounded(
 @compiled
 @pytest.mark.parametrize("level", LEVELS)
 @settings(deadline=None, derandomize=True, max_examples=60)
-@given(block=blocks(), in_place=st.booleans())
-def test_operations(level: int, block: Block, in_place: bool) -> None:
-    check(level, in_place, block)
+@given(block=blocks(), in_place=st.booleans(), threads=st.integers(1, 4))
+def test_operations(level: int, block: Block, in_place: bool, threads: int) -> None:
+    with threads_of(threads):
+        check(level, in_place, block)
+
+
+@compiled
+@pytest.mark.parametrize("level", LEVELS)
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(block=blocks(), threads=st.integers(2, 4))
+def test_threads_change_no_number(level: int, block: Block, threads: int) -> None:
+    _store, view, queries, candidates, selected = block
+    ops, (keys, values) = CpuOps(library.Library(library.library_path(), level)), rows(view, True)
+    finite, (heads, groups, asked, _) = view.finite and view.row.finite >= view.index.pages, queries.query.shape
+    results = []
+    for count in (1, threads):
+        with threads_of(count):
+            scanned = ops.estimate(view.index, queries, min(2 * candidates, view.tokens))
+            found = ops.select(scanned, keys, candidates, selected)
+            out = torch.empty(heads * groups, asked, view.cold.shape.value_width, dtype=view.cold.shape.dtype)
+            masses = ops.attend(queries, view.always, finite, (scanned, found, values), True, out)
+        results.append((found.candidates, found.scores, found.chosen, out, masses))
+    for one, many in zip(*results, strict=True):
+        torch.testing.assert_close(one, many, rtol=0, atol=0, equal_nan=True)
 
 
 @compiled
