@@ -167,7 +167,7 @@ FAULTS = [
         "bound.h",
         "+ 32.0) * magnitude +",
         "+ 32.0) * 0.0f * magnitude +",
-        ops("operations"),
+        ("packages/kiv-fast/tests/test_missed_bound.py::test_the_bound_holds_whatever_the_order_of_a_sum",),
     ),
     CompiledFault(
         "what is far below its page's best estimate weighs nothing",

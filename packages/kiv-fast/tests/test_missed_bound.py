@@ -35,6 +35,30 @@ def test_the_bound_holds_where_products_cancel() -> None:
 
 
 @pytest.mark.parametrize("ops", ["torch", "auto"])
+def test_the_bound_holds_whatever_the_order_of_a_sum(ops: Any) -> None:
+    """Two keys of a head have the same channels in another order: half is missed, however their logits are rounded."""
+    config = KIVConfig(
+        hot_tokens=0, sink_tokens=0, page_tokens=2, candidate_tokens=2, retrieve_tokens=1, exact_suffix_tokens=0
+    )
+    store = FastPool(config, ops=ops).layer_store()
+    generator = torch.Generator().manual_seed(0)
+    key = torch.zeros(1, 8, 5, 64)
+    key[:, :, 2:, 63] = -1e3  # far below the two
+    for head in range(8):
+        channels = torch.randn(63, generator=generator)
+        key[0, head, 0, :63] = channels
+        key[0, head, 1, :63] = channels[torch.randperm(63, generator=generator)]
+    query = torch.full((1, 8, 5, 64), 1e6)
+    for part in (slice(0, 4), slice(4, 5)):
+        store.append(key[:, :, part], key[:, :, part])
+        store.attend(query[:, :, part], scale=1.0, bound=True)
+    (block,) = store.report.blocks
+    assert block.candidate_positions[..., :2].tolist() == [[[0, 1]] * 8]
+    assert block.missed_bound is not None
+    assert bool((block.missed_bound > 0.4999).all()), block.missed_bound
+
+
+@pytest.mark.parametrize("ops", ["torch", "auto"])
 def test_a_page_of_huge_keys_says_nothing_of_the_others(ops: Any) -> None:
     """Its logits are rounded by more than the others are below what is attended; they are as far below themselves."""
     config = KIVConfig(hot_tokens=0, sink_tokens=0, page_tokens=8, candidate_tokens=1, retrieve_tokens=1)
