@@ -45,7 +45,7 @@ def run(session: nox.Session, *arguments: str, env: dict[str, str] = ENV) -> Non
     session.run(dev_python(session), *arguments, env=env, external=True)
 
 
-def check(session: nox.Session, *arguments: str) -> None:
+def run_pytest(session: nox.Session, *arguments: str) -> None:
     """Run pytest on `arguments` in as many processes as there are cores."""
     run(session, *PYTEST, *arguments, env=TEST_ENV)
 
@@ -79,17 +79,17 @@ def dev(session: nox.Session) -> None:
 @nox.session(venv_backend="none", requires=["dev"])
 def tests(session: nox.Session) -> None:
     """Run the tests of the packages and the benchmarks; further arguments go to pytest."""
-    check(session, *(session.posargs or ("packages", "benchmarks")))
+    run_pytest(session, *(session.posargs or ("packages", "benchmarks")))
 
 
 @nox.session(venv_backend="none", requires=["dev"])
 def conformance(session: nox.Session) -> None:
     """Check both implementations against SPEC.md, or one: -- --impl reference|fast|module:factory [--profile ci]."""
-    check(session, "conformance", *session.posargs)
+    run_pytest(session, "conformance", *session.posargs)
     if not session.posargs:
         every = sorted(f"conformance/{p.name}" for kind in ("ch", "m") for p in ROOT.glob(f"conformance/test_{kind}*"))
-        check(session, *every, "--impl", "fast")  # without what checks the suite itself and the binding
-        check(session, *filter(re.compile("ch(0[2-79]|10)|machine").search, every), "--impl", "fast-small-parts")
+        run_pytest(session, *every, "--impl", "fast")  # without what checks the suite itself and the binding
+        run_pytest(session, *filter(re.compile("ch(0[2-79]|10)|machine").search, every), "--impl", "fast-small-parts")
 
 
 @nox.session(default=False)
