@@ -17,6 +17,7 @@ KNOWN = {
     "reference": "kiv_reference:ReferencePool",
     "fast": "kiv_fast:FastPool",
     "fast-small-parts": "conformance.small_parts:pool",
+    "fast-interpreted": "conformance.interpreted:pool",
 }
 
 

@@ -36,7 +36,7 @@ class Cold:
         self.shape, self.config, self.tuning = shape, resources.config, resources.tuning
         self.account, self.counters, self.scratch = resources.account, resources.counters, resources.scratch
         self.transfer = resources.gather.transfer
-        self.ops = resources.ops.of(shape)
+        self.ops, self.decoder = resources.ops.of(shape), resources.ops.decoder_of(shape)
         self.arena: Arena = (RamArena if self.config.ram_bytes is None else TieredArena)(shape, resources)
         self.index = None if self.config.exact else Index(shape, self.config, self.transfer)
         # Where a head's tokens begin in a page, [H, 1].

@@ -28,9 +28,10 @@ class FastPool(Shared):
         The system calls of the disk tier.
     tuning : Tuning, optional
         How much is done at once.
-    ops : "auto", "torch" or "cpu"
+    ops : "auto", "torch", "cpu" or "triton"
         By what a step is computed: "torch" on any device and in any dtype; "cpu" is compiled, for float32, bfloat16 and
-        float16 on a CPU; "auto" takes the compiled ones where they are installed and can serve.
+        float16 on a CPU; "triton" has decode steps without padding on CUDA and ROCm devices, in the same dtypes, and
+        leaves the rest to torch; "auto" takes what is installed and can serve.
 
     Attributes
     ----------
@@ -40,9 +41,9 @@ class FastPool(Shared):
     Raises
     ------
     KIVUsageError
-        `ops` is none of the three.
+        `ops` is none of the four.
     KIVUnsupportedError
-        `ops` is "cpu", and this installation has no compiled operations; or, at the first append, they cannot serve.
+        `ops` is "cpu" or "triton", and this installation does not have them; or, at the first append, they cannot serve.
     """
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
@@ -63,7 +64,7 @@ class FastPool(Shared):
     @property
     @public
     def operations(self) -> str:
-        """By what a step is computed: "torch", or "cpu" and its instructions, as in "cpu (AVX-512 VNNI)".
+        """By what a step is computed: "torch", "triton (decode), torch", or "cpu" and its instructions, as in "cpu (AVX-512 VNNI)".
 
         All that its stores use; while none holds tokens, what float32 on the CPU would get.
         """

@@ -38,11 +38,24 @@ class State(Tokens):
         self._planned = scratch.nbytes  # in case the append does not come about
         try:
             scratch.plan(max(self._planned, self._step_bytes))
-            self._hold(self.recent.bytes_with(tokens) + self.validity.bytes_with(length, padded), length)
+            device = self.recent.bytes_with(tokens) + self.validity.bytes_with(length, padded)
+            self._hold(device + self.ids_bytes(pages), length)
             self.reservation = self.cold.reserve(len(self.rows) * (pages - self.pages))
         except REFUSALS:
             self._refused()
             raise
+
+    def plan_step(self, nbytes: int) -> None:
+        """Hold the buffers of a decode step of all sequences, from now on.
+
+        Raises
+        ------
+        KIVBudgetError
+        """
+        if nbytes > self.cold.scratch.nbytes:
+            with self.cold.account.changing():
+                self.cold.scratch.plan(nbytes)
+        self._step_bytes = max(self._step_bytes, nbytes)
 
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, finite: bool) -> None:
         """Add tokens; keys and values at invalid positions are zeros."""
@@ -155,7 +168,7 @@ class State(Tokens):
 
     @property
     def _device_bytes(self) -> int:
-        return self.recent.nbytes + self.validity.nbytes
+        return self.recent.nbytes + self.validity.nbytes + self.ids_bytes(self.pages)
 
     def _hold(self, device: int, length: int) -> None:
         """Hold bytes on the device, and in RAM those of the sampled queries of `length` tokens."""
@@ -177,7 +190,8 @@ class State(Tokens):
         sinks = min(length, self.recent.sink_count)
         recent, validity = self.recent.cropped(sinks, max(0, length - start), back), self.validity.cropped(length)
         samples = self.samples.cropped(length)
-        self._hold(max(self.held.bytes.device, recent.nbytes + validity.nbytes), self.length)
+        device = recent.nbytes + validity.nbytes + self.ids_bytes(self.pages)
+        self._hold(max(self.held.bytes.device, device), self.length)
         # From here on nothing asks for memory.
         self._easy_length = 0
         self.recent, self.validity, self.samples, self.length = recent, validity, samples, length

@@ -17,6 +17,7 @@ from kiv_reference.errors import KIVUsageError, refuse
 
 from .call import Call, answer
 from .cold import Cold
+from .decode import answer_step, decoder_for
 from .guard import public
 from .interrupts import REFUSALS
 from .partition import blocks
@@ -111,7 +112,7 @@ class FastStore(StoreView):
                     state.begin(wide.view(batch, *grouped, width), valid)
             else:
                 state.begin()
-            output, traces = self._answer(state, call, query.dtype)
+            output, traces = self._answer(state, call, query)
             if state.unfinished:
                 with account.changing():
                     state.finish()
@@ -123,17 +124,19 @@ class FastStore(StoreView):
         self._traces, self._report = traces, None
         return output
 
-    def _answer(self, state: State, call: Call, dtype: torch.dtype) -> tuple[torch.Tensor, list[BlockTrace]]:
+    def _answer(self, state: State, call: Call, query: torch.Tensor) -> tuple[torch.Tensor, list[BlockTrace]]:
         """Compute the output of a call, and note what it did."""
-        heads, groups, count, _ = call.query[0].shape
-        batch = len(call.query)
-        size = batch, heads * groups, count, state.shape.value_width
-        output = torch.empty(size, dtype=dtype, device=state.shape.device)
+        batch, heads, count, _ = query.shape
+        output = query.new_empty(batch, heads, count, state.shape.value_width)
         traces: list[BlockTrace] = []
         for block in blocks(self._config, state.length, count, call.remaining):
             if block.pages > state.pages:
                 with state.cold.account.changing():
                     state.evict(block.pages)
+            if decoder := decoder_for(state, block, call.bound):
+                sinks = None if call.sinks is None else call.sinks.view(batch, heads)
+                step = answer_step(state, decoder, block, query, call.scale, call.softcap, sinks)
+                return step[0], [step[1]]
             trace = BlockTrace(block)
             for row in range(batch):
                 answer(state, call, trace, row, state.length - count, output[row])

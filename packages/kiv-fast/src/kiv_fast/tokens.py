@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from kiv_reference.config import KIVConfig
 from kiv_reference.report import TierBytes, TierTokens
@@ -12,13 +13,16 @@ from .cold import Cold
 from .index.samples import Samples
 from .memory.ledger import Holding, Reservation
 from .ops.arguments import PagedTile, Tile
-from .pages.block_table import BlockTable
+from .pages.block_table import BlockTable, Integers
 from .pages.validity import Validity
 from .shape import Shape
 from .tiers.window import Recent
 
 ALL = slice(None)
 """Every KV head."""
+
+ID_BYTES = 4
+"""Of the id of a page."""
 
 
 class Tokens:
@@ -44,12 +48,25 @@ class Tokens:
         self.samples = Samples(shape)
         self.length = self.pages = 0
         self.finite = True
+        self._ids: tuple[list[Integers], torch.Tensor] | None = None  # of pages, on the device, and what they were made of
         self.held, self.reservation = Holding(cold.account), Reservation()
 
     @property
     def tile_pages(self) -> int:
         """Pages of a tile."""
         return max(1, self.cold.tuning.tile_tokens // self.config.page_tokens)
+
+    def ids_bytes(self, pages: int) -> int:
+        """Count the bytes of page ids on the device, for a decode step of all sequences."""
+        return 0 if self.cold.decoder is None else ID_BYTES * len(self.rows) * pages
+
+    def page_ids(self) -> torch.Tensor:
+        """Return the ids of all pages, int32 ``[B, N]`` on the device."""
+        tables = [row.pages for row in self.rows]
+        known = self._ids
+        if known is None or any(mine is not row for mine, row in zip(known[0], tables, strict=True)):
+            known = self._ids = tables, self.cold.transfer.upload(torch.from_numpy(np.stack(tables)))
+        return known[1]
 
     def hot_start(self, pages: int) -> int:
         """Return the first hot position when `pages` pages are cold."""

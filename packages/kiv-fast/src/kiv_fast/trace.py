@@ -8,6 +8,7 @@ import torch
 from kiv_reference.report import BlockReport
 
 from .ops.arguments import Found
+from .ops.decoding import Chosen
 from .partition import Block
 from .shape import Shape
 
@@ -26,7 +27,7 @@ class RowTrace:
         Estimated shares of mass of these queries.
     missed : [H, M], or None
         Bounds on what they missed.
-    found : Found, or None
+    found : Found or Chosen, or None
         Candidates and selection.
     streamed : bool [H], or None
         Heads that were attended exactly; None if none was.
@@ -36,7 +37,7 @@ class RowTrace:
     groups: int
     estimated: torch.Tensor
     missed: torch.Tensor | None = None
-    found: Found | None = None
+    found: Found | Chosen | None = None
     streamed: torch.Tensor | None = None
 
     @classmethod
@@ -72,6 +73,7 @@ class BlockTrace:
         nowhere = torch.zeros(shape.heads, dtype=torch.bool, device=device)
         found, exact = [row.found for row in self.rows], self.block.mode == "exact"
         widened = [None if one is None else one.widened for one in found]
+        key_rows = self.key_rows + sum(one.more for one in found if isinstance(one, Chosen))
         missed = [row.shares(row.missed) for row in self.rows if row.missed is not None]
         return BlockReport(
             mode=self.block.mode,
@@ -85,7 +87,7 @@ class BlockTrace:
             exact_mass=torch.stack([row.shares(1 - row.estimated) for row in self.rows]),
             estimated_mass=torch.stack([row.shares(row.estimated) for row in self.rows]),
             missed_bound=torch.stack(missed) if missed else None,
-            key_bytes=self.key_rows * shape.key_width * shape.dtype.itemsize,
+            key_bytes=key_rows * shape.key_width * shape.dtype.itemsize,
             value_bytes=self.value_rows * shape.value_width * shape.dtype.itemsize,
         )
 

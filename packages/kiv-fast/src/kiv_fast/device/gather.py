@@ -41,11 +41,24 @@ class Gather:
 
     def rows(self, table: Table, at: torch.Tensor) -> torch.Tensor:
         """Gather rows of a table by their numbers, int64 ``[n, K]`` on the device: ``[n, K, width]`` there."""
-        if self._mapped is not None and table.pinned:
-            if table.mapped is None:
-                table.mapped = self._mapped(table.rows)
-            return embedding(at, table.mapped)
+        mapped = self._rows(table)
+        if mapped is not None:
+            return embedding(at, mapped)
         return self.transfer.upload(embedding(self.transfer.fetch(at), table.rows))
+
+    def whole(self, table: Table) -> torch.Tensor | None:
+        """View a table ``[records, *shape]`` where the arithmetic can read it; None where it cannot."""
+        if self.in_place:
+            return table.tensor
+        mapped = self._rows(table)
+        return None if mapped is None else mapped.view(table.tensor.shape)
+
+    def _rows(self, table: Table) -> torch.Tensor | None:
+        if self._mapped is None or not table.pinned:
+            return None
+        if table.mapped is None:
+            table.mapped = self._mapped(table.rows)
+        return table.mapped
 
 
 class _Registered:

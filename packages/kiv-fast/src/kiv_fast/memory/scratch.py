@@ -33,8 +33,10 @@ class Scratch:
         """Hold this many bytes for the steps of all stores, or raise (SPEC 10.2)."""
         self._held.resize(nbytes)
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Return uninitialised memory of this shape."""
+    def take(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, fill: int | None = None
+    ) -> torch.Tensor:
+        """Return memory of this shape as the last use left it; new memory is filled, or not initialised."""
         key = (name, dtype, device)
         taken = self._taken.get(key)
         if taken is not None and taken.shape == shape:
@@ -43,9 +45,16 @@ class Scratch:
         buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < size:
             buffer = torch.empty(size, dtype=dtype, device=device)
+            if fill is not None:
+                buffer.fill_(fill)
             self._buffers[key] = buffer
         taken = self._taken[key] = buffer[:size].view(shape)
         return taken
+
+    def drop(self) -> None:
+        """Forget what the buffers have in them: a step that broke off may not have left them as it found them."""
+        self._buffers.clear()
+        self._taken.clear()
 
     def recount(self) -> None:
         """Set the account to what is held, after an interrupt."""
@@ -53,8 +62,7 @@ class Scratch:
 
     def clear(self) -> None:
         """Free the buffers."""
-        self._buffers.clear()
-        self._taken.clear()
+        self.drop()
         self.plan(0)
 
 

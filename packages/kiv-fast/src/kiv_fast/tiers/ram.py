@@ -40,7 +40,7 @@ class RamArena(Arena):
 
     def table(self, values: bool) -> torch.Tensor | None:
         """View all keys or values (`Arena.table`)."""
-        return (self._value if values else self._key).tensor if self._gather.in_place else None
+        return self._gather.whole(self._value if values else self._key)
 
     def tile(self, ids: list[int], heads: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return whole pages (`Arena.tile`): a view where one head's pages lie side by side."""

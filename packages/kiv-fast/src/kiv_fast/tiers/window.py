@@ -44,6 +44,21 @@ class Recent:
         )
 
     @property
+    def sink_buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``[B, H, capacity, D]`` of the sinks, from the first place on."""
+        return self._sinks
+
+    @property
+    def hot_buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same of hot tokens, which begin somewhere (`counts`)."""
+        return self._hot
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """How many sinks and hot tokens there are, and the place of the first of these."""
+        return self.sink_count, self.hot_count, self._start
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
         slots = self._sinks[0].shape[2] + self._hot[0].shape[2]

@@ -1,0 +1,49 @@
+"""kiv-fast with its decode steps in Triton, run by Triton's interpreter: ``--impl fast-interpreted``.
+
+Every buffer of a step is poisoned before it: what a kernel reads and has not written shows as NaN, or as a token far away.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated: nothing here may have imported one before
+
+from kiv_fast import FastPool
+from kiv_fast.memory.scratch import Scratch
+from kiv_fast.ops import OpsChoice
+from kiv_fast.ops.triton import KINDS, TritonDecoder
+
+if TYPE_CHECKING:
+    import torch
+    from kiv_fast.shape import Shape
+    from kiv_reference import KIVConfig
+
+POISON = -1_000_003
+"""Of integers: no place, page or count."""
+
+
+class Interpreted(OpsChoice):
+    """Triton where it can serve, torch else."""
+
+    def decoder_of(self, shape: Shape) -> TritonDecoder | None:
+        return TritonDecoder() if shape.dtype in KINDS else None
+
+
+class Poisoned(Scratch):
+    """Buffers that never have in them what the last use left, but for those that a step leaves as it found them."""
+
+    def take(self, name: str, *shape: Any, fill: int | None = None) -> torch.Tensor:
+        taken = super().take(name, *shape, fill=fill)
+        if fill is None:
+            taken.fill_(float("nan") if taken.is_floating_point() else POISON)
+        return taken
+
+
+def pool(config: KIVConfig) -> FastPool:
+    """Return a pool that decodes in Triton wherever it can."""
+    made = FastPool(config, ops="torch")
+    made.ops = Interpreted("torch", made.tuning)
+    made.scratch = Poisoned(made.scratch.account)
+    return made

@@ -1,0 +1,103 @@
+"""A decode step of all sequences at once: what operations that have it are given, and what they give back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+
+
+class Decode(NamedTuple):
+    """One query of each sequence, all of whose tokens are valid, and what it looks at.
+
+    Tables are by page id, and all on the device or readable by it.
+    """
+
+    query: torch.Tensor  # [B, HQ, 1, D], in the dtype of the keys
+    sinks: tuple[torch.Tensor, torch.Tensor]  # [B, H, capacity, D], [B, H, capacity, DV]
+    hot: tuple[torch.Tensor, torch.Tensor]
+    counts: tuple[int, int, int]  # sinks, hot tokens, and the place of the first of these
+    ids: torch.Tensor  # int32 [B, N], of cold pages
+    index: tuple[torch.Tensor, ...] | None  # `index.Index.tables`; None where all tokens are attended
+    rows: tuple[torch.Tensor, torch.Tensor] | None  # [pages, H, P, D], [pages, H, P, DV]; None without a cold page
+    page_tokens: int
+    candidates: int  # C
+    selected: int  # R
+    group_max: bool
+    tail: bool
+    scale: float
+    softcap: float | None
+    sink_logits: torch.Tensor | None  # [B, HQ], in the dtype of computation
+
+
+class Decoded(NamedTuple):
+    """What a step found; all of it on the device."""
+
+    output: torch.Tensor  # [B, HQ, 1, DV]
+    estimated: torch.Tensor  # [B, HQ], shares of mass
+    chosen: tuple[Chosen, ...] | None  # of each sequence; None where all tokens were attended
+
+
+class Chosen(NamedTuple):
+    """Candidates and selection of one sequence, which the host learns when it asks (`Found`)."""
+
+    at: torch.Tensor  # int32 [H, K], the C candidates, then those that a head takes beside them; each ascending
+    selected: torch.Tensor  # int32 [H, R], which of these
+    wide: torch.Tensor  # int32 [H], whether a head took the others
+    count: int  # C
+
+    @property
+    def widened(self) -> torch.Tensor:
+        """Heads that took more candidates, bool ``[H]``."""
+        return self.wide.bool()
+
+    @property
+    def more(self) -> int:
+        """Count the candidates beyond C of each head."""
+        return int(self.wide.sum()) * (self.at.shape[1] - self.count)
+
+    @property
+    def candidates(self) -> torch.Tensor:
+        """Candidates ``[H, K]``, ascending; -1 fills up rows."""
+        if not bool(self.widened.any()):
+            return self.at[:, : self.count]
+        none = torch.iinfo(torch.int32).max
+        at = self.at.clone()
+        at[:, self.count :].masked_fill_(~self.widened[:, None], none)
+        at = at.sort(dim=1).values
+        return at.masked_fill(at == none, -1)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """The selected cold tokens ``[H, R]``, ascending."""
+        return self.at.gather(1, self.selected.long()).sort(dim=1).values
+
+
+class Decoder(Protocol):
+    """One way to compute a decode step of all sequences at once.
+
+    Attributes
+    ----------
+    name : str
+    """
+
+    name: str
+
+    def step_bytes(self, asked: Decode) -> int:
+        """Count the bytes that a step takes for itself."""
+        ...
+
+    def decode(self, asked: Decode, take: Take) -> Decoded:
+        """Attend one query of each sequence (SPEC 4, 5, 6.1); the host waits for nothing."""
+        ...
+
+
+class Take(Protocol):
+    """Gives memory on the device: the same again while name and shape are, as the last use left it.
+
+    `fill` is what it has at first; None leaves it open.
+    """
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None) -> torch.Tensor:
+        """Return memory of a shape."""
+        ...

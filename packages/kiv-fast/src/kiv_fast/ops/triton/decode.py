@@ -1,0 +1,100 @@
+"""A decode step of one layer, all sequences at once, in seven launches that no host waits for (SPEC 4, 5).
+
+Together with the launch that appends the token they are eight. What is selected, and which heads widen, stays on the
+device: grids depend on lengths alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..decoding import Chosen, Decode, Decoded, Take
+from .attend import attend, combine
+from .choose import choose
+from .launch import launch
+from .read import read
+from .scan import rank, scan
+from .sizes import INT, Sizes, divided, power, sizes_of
+
+
+def decode(asked: Decode, take: Take, wide: bool) -> Decoded:
+    """Attend one query of each sequence.
+
+    Parameters
+    ----------
+    take : Take
+        Memory for the step; what is filled at first is again as it was when the step has ended.
+    wide : bool
+        Whether 16-bit numbers are widened before every product.
+    """
+    sizes, query = sizes_of(asked), asked.query
+    new = {"dtype": torch.float32, "device": query.device}
+    given: dict[str, Any] = {f"{name}_ptr": take(name, *buffer) for name, buffer in sizes.buffers().items()}
+    out = torch.empty(*query.shape[:3], sizes.value_width, dtype=query.dtype, device=query.device)
+    share = torch.empty(query.shape[:2], **new)
+    given |= sizes.compiled(wide) | {
+        "q_ptr": query,
+        "id_ptr": asked.ids,
+        "scale": asked.scale,
+        "out_ptr": out,
+        "share_ptr": share,
+        "pages": sizes.pages,
+        "tokens": sizes.tokens,
+        "candidates": sizes.candidates,
+        "most": sizes.most,
+        "width": sizes.most,
+        "want": sizes.selected,
+    }
+    given["key_ptr"], given["value_ptr"] = asked.rows or asked.hot
+    if asked.index is None:
+        given |= dict.fromkeys(("mean_ptr", "at_ptr", "raw_ptr", "chosen_ptr", "fade_ptr", "estimate_ptr"))
+        given |= dict.fromkeys(("top_ptr", "seen_ptr", "count_ptr"))
+        _attend(asked, sizes, given)
+        return Decoded(out, share, None)
+    shape = sizes.batch, sizes.heads
+    at = given["at_ptr"] = torch.empty(*shape, sizes.most, **new | {"dtype": INT})
+    chosen = given["chosen_ptr"] = torch.empty(*shape, sizes.selected, **new | {"dtype": INT})
+    widened = given["wide_ptr"] = torch.empty(shape, **new | {"dtype": INT})
+    _retrieve(asked, asked.index, sizes, given)
+    _attend(asked, sizes, given)
+    each = zip(at, chosen, widened, strict=True)
+    return Decoded(out, share, tuple(Chosen(*row, sizes.candidates) for row in each))
+
+
+def _retrieve(asked: Decode, index: tuple[torch.Tensor, ...], sizes: Sizes, given: dict[str, Any]) -> None:
+    """Estimate, choose, read and select; once more where a head widens."""
+    names = ("code_ptr", "channel_ptr", "step_ptr", "base_ptr", "mean_ptr")
+    given |= dict(zip(names, index, strict=True)) | {"first": 3 * sizes.candidates // 4, "MAX": asked.group_max}
+    if not asked.tail:
+        given["mean_ptr"] = None
+    words, grid, tokens = index[0].shape[3], sizes.batch * sizes.heads, sizes.tokens
+    tile = power(sizes.page_tokens, most=256)
+    parts = sizes.pages * divided(sizes.page_tokens, tile), grid
+    launch(scan, parts, given, W=4 * words, WB=power(words, 2, 8), BT=tile)
+    tile = power(tokens, most=1024)
+    launch(rank, (divided(tokens, tile), grid), given, BT=tile, num_warps=8)
+    launch(choose, (divided(tokens, tile), grid), given, BT=tile, TILE=power(given["LIST"], most=1024), num_warps=16)
+    for wider in (False, True):
+        tile = power(sizes.most, most=2048)
+        blocks = divided(tokens, sizes.block), grid
+        launch(read, blocks, given, TILE=tile, WIDER=wider, num_warps=8, maxnreg=128)
+
+
+def _attend(asked: Decode, sizes: Sizes, given: dict[str, Any]) -> None:
+    """Attend everything that counts, and merge."""
+    ends = dict(zip("ABCE", sizes.parts, strict=True))
+    given |= ends | dict(zip(("sink_k", "sink_v", "hot_k", "hot_v"), (*asked.sinks, *asked.hot), strict=True))
+    given |= dict(zip(("sinks", "hot", "begin"), asked.counts, strict=True))
+    given |= {
+        "SINKS": asked.sinks[0].shape[2],
+        "HOT": asked.hot[0].shape[2],
+        "learned_ptr": asked.sink_logits,
+        "softcap": asked.softcap or 1.0,
+        "CAP": asked.softcap is not None,
+        "BT": sizes.tile,
+    }
+    grid = sizes.batch * sizes.heads
+    launch(attend, (ends["E"], grid), given)
+    launch(combine, (grid * sizes.groups, divided(sizes.value_width, given["BV"])), given)

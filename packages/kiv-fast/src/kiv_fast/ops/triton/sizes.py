@@ -1,0 +1,173 @@
+"""Shapes of a step: the buffers that it works in, and the numbers that its kernels are compiled for."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from ..decoding import Decode
+
+BINS = 2048
+"""Group scores are counted by their highest eleven bits."""
+
+LISTED = 4
+"""As many times the candidates that a head may ask for are listed before they are chosen exactly; if more have nearly
+the same score, all tokens are gone through instead."""
+
+TOGETHER = 16
+"""Pages whose pseudo-tokens are attended together: what a matrix product wants at least."""
+
+INT = torch.int32
+LEAST = torch.iinfo(INT).min
+
+
+def divided(n: int, size: int) -> int:
+    """Return how many parts of a size n is made of."""
+    return -(-n // size)
+
+
+def power(n: int, least: int = 16, most: int = 1 << 30) -> int:
+    """Return the power of two that is not below n, within limits."""
+    return min(most, max(least, 1 << max(0, n - 1).bit_length()))
+
+
+class Buffer(NamedTuple):
+    """Memory that a step works in, and what is in it before the first one; None leaves it open."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    fill: int | None = None
+
+
+class Sizes(NamedTuple):
+    """What determines the shapes of a step, and what its kernels are compiled for."""
+
+    batch: int  # B
+    heads: int  # H
+    groups: int  # G
+    key_width: int  # D
+    value_width: int  # DV
+    itemsize: int  # of keys
+    pages: int  # N
+    page_tokens: int  # P
+    candidates: int  # C, at most all tokens
+    selected: int  # R, at most C
+    recent: tuple[int, int]  # sinks and hot tokens that their buffers have room for
+    retrieves: bool
+    tail: bool
+
+    @property
+    def tokens(self) -> int:
+        """Cold tokens."""
+        return self.pages * self.page_tokens
+
+    @property
+    def room(self) -> int:
+        """Tokens that buffers have room for: at most an eighth more, so that they are seldom made anew."""
+        step = 1 << max(0, self.tokens.bit_length() - 4)
+        return divided(self.tokens, step) * step
+
+    @property
+    def most(self) -> int:
+        """Candidates of a head that widens."""
+        return min(2 * self.candidates, self.tokens)
+
+    @property
+    def tile(self) -> int:
+        """Tokens that are attended together."""
+        return 64 if self.itemsize == 2 else 32
+
+    @property
+    def block(self) -> int:
+        """Tokens whose candidates one program reads: few where candidates are dense."""
+        return 128 if self.tokens <= 1 << 16 else 512
+
+    @property
+    def parts(self) -> tuple[int, int, int, int]:
+        """Where the parts of a softmax end: of sinks, hot tokens, selection or all cold tokens, pages."""
+        sinks = divided(self.recent[0], self.tile)
+        hot = sinks + divided(self.recent[1], self.tile)
+        if not self.retrieves:
+            cold = hot + divided(self.tokens, self.tile)
+            return sinks, hot, cold, cold
+        chosen = hot + divided(self.selected, self.tile)
+        return sinks, hot, chosen, chosen + (divided(self.pages, TOGETHER) if self.tail else 0)
+
+    def compiled(self, wide: bool) -> dict[str, Any]:
+        """Return what kernels are compiled for; `wide` where 16-bit numbers are widened before every product."""
+        return {
+            "H": self.heads,
+            "G": self.groups,
+            "GP": power(self.groups, 8),
+            "D": self.key_width,
+            "BD": power(self.key_width, most=64),
+            "DV": self.value_width,
+            "BV": power(self.value_width, most=64),
+            "P": self.page_tokens,
+            "BLOCK": self.block,
+            "BLOCKS": power(divided(self.tokens, self.block)),
+            "LIST": power(LISTED * self.most),
+            "BINS": BINS,
+            "BP": TOGETHER,
+            "BE": 32,
+            "BK": 32,
+            "WIDE": wide,
+        }
+
+    def buffers(self) -> dict[str, Buffer]:
+        """Return what a step works in, by name."""
+        grid, fixed = self.batch * self.heads, self.compiled(False)
+        members, rows = (grid, self.groups), (grid, self.parts[3], 2 * fixed["GP"])
+        found = {
+            "part": Buffer((*rows, self.value_width), torch.float32),
+            "largest": Buffer(rows, torch.float32),
+            "total": Buffer(rows, torch.float32),
+        }
+        if self.retrieves:
+            found |= {
+                "estimate": Buffer((*members, self.room), torch.float32),
+                "order": Buffer((grid, self.room), INT),
+                "item": Buffer((grid, fixed["LIST"]), INT),
+                "place": Buffer((grid, fixed["LIST"]), INT),
+                "edge": Buffer((grid, 4, 2), INT),
+                "offset": Buffer((grid, 2, fixed["BLOCKS"]), INT),
+                "raw": Buffer((*members, self.most), torch.float32),
+                "group": Buffer((grid, self.most), INT),
+                "best": Buffer(members, INT),
+                "fade": Buffer((grid, self.selected), torch.float32),
+                # These a step leaves as it finds them.
+                "top": Buffer(members, INT, LEAST),
+                "seen": Buffer((grid, BINS), INT, 0),
+                "count": Buffer((grid,), INT, 0),
+                "done": Buffer((grid,), INT, 0),
+            }
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(math.prod(buffer.shape) * buffer.dtype.itemsize for buffer in self.buffers().values())
+
+
+def sizes_of(asked: Decode) -> Sizes:
+    """Return the shapes of a step."""
+    batch, heads_q, _, width = asked.query.shape
+    heads, pages = asked.sinks[0].shape[1], asked.ids.shape[1]
+    candidates = min(asked.candidates, pages * asked.page_tokens)
+    return Sizes(
+        batch,
+        heads,
+        heads_q // heads,
+        width,
+        asked.sinks[1].shape[3],
+        asked.query.dtype.itemsize,
+        pages,
+        asked.page_tokens,
+        candidates,
+        min(asked.selected, candidates),
+        (asked.sinks[0].shape[2], asked.hot[0].shape[2]),
+        asked.index is not None,
+        asked.tail,
+    )
