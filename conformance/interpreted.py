@@ -14,11 +14,31 @@ from kiv_fast import FastPool
 from kiv_fast.memory.scratch import Scratch
 from kiv_fast.ops import OpsChoice
 from kiv_fast.ops.triton import KINDS, TritonDecoder
+from triton.runtime.interpreter import InterpretedFunction
 
 if TYPE_CHECKING:
     import torch
     from kiv_fast.shape import Shape
     from kiv_reference import KIVConfig
+
+_patched: set[Any] = set()
+
+
+def _run(self: Any, *arguments: Any, **options: Any) -> None:
+    _patched.clear()
+    _real_run(self, *arguments, **options)
+
+
+def _call(self: Any, *arguments: Any, **options: Any) -> Any:
+    """Call a function of a kernel. The interpreter goes through all of Triton's language at every call: once is enough."""
+    if self.fn not in _patched:
+        _patched.add(self.fn)
+        return _real_call(self, *arguments, **options)
+    return self.rewrite()(*arguments, **options)
+
+
+_real_run, InterpretedFunction.run = InterpretedFunction.run, _run
+_real_call, InterpretedFunction.__call__ = InterpretedFunction.__call__, _call
 
 POISON = -1_000_003
 """Of integers: no place, page or count."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 
-NAMES = ("dev", "ci", "nightly", "kill")
+NAMES = ("dev", "few", "ci", "nightly", "kill")
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
@@ -21,6 +21,8 @@ def load(name: str) -> None:
     settings.register_profile("dev", max_examples=5, **_COMMON)
     # The same examples in every run, so that a second run finds nothing new; as many as every mutant dies within.
     settings.register_profile("ci", max_examples=30, derandomize=True, database=None, print_blob=True, **_COMMON)
+    # For what takes a second for a step, such as an interpreter.
+    settings.register_profile("few", settings.get_profile("ci"), max_examples=3)
     # Others in every run. About an hour of one core for one implementation.
     settings.register_profile("nightly", max_examples=400, print_blob=True, **_COMMON)
     # For mutants: the first failure is enough, shrinking it would only cost time.

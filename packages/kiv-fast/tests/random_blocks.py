@@ -8,7 +8,7 @@ import torch
 from fast_helpers import state_of
 from hypothesis import strategies as st
 from kiv_fast import FastPool
-from kiv_fast.call import _view
+from kiv_fast.call import view_of
 from kiv_fast.ops.arguments import Queries
 from kiv_reference import KIVConfig
 
@@ -60,7 +60,7 @@ def blocks(draw: st.DrawFn, whole: bool = False) -> Block:
     key, value, query = key.to(dtype), value.to(dtype), query.to(dtype)
     store.append(key, value, valid)
     store.attend(query, scale=1.0)
-    view = _view(state_of(store), 0, pages, length)
+    view = view_of(state_of(store), 0, pages, length)
     scale = 0.25 if whole else draw(st.sampled_from([0.05, 0.3, 1.0]))
     softcap, learned = draw(st.sampled_from([None, None, 2.0])), None
     if draw(st.booleans()):

@@ -25,6 +25,13 @@ ASKING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_selec
 """Operations whose result, or its shape, the host must know."""
 
 
+QUIET = {
+    *("view", "_unsafe_view", "unbind", "select", "slice", "transpose", "permute", "expand", "as_strided", "detach", "alias"),
+    *("unsqueeze", "squeeze", "split", "t", "empty", "empty_strided", "new_empty", "empty_like"),
+}
+"""Operations that launch nothing: they look at the same numbers, or take memory."""
+
+
 class OnDevice(torch.Tensor):
     """A tensor that says it is on the device."""
 
@@ -55,11 +62,15 @@ class _Literals(TorchFunctionMode):
 
 
 class SimulatedDevice(TorchDispatchMode):
-    """While it is entered, `DEVICE` works; `waits` are the places where the host waited for it."""
+    """While it is entered, `DEVICE` works; `waits` are the places where the host waited for it.
+
+    `operations` are those on its tensors that would launch something there.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
+        self.operations: list[str] = []  # that would launch something
         self._literals = _Literals()
 
     def __enter__(self) -> Any:
@@ -88,6 +99,8 @@ class SimulatedDevice(TorchDispatchMode):
         awaited = onto and len(there) < len(tensors) and not (kwargs.get("non_blocking") or True in args[2:])
         if (there and name in ASKING) or leaves or awaited:
             self.waits.append(self._where(name))
+        if (there or target == DEVICE.type) and name not in QUIET:
+            self.operations.append(name)
         result = func(*tree_map(self._inner, args), **tree_map(self._inner, kwargs))
         stays = isinstance(args[0], OnDevice) if name == "copy_" else bool(there) and target is None
         if target == DEVICE.type or stays:
@@ -126,6 +139,10 @@ class SimulatedStreams(CudaStreams):
 
     def send(self, host: torch.Tensor) -> torch.Tensor:
         return host.to(DEVICE, non_blocking=True)
+
+    def fetch(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        inner = tensor.inner.clone()
+        return lambda: inner
 
     def land(self, until: int) -> None:
         """Note that the copies up to a number are over."""

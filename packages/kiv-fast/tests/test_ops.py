@@ -13,7 +13,7 @@ from fast_helpers import state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kiv_fast import FastPool
-from kiv_fast.call import _view
+from kiv_fast.call import view_of
 from kiv_fast.ops import addresses, library
 from kiv_fast.ops.arguments import Queries, Tile
 from kiv_reference import KIVConfig
@@ -90,7 +90,7 @@ def block_of(key: torch.Tensor, query: torch.Tensor, size: int, scale: float, ca
     store.append(key, key)
     store.attend(query, scale=1.0)
     asked = Queries(query[0, :, -1:].unflatten(0, (heads, -1)), tokens - 1, None, scale, None, None)
-    return store, _view(state_of(store), 0, tokens // size, tokens), asked, candidates, 5
+    return store, view_of(state_of(store), 0, tokens // size, tokens), asked, candidates, 5
 
 
 @compiled
@@ -176,7 +176,7 @@ def test_scores_that_are_no_numbers_are_taken_once(level: int, group: Group) -> 
     sign = torch.randn(1, 2, 201, 8, generator=torch.Generator().manual_seed(1)).sign()
     store.append(3e38 * sign, sign)
     store.attend(3e38 * sign, scale=1.0)
-    view = _view(state_of(store), 0, 10, 201)
+    view = view_of(state_of(store), 0, 10, 201)
     queries = Queries(3e38 * sign[0, :, None, -1:], 200, None, 1.0, None, None)
     for keys, _ in (rows(view, True), rows(view, False)):
         ops = ops_at(level)

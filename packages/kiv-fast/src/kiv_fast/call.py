@@ -98,7 +98,7 @@ def _answer_some(
 def _retrieve(state: State, call: Call, trace: BlockTrace, row: int, queries: Queries, out: torch.Tensor) -> RowTrace:
     """Answer by retrieval, or by sinks and hot tokens alone."""
     block, among, groups = trace.block, queries.among, queries.query.shape[1]
-    view = _view(state, row, block.pages, block.stop)
+    view = view_of(state, row, block.pages, block.stop)
     if block.mode == "window":
         estimated = state.cold.ops.attend(queries, view.always, state.finite, None, False, out)
         return RowTrace(among, groups, estimated, window_bound(view, queries) if call.bound else None)
@@ -140,7 +140,8 @@ def _exact(
     return output.new_zeros(output.shape[:2])
 
 
-def _view(state: State, row: int, pages: int, stop: int) -> View:
+def view_of(state: State, row: int, pages: int, stop: int) -> View:
+    """Gather what a block before position `stop` sees of one sequence, of which `pages` pages are cold."""
     table, start, unseen = state.rows[row], state.config.sink_tokens, None
     if table.padded:
         valid = state.validity.row(row, start, start + pages * state.config.page_tokens)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from kiv_reference.report import TierBytes
 
+from .device.flags import Flags
 from .index.index import Index, code_pages
 from .interrupts import REFUSALS
 from .memory.ledger import Reservation
@@ -35,7 +36,7 @@ class Cold:
     def __init__(self, shape: Shape, resources: Resources) -> None:
         self.shape, self.config, self.tuning = shape, resources.config, resources.tuning
         self.account, self.counters, self.scratch = resources.account, resources.counters, resources.scratch
-        self.transfer = resources.gather.transfer
+        self._gather, self.transfer = resources.gather, resources.gather.transfer
         self.ops, self.decoder = resources.ops.of(shape), resources.ops.decoder_of(shape)
         self.arena: Arena = (RamArena if self.config.ram_bytes is None else TieredArena)(shape, resources)
         self.index = None if self.config.exact else Index(shape, self.config, self.transfer)
@@ -44,6 +45,10 @@ class Cold:
         self._pages = IdPool()
         # Of consecutive pages without padding, by the first id and their number.
         self._indexes: dict[tuple[int, int], PageIndex] = {}
+
+    def flags(self) -> Flags | None:
+        """Make what tells a store of odd keys, values and queries; None where operations tell it themselves."""
+        return None if self.decoder is None else Flags(3, self._gather, self.shape.device)
 
     def reserve(self, pages: int) -> Reservation:
         """Take room for n pages to come, in all tiers (SPEC 10.2).

@@ -2,100 +2,121 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from .ops.decoding import Chosen, Decode, Decoder
-from .partition import Block
+from .call import Call, view_of
+from .ops.arguments import Queries
+from .ops.decoding import Chosen, Decode, Decoded, Decoder
+from .partition import Block, blocks
+from .retrieval.bound import chosen_bound
 from .state import State
 from .trace import BlockTrace, RowTrace
 
 
-def decoder_for(state: State, block: Block, bound: bool) -> Decoder | None:
-    """Return what answers a block as one step: one token of each sequence, nothing padded, no bound asked for.
+def step_for(state: State, queries: int, remaining: int | None) -> Step | None:
+    """Return how a call of one query is answered as one step of all sequences.
 
-    None where the block is for `call.answer`: else, and where cold pages lie where the device cannot read them.
+    None where it is not: where tokens are padded, a bound is kept, or cold pages lie where the device cannot read them.
     """
     decoder, config = state.cold.decoder, state.config
-    single = block.stop - block.start == 1 and block.stop == state.length and block.mode != "window"
-    if decoder is None or not single or bound or config.max_missed_mass is not None:
+    if decoder is None or queries != 1 or config.max_missed_mass is not None or not state.validity.whole:
         return None
-    if not state.validity.whole or block.pages != state.pages:
+    (block,) = blocks(config, state.length, 1, remaining)
+    if block.mode == "window" or block.pages < state.pages:
         return None
     if block.mode == "exact" and block.pages * config.page_tokens > config.candidate_tokens:
         return None  # tile by tile
-    return decoder if not block.pages or state.cold.arena.table(False) is not None else None
+    return Step(decoder, block) if not block.pages or state.cold.arena.table(False) is not None else None
 
 
-def answer_step(
-    state: State,
-    decoder: Decoder,
-    block: Block,
-    query: torch.Tensor,
-    scale: float,
-    softcap: float | None,
-    sink_logits: torch.Tensor | None,
-) -> tuple[torch.Tensor, BlockTrace]:
-    """Answer one query of each sequence, ``[B, HQ, 1, D]`` in the dtype of the keys.
+@dataclass(frozen=True)
+class Step:
+    """One query of each sequence: a block of its own, answered by a decoder."""
 
-    Raises
-    ------
-    KIVBudgetError
-        What the step takes for itself does not fit into ``device_bytes``.
-    """
-    cold, config, recent = state.cold, state.config, state.recent
-    rows, size = None, config.page_tokens
-    if block.pages:
-        key, value = cold.arena.table(False), cold.arena.table(True)
-        assert key is not None and value is not None, "a step whose pages cannot be read"
-        rows = key, value
-    retrieves, index = block.mode == "retrieve", None
-    if retrieves:
-        assert cold.index is not None and config.retrieve_tokens is not None, "exact mode retrieves nothing"
-        index = tuple(table.tensor for table in cold.index.tables)
-    asked = Decode(
-        query.contiguous(),
-        recent.sink_buffers,
-        recent.hot_buffers,
-        recent.counts,
-        state.page_ids(),
-        index,
-        rows,
-        size,
-        config.candidate_tokens,
-        config.retrieve_tokens or 1,
-        config.group == "max",
-        config.tail == "mean",
-        scale,
-        softcap,
-        sink_logits,
-    )
-    state.plan_step(decoder.step_bytes(asked))
-    device = state.shape.device
+    decoder: Decoder
+    block: Block
 
-    def take(name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None) -> torch.Tensor:
-        return cold.scratch.take(name, shape, dtype, device, fill=fill)
+    def answer(self, state: State, call: Call, query: torch.Tensor) -> tuple[torch.Tensor, BlockTrace]:
+        """Answer a query ``[B, HQ, 1, D]`` in the dtype of the keys: the output, and what was done.
 
-    try:
-        found = decoder.decode(asked, take)
-    except BaseException:
-        cold.scratch.drop()
-        raise
-    return found.output, _trace(state, block, found.estimated, found.chosen)
+        Raises
+        ------
+        KIVBudgetError
+            What the step takes for itself does not fit into ``device_bytes``.
+        """
+        if self.block.pages > state.pages:
+            with state.cold.account.changing():
+                state.evict(self.block.pages)
+        asked, cold, flags = self._asked(state, call, query), state.cold, state.flags
+        assert flags is not None, "a decoder without flags"
+        state.plan_step(self.decoder.step_bytes(asked))
 
+        def take(name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None) -> torch.Tensor:
+            return cold.scratch.take(name, shape, dtype, state.shape.device, fill=fill)
 
-def _trace(state: State, block: Block, estimated: torch.Tensor, chosen: tuple[Chosen, ...] | None) -> BlockTrace:
-    """Note what a step did, and count what it read; what heads read beside C candidates is known when a report asks."""
-    shape, cold, trace = state.shape, state.cold, BlockTrace(block)
-    groups = estimated.shape[1] // shape.heads
-    each: tuple[Chosen | None, ...] = chosen or (None,) * shape.batch
-    for part, found in zip(estimated, each, strict=True):
-        trace.rows.append(RowTrace(None, groups, part.view(shape.heads, groups), found=found))
-    heads = shape.batch * shape.heads
-    if chosen is None:
-        trace.key_rows = trace.value_rows = heads * block.pages * state.config.page_tokens
-        cold.counters.streamed_bytes += trace.key_rows * shape.token_bytes // shape.heads
+        try:
+            found = self.decoder.decode(asked, take)
+        except BaseException:
+            cold.scratch.drop()
+            raise
+        flags.note()
+        return found.output, self._trace(state, call, found)
+
+    def _asked(self, state: State, call: Call, query: torch.Tensor) -> Decode:
+        cold, config, recent = state.cold, state.config, state.recent
+        rows = index = None
+        if self.block.pages:
+            key, value = cold.arena.table(False), cold.arena.table(True)
+            assert key is not None and value is not None, "a step whose pages cannot be read"
+            rows = key, value
+        if self.block.mode == "retrieve":
+            assert cold.index is not None, "exact mode retrieves nothing"
+            index = tuple(table.tensor for table in cold.index.tables)
+        assert state.flags is not None, "a decoder without flags"
+        return Decode(
+            query=query.contiguous(),
+            sinks=recent.sink_buffers,
+            hot=recent.hot_buffers,
+            counts=recent.counts,
+            ids=state.page_ids(),
+            index=index,
+            rows=rows,
+            page_tokens=config.page_tokens,
+            candidates=config.candidate_tokens,
+            selected=config.retrieve_tokens or 1,
+            group_max=config.group == "max",
+            tail=config.tail == "mean",
+            scale=call.scale,
+            softcap=call.softcap,
+            sink_logits=None if call.sinks is None else call.sinks.reshape(query.shape[:2]),
+            odd=state.flags.words,
+        )
+
+    def _trace(self, state: State, call: Call, found: Decoded) -> BlockTrace:
+        """Note what was done, and count what was read; what heads read beside C candidates is known to a report."""
+        shape, cold, trace, chosen = state.shape, state.cold, BlockTrace(self.block), found.chosen
+        groups = found.estimated.shape[1] // shape.heads
+        for row, part in enumerate(found.estimated):
+            mine, estimated = None if chosen is None else chosen[row], part.view(shape.heads, groups)
+            missed = self._missed(state, call, row, mine) if call.bound else None
+            trace.rows.append(RowTrace(None, groups, estimated, missed, mine))
+        heads = shape.batch * shape.heads
+        if chosen is None:
+            trace.key_rows = trace.value_rows = heads * self.block.pages * state.config.page_tokens
+            cold.counters.streamed_bytes += trace.key_rows * shape.token_bytes // shape.heads
+            return trace
+        trace.key_rows, trace.value_rows = heads * chosen[0].count, heads * chosen[0].selected.shape[1]
+        cold.counters.key_bytes_gathered += trace.key_rows * shape.key_width * shape.dtype.itemsize
+        cold.counters.value_bytes_gathered += trace.value_rows * shape.value_width * shape.dtype.itemsize
         return trace
-    trace.key_rows, trace.value_rows = heads * chosen[0].count, heads * chosen[0].selected.shape[1]
-    cold.counters.key_bytes_gathered += trace.key_rows * shape.key_width * shape.dtype.itemsize
-    cold.counters.value_bytes_gathered += trace.value_rows * shape.value_width * shape.dtype.itemsize
-    return trace
+
+    def _missed(self, state: State, call: Call, row: int, chosen: Chosen | None) -> torch.Tensor:
+        """Return the missed bound of one sequence, ``[H, G]`` (SPEC 6.2)."""
+        query, block = call.query[row], self.block
+        if chosen is None:
+            return query.new_zeros(query.shape[:2])
+        sinks = None if call.sinks is None else call.sinks[row]
+        queries = Queries(query, block.start, None, call.scale, call.softcap, sinks)
+        return chosen_bound(view_of(state, row, block.pages, block.stop), queries, chosen)

@@ -72,12 +72,16 @@ class State(Tokens):
 
     def can_put(self, key: torch.Tensor, value: torch.Tensor) -> bool:
         """Tell whether the operations can write these tokens, all valid, where they stay."""
-        whole = key.stride(3) == 1 and value.stride(3) == 1
-        return whole and self.validity.whole and self.cold.ops.in_place and key.shape[2] <= self.recent.room
+        whole, n = key.stride(3) == 1 and value.stride(3) == 1, key.shape[2]
+        able = self.cold.ops.in_place if self.cold.decoder is None else n == 1
+        return whole and self.validity.whole and able and n <= self.recent.room
 
     def put(self, key: torch.Tensor, value: torch.Tensor) -> bool:
-        """Add tokens by the operations' own copy; with a key that is not finite, none, and False."""
-        good_keys, finite = self.recent.put(self.cold.ops, key, value)
+        """Add tokens by the operations' own copy; with a key that is not finite, none, and False.
+
+        What a device finds late is taken for finite, until `settle`.
+        """
+        good_keys, finite = self._written(key, value)
         if not good_keys:
             self._refused()
             return False
@@ -85,6 +89,40 @@ class State(Tokens):
         self.length += key.shape[2]
         self.finite = self.finite and finite
         return True
+
+    def _written(self, key: torch.Tensor, value: torch.Tensor) -> list[bool]:
+        """Write tokens behind the others, where they do not count yet; whether keys, and values, are finite."""
+        decoder, flags = self.cold.decoder, self.flags
+        if decoder is None or flags is None:
+            return self.recent.put(self.cold.ops, key, value)
+        decoder.append(key, value, self.recent.hot_buffers, self.recent.end, flags.words)
+        flags.note()
+        self.unsettled = flags.late
+        return [True, True] if flags.late else [not odd for odd in flags.take()[:2]]
+
+    @property
+    def late(self) -> bool:
+        """Whether what the device finds about a token is known only after its answer."""
+        return self.flags is not None and self.flags.late
+
+    def settle(self) -> str | None:
+        """Learn what the device has found about the last token, if that is not known; if it is refused, it is gone.
+
+        Returns
+        -------
+        str or None
+            What was not finite, a key or a query.
+        """
+        if not self.unsettled or self.flags is None:
+            return None
+        odd_key, odd_value, odd_query = self.flags.take()
+        self.unsettled = False
+        if odd_key or odd_query:
+            with self.cold.account.changing():
+                self.crop(self.length - 1)
+            return "key" if odd_key else "query"
+        self.finite = self.finite and not odd_value
+        return None
 
     def _refused(self) -> None:
         """Give back what an append has taken that does not come about."""

@@ -17,7 +17,7 @@ from kiv_reference.errors import KIVUsageError, refuse
 
 from .call import Call, answer
 from .cold import Cold
-from .decode import answer_step, decoder_for
+from .decode import Step, step_for
 from .guard import public
 from .interrupts import REFUSALS
 from .partition import blocks
@@ -33,7 +33,7 @@ class FastStore(StoreView):
     @public
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
         """Add tokens (`LayerStore.append`)."""
-        self._check()
+        self._settled()
         state = self.state
         shape = Shape(*check_append(key, value, valid, None if state is None else state.shape))
         if valid is not None and bool(valid.all()):
@@ -93,9 +93,14 @@ class FastStore(StoreView):
         shape = state.shape
         sinks = check_modifiers(query, scale, softcap, sink_logits, bound)
         remaining = check_remaining(remaining_prompt_tokens)
-        valid = state.validity.part(state.length - self._pending, state.length)
-        wide = aligned(query.to(shape.compute))  # torch may round otherwise where memory begins elsewhere
-        if not all(state.cold.ops.finite(wide)):
+        step = step_for(state, query.shape[2], remaining)
+        late = step is not None and state.late
+        if not late:
+            self._settled()
+        valid, wide = state.validity.part(state.length - self._pending, state.length), query
+        if not late or bound or state.samples_due:
+            wide = aligned(query.to(shape.compute))  # torch may round otherwise where memory begins elsewhere
+        if not late and not all(state.cold.ops.finite(wide)):
             check_finite("query", query, valid)
         if valid is not None:
             wide = torch.where(valid[:, None, :, None], wide, wide.nan_to_num(0.0, 0.0, 0.0))  # SPEC 2.4
@@ -112,7 +117,7 @@ class FastStore(StoreView):
                     state.begin(wide.view(batch, *grouped, width), valid)
             else:
                 state.begin()
-            output, traces = self._answer(state, call, query)
+            output, traces = self._answer(state, call, query, step)
             if state.unfinished:
                 with account.changing():
                     state.finish()
@@ -124,8 +129,13 @@ class FastStore(StoreView):
         self._traces, self._report = traces, None
         return output
 
-    def _answer(self, state: State, call: Call, query: torch.Tensor) -> tuple[torch.Tensor, list[BlockTrace]]:
+    def _answer(
+        self, state: State, call: Call, query: torch.Tensor, step: Step | None
+    ) -> tuple[torch.Tensor, list[BlockTrace]]:
         """Compute the output of a call, and note what it did."""
+        if step is not None:
+            output, trace = step.answer(state, call, query)
+            return output, [trace]
         batch, heads, count, _ = query.shape
         output = query.new_empty(batch, heads, count, state.shape.value_width)
         traces: list[BlockTrace] = []
@@ -133,10 +143,6 @@ class FastStore(StoreView):
             if block.pages > state.pages:
                 with state.cold.account.changing():
                     state.evict(block.pages)
-            if decoder := decoder_for(state, block, call.bound):
-                sinks = None if call.sinks is None else call.sinks.view(batch, heads)
-                step = answer_step(state, decoder, block, query, call.scale, call.softcap, sinks)
-                return step[0], [step[1]]
             trace = BlockTrace(block)
             for row in range(batch):
                 answer(state, call, trace, row, state.length - count, output[row])
@@ -152,7 +158,7 @@ class FastStore(StoreView):
         KIVUsageError
             `length` is no length that the store has.
         """
-        self._check()
+        self._settled()
         length = integer("length", length)
         if not 0 <= length <= self._length:
             rule = f"crop needs a length in 0..{self._length} (SPEC 9.2)"
@@ -183,7 +189,7 @@ class FastStore(StoreView):
         KIVUsageError
             `repeats` is less than 1.
         """
-        self._check()
+        self._settled()
         repeats = integer("repeats", repeats)
         if repeats < 1:
             rule = "repeats must be 1 or more (SPEC 9.3)"
@@ -192,7 +198,7 @@ class FastStore(StoreView):
             self._replace([row for row in range(self.state.shape.batch) for _ in range(repeats)])
 
     def _select(self, rows: torch.Tensor, same_size: bool) -> None:
-        self._check()
+        self._settled()
         check_tensor("rows", rows)
         if self.state is not None:
             self._replace(check_rows(rows, self.state.shape.batch, same_size))
@@ -207,7 +213,7 @@ class FastStore(StoreView):
     @public
     def fork(self) -> FastStore:
         """Make an independent store that shares the pages (`LayerStore.fork`)."""
-        self._check()
+        self._settled()
         copy = FastStore(self._pool)
         if self.state is not None:
             with self.state.cold.account.changing():

@@ -6,7 +6,7 @@ import sys
 from typing import NoReturn, SupportsIndex
 
 import torch
-from kiv_reference.errors import KIVUsageError, refuse
+from kiv_reference.errors import KIVNonFiniteError, KIVUsageError, refuse
 from kiv_reference.report import AttendReport, TierBytes, TierTokens
 
 from .guard import public
@@ -78,7 +78,7 @@ class StoreView:
         KIVUsageError
             Nothing was attended yet.
         """
-        self._check_whole()
+        self._settled()
         if self._report is None:
             if self._traces is None or self.state is None:
                 raise refuse(KIVUsageError, "a report needs an attend before it (SPEC 9.6)", "none", "Call attend.")
@@ -105,6 +105,22 @@ class StoreView:
         if self._pool.closed or self._pool.ledger.broken:
             self._pool.check_open()
             self._check_whole()
+
+    def _settled(self) -> None:
+        """Do the same, and refuse where the last token turns out to be no number: it is gone then (SPEC 2.5).
+
+        Raises
+        ------
+        KIVNonFiniteError
+        """
+        self._check()
+        state = self.state
+        if state is not None and state.unsettled and (what := state.settle()):
+            self._pending, self._traces, self._report = 0, None, None
+            rule = f"every {what} at a valid position must be finite (SPEC 2.5)"
+            got = f"NaN or infinity in the last token, at position {state.length}, found after it was appended"
+            remedy = "The token is taken back, and what was answered for it means nothing. Use a wider dtype."
+            raise refuse(KIVNonFiniteError, rule, got, remedy)
 
     def _check_whole(self) -> None:
         if self.state is not None and self._pool.is_broken(self.state):

@@ -39,6 +39,18 @@ class CudaStreams:
         """Copy memory that is not pinned: the driver takes the numbers before this returns."""
         return host.to(self._device, non_blocking=True)
 
+    def fetch(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin to copy to the host; returns what waits for the numbers and gives them."""
+        host = self.pinned(tensor.numel() * tensor.element_size()).view(tensor.dtype).view(tensor.shape)
+        host.copy_(tensor, non_blocking=True)
+        wait = self.record()
+
+        def numbers() -> torch.Tensor:
+            wait()
+            return host
+
+        return numbers
+
     def record(self) -> Callable[[], None]:
         """Mark the point after all copies begun so far; returns what blocks the host until they are over."""
         event: Any = torch.cuda.Event()
@@ -81,6 +93,10 @@ class Transfer:
     def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
         """Copy to the host, and wait."""
         return tensor if self.streams is None else tensor.cpu()
+
+    def fetch_later(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin to copy to the host; returns what waits for the numbers and gives them."""
+        return (lambda: tensor) if self.streams is None else self.streams.fetch(tensor)
 
     def send(self, host: torch.Tensor) -> torch.Tensor:
         """Copy what is little and not gathered."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ..device.transfer import Transfer
@@ -34,6 +36,7 @@ class Samples:
 
     def __init__(self, shape: Shape) -> None:
         self._shape, self.count = shape, 0
+        self._coming: tuple[slice, Callable[[], torch.Tensor]] | None = None  # what is on its way into the buffer
         self._buffer = torch.empty(0, shape.batch, shape.heads, shape.key_width, dtype=shape.dtype, device="cpu")
 
     def bytes_at(self, length: int) -> int:
@@ -54,13 +57,21 @@ class Samples:
         largest = query[:, :, :, at].abs().amax(dim=2)  # [B, H, n, D]
         if valid is not None:
             largest = largest.masked_fill(~valid[:, None, at, None], UNSEEN)
-        buffer = self._buffer
+        buffer = self._settled()
         if buffer.shape[0] < want:
             buffer = buffer.new_empty(room(want), *buffer.shape[1:])
             buffer[: self.count] = self._buffer[: self.count]
         buffer[self.count : begin] = UNSEEN
-        buffer[begin:want] = transfer.fetch(largest.to(buffer.dtype)).permute(2, 0, 1, 3)
         self._buffer, self.count = buffer, want
+        self._coming = slice(begin, want), transfer.fetch_later(largest.to(buffer.dtype))
+
+    def _settled(self) -> torch.Tensor:
+        """Return the buffer, with what was on its way."""
+        if self._coming is not None:
+            at, numbers = self._coming
+            self._buffer[at] = numbers().permute(2, 0, 1, 3)
+            self._coming = None
+        return self._buffer
 
     def weights(self, row: int, boundaries: list[int]) -> torch.Tensor:
         """Return w of pages that become cold at these boundaries, ``[n, H, D]`` in the dtype of computation, in RAM."""
@@ -68,7 +79,7 @@ class Samples:
         return torch.stack([found[boundary // EVERY] for boundary in boundaries])
 
     def _largest(self, row: int, last: int) -> torch.Tensor:
-        part = self._buffer[max(0, last - LAST) : min(last, self.count), row].to(self._shape.compute)
+        part = self._settled()[max(0, last - LAST) : min(last, self.count), row].to(self._shape.compute)
         if not part.shape[0]:
             return part.new_ones(part.shape[1:])
         largest = part.amax(dim=0)
@@ -78,7 +89,7 @@ class Samples:
         """Keep those of the first `length` tokens, as another object."""
         copy = Samples(self._shape)
         copy.count = min(self.count, length // EVERY)
-        copy._buffer = self._buffer
+        copy._buffer = self._settled()
         if self._buffer.shape[0] > room(length // EVERY):
             copy._buffer = self._buffer.new_empty(room(copy.count), *self._buffer.shape[1:])
             copy._buffer[: copy.count] = self._buffer[: copy.count]
@@ -87,5 +98,5 @@ class Samples:
     def select(self, rows: torch.Tensor) -> Samples:
         """Make a copy whose sequence i is sequence ``rows[i]``, int64 in RAM."""
         copy = Samples(self._shape._replace(batch=rows.numel()))
-        copy.count, copy._buffer = self.count, self._buffer.index_select(1, rows)
+        copy.count, copy._buffer = self.count, self._settled().index_select(1, rows)
         return copy

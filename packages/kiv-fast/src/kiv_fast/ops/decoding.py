@@ -27,7 +27,8 @@ class Decode(NamedTuple):
     tail: bool
     scale: float
     softcap: float | None
-    sink_logits: torch.Tensor | None  # [B, HQ], in the dtype of computation
+    sink_logits: torch.Tensor | None  # [B, HQ]
+    odd: torch.Tensor  # int32 [3], set where something is not finite: a key, a value, a query
 
 
 class Decoded(NamedTuple):
@@ -85,6 +86,23 @@ class Decoder(Protocol):
 
     def step_bytes(self, asked: Decode) -> int:
         """Count the bytes that a step takes for itself."""
+        ...
+
+    def append(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        hot: tuple[torch.Tensor, torch.Tensor],
+        at: int,
+        odd: torch.Tensor,
+    ) -> None:
+        """Write one token of each sequence, ``[B, H, 1, D]``, to a place of the hot window ``[B, H, capacity, D]``.
+
+        Parameters
+        ----------
+        odd : int32 [3]
+            The first is set where a key is not finite, the second where a value is not.
+        """
         ...
 
     def decode(self, asked: Decode, take: Take) -> Decoded:

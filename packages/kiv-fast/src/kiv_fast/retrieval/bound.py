@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 
 from ..ops.arguments import Found, Queries
+from ..ops.decoding import Chosen
 from .candidates import FACTORS, View, find
 
 
@@ -24,6 +25,17 @@ def window_bound(view: View, queries: Queries) -> torch.Tensor:
     none = torch.empty(heads, 0, dtype=torch.int32, device=queries.query.device)
     found = Found(none, queries.members[:, :, :0], none, 0, 0, [])
     return missed_bound(view, queries, view.cold.ops.estimate(view.index, queries, 1), found)
+
+
+def chosen_bound(view: View, queries: Queries, chosen: Chosen) -> torch.Tensor:
+    """Return the same for what a decode step of all sequences chose: estimates and scores are computed once more."""
+    cold, at = view.cold, chosen.candidates.long()
+    none, keys = at < 0, cold.rows(view.row, values=False)
+    key = keys.gather(at.clamp(min=0), None).to(queries.query.dtype)
+    raw = torch.bmm(queries.scaled, key.transpose(1, 2)).masked_fill(none[:, None], -torch.inf)
+    selected = torch.searchsorted(at.masked_fill(none, view.tokens), chosen.positions.long())
+    found = Found(at, raw, selected, at.shape[1], 0, [], chosen.widened)
+    return missed_bound(view, queries, cold.ops.estimate(view.index, queries, view.most), found)
 
 
 def _error(view: View) -> torch.Tensor:

@@ -37,6 +37,19 @@ class TritonDecoder:
 
         return sizes_of(asked).nbytes
 
+    def append(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        hot: tuple[torch.Tensor, torch.Tensor],
+        at: int,
+        odd: torch.Tensor,
+    ) -> None:
+        """Write one token of each sequence (`Decoder.append`)."""
+        from .decode import append_token
+
+        append_token(key, value, hot, at, odd)
+
     def decode(self, asked: Decode, take: Take) -> Decoded:
         """Attend one query of each sequence (`Decoder.decode`)."""
         from .decode import decode  # imports Triton, which takes a second: only where it is wanted

@@ -1,4 +1,4 @@
-"""New tokens into the hot window (SPEC 9.1), and whether they are numbers (SPEC 2.5)."""
+"""One token of each sequence into the hot window, and whether its numbers are finite (SPEC 2.5, 9.1)."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ import triton.language as tl
 
 
 @triton.jit
-def _copy(new_ptr, window_ptr, odd_ptr, row, sequence_stride, head_stride, token_stride, at, capacity, bit: tl.constexpr, H: tl.constexpr,
-          W: tl.constexpr, BW: tl.constexpr):
-    """Copy one token of one head; note in `odd_ptr` if one of its numbers is not finite."""
-    w = tl.arange(0, BW)
-    x = tl.load(new_ptr + row // H * sequence_stride + row % H * head_stride + w, mask=w < W, other=0.0)
+def _copy(new_ptr, window_ptr, odd_ptr, sequence, head, capacity, at, H: tl.constexpr, W: tl.constexpr, BW: tl.constexpr):
+    """Copy the token of one head."""
+    row, w = tl.program_id(0), tl.arange(0, BW)
+    x = tl.load(new_ptr + row // H * sequence + row % H * head + w, mask=w < W, other=0.0)
     tl.store(window_ptr + (row.to(tl.int64) * capacity + at) * W + w, x, mask=w < W)
-    x = x.to(tl.float32)
-    if tl.sum((x - x != 0.0).to(tl.int32), 0) > 0:
-        tl.atomic_or(odd_ptr, bit)
+    note_odd(x, odd_ptr)
 
 
 @triton.jit
-def append(key_ptr, value_ptr, hot_k, hot_v, odd_ptr, key_b, key_h, value_b, value_h, at, capacity, H: tl.constexpr,
-           D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr):
-    """Write one token of each sequence behind the others. Grid (B * H,).
+def note_odd(x, odd_ptr):
+    """Set a word if a number is not finite. The word may be in host memory: it is written, never read."""
+    x = x.to(tl.float32)
+    if tl.max((x - x != 0.0).to(tl.int32), 0) > 0:
+        tl.store(odd_ptr, 1)
 
-    Key and value by their strides of sequences and heads; windows [B, H, capacity, D] and [B, H, capacity, DV], where
-    it comes to `at`. Odd: bit 1 where a key is not finite, bit 2 where a value is not.
+
+@triton.jit
+def append(new_k, new_v, hot_k, hot_v, odd_ptr, key_b, key_h, value_b, value_h, at, HOT, H: tl.constexpr, D: tl.constexpr,
+           DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr):
+    """Write one token of each sequence to the place `at` of the windows. Grid (B * H,).
+
+    Key and value [B, H, 1, D] by their strides of sequences and heads; windows [B, H, HOT, D]. The first word of `odd` is
+    of keys, the second of values.
     """
-    row = tl.program_id(0)
-    _copy(key_ptr, hot_k, odd_ptr, row, key_b, key_h, 0, at, capacity, 1, H, D, BD)
-    _copy(value_ptr, hot_v, odd_ptr, row, value_b, value_h, 0, at, capacity, 2, H, DV, BV)
+    _copy(new_k, hot_k, odd_ptr, key_b, key_h, HOT, at, H, D, DP)
+    _copy(new_v, hot_v, odd_ptr + 1, value_b, value_h, HOT, at, H, DV, DVP)

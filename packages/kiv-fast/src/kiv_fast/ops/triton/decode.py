@@ -11,12 +11,35 @@ from typing import Any
 import torch
 
 from ..decoding import Chosen, Decode, Decoded, Take
+from .append import append
 from .attend import attend, combine
 from .choose import choose
 from .launch import launch
 from .read import read
 from .scan import rank, scan
 from .sizes import INT, Sizes, divided, power, sizes_of
+
+
+def append_token(
+    key: torch.Tensor, value: torch.Tensor, hot: tuple[torch.Tensor, torch.Tensor], at: int, odd: torch.Tensor
+) -> None:
+    """Write one token of each sequence, ``[B, H, 1, D]``, to a place of the hot window (`Decoder.append`)."""
+    batch, heads, _, width = key.shape
+    given = {
+        "new_k": key,
+        "new_v": value,
+        "hot_k": hot[0],
+        "hot_v": hot[1],
+        "odd_ptr": odd,
+        "key_b": key.stride(0),
+        "key_h": key.stride(1),
+        "value_b": value.stride(0),
+        "value_h": value.stride(1),
+        "at": at,
+        "HOT": hot[0].shape[2],
+    }
+    sizes = {"H": heads, "D": width, "DV": value.shape[3], "DP": power(width), "DVP": power(value.shape[3])}
+    launch(append, (batch * heads,), given | sizes)
 
 
 def decode(asked: Decode, take: Take, wide: bool) -> Decoded:
@@ -27,15 +50,18 @@ def decode(asked: Decode, take: Take, wide: bool) -> Decoded:
     take : Take
         Memory for the step; what is filled at first is again as it was when the step has ended.
     wide : bool
-        Whether 16-bit numbers are widened before every product.
+        Whether 16-bit numbers are widened before every product, and rounded at the end by torch: the interpreter cuts
+        them off.
     """
     sizes, query = sizes_of(asked), asked.query
     new = {"dtype": torch.float32, "device": query.device}
     given: dict[str, Any] = {f"{name}_ptr": take(name, *buffer) for name, buffer in sizes.buffers().items()}
-    out = torch.empty(*query.shape[:3], sizes.value_width, dtype=query.dtype, device=query.device)
+    dtype = torch.float32 if wide else query.dtype
+    out = torch.empty(*query.shape[:3], sizes.value_width, dtype=dtype, device=query.device)
     share = torch.empty(query.shape[:2], **new)
     given |= sizes.compiled(wide) | {
         "q_ptr": query,
+        "odd_ptr": asked.odd,
         "id_ptr": asked.ids,
         "scale": asked.scale,
         "out_ptr": out,
@@ -52,7 +78,7 @@ def decode(asked: Decode, take: Take, wide: bool) -> Decoded:
         given |= dict.fromkeys(("mean_ptr", "at_ptr", "raw_ptr", "chosen_ptr", "fade_ptr", "estimate_ptr"))
         given |= dict.fromkeys(("top_ptr", "seen_ptr", "count_ptr"))
         _attend(asked, sizes, given)
-        return Decoded(out, share, None)
+        return Decoded(out.to(query.dtype), share, None)
     shape = sizes.batch, sizes.heads
     at = given["at_ptr"] = torch.empty(*shape, sizes.most, **new | {"dtype": INT})
     chosen = given["chosen_ptr"] = torch.empty(*shape, sizes.selected, **new | {"dtype": INT})
@@ -60,7 +86,7 @@ def decode(asked: Decode, take: Take, wide: bool) -> Decoded:
     _retrieve(asked, asked.index, sizes, given)
     _attend(asked, sizes, given)
     each = zip(at, chosen, widened, strict=True)
-    return Decoded(out, share, tuple(Chosen(*row, sizes.candidates) for row in each))
+    return Decoded(out.to(query.dtype), share, tuple(Chosen(*row, sizes.candidates) for row in each))
 
 
 def _retrieve(asked: Decode, index: tuple[torch.Tensor, ...], sizes: Sizes, given: dict[str, Any]) -> None:
@@ -75,7 +101,7 @@ def _retrieve(asked: Decode, index: tuple[torch.Tensor, ...], sizes: Sizes, give
     launch(scan, parts, given, W=4 * words, WB=power(words, 2, 8), BT=tile)
     tile = power(tokens, most=1024)
     launch(rank, (divided(tokens, tile), grid), given, BT=tile, num_warps=8)
-    launch(choose, (divided(tokens, tile), grid), given, BT=tile, TILE=power(given["LIST"], most=1024), num_warps=16)
+    launch(choose, (divided(tokens, tile), grid), given, BT=tile, TILE=power(given["LIST"], most=512), num_warps=16)
     for wider in (False, True):
         tile = power(sizes.most, most=2048)
         blocks = divided(tokens, sizes.block), grid
@@ -91,6 +117,8 @@ def _attend(asked: Decode, sizes: Sizes, given: dict[str, Any]) -> None:
         "SINKS": asked.sinks[0].shape[2],
         "HOT": asked.hot[0].shape[2],
         "learned_ptr": asked.sink_logits,
+        "learned_b": 0 if asked.sink_logits is None else asked.sink_logits.stride(0),
+        "learned_h": 0 if asked.sink_logits is None else asked.sink_logits.stride(1),
         "softcap": asked.softcap or 1.0,
         "CAP": asked.softcap is not None,
         "BT": sizes.tile,

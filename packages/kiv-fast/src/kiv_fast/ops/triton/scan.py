@@ -54,10 +54,11 @@ def scan(q_ptr, id_ptr, code_ptr, channel_ptr, step_ptr, base_ptr, estimate_ptr,
         q = tl.load(q_ptr + member[:, None] * D + d[None], mask=(member < G)[:, None] & (d < D)[None], other=0.0)
         base = tl.load(base_ptr + record * D + d, mask=d < D, other=0.0)
         low += tl.sum((q.to(tl.float32) * scale) * base[None], 1)
-    most = tl.zeros((2 * GP,), tl.float32)
-    for word in range(0, WORDS, WB):
-        a = _weight(q_ptr, channel_ptr, step_ptr, scale, word, member, W, WORDS, G, D, WB)
-        most = tl.maximum(most, tl.max(tl.abs(a), 1))
+    a = _weight(q_ptr, channel_ptr, step_ptr, scale, 0, member, W, WORDS, G, D, WB)
+    most = tl.max(tl.abs(a), 1)
+    for word in range(WB, WORDS, WB):
+        more = _weight(q_ptr, channel_ptr, step_ptr, scale, word, member, W, WORDS, G, D, WB)
+        most = tl.maximum(most, tl.max(tl.abs(more), 1))
     # The exponent of the largest product, less twelve: a power of two, exactly.
     most = tl.minimum(tl.maximum(most, SMALLEST), LARGEST)
     exponent = (most.to(tl.int32, bitcast=True) >> 23) - 12
@@ -66,7 +67,8 @@ def scan(q_ptr, id_ptr, code_ptr, channel_ptr, step_ptr, base_ptr, estimate_ptr,
     token = first + tl.arange(0, BT)
     total = tl.zeros((2 * GP, BT), tl.float32)
     for word in range(0, WORDS, WB):
-        a = _weight(q_ptr, channel_ptr, step_ptr, scale, word, member, W, WORDS, G, D, WB)
+        if WORDS > WB:
+            a = _weight(q_ptr, channel_ptr, step_ptr, scale, word, member, W, WORDS, G, D, WB)
         whole = (a * inverse[:, None] + WHOLE) - WHOLE
         whole = tl.minimum(tl.maximum(whole, -MOST_WEIGHT), MOST_WEIGHT)
         # Fourteen bits as 128 * high + low, each of which numbers of 16 bits hold exactly.

@@ -77,7 +77,7 @@ class Sizes(NamedTuple):
     @property
     def tile(self) -> int:
         """Tokens that are attended together."""
-        return 64 if self.itemsize == 2 else 32
+        return 64 if self.itemsize == 2 and self.groups <= 8 else 32
 
     @property
     def block(self) -> int:

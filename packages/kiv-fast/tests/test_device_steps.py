@@ -1,0 +1,164 @@
+"""Decode steps of a device in Triton, on a simulated one: few launches, no wait of the host, and the CPU's answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import simulated_launch
+import torch
+from fast_helpers import SCALE, assert_close, draw
+from kiv_fast import FastPool, shared
+from kiv_fast.device.gather import Gather
+from kiv_fast.device.transfer import Transfer
+from kiv_fast.memory.pinning import CudaRuntime, SlabPinning
+from kiv_fast.ops.triton import decode
+from kiv_reference.errors import KIVNonFiniteError
+from simulated_device import DEVICE, OnDevice, SimulatedDevice, SimulatedStreams
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from kiv_fast.store import FastStore
+    from kiv_reference import KIVConfig
+
+PROMPT, STEPS = 126, 4
+"""The first of the steps looks up the pages and makes buffers, the second has a sampled query (SPEC 3.2)."""
+
+
+class Runtime(CudaRuntime):
+    """Registers everything."""
+
+    def register(self, address: int, nbytes: int) -> None:
+        pass
+
+    def unregister(self, address: int) -> None:
+        pass
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedDevice]:
+    """A device that reads host memory by itself."""
+    monkeypatch.setattr(shared, "gather_for", lambda at, _: _gather(at))
+    pinning = SlabPinning(Runtime(), 1 << 40)
+    monkeypatch.setattr(shared, "pinning_for", lambda at: pinning if at == DEVICE else None)
+    monkeypatch.setattr(decode, "launch", simulated_launch.launch)
+    with SimulatedDevice() as made:
+        yield made
+
+
+def _gather(at: torch.device) -> Gather:
+    return Gather(Transfer(SimulatedStreams(at)), OnDevice) if at == DEVICE else Gather(Transfer())
+
+
+def prompt(config: KIVConfig, data: Sequence[torch.Tensor]) -> FastStore:
+    """Return a store on the device that has read the prompt."""
+    store = FastPool(config, ops="triton").layer_store()
+    step(store, data, 0, PROMPT)
+    return store
+
+
+def step(
+    store: FastStore, data: Sequence[torch.Tensor], start: int, stop: int, at: torch.device = DEVICE, **asked: Any
+) -> torch.Tensor:
+    """Append and attend tokens; the output."""
+    key, value, query = (part[:, :, start:stop].to(at) for part in data)
+    store.append(key, value)
+    return store.attend(query, scale=SCALE, **asked)
+
+
+def launches(device: SimulatedDevice, store: FastStore, data: Sequence[torch.Tensor], at: int) -> list[str]:
+    """Take a step, and return what was launched for it, other operations on tensors of the device too."""
+    key, value, query = (part[:, :, at : at + 1].to(DEVICE) for part in data)
+    simulated_launch.names.clear()
+    device.waits.clear()
+    device.operations.clear()
+    store.append(key, value)
+    store.attend(query, scale=SCALE)
+    return simulated_launch.names + device.operations
+
+
+RETRIEVES = ["append", "scan", "rank", "choose", "read", "read", "attend", "combine"]
+"""The second read is of candidates that heads take more of."""
+
+EXACT = ["append", "attend", "combine"]
+
+
+@pytest.fixture
+def config(config: KIVConfig) -> KIVConfig:
+    """Return pages none of which becomes cold in the steps."""
+    return replace(config, page_tokens=16)
+
+
+@pytest.mark.parametrize(("candidates", "expected"), [(20, RETRIEVES), (10**6, EXACT)], ids=["retrieve", "exact"])
+def test_a_step_is_eight_launches_and_no_wait(
+    config: KIVConfig, device: SimulatedDevice, candidates: int, expected: list[str]
+) -> None:
+    data = draw(0, PROMPT + STEPS)
+    store = prompt(replace(config, candidate_tokens=candidates), data)
+    for at in range(PROMPT, PROMPT + STEPS):
+        found = launches(device, store, data, at)
+        assert device.waits == []
+        assert found[: len(expected)] == expected
+        assert found == expected or at < PROMPT + 2
+
+
+@pytest.mark.parametrize("fields", [{}, {"tail": "none"}, {"group": "max"}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_it_answers_as_the_cpu_does(
+    config: KIVConfig, device: SimulatedDevice, fields: dict[str, Any], dtype: torch.dtype
+) -> None:
+    config = replace(config, **fields)
+    data = draw(1, PROMPT + STEPS, dtype=dtype)
+    other = FastPool(config, ops="torch").layer_store()
+    step(other, data, 0, PROMPT, torch.device("cpu"))
+    store = prompt(config, data)
+    for at in range(PROMPT, PROMPT + STEPS):
+        mine, right = step(store, data, at, at + 1), step(other, data, at, at + 1, torch.device("cpu"))
+        for a, b in zip(store.report.blocks, other.report.blocks, strict=True):
+            assert torch.equal(a.candidate_positions.cpu(), b.candidate_positions)
+            assert torch.equal(a.selected_positions.cpu(), b.selected_positions)
+            assert (a.key_bytes, a.value_bytes, a.mode) == (b.key_bytes, b.value_bytes, b.mode)
+        if dtype == torch.float32:
+            assert_close(mine.cpu(), right)
+        else:
+            torch.testing.assert_close(mine.cpu(), right, rtol=2**-7, atol=2**-7)
+
+
+@pytest.mark.parametrize(("later", "part"), [("append", 0), ("append", 2), ("crop", 0), ("fork", 2), ("report", 2)])
+def test_a_token_that_is_refused_late_is_gone(
+    config: KIVConfig, device: SimulatedDevice, later: str, part: int
+) -> None:
+    data = draw(2, PROMPT + STEPS)
+    bad = [tensor.clone() for tensor in data]
+    bad[part][0, 0, PROMPT + 1, 3] = torch.nan
+    right = prompt(config, data)
+    step(right, data, PROMPT, PROMPT + 1)
+    store = prompt(config, data)
+    step(store, data, PROMPT, PROMPT + 1)
+    step(store, bad, PROMPT + 1, PROMPT + 2)
+    key, value, query = (tensor[:, :, PROMPT + 1 : PROMPT + 2].to(DEVICE) for tensor in data)
+    calls = {
+        "append": lambda: store.append(key, value),
+        "crop": lambda: store.crop(3),
+        "fork": store.fork,
+        "report": lambda: store.report,
+    }
+    with pytest.raises(KIVNonFiniteError, match=f"position {PROMPT + 1}"):
+        calls[later]()
+    assert store.length == PROMPT + 1
+    for each in (store, right):
+        each.append(key, value)
+    assert torch.equal(*(each.attend(query, scale=SCALE).cpu() for each in (store, right)))
+
+
+def test_an_infinite_value_is_no_error(config: KIVConfig, device: SimulatedDevice) -> None:
+    data = draw(3, PROMPT + STEPS)
+    data[1][0, 0, PROMPT, 3] = torch.inf
+    store = prompt(config, data)
+    assert torch.isinf(step(store, data, PROMPT, PROMPT + 1).cpu()[0, :2, 0, 3]).all()
+    step(store, data, PROMPT + 1, PROMPT + 2)
+    state = store.state
+    assert state is not None
+    assert not state.finite
