@@ -130,6 +130,7 @@ def asked(g: Geometry) -> Decode:
         scale=g.width**-0.5,
         softcap=g.softcap,
         sink_logits=empty(g.batch, g.heads * g.groups, dtype=single) if g.sinks else None,
+        odd=empty(3, dtype=torch.int32),
     )
 
 
@@ -159,7 +160,13 @@ def launches(step: Decode) -> list[Launch]:
     def take(_name: str, shape: tuple[int, ...], dtype: torch.dtype, _fill: int | None = None) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
+    batch, heads, _, width = step.sinks[0].shape
+    new = [
+        torch.empty(batch, heads, 1, size, dtype=step.query.dtype, device="meta")
+        for size in (width, step.sinks[1].shape[3])
+    ]
     with mock.patch.object(module, "launch", record):
+        module.append_token(new[0], new[1], step.hot, 7, step.odd)
         module.decode(step, take, wide=False)
     return found
 
@@ -180,8 +187,9 @@ def resources(launch: Launch, card: Card) -> tuple[int, int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
-        text = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
     match = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
     assert match, text
     return int(match[1]), int(match[2]) + int(match[3]), made.metadata.shared
-

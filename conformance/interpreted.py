@@ -1,6 +1,6 @@
 """kiv-fast with its decode steps in Triton, run by Triton's interpreter: ``--impl fast-interpreted``.
 
-Every buffer of a step is poisoned before it: what a kernel reads and has not written shows as NaN, or as a token far away.
+Every buffer of a step is poisoned before it: what a kernel reads and has not written shows as NaN, or a token far away.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _run(self: Any, *arguments: Any, **options: Any) -> None:
 
 
 def _call(self: Any, *arguments: Any, **options: Any) -> Any:
-    """Call a function of a kernel. The interpreter goes through all of Triton's language at every call: once is enough."""
+    """Call a function of a kernel; the interpreter looks for what it replaces in Triton's language once, not each time."""
     if self.fn not in _patched:
         _patched.add(self.fn)
         return _real_call(self, *arguments, **options)

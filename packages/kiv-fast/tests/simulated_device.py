@@ -26,7 +26,19 @@ ASKING = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_selec
 
 
 QUIET = {
-    *("view", "_unsafe_view", "unbind", "select", "slice", "transpose", "permute", "expand", "as_strided", "detach", "alias"),
+    *(
+        "view",
+        "_unsafe_view",
+        "unbind",
+        "select",
+        "slice",
+        "transpose",
+        "permute",
+        "expand",
+        "as_strided",
+        "detach",
+        "alias",
+    ),
     *("unsqueeze", "squeeze", "split", "t", "empty", "empty_strided", "new_empty", "empty_like"),
 }
 """Operations that launch nothing: they look at the same numbers, or take memory."""

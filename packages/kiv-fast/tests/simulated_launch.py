@@ -1,4 +1,4 @@
-"""Triton's kernels on the simulated device: the interpreter runs them on the numbers behind it, and they are counted."""
+"""Triton's kernels on the simulated device: the interpreter runs them on the numbers behind it; they are counted."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from simulated_device import OnDevice
 
 names: list[str] = []
 """The kernels launched so far."""
-
-read: list[int] = []
-"""Bytes of the tensors that each of them was given."""
 
 
 def launch(kernel: Any, grid: tuple[int, ...], given: dict[str, Any], **more: Any) -> None:

@@ -69,7 +69,8 @@ class Step:
         rows = index = None
         if self.block.pages:
             key, value = cold.arena.table(False), cold.arena.table(True)
-            assert key is not None and value is not None, "a step whose pages cannot be read"
+            assert key is not None, "a step whose pages cannot be read"
+            assert value is not None, "keys that can be read beside values that cannot"
             rows = key, value
         if self.block.mode == "retrieve":
             assert cold.index is not None, "exact mode retrieves nothing"

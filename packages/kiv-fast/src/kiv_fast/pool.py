@@ -43,7 +43,7 @@ class FastPool(Shared):
     KIVUsageError
         `ops` is none of the four.
     KIVUnsupportedError
-        `ops` is "cpu" or "triton", and this installation does not have them; or, at the first append, they cannot serve.
+        `ops` is "cpu" or "triton", and this installation has none; or, at the first append, they cannot serve.
     """
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
@@ -64,7 +64,7 @@ class FastPool(Shared):
     @property
     @public
     def operations(self) -> str:
-        """By what a step is computed: "torch", "triton (decode), torch", or "cpu" and its instructions, as in "cpu (AVX-512 VNNI)".
+        """By what a step is computed: "torch", "triton (decode), torch", or "cpu" with its instructions.
 
         All that its stores use; while none holds tokens, what float32 on the CPU would get.
         """

@@ -48,8 +48,13 @@ class Tokens:
         self.samples = Samples(shape)
         self.length = self.pages = 0
         self.finite = True
-        self._ids: tuple[list[Integers], torch.Tensor] | None = None  # of pages, on the device, and what they were made of
-        self.flags, self.unsettled = cold.flags(), False  # unsettled: what they will tell of the last token is not known
+        self._ids: tuple[list[Integers], torch.Tensor] | None = (
+            None  # of pages, on the device, and what they were made of
+        )
+        self.flags, self.unsettled = (
+            cold.flags(),
+            False,
+        )  # unsettled: what they will tell of the last token is not known
         self.held, self.reservation = Holding(cold.account), Reservation()
 
     @property

@@ -13,8 +13,8 @@ from .gather import Gather
 class Flags:
     """A few words that arithmetic on a device sets to 1.
 
-    They are in host memory, which the device writes by itself, if it reads host memory so (`Gather`); else on the device,
-    from where the host copies them.
+    They are in host memory, which the device writes by itself, if it reads host memory so (`Gather`); else on the
+    device, from where the host copies them.
 
     Parameters
     ----------

@@ -1,6 +1,5 @@
 """Which operations compute a step: by name, or those that can serve."""
 
-
 from __future__ import annotations
 
 from typing import Literal, get_args

@@ -13,7 +13,7 @@ KINDS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def interpreted() -> bool:
-    """Tell whether Triton's interpreter runs the kernels, on the CPU: a tool to look for mistakes, not a way to compute."""
+    """Tell whether Triton's interpreter runs the kernels, on the CPU: to look for mistakes, not to compute."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

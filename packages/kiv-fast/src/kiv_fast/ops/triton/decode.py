@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from ..decoding import Chosen, Decode, Decoded, Take
-from .append import append
-from .attend import attend, combine
-from .choose import choose
+from .kernels.append import append
+from .kernels.attend import attend
+from .kernels.choose import choose
+from .kernels.combine import combine
+from .kernels.read import read
+from .kernels.scan import rank, scan
 from .launch import launch
-from .read import read
-from .scan import rank, scan
 from .sizes import INT, Sizes, divided, power, sizes_of
 
 

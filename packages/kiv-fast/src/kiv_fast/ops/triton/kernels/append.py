@@ -7,7 +7,9 @@ import triton.language as tl
 
 
 @triton.jit
-def _copy(new_ptr, window_ptr, odd_ptr, sequence, head, capacity, at, H: tl.constexpr, W: tl.constexpr, BW: tl.constexpr):
+def _copy(
+    new_ptr, window_ptr, odd_ptr, sequence, head, capacity, at, H: tl.constexpr, W: tl.constexpr, BW: tl.constexpr,
+):
     """Copy the token of one head."""
     row, w = tl.program_id(0), tl.arange(0, BW)
     x = tl.load(new_ptr + row // H * sequence + row % H * head + w, mask=w < W, other=0.0)
@@ -24,12 +26,14 @@ def note_odd(x, odd_ptr):
 
 
 @triton.jit
-def append(new_k, new_v, hot_k, hot_v, odd_ptr, key_b, key_h, value_b, value_h, at, HOT, H: tl.constexpr, D: tl.constexpr,
-           DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr):
+def append(
+    new_k, new_v, hot_k, hot_v, odd_ptr, key_b, key_h, value_b, value_h, at, HOT, H: tl.constexpr, D: tl.constexpr,
+    DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
+):
     """Write one token of each sequence to the place `at` of the windows. Grid (B * H,).
 
-    Key and value [B, H, 1, D] by their strides of sequences and heads; windows [B, H, HOT, D]. The first word of `odd` is
-    of keys, the second of values.
+    Key and value [B, H, 1, D] by their strides of sequences and heads; windows [B, H, HOT, D]. The first word of
+    `odd` is of keys, the second of values.
     """
     _copy(new_k, hot_k, odd_ptr, key_b, key_h, HOT, at, H, D, DP)
     _copy(new_v, hot_v, odd_ptr + 1, value_b, value_h, HOT, at, H, DV, DVP)

@@ -8,7 +8,7 @@ import triton.language as tl
 from .numbers import number, order, product
 
 WHOLE = tl.constexpr(12582912.0)
-"""1.5 * 2^23: a float32 below 2^22 becomes a whole number, halves the even one, when it is added and taken off again."""
+"""1.5 * 2^23: a float32 below 2^22 becomes a whole number, halves the even one, when it is added and taken off."""
 
 MOST_WEIGHT = tl.constexpr(8192.0)
 
@@ -17,8 +17,10 @@ SMALLEST, LARGEST = tl.constexpr(2.0**-114), tl.constexpr(2.0**127)
 
 
 @triton.jit
-def _weight(q_ptr, channel_ptr, step_ptr, scale, word, member, W: tl.constexpr, WORDS: tl.constexpr, G: tl.constexpr,
-            D: tl.constexpr, WB: tl.constexpr):
+def _weight(
+    q_ptr, channel_ptr, step_ptr, scale, word, member, W: tl.constexpr, WORDS: tl.constexpr, G: tl.constexpr,
+    D: tl.constexpr, WB: tl.constexpr,
+):
     """Return a of SPEC 4.2, ``[members, 8 * WB]``, of the channels of some words: four bits after the other of each."""
     at = tl.arange(0, 8 * WB)
     channel = 4 * (word + at // 8) + at % 8 // 2 + at % 2 * W
@@ -30,9 +32,11 @@ def _weight(q_ptr, channel_ptr, step_ptr, scale, word, member, W: tl.constexpr, 
 
 
 @triton.jit
-def scan(q_ptr, id_ptr, code_ptr, channel_ptr, step_ptr, base_ptr, estimate_ptr, top_ptr, scale, pages,
-         H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, W: tl.constexpr,
-         BD: tl.constexpr, WB: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr):
+def scan(
+    q_ptr, id_ptr, code_ptr, channel_ptr, step_ptr, base_ptr, estimate_ptr, top_ptr, scale, pages, H: tl.constexpr,
+    G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, W: tl.constexpr, BD: tl.constexpr,
+    WB: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr,
+):
     """Estimate the tokens of a part of a page, and find the largest of each member. Grid (pages * parts, B * H).
 
     q [B, H, G, D]; page ids [B, pages]; codes, channels, step and base by page id as in `index.index`; estimates
@@ -96,7 +100,10 @@ def scan(q_ptr, id_ptr, code_ptr, channel_ptr, step_ptr, base_ptr, estimate_ptr,
 
 
 @triton.jit
-def rank(estimate_ptr, top_ptr, order_ptr, seen_ptr, tokens, G: tl.constexpr, MAX: tl.constexpr, BT: tl.constexpr, BINS: tl.constexpr):
+def rank(
+    estimate_ptr, top_ptr, order_ptr, seen_ptr, tokens, G: tl.constexpr, MAX: tl.constexpr, BT: tl.constexpr,
+    BINS: tl.constexpr,
+):
     """Turn estimates into group scores, as `order` has them, and count these. Grid (tokens / BT, B * H).
 
     Keys [B, H, tokens]; seen int32 [B, H, BINS], zeros before.

@@ -9,8 +9,10 @@ from .numbers import ended_last, is_best, nth_best
 
 
 @triton.jit
-def _list(order_ptr, seen_ptr, item_ptr, place_ptr, count_ptr, head, tokens, most, LIST: tl.constexpr, BT: tl.constexpr,
-          BINS: tl.constexpr):
+def _list(
+    order_ptr, seen_ptr, item_ptr, place_ptr, count_ptr, head, tokens, most, LIST: tl.constexpr, BT: tl.constexpr,
+    BINS: tl.constexpr,
+):
     """List the tokens whose highest eleven bits are those of the `most`-th best or more, if they are at most LIST."""
     bins = tl.arange(0, BINS)
     seen = tl.load(seen_ptr + head * BINS + bins)
@@ -30,12 +32,15 @@ def _list(order_ptr, seen_ptr, item_ptr, place_ptr, count_ptr, head, tokens, mos
 
 
 @triton.jit
-def choose(order_ptr, seen_ptr, item_ptr, place_ptr, count_ptr, done_ptr, edge_ptr, offset_ptr, tokens, first, candidates, most,
-           H: tl.constexpr, LIST: tl.constexpr, BT: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, TILE: tl.constexpr,
-           BINS: tl.constexpr):
+def choose(
+    order_ptr, seen_ptr, item_ptr, place_ptr, count_ptr, done_ptr, edge_ptr, offset_ptr, tokens, first, candidates,
+    most, H: tl.constexpr, LIST: tl.constexpr, BT: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    TILE: tl.constexpr, BINS: tl.constexpr,
+):
     """Find what bounds the `first`, `candidates` and `most` best tokens of a head. Grid (tokens / BT, B * H).
 
-    Edges int32 [B, H, 4, 2]: a key and a place, as for `is_best`, the last two alike. Offsets int32 [B, H, 2, BLOCKS]: of each
+    Edges int32 [B, H, 4, 2]: a key and a place, as for `is_best`,
+            the last two alike. Offsets int32 [B, H, 2, BLOCKS]: of each
     BLOCK of tokens how many candidates lie before it, and how many of the others of the `most`.
     """
     head = tl.program_id(1)
@@ -61,7 +66,8 @@ def choose(order_ptr, seen_ptr, item_ptr, place_ptr, count_ptr, done_ptr, edge_p
             item = start + tl.arange(0, TILE)
             there = item < count
             key = tl.load(keys + item, mask=there, other=-2147483648, cache_modifier=".cg")
-            token = tl.where(listed, tl.load(place_ptr + item, mask=there & listed, other=0, cache_modifier=".cg"), item)
+            token = tl.where(listed, tl.load(place_ptr + item, mask=there & listed, other=0, cache_modifier=".cg"),
+                    item)
             best = there & is_best(key, token, tl.load(edge_ptr + 2), tl.load(edge_ptr + 3))
             other = there & is_best(key, token, tl.load(edge_ptr + 4), tl.load(edge_ptr + 5)) & (best == 0)
             taken += tl.histogram(tl.where(best, token // BLOCK, 0), BLOCKS)

@@ -12,9 +12,11 @@ LATE = tl.constexpr(16)
 
 
 @triton.jit
-def _scores(q_ptr, key_ptr, id_ptr, raw_ptr, estimate_ptr, token, at, there, scale, head, tokens, width, pages, H: tl.constexpr,
-            G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
-            WIDE: tl.constexpr):
+def _scores(
+    q_ptr, key_ptr, id_ptr, raw_ptr, estimate_ptr, token, at, there, scale, head, tokens, width, pages,
+    H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BD: tl.constexpr,
+    BK: tl.constexpr, WIDE: tl.constexpr,
+):
     """Score some tokens' keys, which take the place of their estimates."""
     page = tl.load(id_ptr + head // H * pages + token // P, mask=there, other=0).to(tl.int64)
     row = ((page * H + head % H) * P + token % P) * D
@@ -22,7 +24,8 @@ def _scores(q_ptr, key_ptr, id_ptr, raw_ptr, estimate_ptr, token, at, there, sca
     score = tl.zeros((2 * GP, BK), tl.float32)
     for start in range(0, D, BD):
         d = start + tl.arange(0, BD)
-        q = tl.load(q_ptr + (head * G + member[:, None]) * D + d[None], mask=(member < G)[:, None] & (d < D)[None], other=0.0)
+        q = tl.load(q_ptr + (head * G + member[:, None]) * D + d[None], mask=(member < G)[:, None] & (d < D)[None],
+            other=0.0)
         key = tl.load(key_ptr + row[None] + d[:, None], mask=there[None] & (d < D)[:, None], other=0.0)
         score += product(q, key, WIDE)
     score *= scale
@@ -90,8 +93,11 @@ def _sizes(raw_ptr, best_ptr, chosen, there, width, G: tl.constexpr):
 
 
 @triton.jit
-def _settle(raw_ptr, estimate_ptr, at_ptr, chosen_ptr, fade_ptr, best_ptr, want, width, tokens, G: tl.constexpr, TILE: tl.constexpr):
-    """Take the selection out of the estimates, and find what their weights are multiplied by (SPEC 5.4), as a logarithm."""
+def _settle(
+    raw_ptr, estimate_ptr, at_ptr, chosen_ptr, fade_ptr, best_ptr, want, width, tokens, G: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Take the selection out of the estimates, and find the logarithms of what multiplies its weights (SPEC 5.4)."""
     for g in range(G):
         most = tl.full((), -2147483648, tl.int32)
         for start in range(0, want, TILE):
@@ -117,18 +123,21 @@ def _settle(raw_ptr, estimate_ptr, at_ptr, chosen_ptr, fade_ptr, best_ptr, want,
 
 
 @triton.jit
-def read(q_ptr, key_ptr, id_ptr, order_ptr, edge_ptr, offset_ptr, estimate_ptr, at_ptr, raw_ptr, group_ptr, best_ptr, chosen_ptr,
-         fade_ptr, wide_ptr, done_ptr, scale, tokens, first, candidates, most, want, width, pages, H: tl.constexpr, G: tl.constexpr,
-         GP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, MAX: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
-         BLOCK: tl.constexpr, BLOCKS: tl.constexpr, TILE: tl.constexpr, WIDER: tl.constexpr, WIDE: tl.constexpr):
+def read(
+    q_ptr, key_ptr, id_ptr, order_ptr, edge_ptr, offset_ptr, estimate_ptr, at_ptr, raw_ptr, group_ptr, best_ptr,
+    chosen_ptr, fade_ptr, wide_ptr, done_ptr, scale, tokens, first, candidates, most, want, width, pages,
+    H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, MAX: tl.constexpr,
+    BD: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, TILE: tl.constexpr,
+    WIDER: tl.constexpr, WIDE: tl.constexpr,
+):
     """Read the keys of the candidates of a BLOCK of tokens; the last program of a head selects. Grid (blocks, B * H).
 
     With WIDER those that come to the `candidates` where a head takes `most` instead, of the heads that do (SPEC 4.9).
-    Candidates int32 [B, H, width], ascending, then the others; scores [B, H, G, width]; chosen int32 and fade [B, H, R];
-    widened int32 [B, H].
+    Candidates int32 [B, H, width], ascending, then the others; scores [B, H, G, width]; chosen int32 and fade
+    [B, H, R]; widened int32 [B, H].
     """
     block, head = tl.program_id(0), tl.program_id(1)
-    if WIDER:
+    if WIDER:  # noqa: SIM102 - "and" would load in either case
         if tl.load(wide_ptr + head) == 0:
             return
     order_ptr += head.to(tl.int64) * tokens
@@ -164,5 +173,6 @@ def read(q_ptr, key_ptr, id_ptr, order_ptr, edge_ptr, offset_ptr, estimate_ptr, 
             late = (most > candidates) & (LATE * (tl.minimum(want, first) - early) > want)
             tl.store(wide_ptr + head, late.to(tl.int32))
         if not late:
-            _settle(raw_ptr, estimate_ptr + head.to(tl.int64) * G * tokens, at_ptr, chosen_ptr, fade_ptr + head * want, best_ptr,
+            _settle(raw_ptr, estimate_ptr + head.to(tl.int64) * G * tokens, at_ptr, chosen_ptr,
+                fade_ptr + head * want, best_ptr,
                     want, width, tokens, G, TILE)

@@ -12,25 +12,28 @@ import triton.language as tl
 DIGITS = tl.constexpr(256)
 """Values of the eight bits that a selection looks at in one pass."""
 
+LEAST = tl.constexpr(-3.4e38)
+"""Stands in for the logarithm of no mass, so that a difference with it is a number."""
+
+TINY = tl.constexpr(1e-37)
+
 
 @triton.jit
 def product(a, b, WIDE: tl.constexpr):
     """Multiply matrices ``[n, k]`` and ``[k, m]``; exact products, summed in float32."""
     if WIDE:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    else:
-        return tl.dot(a, b, input_precision="ieee")
+    return tl.dot(a, b, input_precision="ieee")
 
 
 @triton.jit
 def weigh(weight, value, WIDE: tl.constexpr):
-    """Multiply weights float32 ``[n, k]`` by values ``[k, m]``: where values have 16 bits, weights are the sum of two."""
+    """Multiply weights float32 ``[n, k]`` by values ``[k, m]``; for values of 16 bits a weight is the sum of two."""
     if WIDE or value.dtype == tl.float32:
         return tl.dot(weight, value.to(tl.float32), input_precision="ieee")
-    else:
-        most = weight.to(value.dtype)
-        rest = (weight - most.to(tl.float32)).to(value.dtype)
-        return tl.dot(most, value, tl.dot(rest, value))
+    most = weight.to(value.dtype)
+    rest = (weight - most.to(tl.float32)).to(value.dtype)
+    return tl.dot(most, value, tl.dot(rest, value))
 
 
 @triton.jit
@@ -61,8 +64,10 @@ def ended_last(counter_ptr, programs):
 
 
 @triton.jit
-def _counts(key_ptr, place_ptr, listed, count, known, prefix, shift: tl.constexpr, PLACES: tl.constexpr, RANKS: tl.constexpr,
-            TILE: tl.constexpr):
+def _counts(
+    key_ptr, place_ptr, listed, count, known, prefix, shift: tl.constexpr, PLACES: tl.constexpr,
+    RANKS: tl.constexpr, TILE: tl.constexpr,
+):
     """Count, for each rank, by eight bits the items whose higher bits are those of `prefix`: ``[RANKS, 256]``.
 
     With PLACES of the places of the items whose key is `known`.
@@ -75,7 +80,8 @@ def _counts(key_ptr, place_ptr, listed, count, known, prefix, shift: tl.constexp
         live = (item < count)[None] & (rank >= 0)[:, None]
         if PLACES:
             live = live & (bits[None] == known[:, None])
-            bits = tl.where(listed, tl.load(place_ptr + item, mask=(item < count) & listed, other=0, cache_modifier=".cg"), item)
+            bits = tl.where(listed, tl.load(place_ptr + item, mask=(item < count) & listed, other=0,
+                cache_modifier=".cg"), item)
         bits = bits.to(tl.uint32, bitcast=True)
         if shift < 24:
             live = live & ((bits >> (shift + 8))[None] == (prefix >> (shift + 8))[:, None])
