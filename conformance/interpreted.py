@@ -30,7 +30,7 @@ def _run(self: Any, *arguments: Any, **options: Any) -> None:
 
 
 def _call(self: Any, *arguments: Any, **options: Any) -> Any:
-    """Call a function of a kernel; the interpreter looks for what it replaces in Triton's language once, not each time."""
+    """Call a function of a kernel; the interpreter replaces Triton's language once, not each time."""
     if self.fn not in _patched:
         _patched.add(self.fn)
         return _real_call(self, *arguments, **options)
