@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -124,7 +125,7 @@ def test_more_context_takes_longer(card: Card) -> None:
     contexts = [2 * K, 4 * K, 16 * K, 32 * K, 128 * K, 512 * K, 1024 * K]
     for step in (kiv_step, plain_step):
         times = [step_time(step(work(tokens)), card) for tokens in contexts]
-        assert all(a.graph < b.graph and a.eager <= b.eager for a, b in zip(times, times[1:], strict=False))
+        assert all(a.graph < b.graph and a.eager <= b.eager for a, b in pairwise(times))
     prompts = [prefill_s(work(tokens), 2 * K, card) for tokens in contexts]
     assert prompts == sorted(set(prompts))
     # A plain cache's step grows with its bytes, KIV's with its codes: at a million tokens it is several times faster.

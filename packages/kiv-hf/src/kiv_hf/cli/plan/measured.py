@@ -25,6 +25,9 @@ GEOMETRIES = {"smollm2": (30, 9, 3, 64, 1536), "llama": (32, 32, 8, 128, 14336)}
 Their weights are random, in bfloat16, which changes no time but that of candidates: these hardly repeat.
 """
 
+CHUNK_TOKENS = 1024
+"""Of the chunk of a prompt that the benchmark measures, at the end of the context."""
+
 OTHER_STAGES = ("doctor", "conformance", "models")
 
 

@@ -110,8 +110,9 @@ def as_json(outcome: Outcome) -> dict[str, Any]:
                 "predicted_prefill_s": one.prefill_s,
                 "predicted_decode_s": None if one.step is None else asdict(one.step),
                 "predicted_plain_decode_s": None if one.plain is None else asdict(one.plain),
+                "predicted_chunk_s": one.chunk_s,
                 "measured_decode_s": one.measured_step_s,
-                "measured_prefill_chunk_s": one.measured_chunk_s,
+                "measured_chunk_s": one.measured_chunk_s,
                 "measured_plain_decode_s": one.measured_plain_s,
                 "measured_by": one.told or None,
             }

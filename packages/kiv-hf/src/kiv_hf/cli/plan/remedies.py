@@ -58,10 +58,17 @@ def _more_room(sizes: ModelSizes, wish: Wish) -> list[str]:
     layout = lay_out(sizes, replace(wish, device_memory=1 << 62))
     if not layout.reasons:
         smallest = lay_out(sizes, replace(wish, device_memory=0))
-        said.append(f"{format_bytes(smallest.device)} of device memory")
-    if not lay_out(sizes, replace(wish, ram=1 << 62)).reasons:
-        said.append(f"{format_bytes(lay_out(sizes, replace(wish, ram=1 << 62)).ram)} of RAM")
+        said.append(f"{_upwards(smallest.device)} of device memory")
+    layout = lay_out(sizes, replace(wish, ram=1 << 62))
+    if not layout.reasons:
+        said.append(f"{_upwards(layout.ram)} of RAM")
     return said
+
+
+def _upwards(count: int) -> str:
+    """Write bytes so that no less is said: three digits, rounded up."""
+    unit = 10 ** max(0, len(str(count)) - 3)
+    return format_bytes(-(-count // unit) * unit)
 
 
 def longest_context(sizes: ModelSizes, wish: Wish) -> int:

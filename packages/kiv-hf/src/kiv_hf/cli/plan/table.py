@@ -9,6 +9,7 @@ from rich.text import Text
 
 from ..terminal import printable
 from ..units import format_bytes
+from .measured import CHUNK_TOKENS
 from .outcome import Outcome, command, knobs, tiers
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ def show(outcome: Outcome, out: Console) -> None:
     fit = "fits" if layout.plain <= wish.device_memory else "does not fit"
     _say(out, f"A plain cache {fit}: {format_bytes(layout.plain)} on the device (predicted).")
     out.print(_times(outcome, out.width >= WIDE_COLUMNS))
+    for one in outcome.times:
+        if one.told:
+            took = f"took {format_s(one.measured_chunk_s)}, predicted {format_s(one.chunk_s)}"
+            last = f"{CHUNK_TOKENS:,} tokens at the end of the prompt {took}"
+            _say(out, f"Measured on {one.name} ({one.told}; random weights): {last}.")
     for note in outcome.notes:
         _say(out, f"Note: {note}", "yellow")
     if layout.reasons:

@@ -162,21 +162,22 @@ def prefill_s(work: Work, chunk: int, card: Card) -> float:
     Each chunk takes the longest of: products and attention; keys and values of earlier chunks, which come over PCIe
     again, and its own, which go there; weights, which are read once a chunk.
     """
-    total, done, sizes = 0.0, 0, work.sizes
-    token_bytes = sizes.token_bytes(work.dtype)
-    while done < work.tokens:
-        n = min(chunk, work.tokens - done)
-        cold = work.config.cold_pages(done) * work.config.page_tokens
-        operations = 2 * sizes.weights.multiplied * n
-        for layer in sizes.layers:
-            seen = sum_of_seen(done, n, layer.window)
-            operations += 2 * layer.query_heads * (layer.key_width + layer.value_width) * seen
-        compute = operations / (MATMUL_SHARE * card.products)
-        host = token_bytes * (cold + n) / card.host
-        disk = token_bytes * cold * work.disk_share / DISK_BYTES_S
-        vram = (work.weight_bytes + token_bytes * (cold + n)) / (VRAM_SHARE * card.vram)
-        total, done = total + max(compute, host, disk, vram), done + n
-    return total
+    return sum(chunk_s(work, done, min(chunk, work.tokens - done), card) for done in range(0, work.tokens, chunk))
+
+
+def chunk_s(work: Work, done: int, n: int, card: Card) -> float:
+    """Predict the seconds of `n` tokens of a prompt after `done`."""
+    sizes, token_bytes = work.sizes, work.sizes.token_bytes(work.dtype)
+    cold = work.config.cold_pages(done) * work.config.page_tokens
+    operations = 2 * sizes.weights.multiplied * n
+    for layer in sizes.layers:
+        seen = sum_of_seen(done, n, layer.window)
+        operations += 2 * layer.query_heads * (layer.key_width + layer.value_width) * seen
+    compute = operations / (MATMUL_SHARE * card.products)
+    host = token_bytes * (cold + n) / card.host
+    disk = token_bytes * cold * work.disk_share / DISK_BYTES_S
+    vram = (work.weight_bytes + token_bytes * (cold + n)) / (VRAM_SHARE * card.vram)
+    return max(compute, host, disk, vram)
 
 
 def sum_of_seen(done: int, n: int, window: int | None) -> int:

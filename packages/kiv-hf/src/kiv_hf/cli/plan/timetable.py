@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .measured import Measured, geometry_of
-from .times import StepTime, Work, kiv_step, plain_step, prefill_s, step_time
+from .measured import CHUNK_TOKENS, Measured, geometry_of
+from .times import StepTime, Work, chunk_s, kiv_step, plain_step, prefill_s, step_time
 
 if TYPE_CHECKING:
     from ..sizes.model import ModelSizes
@@ -26,7 +26,7 @@ class CardTimes:
     name : str
     memory : int or None
         Bytes that the card has; None where it was measured and is not among those that are predicted.
-    prefill_s, step, plain : predicted; None where nothing is
+    prefill_s, step, plain, chunk_s : predicted, the last of `CHUNK_TOKENS` at the end; None where nothing is
     measured_step_s, measured_chunk_s, measured_plain_s : of a run on this card; None where there is none
     told : str
         Where the measured figures come from.
@@ -37,6 +37,7 @@ class CardTimes:
     prefill_s: float | None = None
     step: StepTime | None = None
     plain: StepTime | None = None
+    chunk_s: float | None = None
     measured_step_s: float | None = None
     measured_chunk_s: float | None = None
     measured_plain_s: float | None = None
@@ -53,13 +54,15 @@ def timetable(
     found = [one for one in measured if _is_of(one, sizes, wish)]
     times: list[CardTimes] = []
     for card in cards:
-        predicted = prefill_s(work, layout.chunk, card), step_time(moved, card), step_time(plain, card)
+        n = min(CHUNK_TOKENS, wish.tokens)
+        seconds = prefill_s(work, layout.chunk, card), chunk_s(work, wish.tokens - n, n, card)
+        predicted = seconds[0], step_time(moved, card), step_time(plain, card), seconds[1]
         mine = [one for one in found if one.card in card.cuda_names]
         times.append(CardTimes(card.name, card.memory, *predicted, *_figures(mine)))
     known = {name for card in cards for name in card.cuda_names}
     for name in sorted({one.card for one in found} - known):
         mine = [one for one in found if one.card == name]
-        times.append(CardTimes(name, None, None, None, None, *_figures(mine)))
+        times.append(CardTimes(name, None, None, None, None, None, *_figures(mine)))
     return times
 
 
