@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 import torch
 from cli_models import tokenizer
@@ -115,6 +117,19 @@ def test_a_spilling_implementation_needs_no_more_ram_than_its_budget(monkeypatch
         check_memory(need, config, "cpu", spills=True)
     with pytest.raises(KIVBudgetError, match="no disk tier"):
         check_memory(need, config, "cpu", spills=False)
+
+
+def test_on_a_device_cold_pages_count_in_ram(monkeypatch: pytest.MonkeyPatch) -> None:
+    need = estimate(llama_config(), KIVConfig(), torch.float32, 100_000, 512, 8192)
+    assert need.work < estimate(llama_config(), KIVConfig(), torch.float32, 100_000, 512).work
+    monkeypatch.setattr("kiv_hf.cli.estimate.free_bytes", lambda device: need.total - need.cold)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=need.cold))
+    check_memory(need, KIVConfig(), "cuda", spills=True)
+    with pytest.raises(KIVBudgetError, match="needs about"):
+        check_memory(need, KIVConfig(), "cpu", spills=True)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=need.cold - 1))
+    with pytest.raises(KIVBudgetError, match="Cold pages must fit into RAM"):
+        check_memory(need, KIVConfig(), "cuda", spills=True)
 
 
 def test_the_trace_says_whether_the_watched_tokens_were_retrieved() -> None:
