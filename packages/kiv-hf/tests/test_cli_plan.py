@@ -219,7 +219,7 @@ def test_of_a_hub_only_the_configuration_is_asked_for(
     (snapshot / "config.json").write_text((llama8b / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
     (tmp_path / "models--some--model" / "refs").mkdir()
     (tmp_path / "models--some--model" / "refs" / "main").write_text(COMMIT, encoding="utf-8")
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     asked: set[str] = set()
     cached_files = hub.cached_files
@@ -251,8 +251,13 @@ def test_quantised_weights_are_as_wide_as_they_are_saved(llama8b: Path, tmp_path
 
 
 def test_a_model_with_images_is_for_python(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    vision = {**sizes, "image_size": 8, "patch_size": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    vision: dict[str, Any] = {**sizes, "image_size": 8, "patch_size": 4}
     LlavaConfig(vision_config=vision, text_config=LlamaConfig(vocab_size=50, **sizes)).save_pretrained(tmp_path)
     result = run("-m", tmp_path, "--context", 8 * K, *MACHINE)
     assert result.exit_code == 0, result.output

@@ -34,6 +34,7 @@ ATTENTION: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16,
 }  # fmt: skip
+HALF: dict[str, Any] = {**ATTENTION, "head_dim": 8}
 LATENT: dict[str, Any] = {
     **ATTENTION, "num_key_value_heads": 4, "head_dim": 8, "q_lora_rank": None, "kv_lora_rank": 12,
     "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 6,
@@ -45,7 +46,7 @@ def llama(**more: Any) -> LlamaConfig:
 
 
 def configs() -> dict[str, Any]:
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    experts: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     return {
         "GQA": llama(),
         "sliding": Gemma3TextConfig(
@@ -63,7 +64,7 @@ def configs() -> dict[str, Any]:
             layer_types=["linear_attention", "full_attention"] * 2,
         ),
         "both in one": FalconH1Config(
-            **{**ATTENTION, "head_dim": 8}, mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=16,
+            **HALF, mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=16,
             mamba_chunk_size=8,
         ),
         "position bias": BloomConfig(vocab_size=50, hidden_size=32, n_layer=3, n_head=4),
@@ -233,7 +234,7 @@ def test_of_experts_a_step_reads_those_that_a_token_is_sent_to() -> None:
 
 def test_a_tower_for_images_is_held_and_not_read() -> None:
     text = llama(num_hidden_layers=2)
-    vision = {
+    vision: dict[str, Any] = {
         "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8,
         "patch_size": 4,
     }  # fmt: skip
