@@ -11,16 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForSpeechSeq2Seq,
-    DynamicCache,
-)
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, DynamicCache
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -29,6 +22,14 @@ if TYPE_CHECKING:
 
 TOKENS = 2
 """Of the pass: one is a decode step, for which some models have other code."""
+
+OTHER_KINDS = (
+    ("MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING", "AutoModelForImageTextToText"),
+    ("MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING", "AutoModelForSpeechSeq2Seq"),
+    ("MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING", "AutoModelForSeq2SeqLM"),
+    ("MODEL_FOR_MULTIMODAL_LM_MAPPING", "AutoModelForMultimodalLM"),
+)
+"""Types of models that take images or sound beside text, and what loads them; not every transformers has the last."""
 
 DTYPE = torch.bfloat16
 """Of the pass: the one that kernels of mixtures of experts take."""
@@ -78,10 +79,10 @@ def build(config: PreTrainedConfig) -> Any:
         transformers has no language model of this type.
     """
     kind: Any = AutoModelForCausalLM
-    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not is_text_model(config):
-        kind = AutoModelForImageTextToText
-    elif type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING and not is_text_model(config):
-        kind = AutoModelForSpeechSeq2Seq
+    for mapping, other in () if is_text_model(config) else OTHER_KINDS:
+        if type(config) in getattr(transformers, mapping, ()):
+            kind = getattr(transformers, other)
+            break
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return kind.from_config(copy.deepcopy(config), dtype=DTYPE).eval()
