@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import hf_parts
+from . import hf_parts, hf_plan
 from .source import Fault
 
 REAL = "packages/kiv-hf/tests/test_real_hf_faults.py"
@@ -78,4 +78,5 @@ FAULTS = [
         real("a_crop_asks_the_layers_that_may_refuse_first"),
     ),
     *hf_parts.FAULTS,
+    *hf_plan.FAULTS,
 ]

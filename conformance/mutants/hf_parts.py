@@ -246,13 +246,6 @@ FAULTS = [
         (f"{TESTS}cli_control_tokens.py::test_the_text_adds_no_control_token",),
     ),
     Fault(
-        "a sliding layer is estimated at the whole text",
-        "kiv_hf.cli.estimate:estimate",
-        "(layers - full_layers) * window)",
-        "(layers - full_layers) * tokens)",
-        (f"{TESTS}cli_parts.py",),
-    ),
-    Fault(
         "a streamed head counts no more tokens than it chose",
         "kiv_hf.cli.tally:Tally._cold_tokens",
         "torch.where(block.streamed, cold, n)",

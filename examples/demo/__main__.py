@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from haystack import FACT, QUESTION, bury, found, package_file
 from kiv_hf import KIVCache, KIVConfig
-from kiv_hf.cli.app import one_message
 from kiv_hf.cli.ask import Screen, Settings, converse, load
 from kiv_hf.cli.display import decode_text, outcome_table, waiting
 from kiv_hf.cli.models.source import find_source, load_tokenizer
+from kiv_hf.cli.refusals import one_message
 from kiv_hf.cli.tally import Tally
 from kiv_hf.impls import DEFAULT_IMPL
 from rich.console import Console

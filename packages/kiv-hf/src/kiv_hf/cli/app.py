@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
-from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Annotated, Any
+from contextlib import redirect_stdout
+from typing import Annotated
 
 import typer
-from kiv_reference.config import KIVConfig
-from kiv_reference.errors import KIVError
 from rich.console import Console
 
 from .. import __version__
 from ..impls import DEFAULT_IMPL
-from .terminal import printable
+from .options import BUDGETS, KEEP, RETRIEVE, RUN, ControlTokens, DtypeName, OpsName, build_config, bytes_knob, knob
+from .plan.command import plan_command
+from .refusals import one_message
 from .text import check_question, read_text
-from .units import DTYPES, parse_bytes
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 # Nothing above imports torch or transformers, which take seconds: help and mistakes in options are answered at once.
 
@@ -35,8 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich" if WIDE else None,
 )
-
-KEEP, RETRIEVE, BUDGETS, RUN = "What stays", "What is retrieved", "Budgets", "How to run"
 
 
 def main() -> None:
@@ -59,85 +52,34 @@ def root(
     """KIV: a key-value cache for long contexts."""
 
 
-def _knob(name: str, text: str, panel: str, **more: Any) -> Any:
-    """Make an option whose default is that of `KIVConfig`."""
-    default = getattr(KIVConfig, name)
-    shown = "none" if default is None else default
-    return typer.Option(f"--{name.replace('_', '-')}", help=f"{text} Default: {shown}.", rich_help_panel=panel, **more)
-
-
-def _bytes_knob(name: str, text: str) -> Any:
-    return _knob(name, text, BUDGETS, parser=_size, metavar="SIZE")
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-
-
-def _one_of(*choices: str) -> Any:
-    def check(value: str | None) -> str | None:
-        if value is not None and value not in choices:
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}")
-        return value
-
-    return check
-
-
-DtypeName = Annotated[
-    str,
-    typer.Option(
-        help="Of weights, keys and values: auto, float32, bfloat16 or float16.",
-        callback=_one_of("auto", *DTYPES),
-        rich_help_panel=RUN,
-    ),
-]
-OpsName = Annotated[
-    str,
-    typer.Option(
-        help="By what fast computes a step: auto, torch, or cpu, which is compiled.",
-        callback=_one_of("auto", "torch", "cpu"),
-        rich_help_panel=RUN,
-    ),
-]
-ControlTokens = Annotated[
-    bool,
-    typer.Option(
-        "--control-tokens", help="Let the text speak with control tokens, as <|im_end|>.", rich_help_panel=RUN
-    ),
-]
-
-
 @app.command("ask")
 def ask_command(  # noqa: PLR0913 - typer makes an option of each
     question: Annotated[str, typer.Argument(help="What you want to know about the text.")],
     model: Annotated[str, typer.Option("--model", "-m", help="A hub id, a local folder, or a .gguf file.")],
     file: Annotated[str, typer.Option("--file", "-f", help="A text file in UTF-8, or - for standard input.")],
-    hot_tokens: Annotated[int | None, _knob("hot_tokens", "Recent tokens always attended.", KEEP)] = None,
-    sink_tokens: Annotated[int | None, _knob("sink_tokens", "First tokens always attended.", KEEP)] = None,
-    page_tokens: Annotated[int | None, _knob("page_tokens", "Tokens of a page.", KEEP)] = None,
+    hot_tokens: Annotated[int | None, knob("hot_tokens", "Recent tokens always attended.", KEEP)] = None,
+    sink_tokens: Annotated[int | None, knob("sink_tokens", "First tokens always attended.", KEEP)] = None,
+    page_tokens: Annotated[int | None, knob("page_tokens", "Tokens of a page.", KEEP)] = None,
     index_channels: Annotated[
-        int | None, _knob("index_channels", "Channels of a cold key that the index codes.", RETRIEVE)
+        int | None, knob("index_channels", "Channels of a cold key that the index codes.", RETRIEVE)
     ] = None,
     candidate_tokens: Annotated[
-        int | None, _knob("candidate_tokens", "Cold tokens whose keys a step reads.", RETRIEVE)
+        int | None, knob("candidate_tokens", "Cold tokens whose keys a step reads.", RETRIEVE)
     ] = None,
     retrieve_tokens: Annotated[
-        int | None, _knob("retrieve_tokens", "Cold tokens a step attends exactly.", RETRIEVE)
+        int | None, knob("retrieve_tokens", "Cold tokens a step attends exactly.", RETRIEVE)
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Attend to everything.", rich_help_panel=RETRIEVE)] = False,
     max_missed_mass: Annotated[
-        float | None, _knob("max_missed_mass", "Most attention mass that may be missed, 0 to 1.", RETRIEVE)
+        float | None, knob("max_missed_mass", "Most attention mass that may be missed, 0 to 1.", RETRIEVE)
     ] = None,
     prefill: Annotated[
-        str | None, _knob("prefill", "How the text is read: exact, retrieve or window.", RETRIEVE)
+        str | None, knob("prefill", "How the text is read: exact, retrieve or window.", RETRIEVE)
     ] = None,
-    device_bytes: Annotated[int | None, _bytes_knob("device_bytes", "Most device memory of the cache.")] = None,
-    ram_bytes: Annotated[int | None, _bytes_knob("ram_bytes", "Most RAM of cold pages.")] = None,
-    disk_bytes: Annotated[int | None, _bytes_knob("disk_bytes", "Most disk space of cold pages.")] = None,
-    spill_dir: Annotated[str | None, _knob("spill_dir", "Folder of the pages on disk.", BUDGETS)] = None,
+    device_bytes: Annotated[int | None, bytes_knob("device_bytes", "Most device memory of the cache.")] = None,
+    ram_bytes: Annotated[int | None, bytes_knob("ram_bytes", "Most RAM of cold pages.")] = None,
+    disk_bytes: Annotated[int | None, bytes_knob("disk_bytes", "Most disk space of cold pages.")] = None,
+    spill_dir: Annotated[str | None, knob("spill_dir", "Folder of the pages on disk.", BUDGETS)] = None,
     impl: Annotated[
         str, typer.Option(help="Which KIV: reference, fast or compare.", rich_help_panel=RUN)
     ] = DEFAULT_IMPL,
@@ -188,38 +130,4 @@ def doctor_command(
     raise typer.Exit(0 if well else 1)
 
 
-def build_config(knobs: dict[str, Any], exact: bool) -> KIVConfig:
-    """Build the configuration from the options that were given.
-
-    Raises
-    ------
-    typer.BadParameter
-        Options contradict each other.
-    KIVConfigError
-        A number is out of its range.
-    """
-    given = {name: value for name, value in knobs.items() if value is not None}
-    if exact:
-        if "retrieve_tokens" in given:
-            raise typer.BadParameter("--exact attends to everything: leave out --retrieve-tokens")
-        given["retrieve_tokens"] = None
-    return KIVConfig(**given)
-
-
-@contextmanager
-def one_message() -> Generator[None]:
-    """Silence the libraries; turn a refusal into one message on standard error and exit code 2.
-
-    Raises
-    ------
-    typer.Exit
-        In place of a `KIVError`.
-    """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        yield
-    except KIVError as error:
-        text = printable(f"Error: {error}")
-        Console(stderr=True).print(text, style="red", markup=False, highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
+app.command("plan")(plan_command)

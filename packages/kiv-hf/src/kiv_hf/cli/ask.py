@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from kiv_fast.tuning import Tuning
 from transformers.utils import logging
 
 from .. import KIVCache
@@ -29,8 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 SPILLING = ("fast",)
-"""Implementations that have a disk tier."""
-
+"""Implementations that have a disk tier, and attend to long texts tile by tile."""
 
 AGAIN = (
     "This model has other rotary factors for longer texts: the text is read again with those, and the answer goes on."
@@ -75,7 +75,8 @@ def ask(model_name: str, text: str, question: str, config: KIVConfig, settings: 
         ids = encode_prompt(tokenizer, text, question, control_tokens=settings.control_tokens)
         tokens = ids.shape[1] + settings.max_new_tokens
         dtype = weights_dtype(settings.dtype, model_config, is_gguf=source.gguf is not None)
-        need = estimate(model_config, config, dtype, tokens, settings.chunk_tokens)
+        tile_tokens = Tuning().tile_tokens if settings.impl in SPILLING else None
+        need = estimate(model_config, config, dtype, tokens, settings.chunk_tokens, tile_tokens)
     check_memory(need, config, settings.device, spills=settings.impl in SPILLING)
     check_budgets(need, config, spills=settings.impl in SPILLING)
     if settings.ops != "auto":

@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 from kiv_reference.errors import KIVBudgetError, refuse
-from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from .. import KIVCache
+from .sizes.model import ModelSizes, model_sizes
+from .sizes.stores import held
+from .sizes.weights import saved_bits
 from .units import format_bytes
 
 if TYPE_CHECKING:
     from kiv_reference.config import KIVConfig
-
-COMPUTE_BYTES = 4
-"""Scores are computed in float32 (SPEC 1.2)."""
-
-PAGE_VECTORS, CHANNEL_BYTES = 3, 2 + COMPUTE_BYTES
-"""Of a page: base, largest error and mean value; of a coded channel: which, and its step (SPEC 3, 4.2, 6.2)."""
-
-CHANNELS_TOGETHER, TOKENS_TOGETHER = 8, 16
-"""Codes of four bits (SPEC 3.3) are filled up to multiples of this many channels and tokens of a page."""
-
-SAMPLE_TOKENS = 64
-"""Positions among which one has its query kept (SPEC 3.2)."""
-
-TILE_TOKENS = 256
-"""Queries whose scores over the whole text exist at once while a prompt is read."""
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -69,7 +55,12 @@ class Estimate:
 
 
 def estimate(
-    model_config: PreTrainedConfig, config: KIVConfig, dtype: torch.dtype, tokens: int, chunk_tokens: int
+    model_config: PreTrainedConfig,
+    config: KIVConfig,
+    dtype: torch.dtype,
+    tokens: int,
+    chunk_tokens: int,
+    tile_tokens: int | None = None,
 ) -> Estimate:
     """Estimate what `tokens` of context will need, read `chunk_tokens` at a time.
 
@@ -77,45 +68,30 @@ def estimate(
     ----------
     dtype : torch.dtype
         Of the weights, the keys and the values.
+    tile_tokens : int, optional
+        Tokens that exact attention takes at once; None is all of them.
     """
-    text: Any = model_config.get_text_config(decoder=True)
-    heads: int = text.num_attention_heads
-    kv_heads: int = getattr(text, "num_key_value_heads", None) or heads
-    width: int = getattr(text, "head_dim", None) or text.hidden_size // heads
-    layers: int = text.num_hidden_layers
-    full_layers = len(KIVCache(model_config).kiv_layers())
-
-    row_bytes = 2 * kv_heads * width * dtype.itemsize
-    pages = config.cold_pages(tokens)
-    cold_tokens = pages * config.page_tokens
-    window = min(tokens, getattr(text, "sliding_window", None) or tokens)
-    near = row_bytes * (full_layers * (tokens - cold_tokens) + (layers - full_layers) * window)
-    near += full_layers * kv_heads * _index_bytes(config, width, tokens)
-
-    chunk = min(tokens, chunk_tokens)
-    scores = 3 * COMPUTE_BYTES * (heads // kv_heads) * min(chunk, TILE_TOKENS) * tokens
-    wide = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    activations = COMPUTE_BYTES * chunk * (8 * text.hidden_size + 3 * wide)
-    one_layer = row_bytes * tokens + 2 * COMPUTE_BYTES * width * tokens
+    sizes = model_sizes(model_config, dtype)
+    # Where each page lies is for `check_memory` to say.
+    held_bytes = held(sizes.ours, replace(config, ram_bytes=None, disk_bytes=None), dtype, tokens, chunk_tokens)
+    token_bytes, kept_tokens = sizes.token_bytes(dtype), min(tokens, config.sink_tokens + config.hot_tokens)
     return Estimate(
         tokens=tokens,
-        token_bytes=row_bytes * full_layers,
-        weights=_weight_bytes(model_config, dtype),
-        kept=row_bytes * full_layers * min(tokens, config.sink_tokens + config.hot_tokens),
-        near=near,
-        cold=row_bytes * full_layers * cold_tokens,
-        work=scores + activations + one_layer,
+        token_bytes=token_bytes,
+        weights=_weight_bytes(model_config, sizes, dtype),
+        kept=token_bytes * kept_tokens,
+        near=held_bytes.device + held_bytes.notes + sizes.others_bytes(tokens, dtype),
+        cold=held_bytes.pages_in_ram,
+        work=sizes.work_bytes(dtype, min(tokens, chunk_tokens), min(tokens, tile_tokens or tokens)),
     )
 
 
-def _index_bytes(config: KIVConfig, width: int, tokens: int) -> int:
-    """Return bytes of the index and the sampled queries of a KV head of `tokens` tokens (SPEC 3)."""
-    if config.exact:
+def _weight_bytes(model_config: PreTrainedConfig, sizes: ModelSizes, dtype: torch.dtype) -> int:
+    """Return bytes of the weights; 0 for quantised ones whose width the configuration does not tell."""
+    try:
+        return sizes.weights.held_bytes(dtype, saved_bits(model_config))
+    except LookupError:
         return 0
-    coded = CHANNELS_TOGETHER * math.ceil(min(config.index_channels, width) / CHANNELS_TOGETHER)
-    codes = coded // 2 * TOKENS_TOGETHER * math.ceil(config.page_tokens / TOKENS_TOGETHER)
-    page = codes + coded * CHANNEL_BYTES + PAGE_VECTORS * width * COMPUTE_BYTES
-    return config.cold_pages(tokens) * page + tokens // SAMPLE_TOKENS * width * COMPUTE_BYTES
 
 
 def check_memory(need: Estimate, config: KIVConfig, device: str, spills: bool) -> None:
@@ -142,13 +118,22 @@ def check_memory(need: Estimate, config: KIVConfig, device: str, spills: bool) -
                 "Raise --ram-bytes, use a shorter text, or --impl fast.",
             )
         cold = config.ram_bytes
-    free = free_bytes(device)
-    wanted = need.total - need.cold + cold
+    free, wanted = free_bytes(device), need.total - need.cold
+    if torch.device(device).type == "cpu":
+        wanted += cold
+    elif cold > (ram := psutil.virtual_memory().available):
+        raise refuse(
+            KIVBudgetError,
+            f"Cold pages must fit into RAM: {need.tokens:,} tokens have {format_bytes(cold)} of them there",
+            f"{format_bytes(ram)} free",
+            "Use a shorter text, or --impl fast with --ram-bytes.",
+        )
     if wanted > free:
         raise refuse(
             KIVBudgetError,
             f"A context of {need.tokens:,} tokens needs about {format_bytes(wanted)}: "
-            f"{format_bytes(need.near + cold)} of keys and values ({format_bytes(need.token_bytes)} a token), "
+            f"{format_bytes(wanted - need.weights - need.work)} of keys and values "
+            f"({format_bytes(need.token_bytes)} a token), "
             f"{format_bytes(need.weights)} of weights, {format_bytes(need.work)} to work in",
             f"{format_bytes(free)} free on {device}",
             "Use a shorter text, a smaller --chunk-tokens, a narrower --dtype, or --impl fast with --ram-bytes.",
@@ -160,12 +145,3 @@ def free_bytes(device: str) -> int:
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
-
-
-def _weight_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
-    """Return bytes of the weights in `dtype`; 0 for quantised ones, whose size the configuration does not tell."""
-    if getattr(config, "quantization_config", None) is not None:
-        return 0
-    with torch.device("meta"):
-        model = cast("torch.nn.Module", AutoModelForCausalLM.from_config(config))
-    return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize

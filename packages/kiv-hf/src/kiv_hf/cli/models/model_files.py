@@ -26,6 +26,10 @@ LIMITS = (
 """Names of fields, the least and the most that a model may have: what is built from them takes memory."""
 
 
+DTYPES = ("dtype", "torch_dtype")
+"""Names of fields that have the name of a dtype."""
+
+
 def check_fields(fields: Mapping[str, Any], name: str) -> None:
     """Refuse counts and widths of a model that are no numbers or out of all proportion, in its parts too.
 
@@ -42,6 +46,13 @@ def check_fields(fields: Mapping[str, Any], name: str) -> None:
         It names field and value.
     """
     for field, value in fields.items():
+        if field in DTYPES and value is not None and not isinstance(value, str):
+            raise refuse(
+                KIVUnsupportedError,
+                f"The configuration of a model must have the name of a dtype as {field}",
+                f"{str(value)[:80]!r} in {name}",
+                "Download or save the model again.",
+            )
         if isinstance(value, Mapping):
             check_fields(cast("Mapping[str, Any]", value), name)
         for pattern, least, most in LIMITS:

@@ -69,8 +69,13 @@ def find_source(name: str) -> Source:
     return Source(name, name)
 
 
-def load_config(source: Source) -> PreTrainedConfig:
+def load_config(source: Source, *, text_only: bool = True) -> PreTrainedConfig:
     """Load the configuration and check that KIV can serve the model.
+
+    Parameters
+    ----------
+    text_only : bool
+        Whether models that take images or sound beside text are refused, which `load_model` does not load.
 
     Raises
     ------
@@ -85,7 +90,7 @@ def load_config(source: Source) -> PreTrainedConfig:
     problem = None
     if config.is_encoder_decoder:
         problem = "an encoder and a decoder"
-    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    elif text_only and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         problem = "no causal language model"
     elif not KIVCache(config).kiv_layers():
         problem = "no layer of full attention, so nothing for KIV to hold"

@@ -1,0 +1,304 @@
+"""``kiv plan`` from end to end: what it says, its exit code, and what it asks a hub for."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import huggingface_hub.constants
+import pytest
+from kiv_hf import KIVConfig
+from kiv_hf.cli.app import app
+from kiv_hf.cli.plan import run as plan_run
+from kiv_hf.cli.plan.cards import CARDS, CONTEXT_BYTES
+from kiv_hf.cli.plan.layout import SYSTEM_BYTES
+from kiv_hf.cli.units import parse_bytes
+from transformers import LlamaConfig, LlavaConfig, T5Config
+from transformers.utils import hub
+from typer.testing import CliRunner, Result
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+K = 1024
+COMMIT = "0123456789" * 4
+MACHINE = ["--device-memory", "12GB", "--ram", "64GB"]
+
+
+@pytest.fixture(scope="module")
+def llama8b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the configuration of Llama-3.1-8B's geometry, and nothing else."""
+    folder = tmp_path_factory.mktemp("llama")
+    LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8, max_position_embeddings=131072, tie_word_embeddings=False, dtype="bfloat16",
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def run(*arguments: Any, columns: int = 200) -> Result:
+    return CliRunner(env={"COLUMNS": str(columns)}).invoke(app, ["plan", *map(str, arguments)])
+
+
+def planned(*arguments: Any, exit_code: int = 0) -> dict[str, Any]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == exit_code, result.output
+    return json.loads(result.stdout)
+
+
+def test_a_context_that_fits(llama8b: Path) -> None:
+    found = planned("-m", llama8b, "--context", 128 * K, *MACHINE, "--weights", "4bit")
+    assert found["fits"]
+    assert found["reasons"] == found["remedies"] == []
+    assert [one["card"] for one in found["times"]] == ["RTX 3060", "RTX 4070", "RTX 4090", "H100"]
+    device, ram = found["predicted_bytes"]["device"], found["predicted_bytes"]["RAM"]
+    maps, others = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336), 2 * 128256 * 4096 + 65 * 4096
+    assert device["weights"] == maps * 4.5 / 8 + others * 2
+    cold = (128 * K - 2052) // 512 * 512
+    assert ram["KIV: cold keys and values"] == cold * 32 * 8 * 256 * 2
+    assert found["predicted_total"]["device"] == sum(device.values()) <= 12e9
+    assert found["predicted_total"]["ram"] == sum(ram.values())
+    # Twice 4,096 keys and 1,024 values of each KV head.
+    assert device["KIV: rows of the last steps"] == 2 * 5120 * 128 * 2 * 8 * 32
+    cache = 128 * K * 32 * 8 * 256 * 2
+    assert found["plain_cache"]["predicted_device"] > CONTEXT_BYTES + device["weights"] + cache
+    assert not found["plain_cache"]["fits"]
+
+
+def test_the_command_has_the_knobs(llama8b: Path) -> None:
+    found = planned("-m", llama8b, "--context", 64 * K, *MACHINE, "--weights", "4bit", "--hot-tokens", 1024)
+    words = shlex.split(found["command"])
+    assert words[:3] == ["kiv", "ask", "--model"]
+    options = dict(zip(words[4::2], words[5::2], strict=False))
+    assert options["--chunk-tokens"] == str(found["knobs"]["chunk_tokens"])
+    assert options["--hot-tokens"] == "1024"
+    assert parse_bytes(options["--device-bytes"]) == found["knobs"]["device_bytes"]
+    assert "--ram-bytes" not in options
+    # What the cache may take is what others leave, and more than it holds.
+    device = found["predicted_bytes"]["device"]
+    ours = sum(count for what, count in device.items() if what.startswith("KIV"))
+    rest = 12 * 10**9 - sum(device.values()) + ours
+    assert ours <= found["knobs"]["device_bytes"] <= rest < found["knobs"]["device_bytes"] + 10**7
+
+
+def test_what_ram_cannot_hold_goes_to_disk(llama8b: Path) -> None:
+    arguments = ["-m", llama8b, "--context", 128 * K, "--device-memory", "12GB", "--ram", "16GB", "--weights", "4bit"]
+    found = planned(*arguments)
+    knobs, ram, disk = found["knobs"], found["predicted_bytes"]["RAM"], found["predicted_bytes"]["disk"]
+    assert knobs["ram_bytes"] == 16 * 10**9 - SYSTEM_BYTES
+    assert "--ram-bytes 12000MB" in found["command"]
+    assert "--disk-bytes" not in found["command"]
+    cold = (128 * K - 2052) // 512 * 512 * 32 * 8 * 256 * 2
+    assert ram["KIV: cold keys and values"] + disk["KIV: cold keys and values"] == cold
+    assert ram["KIV: rows read from disk"] > 0
+    in_ram = planned("-m", llama8b, "--context", 128 * K, *MACHINE, "--weights", "4bit")
+    pairs = zip(found["times"], in_ram["times"], strict=True)
+    assert all(a["predicted_decode_s"]["graph"] > b["predicted_decode_s"]["graph"] for a, b in pairs)
+    limited = planned(*arguments, "--disk", "10GB")
+    assert "--disk-bytes 10000MB" in limited["command"]
+    assert limited["predicted_bytes"]["RAM"]["KIV: rows read from disk"] == 0
+    assert "no rows" in " ".join(limited["notes"])
+    small = planned(*arguments, "--disk", "1GB", exit_code=1)
+    assert "on disk, of which --disk allows 1 GB" in small["reasons"][0]
+
+
+def test_what_does_not_fit_says_why_and_what_would(llama8b: Path) -> None:
+    result = run("-m", llama8b, "--context", 128 * K, *MACHINE)
+    assert result.exit_code == 1
+    assert re.search(r"Does not fit: it needs 18.\d GB on the device, which has 12 GB\.", result.stdout)
+    assert "It would fit with weights in 4 bits (--weights 4bit)." in result.stdout
+    assert "It would fit with 18.3 GB of device memory." in result.stdout
+    assert "kiv ask" not in result.stdout
+    assert "if it did fit" in result.stdout
+
+
+def test_every_remedy_is_one(llama8b: Path) -> None:
+    """Where several changes are needed they are told together, and the context that fits does fit."""
+    arguments = ["-m", llama8b, "--ram", "64GB", "--device-memory", "12GB", "--weights", "4bit"]
+    found = planned(*arguments, "--context", K * K, exit_code=1)
+    assert any("--hot-tokens 512 and --index-channels 32" in remedy for remedy in found["remedies"])
+    planned(*arguments, "--context", K * K, "--hot-tokens", 512, "--index-channels", 32)
+    longest = next(remedy for remedy in found["remedies"] if "a context of" in remedy)
+    tokens = int("".join(re.findall(r"\d", longest)))
+    planned(*arguments, "--context", tokens)
+    planned(*arguments, "--context", tokens + K, exit_code=1)
+    memory = next(remedy for remedy in found["remedies"] if "device memory" in remedy)
+    assert memory == "16.5 GB of device memory"
+    planned(*arguments[:-4], "--device-memory", "16.5GB", *arguments[-2:], "--context", K * K)
+
+
+def test_weights_pass_through_ram(llama8b: Path) -> None:
+    found = planned("-m", llama8b, "--context", 4 * K, "--card", "H100", "--ram", "16GB", exit_code=1)
+    assert "pass through RAM, of which 12 GB are left" in found["reasons"][0]
+    assert any("of RAM" in remedy for remedy in found["remedies"])
+
+
+def test_chunks_shrink_where_room_is_scarce(llama8b: Path) -> None:
+    wide, scarce = (
+        planned("-m", llama8b, "--context", 32 * K, "--device-memory", memory, "--ram", "64GB", "--weights", "4bit")
+        for memory in ("24GB", "8.5GB")
+    )
+    assert wide["knobs"]["chunk_tokens"] == 8192 > scarce["knobs"]["chunk_tokens"]
+    assert scarce["predicted_bytes"]["device"]["KIV: rows of the last steps"] > 0
+    least = planned(
+        "-m", llama8b, "--context", 32 * K, "--device-memory", "7.4GB", "--ram", "64GB", "--weights", "4bit"
+    )
+    assert least["predicted_bytes"]["device"]["KIV: rows of the last steps"] == 0
+    assert "no room to keep rows" in " ".join(least["notes"])
+    chosen = planned("-m", llama8b, "--context", 32 * K, "--card", "H100", "--ram", "64GB", "--chunk-tokens", 700)
+    assert chosen["knobs"]["chunk_tokens"] == 700
+    assert [one["card"] for one in chosen["times"]] == ["H100"]
+    assert chosen["limits"]["device"] == CARDS[3].memory
+
+
+def test_nothing_is_cold_of_a_short_context(llama8b: Path) -> None:
+    found = planned("-m", llama8b, "--context", 1000, *MACHINE, "--weights", "4bit")
+    assert "Nothing is cold" in " ".join(found["notes"])
+    assert found["predicted_bytes"]["device"]["KIV: index"] == 0
+    one = found["times"][0]
+    assert one["predicted_decode_s"] == one["predicted_plain_decode_s"]
+
+
+@pytest.mark.parametrize("columns", [40, 79, 120])
+def test_predictions_say_so_on_every_terminal(llama8b: Path, columns: int) -> None:
+    result = run("-m", llama8b, "--context", 128 * K, *MACHINE, "--weights", "4bit", columns=columns)
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    assert "…" not in said
+    assert "What lies where (predicted)" in said
+    for card in CARDS:
+        assert card.name in said
+    assert said.count("predicted") >= 5 if columns >= 100 else said.count("predicted") >= 3 * len(CARDS)
+    assert "Fits, by prediction, in 12 GB" in said
+    assert result.stdout.splitlines()[-1].startswith("kiv ask --model")
+    assert not result.stderr.strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--context", 0], "--context"),
+        (["--context", -5], "--context"),
+        (["--context", "many"], "--context"),
+        (["--context", 1000, "--card", "Voodoo 2"], "none of RTX 3060"),
+        (["--context", 1000], "give --device-memory"),
+        (["--context", 1000, "--device-memory", "much"], "no size"),
+        (["--context", 1000, *MACHINE, "--weights", "3bit"], "not one of"),
+        (["--context", 1000, *MACHINE, "--exact", "--retrieve-tokens", 5], "--exact attends to everything"),
+        (["--context", 1000, *MACHINE, "--chunk-tokens", 0], "--chunk-tokens"),
+        (["--context", 1000, *MACHINE, "--hot-tokens", -1], "hot_tokens"),
+    ],
+)
+def test_mistakes_in_options(llama8b: Path, arguments: list[Any], said: str) -> None:
+    result = run("-m", llama8b, *arguments)
+    assert result.exit_code == 2
+    assert said in " ".join(re.sub("[│╭╰╮╯─]", " ", result.output).split())
+
+
+def test_models_that_cannot_be_planned(tmp_path: Path) -> None:
+    unknown = run("-m", "nobody/nothing", "--context", 1000, *MACHINE)
+    assert unknown.exit_code == 2
+    assert "--model must be a hub id" in unknown.output
+    assert "connection" in unknown.output
+    assert run("-m", tmp_path / "none", "--context", 1000, *MACHINE).exit_code == 2
+    T5Config().save_pretrained(tmp_path / "t5")
+    both = run("-m", tmp_path / "t5", "--context", 1000, *MACHINE)
+    assert both.exit_code == 2
+    assert "an encoder and a decoder" in both.output
+
+
+def test_of_a_hub_only_the_configuration_is_asked_for(
+    llama8b: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache of the hub with a config.json alone, and a note of every name that is looked for."""
+    snapshot = tmp_path / "models--some--model" / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text((llama8b / "config.json").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "models--some--model" / "refs").mkdir()
+    (tmp_path / "models--some--model" / "refs" / "main").write_text(COMMIT, encoding="utf-8")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    asked: set[str] = set()
+    cached_files = hub.cached_files
+
+    def noted(path_or_repo_id: Any, filenames: list[str], **more: Any) -> Any:
+        asked.update(filenames)
+        return cached_files(path_or_repo_id, filenames, **more)
+
+    monkeypatch.setattr(hub, "cached_files", noted)
+    found = planned("-m", "some/model", "--context", 32 * K, *MACHINE, "--weights", "4bit")
+    assert "--model some/model" in found["command"]
+    assert asked == {"config.json"}
+
+
+def test_quantised_weights_are_as_wide_as_they_are_saved(llama8b: Path, tmp_path: Path) -> None:
+    saved = json.loads((llama8b / "config.json").read_text(encoding="utf-8"))
+    saved["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    (tmp_path / "config.json").write_text(json.dumps(saved), encoding="utf-8")
+    found = planned("-m", tmp_path, "--context", 32 * K, *MACHINE)
+    maps, others = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336), 2 * 128256 * 4096 + 65 * 4096
+    assert found["predicted_bytes"]["device"]["weights"] == round(maps * (4 + 20 / 128) / 8 + others * 2)
+    saved["quantization_config"] = {"quant_method": "spectral"}
+    (tmp_path / "config.json").write_text(json.dumps(saved), encoding="utf-8")
+    unknown = run("-m", tmp_path, "--context", 32 * K, *MACHINE)
+    assert unknown.exit_code == 2
+    assert "'spectral'" in unknown.output
+    assert "--weights 4bit or 8bit" in unknown.output
+    planned("-m", tmp_path, "--context", 32 * K, *MACHINE, "--weights", "4bit")
+
+
+def test_a_model_with_images_is_for_python(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    vision: dict[str, Any] = {**sizes, "image_size": 8, "patch_size": 4}
+    LlavaConfig(vision_config=vision, text_config=LlamaConfig(vocab_size=50, **sizes)).save_pretrained(tmp_path)
+    result = run("-m", tmp_path, "--context", 8 * K, *MACHINE)
+    assert result.exit_code == 0, result.output
+    assert "kiv_hf.KIVCache, in Python" in result.stdout
+    assert "Knobs: device_bytes=" in result.stdout
+    assert planned("-m", tmp_path, "--context", 8 * K, *MACHINE)["command"] is None
+
+
+def test_a_gguf_becomes_dense(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(32)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(8)
+    writer.add_vocab_size(50)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    found = planned("-m", path, "--context", 8 * K, *MACHINE)
+    maps = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
+    assert maps * 2 < found["predicted_bytes"]["device"]["weights"] < 2 * maps * 2 + 4 * 50 * 32 * 2
+    assert "makes dense weights of it" in " ".join(found["notes"])
+
+
+def test_ram_is_this_machines_if_it_is_not_given(llama8b: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Memory:
+        total = 23 * 10**9
+
+    monkeypatch.setattr(plan_run.psutil, "virtual_memory", Memory)
+    found = planned("-m", llama8b, "--context", 8 * K, "--card", "4090")
+    assert found["limits"]["ram"] == 23 * 10**9
+
+
+def test_knobs_that_differ_are_told(llama8b: Path) -> None:
+    found = planned("-m", llama8b, "--context", 8 * K, *MACHINE, "--weights", "4bit", "--exact", "--page-tokens", 256)
+    assert "--exact" in found["command"]
+    assert "--page-tokens 256" in found["command"]
+    assert found["knobs"]["retrieve_tokens"] is None
+    assert KIVConfig().page_tokens != 256
