@@ -11,9 +11,7 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
-from kiv_fast import ops
 from kiv_fast.ops.library import load
-from kiv_fast.tiers import file_io, row_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +80,8 @@ def become(system: str, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(tempfile, "TemporaryFile", tempfile.NamedTemporaryFile)
         for name in ("unlink", "remove", "rename", "replace"):
             patch.setattr(os, name, unless_open(getattr(os, name)))
-        for module in (ops, file_io, row_cache):
-            patch.setattr(module, "load", lambda: None)
+        for name, module in list(sys.modules.items()):
+            if name.startswith("kiv_fast.") and getattr(module, "load", None) is load:
+                patch.setattr(module, "load", lambda: None)
     elif (library := load()) is not None:
         patch.setattr(library, "read", None)
