@@ -6,6 +6,8 @@ from .source import Fault
 
 TESTS = "packages/kiv-fast/tests/test_"
 
+OTHER = f"{TESTS}other_systems.py::test_"
+
 FAULTS = [
     Fault(
         "reservations that were used up are summed up for ever",
@@ -108,9 +110,65 @@ FAULTS = [
     Fault(
         "room on disk is not reserved",
         "kiv_fast.tiers.file_io:FileIO.allocate",
-        "os.posix_fallocate(handle, offset, nbytes)",
-        "os.truncate(handle, offset + nbytes)",
+        "posix_fallocate(handle, offset, nbytes)",
+        "os.ftruncate(handle, offset + nbytes)",
         (f"{TESTS}parts.py::test_a_page_has_its_room_on_disk",),
+    ),
+    Fault(
+        "room on disk is not reserved where there is no call for it",
+        "kiv_fast.tiers.file_io:FileIO.allocate",
+        "write_all(self, handle, zeros[: nbytes - done], offset + done)",
+        "os.ftruncate(handle, offset + nbytes)",
+        (f"{OTHER}room_is_reserved_by_writing",),
+    ),
+    Fault(
+        "a file system that cannot reserve room is refused",
+        "kiv_fast.tiers.file_io:FileIO.allocate",
+        "error.errno not in NO_ROOM_AHEAD",
+        "True",
+        (f"{OTHER}room_is_reserved_by_writing",),
+    ),
+    Fault(
+        "without positional writes all pages are written to one place",
+        "kiv_fast.tiers.file_io:FileIO.write",
+        "os.lseek(handle, offset, os.SEEK_SET)",
+        "pass",
+        (f"{OTHER}no_byte_is_changed",),
+    ),
+    Fault(
+        "without positional reads a file is read on from where it was",
+        "kiv_fast.tiers.file_io:FileIO.read",
+        "os.lseek(handle, offset, os.SEEK_SET)",
+        "pass",
+        (f"{OTHER}no_byte_is_changed",),
+    ),
+    Fault(
+        "threads move each other's place in a file",
+        "kiv_fast.tiers.file_io:FileIO.read",
+        "with self._moving:",
+        "if True:",
+        (f"{OTHER}threads_do_not_move_each_others_place",),
+    ),
+    Fault(
+        "files are advised on where there is no call for it",
+        "kiv_fast.tiers.file_io:FileIO._advise",
+        '_call("posix_fadvise")',
+        "os.posix_fadvise",
+        (f"{OTHER}the_same_bits_without",),
+    ),
+    Fault(
+        "folders of every system are looked up in /proc",
+        "kiv_fast.tiers.folder:in_memory",
+        'sys.platform != "linux"',
+        "False",
+        (f"{OTHER}the_same_bits_without",),
+    ),
+    Fault(
+        "rows are kept only where addresses can be reserved",
+        "kiv_fast.tiers.row_cache:RowCache.__init__",
+        "if held is None",
+        "if held is None and slots < 0",
+        (f"{OTHER}the_same_bits_without",),
     ),
     Fault(
         "a page on disk is forgotten and its place lost",

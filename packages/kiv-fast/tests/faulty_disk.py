@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
+import tempfile
 from typing import TYPE_CHECKING, Any, Literal, get_args
 from unittest import mock
 
@@ -61,11 +61,9 @@ class Faulty(FileIO):
         self._count("write")
         return super().write(handle, buffer[: max(1, len(buffer) // 3)] if self.short else buffer, offset)
 
-    def read(self, handle: int, buffers: Sequence[memoryview], offset: int) -> int:
+    def read(self, handle: int, buffer: memoryview, offset: int) -> int:
         self._count("read")
-        if self.short:
-            buffers = [buffers[0][: max(1, len(buffers[0]) // 3)]]
-        return super().read(handle, buffers, offset)
+        return super().read(handle, buffer[: max(1, len(buffer) // 3)] if self.short else buffer, offset)
 
     def expect_random(self, handle: int) -> None:
         self._count("expect_random")
@@ -83,7 +81,7 @@ class Faulty(FileIO):
 
 def unnamed_files(possible: bool) -> contextlib.AbstractContextManager[Any]:
     """Say whether the file system knows files without a name."""
-    return contextlib.nullcontext() if possible else mock.patch.object(os, "O_TMPFILE", 0)
+    return contextlib.nullcontext() if possible else mock.patch.object(tempfile, "_O_TMPFILE_WORKS", False)
 
 
 def steady(store: LayerStore, data: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[KIVError]]:

@@ -48,8 +48,8 @@ class CountingIO(FileIO):
     def __init__(self) -> None:
         self.reads = []
 
-    def read(self, handle: int, buffers: Sequence[memoryview], offset: int) -> int:
-        count = super().read(handle, buffers, offset)
+    def read(self, handle: int, buffer: memoryview, offset: int) -> int:
+        count = super().read(handle, buffer, offset)
         self.reads.append(count)
         return count
 

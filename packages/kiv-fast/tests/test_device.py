@@ -43,6 +43,14 @@ class Runtime(CudaRuntime):
     def unregister(self, address: int) -> None:
         pass
 
+    def device_address(self, address: int) -> int:
+        return address
+
+
+def on_device(tensor: torch.Tensor, address: int) -> torch.Tensor:
+    assert address == tensor.data_ptr()
+    return OnDevice(tensor)
+
 
 @pytest.fixture(params=[True, False], ids=["mapped", "staged"])
 def mapped(request: pytest.FixtureRequest) -> bool:
@@ -58,7 +66,7 @@ def streams(monkeypatch: pytest.MonkeyPatch, mapped: bool) -> list[SimulatedStre
         if device != DEVICE:
             return Gather(Transfer())
         made.append(SimulatedStreams(device))
-        return Gather(Transfer(made[-1]), OnDevice if mapped else None)
+        return Gather(Transfer(made[-1]), on_device if mapped else None)
 
     monkeypatch.setattr(shared, "gather_for", gather_for)
     runtime = SlabPinning(Runtime(), 1 << 40)
@@ -227,8 +235,8 @@ def test_a_trial_tells_whether_the_device_reads_host_memory() -> None:
     runtime = SlabPinning(Runtime(), 1 << 40)
     with SimulatedDevice():
         transfer = Transfer(SimulatedStreams(DEVICE))
-        assert works(Gather(transfer, OnDevice), DEVICE, runtime)
-        assert not works(Gather(transfer, lambda tensor: OnDevice(tensor[:8].clone())), DEVICE, runtime)
+        assert works(Gather(transfer, on_device), DEVICE, runtime)
+        assert not works(Gather(transfer, lambda tensor, _: OnDevice(tensor[:8].clone())), DEVICE, runtime)
 
 
 def test_a_wait_that_is_not_listed_shows() -> None:

@@ -122,10 +122,10 @@ def test_a_folder_that_is_deleted_keeps_what_it_holds(small: KIVConfig, config: 
     assert late.memory() == (0, 0, 0)
 
 
-def test_nobody_else_can_open_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for flag in (os.O_TMPFILE, 0):
-        monkeypatch.setattr(os, "O_TMPFILE", flag)
-        handle = FileIO().create(str(tmp_path))
+def test_nobody_else_can_open_a_file(tmp_path: Path) -> None:
+    for unnamed in (True, False):
+        with unnamed_files(unnamed):
+            handle = FileIO().create(str(tmp_path))
         status = os.fstat(handle)
         assert (status.st_mode & 0o777, status.st_nlink) == (0o600, 0)
         assert not os.get_inheritable(handle)
@@ -137,9 +137,8 @@ def test_a_file_that_cannot_lose_its_name_is_closed(tmp_path: Path, monkeypatch:
     def unlink(path: Path) -> None:
         raise PermissionError("sticky")
 
-    monkeypatch.setattr(os, "O_TMPFILE", 0)
     monkeypatch.setattr(os, "unlink", unlink)
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(PermissionError):
+    with unnamed_files(False), pytest.raises(PermissionError):
         FileIO().create(str(tmp_path))
     assert len(os.listdir("/proc/self/fd")) == before

@@ -61,7 +61,7 @@ def test_flags_that_were_handed_out_may_be_changed(config: KIVConfig) -> None:
 
 
 def test_a_device_reads_registered_memory_alone() -> None:
-    def mapped(tensor: torch.Tensor) -> torch.Tensor:
+    def mapped(tensor: torch.Tensor, address: int) -> torch.Tensor:
         raise AssertionError("the device was given an address that it does not know")
 
     table = Table((2,), torch.float32, torch.device("cpu"))
@@ -206,6 +206,9 @@ def test_slabs_of_a_table_that_went_may_be_pinned_again(recwarn: pytest.Warnings
 
         def unregister(self, address: int) -> None:
             pass
+
+        def device_address(self, address: int) -> int:
+            return address
 
     pinning = SlabPinning(Runtime(), LEAST_BYTES)
     for _ in range(3):

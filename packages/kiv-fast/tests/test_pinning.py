@@ -30,6 +30,7 @@ class BookKeeper(CudaRuntime):
     def __init__(self, fail_at: int | None = None) -> None:
         self.slabs: dict[int, int] = {}
         self.calls, self.fail_at = 0, fail_at
+        self.most = 0  # bytes at once
 
     def register(self, address: int, nbytes: int) -> None:
         self.calls += 1
@@ -39,9 +40,14 @@ class BookKeeper(CudaRuntime):
         assert nbytes <= pinning.MOST_BYTES
         assert all(address + nbytes <= a or a + n <= address for a, n in self.slabs.items()), "slabs overlap"
         self.slabs[address] = nbytes
+        self.most = max(self.most, sum(self.slabs.values()))
 
     def unregister(self, address: int) -> None:
         del self.slabs[address]
+
+    def device_address(self, address: int) -> int:
+        assert address in self.slabs
+        return address
 
     def covers(self, first: int, stop: int) -> bool:
         """Say whether all of an interval is registered."""
@@ -117,7 +123,7 @@ def test_a_table_that_moves_is_not_pinned(small_slabs: None, monkeypatch: pytest
     assert not runtime.slabs
 
 
-@pytest.mark.parametrize("fail_at", [1, 2, 5])
+@pytest.mark.parametrize("fail_at", [1, 2, 5, 20])
 def test_a_failure_warns_once_and_loses_nothing(
     config: KIVConfig, small_slabs: None, monkeypatch: pytest.MonkeyPatch, fail_at: int
 ) -> None:
@@ -132,11 +138,28 @@ def test_a_failure_warns_once_and_loses_nothing(
     # Garbage of other tests may warn meanwhile: only these count.
     assert sum("not pinned" in str(warning.message) for warning in caught) == 1
     assert runtime.calls == fail_at
-    assert len(runtime.slabs) == fail_at - 1
-    del stores
+    for table in tables(stores[0]) + tables(stores[1]):  # pinned whole, or not at all: a device reads no part
+        start = table.tensor.data_ptr()
+        assert table.pinned or not any(start <= slab < start + table.tensor.nbytes for slab in runtime.slabs)
+    del stores, table
     several.close()
     gc.collect()
     assert runtime.slabs == {}
+
+
+def test_a_table_is_pinned_whole_or_not_at_all(small_slabs: None) -> None:
+    """Also one that was whole when another was refused, and grows."""
+    runtime = BookKeeper(fail_at=3)
+    pinned = SlabPinning(runtime, 1 << 40)
+    first, second = (Table((1024,), torch.float32, torch.device("cpu"), pinned) for _ in range(2))
+    first.ensure(2)
+    with pytest.warns(RuntimeWarning, match="not pinned"):
+        second.ensure(8)
+    assert list(runtime.slabs) == [first.tensor.data_ptr()]
+    assert (first.pinned, second.pinned) == (True, False)
+    first.ensure(3)
+    assert not runtime.slabs
+    assert not first.pinned
 
 
 def test_all_slabs_together_are_bounded(config: KIVConfig, small_slabs: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +168,7 @@ def test_all_slabs_together_are_bounded(config: KIVConfig, small_slabs: None, mo
     store = several.layer_store()
     with pytest.warns(RuntimeWarning, match="100000 are the most"):
         feed(store, draw(1, sum(CHUNKS)), CHUNKS)
-    assert 0 < sum(runtime.slabs.values()) <= 100_000
+    assert 0 < runtime.most <= 100_000
 
 
 def test_pinned_memory_is_not_given_back(small_slabs: None) -> None:

@@ -26,8 +26,8 @@ class Gather:
     transfer : Transfer
         For what the host knows anyway, and for rows that the host gathers.
     mapped : callable, optional
-        The same memory as a tensor of the device, for tables that are registered whole. None if the device is the CPU,
-        or does not read host memory by itself.
+        Makes a tensor of the device of a table's rows and the address at which it sees them, for tables that are
+        registered whole. None if the device is the CPU, or does not read host memory by itself.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class Gather:
         Whether the arithmetic reads RAM where it lies.
     """
 
-    def __init__(self, transfer: Transfer, mapped: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+    def __init__(self, transfer: Transfer, mapped: Callable[[torch.Tensor, int], torch.Tensor] | None = None) -> None:
         self.transfer, self._mapped = transfer, mapped
         self.in_place = transfer.streams is None
 
@@ -60,25 +60,24 @@ class Gather:
     def _rows(self, table: Table) -> torch.Tensor | None:
         if self._mapped is None or not table.pinned:
             return None
-        if table.mapped is None:
-            table.mapped = self._mapped(table.rows)
-        return table.mapped
+        if table.mapped is None or table.mapped[0] != table.seen:
+            table.mapped = table.seen, self._mapped(table.rows, table.seen)
+        return table.mapped[1]
 
 
 class _Registered:
-    """Host memory under the name by which a CUDA device knows it."""
+    """Host memory under the address at which a CUDA device sees it."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
+    def __init__(self, tensor: torch.Tensor, address: int) -> None:
         self._tensor = tensor  # lives as long as this
         nbytes = tensor.numel() * tensor.element_size()
-        # One address for both sides, as on every system with unified addressing.
-        address = {"shape": (nbytes,), "typestr": "|u1", "data": (tensor.data_ptr(), False), "version": 3}
-        self.__cuda_array_interface__: dict[str, Any] = address
+        seen = {"shape": (nbytes,), "typestr": "|u1", "data": (address, False), "version": 3}
+        self.__cuda_array_interface__: dict[str, Any] = seen
 
 
-def map_to_cuda(tensor: torch.Tensor) -> torch.Tensor:
+def map_to_cuda(tensor: torch.Tensor, address: int) -> torch.Tensor:
     """Return a registered tensor as one of the CUDA device. Written from the documentation; not run here."""
-    seen = torch.as_tensor(_Registered(tensor), device=torch.device("cuda", torch.cuda.current_device()))
+    seen = torch.as_tensor(_Registered(tensor, address), device=torch.device("cuda", torch.cuda.current_device()))
     return seen.view(tensor.dtype).view(tensor.shape)
 
 
@@ -107,6 +106,8 @@ def works(gather: Gather, device: torch.device, pinning: SlabPinning | None) -> 
     """Try whether a device reads what the host wrote, also after it has read the same memory before."""
     table = Table((2,), torch.float32, torch.device("cpu"), pinning)
     table.ensure(4)
+    if pinning is not None and not table.pinned:
+        raise RuntimeError("host memory is not registered")
     at = torch.tensor([3, 1], device=device)
     for start in (0.0, 100.0):
         table.tensor[:4] = torch.arange(start, start + 8, device="cpu").view(4, 2)

@@ -14,6 +14,7 @@ import platform
 import sys
 import weakref
 from collections.abc import Collection
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ def reserve(count: int, dtype: torch.dtype, huge: bool = False) -> tuple[torch.T
     Memory pages are small, whatever the system does by itself, unless `huge` asks for large ones: for what is written
     whole.
     """
-    if not _FLAGS:
+    if sys.platform == "win32":  # there the addresses would count as memory
         return None
     try:
         mapping = mmap.mmap(-1, count * dtype.itemsize, flags=_FLAGS)
@@ -52,15 +53,20 @@ def reserve(count: int, dtype: torch.dtype, huge: bool = False) -> tuple[torch.T
         if error.errno is None:  # not the system's, but what a signal's handler raised
             raise
         return None
-    _advise(mapping, huge, 0, len(mapping))
+    _prefer(mapping, huge, 0, len(mapping))
     return torch.frombuffer(mapping, dtype=dtype), mapping
 
 
-def _advise(mapping: mmap.mmap, huge: bool, start: int, nbytes: int) -> None:
+def _prefer(mapping: mmap.mmap, huge: bool, start: int, nbytes: int) -> None:
     """Ask for large or small memory pages where memory comes from now on."""
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without large ones
-            mapping.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE, start, nbytes)
+    with contextlib.suppress(OSError):  # a kernel without large ones
+        _advise(mapping, "MADV_HUGEPAGE" if huge else "MADV_NOHUGEPAGE", start, nbytes)
+
+
+def _advise(mapping: Any, advice: str, start: int, nbytes: int) -> None:
+    """Advise the system on memory, where it knows the advice."""
+    if (number := getattr(mmap, advice, None)) is not None:
+        mapping.madvise(number, start, nbytes)
 
 
 class Table:
@@ -80,8 +86,8 @@ class Table:
     ----------
     tensor, rows : Tensor
         All records there is room for, and the same memory in rows of a record's last dimension.
-    mapped : Tensor, or None
-        `rows` as a device sees them, once it was asked for (`Gather`).
+    mapped : (int, Tensor), or None
+        `rows` as a device sees them, and at which address, once it was asked for (`Gather`).
     """
 
     def __init__(
@@ -96,7 +102,7 @@ class Table:
         self._live = bytearray()  # a flag for each record in use, of those that are ever forgotten
         self.record_bytes = math.prod(shape) * dtype.itemsize
         self._mapping: mmap.mmap | None = None
-        self.mapped: torch.Tensor | None = None
+        self.mapped: tuple[int, torch.Tensor] | None = None
         self._pinning, self._region = pinning, Region(0, 0)
         self._huge = 0  # where large memory pages were not asked for yet; 0 if they never are
         reserved = None
@@ -121,6 +127,11 @@ class Table:
     def pinned(self) -> bool:
         """Whether all records in use are registered."""
         return self._region.pinned >= max(1, self._used * self.record_bytes)
+
+    @property
+    def seen(self) -> int:
+        """The address at which a device sees the first record, if it is registered."""
+        return self._region.seen
 
     def ensure(self, records: int) -> None:
         """Make room for n records."""
@@ -148,7 +159,7 @@ class Table:
         """Ask for large memory pages for the first n bytes, but for those in small ones."""
         if self._mapping is not None and 0 < self._huge < nbytes:
             more = min(-(-(nbytes - self._huge) // HUGE_BYTES) * HUGE_BYTES, self._region.nbytes - self._huge)
-            _advise(self._mapping, True, self._huge, more)
+            _prefer(self._mapping, True, self._huge, more)
             self._huge += more
 
     def use(self, records: Collection[int]) -> None:
@@ -198,9 +209,9 @@ class Table:
         start = -(-max(first * record, self._region.pinned) // size) * size
         if stop // size * size <= start:
             return
-        mapping.madvise(mmap.MADV_DONTNEED, start, stop // size * size - start)
+        _advise(mapping, "MADV_DONTNEED", start, stop // size * size - start)
         base = self._region.address
         large = max((base + start) // HUGE_BYTES * HUGE_BYTES - base, SMALL_BYTES - base % HUGE_BYTES)
         if large < self._huge:  # or the system might fill up what is left of a large page, in its own time
-            _advise(mapping, False, large, self._huge - large)
+            _prefer(mapping, False, large, self._huge - large)
             self._huge = large

@@ -1,11 +1,16 @@
-"""Every system call of the disk tier, in one place, so that tests can make each of them fail."""
+"""Every system call of the disk tier, in one place, so that tests can make each of them fail.
+
+A call that not every system has is asked for by name, and there is a way without it.
+"""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import tempfile
-from collections.abc import Sequence
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,50 +18,61 @@ from numpy.typing import NDArray
 
 from ..ops.library import load
 
-READAHEAD_RANDOM = getattr(os, "POSIX_FADV_RANDOM", None)
-READAHEAD_NEEDED = getattr(os, "POSIX_FADV_WILLNEED", None)
+NO_ROOM_AHEAD = (errno.EOPNOTSUPP, errno.EINVAL)
+"""What file systems answer that cannot reserve space."""
 
-NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
-"""What file systems and kernels without unnamed files answer."""
+ZEROS_BYTES = 1 << 20
+"""Written at once where space is reserved by writing."""
+
+
+def _call(name: str) -> Any:
+    """Return a function of `os`, or None where the system lacks it."""
+    return getattr(os, name, None)
 
 
 class FileIO:
     """Scratch files without a name, and positional reads and writes. Methods raise OSError, or return short counts."""
 
+    _moving = Lock()  # a file has one place at which it is read and written, unless each call says its own
+
     def create(self, folder: str) -> int:
-        """Make an empty file in `folder` that nobody else can open; returns its descriptor."""
-        flags = os.O_RDWR | getattr(os, "O_CLOEXEC", 0)
-        unnamed = getattr(os, "O_TMPFILE", 0)
-        if unnamed:
-            try:
-                return os.open(folder, flags | unnamed, 0o600)
-            except OSError as error:
-                if error.errno not in NO_UNNAMED:
-                    raise
-        # No unnamed files here: one with a name, removed at once.
-        handle, path = tempfile.mkstemp(prefix="kiv-", dir=folder)  # mode 0600
-        try:
-            os.unlink(path)
-        except BaseException:
-            os.close(handle)
-            raise
-        return handle
+        """Make an empty file in `folder` that nobody else can open; returns its descriptor, with which it goes."""
+        # Without a name where there are such files, else removed at once, and on Windows when it is closed.
+        with tempfile.TemporaryFile(prefix="kiv-", dir=folder, buffering=0) as file:
+            return os.dup(file.fileno())
 
     def allocate(self, handle: int, offset: int, nbytes: int) -> None:
         """Reserve disk space, so that a full disk shows here and not in a later write."""
-        os.posix_fallocate(handle, offset, nbytes)
+        if (posix_fallocate := _call("posix_fallocate")) is not None:
+            try:
+                return posix_fallocate(handle, offset, nbytes)
+            except OSError as error:
+                if error.errno not in NO_ROOM_AHEAD:
+                    raise
+        zeros = memoryview(bytes(min(nbytes, ZEROS_BYTES)))
+        for done in range(0, nbytes, len(zeros)):
+            write_all(self, handle, zeros[: nbytes - done], offset + done)
+        return None
 
     def truncate(self, handle: int, nbytes: int) -> None:
         """Let the file end after n bytes; the space behind them is free again."""
-        os.truncate(handle, nbytes)
+        os.ftruncate(handle, nbytes)
 
     def write(self, handle: int, buffer: memoryview, offset: int) -> int:
         """Write at `offset`; returns how many bytes were written."""
-        return os.pwrite(handle, buffer, offset)
+        if (pwrite := _call("pwrite")) is not None:
+            return pwrite(handle, buffer, offset)
+        with self._moving:
+            os.lseek(handle, offset, os.SEEK_SET)
+            return os.write(handle, buffer)
 
-    def read(self, handle: int, buffers: Sequence[memoryview], offset: int) -> int:
-        """Read from `offset` into `buffers`; returns how many bytes were read."""
-        return os.preadv(handle, buffers, offset)
+    def read(self, handle: int, buffer: memoryview, offset: int) -> int:
+        """Read from `offset` into `buffer`; returns how many bytes were read."""
+        if (preadv := _call("preadv")) is not None:
+            return preadv(handle, [buffer], offset)
+        with self._moving:
+            os.lseek(handle, offset, os.SEEK_SET)
+            return io.FileIO(handle, closefd=False).readinto(buffer)
 
     def read_many(
         self,
@@ -108,13 +124,15 @@ class FileIO:
 
     def expect_random(self, handle: int) -> None:
         """Tell the system not to read ahead."""
-        if READAHEAD_RANDOM is not None:
-            os.posix_fadvise(handle, 0, 0, READAHEAD_RANDOM)
+        self._advise(handle, 0, 0, "POSIX_FADV_RANDOM")
 
     def will_need(self, handle: int, offset: int, nbytes: int) -> None:
         """Tell the system to begin reading."""
-        if READAHEAD_NEEDED is not None:
-            os.posix_fadvise(handle, offset, nbytes, READAHEAD_NEEDED)
+        self._advise(handle, offset, nbytes, "POSIX_FADV_WILLNEED")
+
+    def _advise(self, handle: int, offset: int, nbytes: int, advice: str) -> None:
+        if (posix_fadvise := _call("posix_fadvise")) is not None:
+            posix_fadvise(handle, offset, nbytes, getattr(os, advice))
 
     def close(self, handle: int) -> None:
         """Close the file; its space is free again."""
@@ -147,7 +165,7 @@ def read_all(io: FileIO, handle: int, buffer: memoryview, offset: int) -> None:
     """
     done = 0
     while done < len(buffer):
-        count = io.read(handle, [buffer[done:]], offset + done)
+        count = io.read(handle, buffer[done:], offset + done)
         if count <= 0:
             raise OSError(errno.EIO, f"read {done} of {len(buffer)} bytes")
         done += count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
 import warnings
 
@@ -62,11 +63,13 @@ def in_memory(place: str, mounts: str = "/proc/self/mountinfo") -> bool:
 
     A mount is known by its device, whatever its path looks like and whatever was mounted over it.
     """
+    if sys.platform != "linux":  # nothing is known of other systems, and nothing is refused
+        return False
     try:
         device = os.stat(place).st_dev
         with open(mounts, encoding="utf-8", errors="surrogateescape") as lines:
             fields = [line.split() for line in lines]
-    except OSError as error:  # not Linux, or not a folder of this process: nothing is known, and nothing is refused
+    except OSError as error:  # not a folder of this process, or no /proc: as little is known
         if error.errno is None:
             raise
         return False

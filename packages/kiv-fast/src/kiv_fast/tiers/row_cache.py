@@ -35,10 +35,10 @@ class RowCache:
     def __init__(self, row_bytes: int, nbytes: int) -> None:
         # Of an odd number of sets each serves keys and values, which take turns in the file at powers of two.
         self._sets = (nbytes // (WAYS * (row_bytes + NOTED_BYTES)) - 1) | 1
-        held = reserve(self._sets * WAYS * row_bytes, torch.uint8)
-        if held is None:
-            raise MemoryError("rows to be kept")
-        self._rows = held[0].view(-1, row_bytes).numpy()
+        slots = self._sets * WAYS
+        held = reserve(slots * row_bytes, torch.uint8)
+        flat = np.zeros(slots * row_bytes, np.uint8) if held is None else held[0].numpy()
+        self._rows = flat.reshape(slots, row_bytes)
         self._offset = np.full((self._sets, WAYS), NOTHING, np.int64)
         self._asked = np.zeros((self._sets, WAYS), np.int64)
         self._turn = 1  # of the next row that is asked for

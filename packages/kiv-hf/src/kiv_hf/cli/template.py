@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -84,7 +85,7 @@ def _main() -> None:
 
 def _limit() -> None:
     try:
-        import resource
+        resource: Any = importlib.import_module("resource")
     except ImportError:  # Windows: only the patience of the caller ends it
         return
     import psutil
