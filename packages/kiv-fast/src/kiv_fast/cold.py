@@ -30,12 +30,14 @@ class Cold:
     Attributes
     ----------
     index : Index, or None in exact mode
+    ahead : Ahead, or None on a CPU
     """
 
     def __init__(self, shape: Shape, resources: Resources) -> None:
         self.shape, self.config, self.tuning = shape, resources.config, resources.tuning
         self.account, self.counters, self.scratch = resources.account, resources.counters, resources.scratch
         self.transfer = resources.gather.transfer
+        self.ahead = resources.ahead
         self.ops = resources.ops.of(shape)
         self.arena: Arena = (RamArena if self.config.ram_bytes is None else TieredArena)(shape, resources)
         self.index = None if self.config.exact else Index(shape, self.config, self.transfer)
