@@ -111,9 +111,9 @@ def measure(device: Any, contexts: tuple[int, ...], result: Result, options: arg
         *("layer", "context", "held before, MB", "peak beyond that, MB", "of it, at most, buffers for tiles, MB"),
         "all that is held after, as `memory()` has it, MB",
     )
-    for name, geometry in GEOMETRIES.items():
+    for name in options.layers:
         for context in contexts:
-            found = last_call(device, geometry, context, options)
+            found = last_call(device, GEOMETRIES[name], context, options)
             table.add(name, short(context), *(found[part] / 1e6 for part in ("held", "peak", "buffers", "told")))
             result.series.setdefault(name, {})[str(context)] = found
 
@@ -131,6 +131,7 @@ def main(argv: list[str] | None = None) -> Result:
     """Run the benchmark."""
     made = parser("prefill_peak", __doc__)
     made.add_argument("--chunk", type=int, default=1024, help="tokens of a chunk")
+    made.add_argument("--layers", nargs="+", default=list(GEOMETRIES), choices=list(GEOMETRIES), help="of which models")
     options = parse(made, argv)
     result = Result("prefill_peak", "Device memory of an exact prefill", {"chunk": options.chunk})
     with ExitStack() as stack:
