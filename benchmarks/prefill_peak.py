@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 K = 1024
-CONTEXTS = (16 * K, 128 * K)
+CONTEXTS = (32 * K, 128 * K)
 QUICK = (4 * K, 8 * K)
 TESTS = Path(__file__).parents[1] / "packages" / "kiv-fast" / "tests"
 
@@ -115,7 +115,7 @@ def last_call(
 def measure(device: Any, contexts: tuple[int, ...], result: Result, options: argparse.Namespace) -> None:
     """Prefill each context in each geometry, and tabulate."""
     table = result.table(
-        f"Bytes on the device, {device.how}: the last chunk of {options.chunk} tokens, one layer in bfloat16",
+        f"Bytes on the device, {device.how}: a last chunk of {options.chunk} tokens, one layer, bfloat16",
         *(
             "layer",
             "configuration",
