@@ -5,5 +5,8 @@
 
 from __future__ import annotations
 
-NAMES = ("decode", "step", "spill", "prefill", "prefill_bytes", "append", "traffic", "device_bytes", "kernels")
+NAMES = (
+    *("decode", "step", "spill", "prefill", "prefill_bytes", "prefill_peak", "append", "traffic", "device_bytes"),
+    "kernels",
+)
 """The modules that ``all`` runs."""

@@ -7,7 +7,7 @@ nothing here was tuned.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -29,9 +29,21 @@ LEAST = {torch.float64: 2.0**-1022, torch.float32: 2.0**-126, torch.bfloat16: 2.
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtype of tensors at the border, and with it that of computation."""
+    """The dtype of tensors at the border, and with it that of computation.
+
+    Attributes
+    ----------
+    narrow : bool
+        Whether weights and outputs of tiles may be rounded to the dtype of the border (SPEC 1.2): in blocks that attend
+        everything, on a device.
+    """
 
     border: torch.dtype
+    narrow: bool = False
+
+    def of_block(self, whole: bool) -> Precision:
+        """Return the precision of a block, `whole` if it attends everything."""
+        return replace(self, narrow=self.narrow and whole)
 
     @cached_property
     def compute(self) -> torch.dtype:
@@ -163,6 +175,10 @@ def allowed_error(
         computed = np.minimum(hull, 1.5 * spread)
     measured = np.abs(np.subtract(low_output, output))
     rounding = precision.out_unit * (size_out + computed) + LEAST[precision.border]
+    if precision.narrow:  # two roundings of what is added up; weights are relative to the largest, which is 1
+        rounding = rounding + 2 * (
+            precision.out_unit * (weight @ values) + LEAST[precision.border] * values.sum(axis=0)
+        )
     return AllowedError((np.minimum(measured, hull) + computed + rounding).tolist(), mass)
 
 

@@ -40,6 +40,6 @@ def check_apart(scene: Scene, hb: HeadBlock, output: torch.Tensor, exact: bool, 
     for n, (g, at, query, sink) in enumerate(hb.members):
         terms = hb.terms(query, at, given, shift)
         expected = answer(terms, sink, output.shape[2])
-        allowed = allowed_error(low, query, terms, expected, hb.modifiers, precision)
+        allowed = allowed_error(low, query, terms, expected, hb.modifiers, precision.of_block(given.streamed))
         limit = with_shift(allowed, terms, expected, shift, (query, n, errors, precision))
         check_output(scene.at(head=g, query=at), output[g, at - hb.block.start].tolist(), expected.output, limit)

@@ -121,7 +121,7 @@ def check_head(
         here, t = scene.at(head=g, query=at), at - hb.block.start
         terms = hb.terms(query, at, given, shift)
         expected = answer(terms, sink, output.shape[2])
-        allowed = allowed_error(low, query, terms, expected, hb.modifiers, precision)
+        allowed = allowed_error(low, query, terms, expected, hb.modifiers, precision.of_block(given.streamed))
         check_masses(here, (shares[0][g][t], shares[1][g][t]), masses(terms, sink), allowed.mass)
         if bounds is not None:
             check_bound(here, bounds[g][t], *hb.bounds(query, at, sink, given), allowed.mass)

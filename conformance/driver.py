@@ -139,7 +139,7 @@ class Driver:
         if sink_logits is not None:
             wide = sink_logits if sink_logits.ndim == 3 else sink_logits[None, :, None].expand(batch, heads, queries)
             sinks = wide.tolist()
-        precision = Precision(query.dtype)
+        precision = Precision(query.dtype, narrow=query.device.type != "cpu" and queries > 1)
         first = self.oracle.length - queries
         sizes = query.shape[3] * query.element_size(), shape[3] * query.element_size()
         rows = zip(self.oracle.blocks(remaining_prompt_tokens), report.blocks, strict=True)

@@ -58,4 +58,5 @@ def load(name: str, device: str = "cpu") -> Target:
     if not attribute:
         raise ValueError(f"--impl must be one of {', '.join(KNOWN)} or module:factory; got {name!r}")
     factory = getattr(importlib.import_module(module), attribute)
-    return Target(name, factory, getattr(factory, "change_budgets", None), getattr(factory, "save_and_reopen", None))
+    rules = getattr(factory, "change_budgets", None), getattr(factory, "save_and_reopen", None)
+    return Target(name, factory, *rules, device)

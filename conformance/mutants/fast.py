@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import fast_compiled, fast_disk, fast_places, fast_retrieval, fast_rules
+from . import fast_compiled, fast_device, fast_disk, fast_places, fast_retrieval, fast_rules
 from .source import Fault, clause
 
 REAL = "packages/kiv-fast/tests/test_real_faults.py"
@@ -98,6 +98,7 @@ FAULTS = [
     *fast_retrieval.FAULTS,
     *fast_rules.FAULTS,
     *fast_places.FAULTS,
+    *fast_device.FAULTS,
     *fast_disk.FAULTS,
     *fast_compiled.FAULTS,
 ]

@@ -1,22 +1,24 @@
 """A second device inside the CPU: tensors that say they are elsewhere, compute here, and count what the host awaits.
 
 It runs the code path of a CUDA store without a GPU. Operations that mix devices fail as they would there; a number, a
-shape or a copy that the host needs from the device is a wait, and is kept with the function that asked for it.
+shape or a copy that the host needs from the device is a wait, and is kept with the function that asked for it. The
+bytes of its tensors are counted as they come and go.
 """
 
 from __future__ import annotations
 
 import sys
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
-from kiv_fast.device.transfer import CudaStreams
+from simulated_attention import KERNELS
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
 DEVICE = torch.device("meta")
 """The one kind of device beside the CPU that every build of torch knows; real numbers stand behind it here."""
@@ -73,25 +75,63 @@ class _Literals(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class SimulatedDevice(TorchDispatchMode):
-    """While it is entered, `DEVICE` works; `waits` are the places where the host waited for it.
+def is_view(func: Any) -> bool:
+    """Tell whether an operation touches no number."""
+    return any(found.alias_info is not None and not found.alias_info.is_write for found in func._schema.returns)
 
-    `operations` are those on its tensors that would launch something there.
+
+class SimulatedDevice(TorchDispatchMode):
+    """While it is entered, `DEVICE` works.
+
+    Attributes
+    ----------
+    waits : the places where the host waited for it
+    operations : those on its tensors that would launch something there
+    nbytes, peak_bytes : of all its tensors now, and the most so far since the test set it
+    clock : int
+        Operations that were begun.
+    used : dict
+        When each piece of memory was last read or written, by its address.
     """
+
+    current: SimulatedDevice | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self.waits: list[str] = []
-        self.operations: list[str] = []  # that would launch something
+        self.operations: list[str] = []
+        self.nbytes = self.peak_bytes = self.clock = 0
+        self.used: dict[int, int] = {}
+        self._holders: dict[int, int] = {}
         self._literals = _Literals()
 
     def __enter__(self) -> Any:
+        SimulatedDevice.current = self
         self._literals.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._literals.__exit__(*error)
+        SimulatedDevice.current = None
+
+    def _made(self, inner: torch.Tensor, given: Sequence[int]) -> OnDevice:
+        """Wrap a result, and count its memory, but for that of the host which the device reads."""
+        made, storage = OnDevice(inner), inner.untyped_storage()
+        address, nbytes = storage.data_ptr(), storage.nbytes()
+        if address in self._holders or address not in given:
+            if address not in self._holders:
+                self.nbytes += nbytes
+                self.peak_bytes = max(self.peak_bytes, self.nbytes)
+            self._holders[address] = self._holders.get(address, 0) + 1
+            weakref.finalize(made, self._gone, address, nbytes)
+        return made
+
+    def _gone(self, address: int, nbytes: int) -> None:
+        self._holders[address] -= 1
+        if not self._holders[address]:
+            del self._holders[address]
+            self.nbytes -= nbytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -111,16 +151,22 @@ class SimulatedDevice(TorchDispatchMode):
         awaited = onto and len(there) < len(tensors) and not (kwargs.get("non_blocking") or True in args[2:])
         if (there and name in ASKING) or leaves or awaited:
             self.waits.append(self._where(name))
+        given = [self.inner(x).untyped_storage().data_ptr() for x in there]
+        if there and not is_view(func):
+            self.clock += 1
+            self.used.update(dict.fromkeys(given, self.clock))
         if (there or target == DEVICE.type) and name not in QUIET:
             self.operations.append(name)
-        result = func(*tree_map(self._inner, args), **tree_map(self._inner, kwargs))
+        kernel: Any = KERNELS.get(name, func) if there else func
+        result = kernel(*tree_map(self.inner, args), **tree_map(self.inner, kwargs))
         stays = isinstance(args[0], OnDevice) if name == "copy_" else bool(there) and target is None
         if target == DEVICE.type or stays:
-            return tree_map(lambda x: OnDevice(x) if isinstance(x, torch.Tensor) else x, result)
+            return tree_map(lambda x: self._made(x, given) if isinstance(x, torch.Tensor) else x, result)
         return result
 
     @staticmethod
-    def _inner(x: Any) -> Any:
+    def inner(x: Any) -> Any:
+        """Return what stands behind a tensor."""
         return x.inner if isinstance(x, OnDevice) else x
 
     @staticmethod
@@ -130,39 +176,3 @@ class SimulatedDevice(TorchDispatchMode):
             frame, outermost = frame.f_back, frame
         code = (frame or outermost).f_code
         return f"{code.co_filename.split('/')[-1]}:{code.co_name}:{name}"
-
-
-class SimulatedStreams(CudaStreams):
-    """`CudaStreams` of the simulated device: a slot must stay as it is until its event, or the end, was waited for."""
-
-    def __init__(self, device: torch.device) -> None:
-        assert device == DEVICE
-        super().__init__(device)
-        self._flying: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-        self._begun = 0
-
-    def pinned(self, nbytes: int) -> torch.Tensor:
-        return torch.full((nbytes,), 255, dtype=torch.uint8)
-
-    def copy(self, host: torch.Tensor) -> torch.Tensor:
-        self._begun += 1
-        self._flying.append((self._begun, host, host.clone()))
-        return host.to(DEVICE, copy=True, non_blocking=True)
-
-    def send(self, host: torch.Tensor) -> torch.Tensor:
-        return host.to(DEVICE, non_blocking=True)
-
-    def fetch(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        inner = tensor.inner.clone()
-        return lambda: inner
-
-    def land(self, until: int) -> None:
-        """Note that the copies up to a number are over."""
-        for _, host, sent in [entry for entry in self._flying if entry[0] <= until]:
-            same = host.contiguous().view(torch.uint8), sent.contiguous().view(torch.uint8)
-            assert torch.equal(*same), "a slot was filled again before its copy was over"
-        self._flying = [entry for entry in self._flying if entry[0] > until]
-
-    def record(self) -> Callable[[], None]:
-        until = self._begun
-        return lambda: self.land(until)

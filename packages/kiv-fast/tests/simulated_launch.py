@@ -9,7 +9,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated
 
 import torch
 from kiv_fast.ops.triton import launch as module
-from simulated_device import OnDevice
+from simulated_device import OnDevice, SimulatedDevice
 
 names: list[str] = []
 """The kernels launched so far."""
@@ -21,5 +21,5 @@ def launch(kernel: Any, grid: tuple[int, ...], given: dict[str, Any], **more: An
     tensors = [value for value in mine.values() if isinstance(value, torch.Tensor)]
     assert all(isinstance(tensor, OnDevice) for tensor in tensors), f"{kernel.__name__} mixes devices"
     names.append(kernel.__name__)
-    behind = {name: value.inner if isinstance(value, OnDevice) else value for name, value in mine.items()}
+    behind = {name: SimulatedDevice.inner(value) for name, value in mine.items()}
     module.launch(kernel, grid, behind, **more)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from fast_helpers import SCALE, assert_close, draw
-from kiv_fast import FastPool, Tuning, shared
+from kiv_fast import FastPool, Tuning
 from kiv_fast.device.gather import Gather, works
 from kiv_fast.device.transfer import Transfer
-from kiv_fast.memory.pinning import CudaRuntime, SlabPinning
+from kiv_fast.memory.pinning import SlabPinning
 from kiv_reference.errors import KIVNonFiniteError
-from simulated_device import DEVICE, OnDevice, SimulatedDevice, SimulatedStreams
+from simulated_device import DEVICE, OnDevice, SimulatedDevice
+from simulated_streams import Runtime, SimulatedStreams, install, on_device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,24 +35,6 @@ EVICTION = ["put", "put", "fetch", "_code"]
 """Keys, values, and the errors of pages that leave the hot window; are their mean values finite?"""
 
 
-class Runtime(CudaRuntime):
-    """Registers everything."""
-
-    def register(self, address: int, nbytes: int) -> None:
-        pass
-
-    def unregister(self, address: int) -> None:
-        pass
-
-    def device_address(self, address: int) -> int:
-        return address
-
-
-def on_device(tensor: torch.Tensor, address: int) -> torch.Tensor:
-    assert address == tensor.data_ptr()
-    return OnDevice(tensor)
-
-
 @pytest.fixture(params=[True, False], ids=["mapped", "staged"])
 def mapped(request: pytest.FixtureRequest) -> bool:
     return request.param
@@ -59,19 +42,7 @@ def mapped(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture
 def streams(monkeypatch: pytest.MonkeyPatch, mapped: bool) -> list[SimulatedStreams]:
-    """Of all stores on the simulated device, which reads host memory by itself if it is `mapped`."""
-    made = []
-
-    def gather_for(device: torch.device, direct: bool) -> Gather:
-        if device != DEVICE:
-            return Gather(Transfer())
-        made.append(SimulatedStreams(device))
-        return Gather(Transfer(made[-1]), on_device if mapped else None)
-
-    monkeypatch.setattr(shared, "gather_for", gather_for)
-    runtime = SlabPinning(Runtime(), 1 << 40)
-    monkeypatch.setattr(shared, "pinning_for", lambda device: runtime if device == DEVICE else None)
-    return made
+    return install(monkeypatch, mapped)
 
 
 SMALL = Tuning(chunk_bytes=4096)

@@ -9,13 +9,11 @@ import pytest
 import simulated_launch
 import torch
 from fast_helpers import SCALE, assert_close, draw
-from kiv_fast import FastPool, shared
-from kiv_fast.device.gather import Gather
-from kiv_fast.device.transfer import Transfer
-from kiv_fast.memory.pinning import CudaRuntime, SlabPinning
+from kiv_fast import FastPool
 from kiv_fast.ops.triton import decode
 from kiv_reference.errors import KIVNonFiniteError
-from simulated_device import DEVICE, OnDevice, SimulatedDevice, SimulatedStreams
+from simulated_device import DEVICE, SimulatedDevice
+from simulated_streams import install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,29 +25,13 @@ PROMPT, STEPS = 126, 4
 """The first of the steps looks up the pages and makes buffers, the second has a sampled query (SPEC 3.2)."""
 
 
-class Runtime(CudaRuntime):
-    """Registers everything."""
-
-    def register(self, address: int, nbytes: int) -> None:
-        pass
-
-    def unregister(self, address: int) -> None:
-        pass
-
-
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedDevice]:
     """A device that reads host memory by itself."""
-    monkeypatch.setattr(shared, "gather_for", lambda at, _: _gather(at))
-    pinning = SlabPinning(Runtime(), 1 << 40)
-    monkeypatch.setattr(shared, "pinning_for", lambda at: pinning if at == DEVICE else None)
+    install(monkeypatch)
     monkeypatch.setattr(decode, "launch", simulated_launch.launch)
     with SimulatedDevice() as made:
         yield made
-
-
-def _gather(at: torch.device) -> Gather:
-    return Gather(Transfer(SimulatedStreams(at)), OnDevice) if at == DEVICE else Gather(Transfer())
 
 
 def prompt(config: KIVConfig, data: Sequence[torch.Tensor]) -> FastStore:

@@ -69,6 +69,7 @@ def test_what_computes_a_step_is_chosen_and_told(model: Path, text: Path, impl: 
     result = run("-m", model, "-f", text, *SMALL, "--impl", impl, "--ops", "torch", "What was void?")
     assert result.exit_code == 0, result.output
     assert re.search(r"operations +│ +torch +│", result.stderr)
+    assert re.search(r"exact attention +│ +flash for cpu \(float32\) +│", result.stderr)
 
 
 def test_the_reference_is_told_by_its_name(model: Path, text: Path) -> None:

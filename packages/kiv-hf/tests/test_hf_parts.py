@@ -14,9 +14,9 @@ from kiv_hf.attention.function import _sink_logits
 from kiv_hf.attention.selection import with_selection
 from kiv_hf.cache.adapters import Staged, repeated
 from kiv_hf.cache.stages import seen_tokens
-from kiv_hf.compare.divergence import KIVDivergenceError, Place, check_outputs
+from kiv_hf.compare.divergence import KIVDivergenceError, Place, attends_everything, check_outputs
 from kiv_hf.compare.pool import ComparePool
-from kiv_reference import ReferencePool
+from kiv_reference import KIVConfig, ReferencePool
 from kiv_reference.admissible import Violation, violation
 from transformers import BloomConfig, BloomForCausalLM, DynamicCache
 
@@ -62,14 +62,31 @@ def test_a_pipeline_asks_the_layers_in_use(gemma3: TinyModel) -> None:
 
 def test_a_comparison_sees_what_is_not_a_number() -> None:
     truth = draw(1, 2, 3, 4)
-    check_outputs(Place(0, 0), truth, truth, truth, 0.0)
+    check_outputs(Place(0, 0), truth, truth, truth, torch.zeros(1, 1))
     for wrong in (torch.nan, torch.inf):
         got = truth.clone()
         got[0, 1, 2, 3] = wrong
         with pytest.raises(KIVDivergenceError, match="head 1, query 2 of the call, channel 3"):
-            check_outputs(Place(0, 0), got, truth, truth, 0.0)
+            check_outputs(Place(0, 0), got, truth, truth, torch.zeros(1, 1))
         with pytest.raises(KIVDivergenceError, match="head 1, query 2 of the call, channel 3"):
-            check_outputs(Place(0, 0), truth, got, got, 0.0)
+            check_outputs(Place(0, 0), truth, got, got, torch.zeros(1, 1))
+
+
+def test_which_queries_attend_everything() -> None:
+    config = KIVConfig(
+        hot_tokens=4, sink_tokens=1, page_tokens=2, candidate_tokens=4, retrieve_tokens=2,
+        prefill="retrieve", query_block_tokens=3, exact_suffix_tokens=2,
+    )  # fmt: skip
+    store = ReferencePool(config).layer_store()
+    for tokens in (30, 8):
+        store.append(draw(1, 1, tokens, 4), draw(1, 1, tokens, 4))
+        store.attend(draw(1, 1, tokens, 4), scale=0.5)
+    assert attends_everything(store.report)[:, 0].tolist() == [False] * 6 + [True] * 2
+    streaming = replace(config, max_missed_mass=1e-9, exact_suffix_tokens=0)
+    store = ReferencePool(streaming).layer_store()
+    store.append(draw(1, 1, 30, 4), draw(1, 1, 30, 4))
+    store.attend(draw(1, 1, 30, 4), scale=0.5)
+    assert attends_everything(store.report)[-3:].all()
 
 
 def test_a_comparison_sees_another_partition() -> None:

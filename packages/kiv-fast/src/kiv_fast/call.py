@@ -134,8 +134,11 @@ def _exact(
             return ops.attend(queries, [*always, *state.paged_tiles(row, pages, heads)], finite, None, False, out)
         output = attend_by_tile(queries, chain(state.paged_tiles(row, pages, heads), always), width, finite, ops)
     else:
-        tiles = chain(state.cold_tiles(row, pages, heads), always)
-        output = attend_exactly(queries, tiles, width, finite, state.cold.tuning.query_chunk)
+
+        def tiles() -> Iterator[Tile]:
+            return chain(state.cold_tiles(row, pages, heads), always)
+
+        output = attend_exactly(queries, tiles, width, finite, state.cold.tuning.query_chunk, state.shape.dtype)
     out.copy_(output.view(out.shape))
     return output.new_zeros(output.shape[:2])
 

@@ -31,12 +31,14 @@ class Cold:
     Attributes
     ----------
     index : Index, or None in exact mode
+    ahead : Ahead, or None on a CPU
     """
 
     def __init__(self, shape: Shape, resources: Resources) -> None:
         self.shape, self.config, self.tuning = shape, resources.config, resources.tuning
         self.account, self.counters, self.scratch = resources.account, resources.counters, resources.scratch
-        self._gather, self.transfer = resources.gather, resources.gather.transfer
+        self._gather, self._pinning = resources.gather, resources.pinning
+        self.transfer, self.ahead = resources.gather.transfer, resources.ahead
         self.ops, self.decoder = resources.ops.of(shape), resources.ops.decoder_of(shape)
         self.arena: Arena = (RamArena if self.config.ram_bytes is None else TieredArena)(shape, resources)
         self.index = None if self.config.exact else Index(shape, self.config, self.transfer)
@@ -48,7 +50,7 @@ class Cold:
 
     def flags(self) -> Flags | None:
         """Make what tells a store of odd keys, values and queries; None where operations tell it themselves."""
-        return None if self.decoder is None else Flags(3, self._gather, self.shape.device)
+        return None if self.decoder is None else Flags(3, self._gather, self._pinning, self.shape.device)
 
     def reserve(self, pages: int) -> Reservation:
         """Take room for n pages to come, in all tiers (SPEC 10.2).

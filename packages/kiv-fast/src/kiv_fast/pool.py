@@ -8,6 +8,7 @@ import torch
 from kiv_reference.errors import KIVUsageError, refuse
 from kiv_reference.report import TierBytes
 
+from .attention.choice import told
 from .guard import public
 from .shape import Shape
 from .shared import Shared
@@ -68,8 +69,21 @@ class FastPool(Shared):
 
         All that its stores use; while none holds tokens, what float32 on the CPU would get.
         """
-        shapes = {state.shape for state in self.states} or {Shape(1, 1, 1, 1, torch.float32, torch.device("cpu"))}
-        return ", ".join(sorted({self.ops.told(shape) for shape in shapes}))
+        return ", ".join(sorted({self.ops.told(shape) for shape in self._shapes}))
+
+    @property
+    @public
+    def exact_attention(self) -> str:
+        """By what exact calls attend tiles of tokens: torch's fused attention, by name, or "logits written out".
+
+        With the dtype, as in "flash (bfloat16)", and without a soft cap; of all stores, as for `operations`.
+        """
+        return ", ".join(sorted({told(shape) for shape in self._shapes}))
+
+    @property
+    def _shapes(self) -> set[Shape]:
+        """Of the stores that hold tokens; while none does, one in float32 on the CPU."""
+        return {state.shape for state in self.states} or {Shape(1, 1, 1, 1, torch.float32, torch.device("cpu"))}
 
     @public
     def memory(self) -> TierBytes:

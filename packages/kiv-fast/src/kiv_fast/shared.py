@@ -11,6 +11,7 @@ import torch
 from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVUsageError, refuse
 
+from .device.ahead import Ahead
 from .device.gather import gather_for, reads_host_memory
 from .guard import Guard
 from .memory.ledger import Account, Counters, Ledger
@@ -57,6 +58,7 @@ class Shared:
         self.scratch = Scratch(Account(self.ledger))
         # What pins memory for a device, and whether that reads it by itself.
         self._pinning: dict[torch.device, tuple[SlabPinning | None, bool]] = {}
+        self._ahead: dict[torch.device, Ahead] = {}
 
     @property
     def config(self) -> KIVConfig:
@@ -141,6 +143,9 @@ class Shared:
         pinning, direct = self._pinning[device]
         if self.config.ram_bytes is not None and self.config.spill_dir is not None:
             folder_for(self._folder)  # it may be gone by now
+        gather = gather_for(device, direct)
+        if gather.transfer.streams is not None and device not in self._ahead:
+            self._ahead[device] = Ahead(gather.transfer.streams, self.scratch, device)
         return Resources(
             config=self.config,
             tuning=self.tuning,
@@ -151,5 +156,6 @@ class Shared:
             folder=self._folder,
             io=self._io,
             pinning=pinning,
-            gather=gather_for(device, direct),
+            gather=gather,
+            ahead=self._ahead.get(device),
         )

@@ -8,7 +8,7 @@ from kiv_reference.config import KIVConfig
 from .cold import Cold
 from .index.samples import EVERY, Samples
 from .interrupts import REFUSALS
-from .memory.scratch import step_bytes
+from .memory.scratch import step_bytes, tile_bytes
 from .shape import Shape
 from .tokens import Tokens
 
@@ -37,7 +37,8 @@ class State(Tokens):
         pages, scratch = self.config.cold_pages(length), self.cold.scratch
         self._planned = scratch.nbytes  # in case the append does not come about
         try:
-            scratch.plan(max(self._planned, self._step_bytes))
+            tiles = tile_bytes(self.shape, self.config, self.cold.tuning, pages)
+            scratch.plan(max(self._planned, self._step_bytes + tiles))
             device = self.recent.bytes_with(tokens) + self.validity.bytes_with(length, padded)
             self._hold(device + self.ids_bytes(pages), length)
             self.reservation = self.cold.reserve(len(self.rows) * (pages - self.pages))

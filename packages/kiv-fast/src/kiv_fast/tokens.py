@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,8 +11,10 @@ from kiv_reference.config import KIVConfig
 from kiv_reference.report import TierBytes, TierTokens
 
 from .cold import Cold
+from .device.ahead import HostTile
 from .index.samples import Samples
 from .memory.ledger import Holding, Reservation
+from .memory.scratch import tile_pages
 from .ops.arguments import PagedTile, Tile
 from .pages.block_table import BlockTable, Integers
 from .pages.validity import Validity
@@ -60,7 +63,7 @@ class Tokens:
     @property
     def tile_pages(self) -> int:
         """Pages of a tile."""
-        return max(1, self.cold.tuning.tile_tokens // self.config.page_tokens)
+        return tile_pages(self.shape, self.config, self.cold.tuning)
 
     def ids_bytes(self, pages: int) -> int:
         """Count the bytes of page ids on the device, for a decode step of all sequences."""
@@ -108,9 +111,34 @@ class Tokens:
         return Tile(key[None], value[None], row=0, start=0, count=stop - start, first=start, valid=valid)
 
     def cold_tiles(self, row: int, pages: int, heads: slice) -> Iterator[Tile]:
-        """Read what some KV heads have in the first `pages` pages of a sequence."""
-        for first in range(0, pages, self.tile_pages):
-            yield self.cold_tile(row, first, min(first + self.tile_pages, pages), heads)
+        """Read what some KV heads have in the first `pages` pages of a sequence.
+
+        On a device a tile is overwritten once the next one is asked for.
+        """
+        spans = [(first, min(first + self.tile_pages, pages)) for first in range(0, pages, self.tile_pages)]
+        if self.cold.ahead is None:
+            for first, stop in spans:
+                yield self.cold_tile(row, first, stop, heads)
+            return
+        reads = [partial(self._host_tile, row, first, stop, heads) for first, stop in spans]
+        for (first, stop), (key, value) in zip(spans, self.cold.ahead.tiles(reads), strict=True):
+            valid = self._valid(row, first, stop)
+            yield Tile(key[None], value[None], 0, 0, key.shape[1], self.hot_start(first), valid)
+
+    def _host_tile(self, row: int, first: int, stop: int, heads: slice) -> tuple[HostTile, HostTile]:
+        """Read pages in RAM, or view them there if a device copies them by itself."""
+        arena, ids = self.cold.arena, self.rows[row].pages[first:stop].tolist()
+        found = arena.pieces(ids) if heads == ALL else None
+        if found is None:
+            key, value = arena.tile(ids, heads)
+            parts = HostTile([key], tuple(key.shape), False), HostTile([value], tuple(value.shape), False)
+        else:
+            page, shape = (len(ids), self.shape.heads, self.config.page_tokens), self.shape
+            keys, values = found
+            parts = HostTile(keys, (*page, shape.key_width), True), HostTile(values, (*page, shape.value_width), True)
+        numbers = sum(piece.numel() for part in parts for piece in part.pieces)
+        self.cold.counters.streamed_bytes += numbers * self.shape.dtype.itemsize
+        return parts
 
     def paged_tiles(self, row: int, pages: int, heads: slice) -> Iterator[Tile | PagedTile]:
         """View the same where it lies, or read it where that cannot be."""

@@ -13,6 +13,8 @@ class Tuning:
     ----------
     tile_tokens : int
         Tokens that exact attention takes at once.
+    tile_bytes : int
+        Bytes of keys and values, in all heads, that a device takes at once; at least a page, at most `tile_tokens`.
     query_chunk : int
         Queries at once where exact attention writes logits out.
     index_tokens : int
@@ -31,6 +33,7 @@ class Tuning:
     """
 
     tile_tokens: int = 8192
+    tile_bytes: int = 16 << 20
     query_chunk: int = 256
     index_tokens: int = 2048
     chunk_bytes: int = 32 << 20

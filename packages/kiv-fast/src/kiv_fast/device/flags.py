@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 
+from ..memory.pinning import SlabPinning
 from .gather import Gather
 
 
@@ -20,6 +21,8 @@ class Flags:
     ----------
     count : int
     gather : Gather
+    pinning : SlabPinning, optional
+        What knows where a device sees host memory.
     device : torch.device
         Where the arithmetic is.
 
@@ -31,7 +34,7 @@ class Flags:
         Whether the device goes on while the host does: what it finds is known later.
     """
 
-    def __init__(self, count: int, gather: Gather, device: torch.device) -> None:
+    def __init__(self, count: int, gather: Gather, pinning: SlabPinning | None, device: torch.device) -> None:
         self._gather, self.late = gather, gather.transfer.streams is not None
         self._host: torch.Tensor | None = None
         self._over: Callable[[], None] | None = None
@@ -40,7 +43,7 @@ class Flags:
             self._host = self.words = torch.zeros(count, dtype=torch.int32, device=device)
             return
         host = streams.pinned(4 * count).view(torch.int32).zero_()
-        seen = gather.pinned(host)
+        seen = gather.pinned(host, pinning)
         if seen is not None:
             self._host = host
         self.words = torch.zeros(count, dtype=torch.int32, device=device) if seen is None else seen

@@ -53,9 +53,11 @@ class Gather:
         mapped = self._rows(table)
         return None if mapped is None else mapped.view(table.tensor.shape)
 
-    def pinned(self, tensor: torch.Tensor) -> torch.Tensor | None:
+    def pinned(self, tensor: torch.Tensor, pinning: SlabPinning | None) -> torch.Tensor | None:
         """View pinned host memory where the arithmetic can reach it; None where it cannot."""
-        return None if self._mapped is None else self._mapped(tensor)
+        if self._mapped is None or pinning is None:
+            return None
+        return self._mapped(tensor, pinning.address_on_device(tensor))
 
     def _rows(self, table: Table) -> torch.Tensor | None:
         if self._mapped is None or not table.pinned:

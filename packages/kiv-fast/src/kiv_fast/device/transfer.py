@@ -8,10 +8,17 @@ copies late.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
+
+
+class Beside(NamedTuple):
+    """Copies on the second stream."""
+
+    join: Callable[[], None]  # what the current stream is given from now on comes after them; the host goes on
+    wait: Callable[[], None]  # blocks the host until they are over
 
 
 class CudaStreams:
@@ -22,6 +29,7 @@ class CudaStreams:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._second: Any = None
 
     def pinned(self, nbytes: int) -> torch.Tensor:
         """Make host memory, uint8 ``[nbytes]``: pinned, or ordinary with a warning."""
@@ -53,9 +61,57 @@ class CudaStreams:
 
     def record(self) -> Callable[[], None]:
         """Mark the point after all copies begun so far; returns what blocks the host until they are over."""
+        return self.mark().synchronize
+
+    def mark(self) -> Any:
+        """Mark the point after all that the current stream was given so far."""
         event: Any = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self._device))
-        return event.synchronize
+        return event
+
+    def copy_beside(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]], after: Any) -> Beside:
+        """Begin to copy from the host, each into its target, on a second stream, once the point `after` is reached."""
+        if self._second is None:
+            self._second = torch.cuda.Stream(self._device)
+        over: Any = torch.cuda.Event()
+        with torch.cuda.stream(self._second):
+            self._second.wait_event(after)
+            for host, target in parts:
+                target.copy_(host, non_blocking=True)
+            over.record(self._second)
+        return Beside(lambda: torch.cuda.current_stream(self._device).wait_event(over), over.synchronize)
+
+    def rejoin(self) -> None:
+        """Let what the current stream is given from now on come after all copies on the second one."""
+        if self._second is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._second)
+
+
+class Slots:
+    """Pinned memory, a number of pieces in turn: each is filled again only after its last copy is over."""
+
+    def __init__(self, streams: CudaStreams, count: int) -> None:
+        self._streams = streams
+        self._slots: list[tuple[torch.Tensor, Callable[[], None]] | None] = [None] * count
+        self._turn = 0
+
+    def fill(self, host: torch.Tensor) -> tuple[torch.Tensor, Callable[[Callable[[], None]], None]]:
+        """Copy into the next slot; returns it, and what is to be told how the host waits for the copy out of it."""
+        turn, self._turn = self._turn, (self._turn + 1) % len(self._slots)
+        held, buffer = self._slots[turn], None
+        if held is not None:
+            buffer, wait = held
+            wait()
+        nbytes = host.numel() * host.element_size()
+        if buffer is None or buffer.numel() < nbytes:
+            buffer = self._streams.pinned(1 << max(0, nbytes - 1).bit_length())
+        slot = buffer[:nbytes].view(host.dtype).view(host.shape)
+        slot.copy_(host)
+
+        def sent(wait: Callable[[], None]) -> None:
+            self._slots[turn] = buffer, wait
+
+        return slot, sent
 
 
 class Transfer:
@@ -69,25 +125,15 @@ class Transfer:
 
     def __init__(self, streams: CudaStreams | None = None) -> None:
         self.streams = streams
-        self._slots: list[tuple[torch.Tensor, Callable[[], None]] | None] = [None, None]
-        self._turn = 0
+        self._slots = None if streams is None else Slots(streams, 2)
 
     def upload(self, host: torch.Tensor) -> torch.Tensor:
         """Copy through the next slot, which is filled again only after its last copy is over."""
-        if self.streams is None:
+        if self.streams is None or self._slots is None:
             return host
-        turn, self._turn = self._turn, 1 - self._turn
-        held, buffer = self._slots[turn], None
-        if held is not None:
-            buffer, wait = held
-            wait()
-        nbytes = host.numel() * host.element_size()
-        if buffer is None or buffer.numel() < nbytes:
-            buffer = self.streams.pinned(1 << max(0, nbytes - 1).bit_length())
-        slot = buffer[:nbytes].view(host.dtype).view(host.shape)
-        slot.copy_(host)
+        slot, sent = self._slots.fill(host)
         out = self.streams.copy(slot)
-        self._slots[turn] = (buffer, self.streams.record())
+        sent(self.streams.record())
         return out
 
     def fetch(self, tensor: torch.Tensor) -> torch.Tensor:

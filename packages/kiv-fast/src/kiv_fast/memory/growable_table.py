@@ -7,7 +7,9 @@ system refuses such a mapping, a table is copied to grow.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import itertools
 import math
 import mmap
 import platform
@@ -132,6 +134,21 @@ class Table:
     def seen(self) -> int:
         """The address at which a device sees the first record, if it is registered."""
         return self._region.seen
+
+    def pieces(self, records: list[int]) -> list[torch.Tensor]:
+        """View records in flat pieces, in order; none reaches over the end of a pinned slab, which no copy may do."""
+        flat, size = self.tensor.view(-1), math.prod(self._shape)
+        ends = [end // flat.element_size() for end in itertools.accumulate(self._region.slabs)]
+        found: list[torch.Tensor] = []
+        first = 0
+        for last, record in enumerate(records):
+            if last + 1 < len(records) and records[last + 1] == record + 1:
+                continue
+            start, stop = records[first] * size, (record + 1) * size
+            inside = ends[bisect.bisect_right(ends, start) : bisect.bisect_left(ends, stop)]
+            found += [flat[a:b] for a, b in itertools.pairwise([start, *inside, stop])]
+            first = last + 1
+        return found
 
     def ensure(self, records: int) -> None:
         """Make room for n records."""

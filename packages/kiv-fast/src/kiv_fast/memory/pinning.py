@@ -145,6 +145,15 @@ class SlabPinning:
             self._apart = True
             self.release(region)
 
+    def address_on_device(self, tensor: torch.Tensor) -> int:
+        """Find the address at which the device sees memory that torch has pinned.
+
+        Raises
+        ------
+        RuntimeError
+        """
+        return self._runtime.device_address(tensor.data_ptr())
+
     def release(self, region: Region) -> None:
         """Unregister the slabs of a region."""
         while region.slabs:

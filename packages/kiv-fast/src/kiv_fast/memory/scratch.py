@@ -66,6 +66,21 @@ class Scratch:
         self.plan(0)
 
 
+def tile_pages(shape: Shape, config: KIVConfig, tuning: Tuning) -> int:
+    """Return how many pages exact attention takes at once: a function of what is stored alone (SPEC 10.1)."""
+    tokens = tuning.tile_tokens
+    if shape.device.type != "cpu":
+        tokens = min(tokens, tuning.tile_bytes // shape.token_bytes)
+    return max(1, tokens // config.page_tokens)
+
+
+def tile_bytes(shape: Shape, config: KIVConfig, tuning: Tuning, pages: int) -> int:
+    """Count the bytes of a device's buffers for tiles of the first n pages: two on their way, one in order."""
+    if shape.device.type == "cpu":
+        return 0
+    return 3 * min(pages, tile_pages(shape, config, tuning)) * config.page_tokens * shape.token_bytes
+
+
 def step_bytes(shape: Shape, config: KIVConfig, tuning: Tuning) -> int:
     """Count the bytes of keys and values that a decode step of such a store reads at once."""
     if config.retrieve_tokens is None:

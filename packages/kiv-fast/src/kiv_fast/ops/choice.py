@@ -78,7 +78,7 @@ class OpsChoice:
         KIVUnsupportedError
             "triton" was asked for where it cannot serve: its name never stands for another.
         """
-        if self._name not in ("auto", "triton") or (self._name == "auto" and shape.device.type == "cpu"):
+        if self._name not in ("auto", "triton") or (self._name == "auto" and shape.device.type != "cuda"):
             return None
         reason = why_not_triton(shape.device)
         if shape.dtype not in KINDS:

@@ -68,6 +68,10 @@ class Arena(ABC):
         """View all keys or values, ``[pages, H, P, D]``, where the arithmetic can read them; None where it cannot."""
         return None
 
+    def pieces(self, ids: list[int]) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
+        """View keys and values of whole pages, in flat pieces that a device copies by itself; None where it cannot."""
+        return None
+
     @abstractmethod
     def tile(self, ids: list[int], heads: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return what some of the heads have in whole pages, keys and values ``[heads, n * P, D]``, in order."""

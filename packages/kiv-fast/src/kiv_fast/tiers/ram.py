@@ -42,6 +42,12 @@ class RamArena(Arena):
         """View all keys or values (`Arena.table`)."""
         return self._gather.whole(self._value if values else self._key)
 
+    def pieces(self, ids: list[int]) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
+        """View whole pages where they lie pinned (`Arena.pieces`)."""
+        if self._gather.in_place or not (self._key.pinned and self._value.pinned):
+            return None
+        return self._key.pieces(ids), self._value.pieces(ids)
+
     def tile(self, ids: list[int], heads: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return whole pages (`Arena.tile`): a view where one head's pages lie side by side."""
         first, n = ids[0], len(ids)

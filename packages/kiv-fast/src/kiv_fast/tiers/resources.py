@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kiv_reference.config import KIVConfig
 
+from ..device.ahead import Ahead
 from ..device.gather import Gather
 from ..memory.ledger import Account, Counters
 from ..memory.pinning import SlabPinning
@@ -27,6 +28,8 @@ class Resources:
         The system calls of the disk tier.
     gather : Gather
         How the device reads host memory.
+    ahead : Ahead, or None on a CPU
+        What sends tiles of cold pages to the device.
     """
 
     config: KIVConfig
@@ -39,3 +42,4 @@ class Resources:
     io: FileIO
     pinning: SlabPinning | None
     gather: Gather
+    ahead: Ahead | None

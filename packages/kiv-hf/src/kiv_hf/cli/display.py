@@ -94,6 +94,7 @@ def outcome_table(run: Run, cache: KIVCache, tally: Tally) -> Table:
     table.add_row("reading", f"{run.prompt_tokens / run.prefill_s:,.0f} tokens/s")
     table.add_row("decoding", decode_text(run))
     table.add_row("operations", getattr(cache.pool, "operations", type(cache.pool).__name__))
+    table.add_row("exact attention", getattr(cache.pool, "exact_attention", type(cache.pool).__name__))
     table.add_row("cold tokens", cold_text(tally))
     table.add_row("attention mass", mass_text(tally))
     return table

@@ -196,7 +196,18 @@ class Call:
         return torch.finfo(low).eps / 2
 
 
-def check_outputs(place: Place, got: torch.Tensor, truth: torch.Tensor, low: torch.Tensor, rounding: float) -> None:
+def attends_everything(report: AttendReport) -> torch.Tensor:
+    """Tell of which queries every token is attended, by some head at least: bool ``[TQ, 1]``, in RAM."""
+    parts = [
+        torch.full((block.query_tokens, 1), block.mode == "exact" or bool(block.streamed.any()), device="cpu")
+        for block in report.blocks
+    ]
+    return torch.cat(parts)
+
+
+def check_outputs(
+    place: Place, got: torch.Tensor, truth: torch.Tensor, low: torch.Tensor, rounding: torch.Tensor
+) -> None:
     """Compare outputs ``[B, HQ, TQ, DV]`` after the hand-over (SPEC 11.2).
 
     Parameters
@@ -204,7 +215,7 @@ def check_outputs(place: Place, got: torch.Tensor, truth: torch.Tensor, low: tor
     got : output of the implementation under comparison
     truth : float64, of the reference in float64
     low : of the reference in the dtype of `got`: its distance from `truth` is the allowed
-    rounding : what the order of sums may add to it
+    rounding : what rounding on the way may add to it, one number or ``[TQ, 1]``
 
     Raises
     ------

@@ -14,7 +14,7 @@ import torch
 from kiv_reference import ReferencePool
 from kiv_reference.index import PageIndex
 
-from .divergence import Call, KIVDivergenceError, Place, check_outputs
+from .divergence import Call, KIVDivergenceError, Place, attends_everything, check_outputs
 
 if TYPE_CHECKING:
     from kiv_reference.config import KIVConfig
@@ -57,6 +57,11 @@ class ComparePool:
     def operations(self) -> str:
         """By what the implementation under comparison computes, if it has a choice."""
         return getattr(self._pool, "operations", type(self._pool).__name__)
+
+    @property
+    def exact_attention(self) -> str:
+        """By what the implementation under comparison attends everything, likewise."""
+        return getattr(self._pool, "exact_attention", type(self._pool).__name__)
 
     def layer_store(self) -> CompareStore:
         """Return a new, empty store for one attention layer."""
@@ -139,7 +144,7 @@ class CompareStore:
         low = self._low.attend(query, **asked, sink_logits=sink_logits, given=report)
         apart = self._apart(report)
         got, truth, low = (tensor.masked_fill(apart, 0) for tensor in (output, truth, low))
-        check_outputs(place, got, truth, low, self._rounding(query, scale))
+        check_outputs(place, got, truth, low, self._rounding(query, scale, report))
         return output
 
     def _share_codes(self) -> None:
@@ -161,8 +166,12 @@ class CompareStore:
                 apart[:, block.first_query : block.first_query + block.query_tokens] = False
         return apart[:, None, first:, None]
 
-    def _rounding(self, query: torch.Tensor, scale: float) -> float:
-        """Return the worst case of what the order of sums does to an output, in the dtype of computation."""
+    def _rounding(self, query: torch.Tensor, scale: float, report: AttendReport) -> torch.Tensor:
+        """Return the worst case of what rounding does to an output on its way, one number or ``[TQ, 1]``.
+
+        That is the order of sums, in the dtype of computation, and on a device, where several queries attend
+        everything, one rounding of weights and one of tiles' outputs to the query's (SPEC 1.2).
+        """
         tokens = self._truth.contents
         assert tokens is not None
         unit = torch.finfo(torch.float64 if query.dtype == torch.float64 else torch.float32).eps / 2
@@ -172,7 +181,10 @@ class CompareStore:
         magnitude = float((query.double().masked_fill(~asked, 0).abs() @ widest).amax())
         values = tokens.value.tensor.masked_fill(~seen, 0)
         largest = float(values.masked_fill(~torch.isfinite(values), 0).abs().amax())
-        return 2 * unit * ((query.shape[3] + 8) * scale * magnitude + self.length + 8) * largest
+        sums = 2 * unit * ((query.shape[3] + 8) * scale * magnitude + self.length + 8) * largest
+        fused = query.device.type != "cpu" and query.shape[2] > 1
+        narrow = attends_everything(report).to(query.device) if fused else False
+        return torch.as_tensor(sums + narrow * torch.finfo(query.dtype).eps * largest)
 
     def _check_state(self) -> None:
         mine, expected = self._store.tokens(), self._truth.tokens()

@@ -10,10 +10,12 @@ from typing import Any, cast
 
 import psutil
 import torch
+from kiv_fast.attention.choice import told
 from kiv_fast.device.gather import reads_host_memory
 from kiv_fast.memory.growable_table import Table
 from kiv_fast.memory.pinning import MOST_BYTES, SlabPinning, pinning_for
 from kiv_fast.ops import library
+from kiv_fast.shape import Shape
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..units import format_bytes
@@ -128,7 +130,7 @@ def direct_reads(device: torch.device) -> Finding:
 
 
 def fused_attention(device: torch.device) -> Finding:
-    """Try each fused kernel of torch on a bfloat16 call."""
+    """Try each fused kernel of torch on a bfloat16 call, and those that exact attention may take."""
     query, key = (torch.ones(1, 4, tokens, 64, dtype=torch.bfloat16, device=device) for tokens in (1, 128))
     found: list[str] = []
     reason = ""
@@ -144,4 +146,5 @@ def fused_attention(device: torch.device) -> Finding:
             found.append(name.removesuffix("_ATTENTION").lower())
     if not found:
         return Finding("fused attention", "none in bfloat16", False, reason, DRIVER)
-    return Finding("fused attention", f"{', '.join(found)} in bfloat16")
+    exact = told(Shape(1, 1, 64, 64, torch.bfloat16, device))
+    return Finding("fused attention", f"{', '.join(found)} in bfloat16; exact attention by {exact}")

@@ -18,7 +18,8 @@ def combine(
     """Merge the parts, with learned sinks and the shift of mean values. Grid (B * H * G, DV / BV).
 
     Parts [B, C) are the selection, [C, E) pages. Learned sinks by their strides of sequences and heads. Output
-    [B, H, G, DV]; estimated share of mass [B, H, G]. What the next step counts from 0 on is set to that. The third word of `odd` is set if a query is not finite.
+    [B, H, G, DV]; estimated share of mass [B, H, G]. What the next step counts from 0 on is set to that. The third
+    word of `odd` is set if a query is not finite.
     """
     row, block = tl.program_id(0), tl.program_id(1)
     head, g = row // G, row % G
