@@ -5,5 +5,5 @@
 
 from __future__ import annotations
 
-NAMES = ("decode", "step", "spill", "prefill", "prefill_bytes", "append", "traffic", "device_bytes")
+NAMES = ("decode", "step", "spill", "prefill", "prefill_bytes", "append", "traffic", "device_bytes", "locality")
 """The modules that ``all`` runs."""
