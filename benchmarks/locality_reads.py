@@ -47,6 +47,8 @@ class HeadReads:
         Of one row.
     candidates, selected : list of int32 [n]
         A step each: numbers of cold tokens from 0, ascending.
+    cold_pages : list of int
+        Of each step.
     widened : int
         Steps that took twice the candidates (SPEC 4.9).
     """
@@ -57,6 +59,7 @@ class HeadReads:
     value_bytes: int
     candidates: list[Rows] = field(default_factory=list)
     selected: list[Rows] = field(default_factory=list)
+    cold_pages: list[int] = field(default_factory=list)
     widened: int = 0
 
 
@@ -66,7 +69,6 @@ class Recording:
     def __init__(self, sink_tokens: int) -> None:
         self._sinks = sink_tokens
         self.heads: dict[tuple[int, int], HeadReads] = {}
-        self.cold_tokens = 0
 
     def add(self, layer: int, report: AttendReport) -> None:
         """Note what one step read in one layer."""
@@ -76,7 +78,6 @@ class Recording:
         rows = [int((at >= 0).sum()) for at in (block.candidate_positions, block.selected_positions)]
         assert block.key_bytes % rows[0] == block.value_bytes % rows[1] == 0, "a row is read once"
         row_bytes = block.key_bytes // rows[0], block.value_bytes // rows[1]
-        self.cold_tokens = max(self.cold_tokens, int(block.candidate_positions.max()) - self._sinks + 1)
         for head in range(heads):
             reads = self.heads.setdefault((layer, head), HeadReads(layer, head, *row_bytes))
             for into, at in (
@@ -84,6 +85,7 @@ class Recording:
                 (reads.selected, block.selected_positions[0, head]),
             ):
                 into.append((at[at >= 0] - self._sinks).int().numpy())
+            reads.cold_pages.append(block.cold_pages)
             reads.widened += int(block.widened[0, head])
 
 

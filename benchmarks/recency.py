@@ -92,11 +92,14 @@ def _held(order: Rows, capacity: int, ways: int | None) -> NDArray[np.bool_]:
     if ways is None:
         return np.arange(order.size) < capacity
     sets = max(1, capacity // ways)
-    chosen = ((order.astype(np.uint64) * GOLDEN) % 2**32 * sets) >> np.uint64(32)
+    assert sets <= 2**16, "sets are numbered in 16 bits, which are sorted without comparisons"
+    chosen = (((order.astype(np.uint64) * GOLDEN) % 2**32 * sets) >> np.uint64(32)).astype(np.uint16)
     by_set = np.argsort(chosen, kind="stable")
+    at = np.arange(order.size)
     together = chosen[by_set]
+    begins = at * (np.diff(together, prepend=together[:1]) != 0)
     held = np.empty(order.size, dtype=bool)
-    held[by_set] = np.arange(order.size) - np.searchsorted(together, together) < ways
+    held[by_set] = at - np.maximum.accumulate(begins) < ways
     return held
 
 
