@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from kiv_hf import KIVConfig
 from kiv_hf.impls import resolve_impl
 from kiv_reference.index import SAMPLE_TOKENS
 from platformdirs import user_cache_path
@@ -20,15 +19,16 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from .fidelity.contexts import Context, System
 from .models import load_model, twin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from kiv_hf import KIVConfig
     from kiv_reference import AttendReport
 
+    from .fidelity.contexts import Context, System
     from .recency import Rows
 
 ATTENTION = "kiv_benchmark_one_layer"
@@ -199,7 +199,7 @@ def decode_layer(
     for span in layer.spans(ids, tokens):
         for sample, start in enumerate(range(0, span.key.shape[2], SAMPLE_TOKENS)):
             # Two queries, for a call of one retrieves (SPEC 7.5); the first is 0, and no answer is looked at.
-            for part in (slice(start, start + SAMPLE_TOKENS - 2), slice(start + SAMPLE_TOKENS - 2, start + SAMPLE_TOKENS)):
+            for part in torch.arange(start, start + SAMPLE_TOKENS).split([SAMPLE_TOKENS - 2, 2]):
                 store.append(span.key[:, :, part], span.value[:, :, part])
             query = span.query[:, :, sample, None]
             store.attend(torch.cat([torch.zeros_like(query), query], dim=2), scale=layer.scale)

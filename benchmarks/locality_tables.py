@@ -110,7 +110,8 @@ class Budget:
         total = np.zeros(len(starts))
         for head in self.heads:
             for kind, row_bytes in zip(KINDS, (head.key_bytes, head.value_bytes), strict=True):
-                total += [row_bytes * int((rows >= at).sum()) for rows, at in zip(getattr(head, kind), starts, strict=True)]
+                pairs = zip(getattr(head, kind), starts, strict=True)
+                total += [row_bytes * int((rows >= at).sum()) for rows, at in pairs]
         return total
 
     def held_bytes(self) -> int:
@@ -164,9 +165,9 @@ TABLES = (
     ),
     (
         cache_rows,
-        "Hit rates, and MB a step over the bus, of caches of C and R rows for each KV head, of twice and four times that",
+        "Hit rates, and MB a step over the bus, with caches for each KV head of C and R rows, 2 C and 2 R, 4 C and 4 R",
         *("C", "cache of", "keys, C", "2 C", "4 C", "values, R", "2 R", "4 R", "worst head's keys, 2 C"),
-        *("worst head's values, 2 R", "MB, ×1", "×2", "×4", f"ms at {BUS_GB_PER_S} GB/s, ×2"),
+        *("worst head's values, 2 R", "MB, C", "2 C", "4 C", f"ms at {BUS_GB_PER_S} GB/s, 2 C"),
     ),
     (
         cold_row,
