@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from kiv_reference.contract import AttendReport, BlockReport
 from transformers import DynamicCache, Gemma3ForCausalLM
 
 from benchmarks import locality, locality_reads
 from benchmarks.fidelity.contexts import Context, System, asked
 from benchmarks.fidelity.tests.tiny import tiny_gemma, tiny_llama
-from benchmarks.locality_reads import FirstGlobalLayer, HeadReads, decode, decode_layer
+from benchmarks.locality_reads import FirstGlobalLayer, HeadReads, Recording, decode, decode_layer
 from benchmarks.locality_tables import POLICIES, Budget, cache_rows, cold_row, reads_row
 from benchmarks.recency import GOLDEN, RECENT_STEPS, Policy, origins, simulate
 
@@ -110,6 +111,31 @@ def test_tables_tell_what_a_reader_counts_by_hand() -> None:
     assert rows["rows"][8:10] == pytest.approx((4 / 6, 1 / 3))
     # In C rows there is no place for a block of 4: each of 10 blocks of keys and 6 of values is fetched whole.
     assert rows["blocks of 4"][10] == pytest.approx((10 * 4 * 2 + 6 * 4 * 10) / 3 / 1e6)
+
+
+def test_of_a_report_each_head_has_its_own_rows() -> None:
+    at = torch.tensor([[[4, 6, -1, -1], [5, 6, 7, 9]]])
+    none = torch.zeros(1, 2, 1)
+    block = BlockReport(
+        mode="retrieve",
+        first_query=50,
+        query_tokens=1,
+        cold_pages=3,
+        candidate_positions=at,
+        selected_positions=at[..., :1],
+        widened=torch.tensor([[False, True]]),
+        streamed=torch.zeros(1, 2, dtype=torch.bool),
+        exact_mass=none,
+        estimated_mass=none,
+        missed_bound=None,
+        key_bytes=6 * 32,
+        value_bytes=2 * 64,
+    )
+    recording = Recording(sink_tokens=4)
+    recording.add(5, AttendReport((block,)))
+    found = [(r.candidates[0].tolist(), r.selected[0].tolist(), r.widened) for r in recording.heads.values()]
+    assert found == [([0, 2], [0], 0), ([1, 2, 3, 5], [1], 1)]
+    assert {(r.layer, r.key_bytes, r.value_bytes, *r.cold_pages) for r in recording.heads.values()} == {(5, 32, 64, 3)}
 
 
 @pytest.fixture(name="gemma")
