@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .fidelity.contexts import Context, System, asked
+from .fidelity.long.capture import TEXT_TOKENS, load_capture
+from .fidelity.long.documents import LongDocument
 from .fidelity.long.figures import default_tokens
-from .locality_reads import FirstGlobalLayer, Recording, decode, decode_layer
+from .locality_reads import FirstGlobalLayer, Recording, decode, decode_capture, decode_layer
 from .locality_tables import FACTORS, POLICIES, TABLES, Budget, by_layer
 from .models import MODELS, kjv_tokens
 from .options import QUICK, parse, parser
@@ -36,18 +38,25 @@ DIGITS = 3
 class Case:
     """A context on a model, and the shares of its cold tokens that are candidates, beside the default number.
 
-    With `one_layer`, of the first layer with full attention alone.
+    `source` is "" for a whole model, "captured" for what a capture of `fidelity long` kept of all layers, "one-layer"
+    for the first layer with full attention.
     """
 
     model_name: str
     tokens: int
     shares: tuple[float, ...]
-    one_layer: bool = False
+    source: str = ""
 
     @property
     def name(self) -> str:
         """Of the result."""
-        return f"{self.model_name}-{short(self.tokens)}" + ("-one-layer" if self.one_layer else "")
+        return "-".join(filter(None, (self.model_name, short(self.tokens), self.source)))
+
+    def steps(self, *, quick: bool) -> tuple[int, int]:
+        """Return the steps of the warm-up, and those that are measured."""
+        if self.source == "captured":
+            return TEXT_TOKENS // 4, TEXT_TOKENS - TEXT_TOKENS // 4
+        return (4, 4) if quick else (WARMUP, STEPS)
 
     def configs(self, steps: int, *, quick: bool) -> Iterator[KIVConfig]:
         """Yield the default budgets, and for each share C with R in the defaults' proportion."""
@@ -64,18 +73,24 @@ CASES = (
     Case("smollm2", 8 * K, (0.25, 0.06, 0.016, 0.008)),
     Case("gemma", 8 * K, (0.25, 0.06)),
     Case("gemma", 32 * K, (0.25, 0.06, 0.016, 0.008)),
-    Case("gemma", 32 * K, (), one_layer=True),
-    Case("gemma", 128 * K, (0.016,), one_layer=True),
-    Case("gemma", 1024 * K, (0.016,), one_layer=True),
+    Case("gemma", 32000, (0.25, 0.06, 0.016, 0.008), "captured"),
+    Case("gemma", 32 * K, (), "one-layer"),
+    Case("gemma", 128 * K, (0.016,), "one-layer"),
+    Case("gemma", 1024 * K, (0.016,), "one-layer"),
 )
-QUICK_CASES = (Case("smollm2", K, (0.06,)), Case("gemma", 2 * K, (), one_layer=True))
+QUICK_CASES = (Case("smollm2", K, (0.06,)), Case("gemma", 2 * K, (), "one-layer"))
 
 
 def recordings(case: Case, options: argparse.Namespace, steps: int) -> Iterator[tuple[KIVConfig, Recording]]:
     """Yield what each budget of a case reads."""
-    ids = kjv_tokens(case.model_name, case.tokens + steps)
     configs = case.configs(steps, quick=options.quick)
-    if case.one_layer:
+    if case.source == "captured":
+        capture = load_capture(LongDocument(case.model_name, "kjv", case.tokens))
+        for config in configs:
+            yield config, decode_capture(capture, config, options.impl)
+        return
+    ids = kjv_tokens(case.model_name, case.tokens + steps)
+    if case.source == "one-layer":
         layer = FirstGlobalLayer(case.model_name)
         after = layer.read(ids, case.tokens, case.tokens + steps)
         for config in configs:
@@ -90,7 +105,7 @@ def recordings(case: Case, options: argparse.Namespace, steps: int) -> Iterator[
 
 def measure(case: Case, options: argparse.Namespace) -> Result:
     """Measure one context, and write its result."""
-    warmup, steps = (4, 4) if options.quick else (WARMUP, STEPS)
+    warmup, steps = case.steps(quick=options.quick)
     settings = {"impl": options.impl, "text": "King James", "warm-up steps": warmup, "measured steps": steps}
     title = f"Locality of what a step reads: {MODELS[case.model_name].title}, {short(case.tokens)} tokens"
     result = Result(f"locality_{case.name}", title, settings)
@@ -101,7 +116,7 @@ def measure(case: Case, options: argparse.Namespace) -> Result:
             for row in rows(budget):
                 table.add(*(float(f"{cell:.{DIGITS}g}") if isinstance(cell, float) else cell for cell in row))
         found = result.series[str(config.candidate_tokens)] = by_layer(budget)
-        result.settings["layers"] = f"{found['layers'][0]} alone" if case.one_layer else "all that retrieve"
+        result.settings["layers"] = f"{found['layers'][0]} alone" if case.source == "one-layer" else "all that retrieve"
         result.write(options.out, draw)
     return result
 

@@ -1,8 +1,9 @@
 """Which cold rows each decode step of a real text reads, as KIV's own reports tell.
 
-Two sources. A whole model decodes after a text that it read with full attention. Where that text is too long to be read
-so, the first layer with full attention is taken alone: the layers below it look at a sliding window, so that its keys,
-values and queries depend on a few thousand tokens before each, and are the model's own however long the text is.
+Three sources. A whole model decodes after a text that it read with full attention. Stores are given what a capture of
+`fidelity long` kept of such a text, whose last positions have all their queries. Where a text is too long to be read so,
+the first layer with full attention is taken alone: the layers below it look at a sliding window, so that its keys, values
+and queries depend on a few thousand tokens before each, and are the model's own however long the text is.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .fidelity.long.capture import TEXT_TOKENS
 from .models import load_model, twin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from kiv_hf import KIVConfig
     from kiv_reference import AttendReport
 
     from .fidelity.contexts import Context, System
+    from .fidelity.long.capture import Capture
     from .recency import Rows
 
 ATTENTION = "kiv_benchmark_one_layer"
@@ -130,7 +133,7 @@ class FirstGlobalLayer:
         # A layer of a window of w adds w - 1 tokens to what a key depends on; in whole samples, so that these agree.
         reach = self.index * (stock.config.sliding_window - 1)
         self._lead = -(-reach // SAMPLE_TOKENS) * SAMPLE_TOKENS
-        self.scale = 0.0
+        self.scale = float(stock.config.query_pre_attn_scalar) ** -0.5
         self._seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
         self._model = self._watched(stock)
 
@@ -141,7 +144,7 @@ class FirstGlobalLayer:
             if module.layer_idx != self.index:
                 return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
             count = query.shape[2]
-            self.scale = float(kwargs["scaling"])
+            assert float(kwargs["scaling"]) == self.scale, "the model scales otherwise"
             self._seen.append((key[:, :, -count:].clone(), value[:, :, -count:].clone(), query.clone()))
             return torch.zeros_like(query).transpose(1, 2), None  # no layer follows
 
@@ -180,33 +183,58 @@ class FirstGlobalLayer:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 scratch = path.with_suffix(".part")
                 sampled = span.query[:, :, SAMPLE_TOKENS - 1 :: SAMPLE_TOKENS].clone()
-                torch.save((self.scale, Span(span.key, span.value, sampled)), scratch)
+                torch.save(Span(span.key, span.value, sampled), scratch)
                 scratch.rename(path)
-            self.scale, span = torch.load(path, weights_only=False)
-            yield span
+            yield torch.load(path, weights_only=False)
 
     def _path(self, start: int, stop: int) -> Path:
         return user_cache_path("kiv-benchmarks") / "locality" / f"{self.name}-{self.index}-{start}-{stop}.pt"
 
 
-@torch.inference_mode()
 def decode_layer(
     layer: FirstGlobalLayer, ids: torch.Tensor, tokens: int, steps: Span, config: KIVConfig, impl: str
 ) -> Recording:
     """Fill a store with the first `tokens` positions, and let it answer the queries of `steps`."""
-    pool: Any = resolve_impl(impl)(config)
-    store, recording = pool.layer_store(), Recording(config.sink_tokens)
-    for span in layer.spans(ids, tokens):
-        for sample, start in enumerate(range(0, span.key.shape[2], SAMPLE_TOKENS)):
-            # Two queries, for a call of one retrieves (SPEC 7.5); the first is 0, and no answer is looked at.
-            for part in torch.arange(start, start + SAMPLE_TOKENS).split([SAMPLE_TOKENS - 2, 2]):
-                store.append(span.key[:, :, part], span.value[:, :, part])
-            query = span.query[:, :, sample, None]
-            store.attend(torch.cat([torch.zeros_like(query), query], dim=2), scale=layer.scale)
-    for at in range(steps.key.shape[2]):
-        one = slice(at, at + 1)
-        store.append(steps.key[:, :, one], steps.value[:, :, one])
-        store.attend(steps.query[:, :, one], scale=layer.scale)
-        recording.add(layer.index, store.report)
-    pool.close()
+    recording = Recording(config.sink_tokens)
+    replay(recording, layer.index, layer.spans(ids, tokens), steps, layer.scale, config, impl)
     return recording
+
+
+def decode_capture(capture: Capture, config: KIVConfig, impl: str) -> Recording:
+    """Fill a store for each layer of a capture but for its last tokens, and let it answer their queries."""
+    recording, first = Recording(config.sink_tokens), capture.tokens - TEXT_TOKENS
+    for index, held in capture.layers.items():
+        key, value = held.key[None].clone(), held.value[None].clone()
+        context = Span(key[:, :, :first], value[:, :, :first], held.sampled[None, :, : first // SAMPLE_TOKENS].clone())
+        steps = Span(key[:, :, first:], value[:, :, first:], held.text[None].clone())
+        replay(recording, index, [context], steps, capture.scale, config, impl)
+    return recording
+
+
+@torch.inference_mode()
+def replay(
+    recording: Recording, index: int, context: Iterable[Span], steps: Span, scale: float, config: KIVConfig, impl: str
+) -> None:
+    """Fill a store with spans, whose queries are the sampled ones, and note what it reads for the queries of `steps`."""
+    pool: Any = resolve_impl(impl)(config)
+    store = pool.layer_store()
+    for span in context:
+        count = span.key.shape[2]
+        for sample, start in enumerate(range(0, count, SAMPLE_TOKENS)):
+            stop = min(start + SAMPLE_TOKENS, count)
+            _append(store, span, start, stop - 2)
+            _append(store, span, stop - 2, stop)
+            if sample < span.query.shape[2]:
+                # Two queries, for a call of one retrieves (SPEC 7.5); the first is 0, and no answer is looked at.
+                query = span.query[:, :, sample, None]
+                store.attend(torch.cat([torch.zeros_like(query), query], dim=2), scale=scale)
+    for at in range(steps.key.shape[2]):
+        _append(store, steps, at, at + 1)
+        store.attend(steps.query[:, :, at : at + 1], scale=scale)
+        recording.add(index, store.report)
+    pool.close()
+
+
+def _append(store: Any, span: Span, start: int, stop: int) -> None:
+    if start < stop:
+        store.append(span.key[:, :, start:stop], span.value[:, :, start:stop])

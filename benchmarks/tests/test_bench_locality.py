@@ -13,8 +13,10 @@ from transformers import DynamicCache, Gemma3ForCausalLM
 
 from benchmarks import locality, locality_reads
 from benchmarks.fidelity.contexts import Context, System, asked
+from benchmarks.fidelity.long.capture import TEXT_TOKENS, Capture, Layer
+from benchmarks.fidelity.queries import SAMPLE_TOKENS
 from benchmarks.fidelity.tests.tiny import tiny_gemma, tiny_llama
-from benchmarks.locality_reads import FirstGlobalLayer, HeadReads, Recording, decode, decode_layer
+from benchmarks.locality_reads import FirstGlobalLayer, HeadReads, Recording, decode, decode_capture, decode_layer
 from benchmarks.locality_tables import POLICIES, Budget, cache_rows, cold_row, reads_row
 from benchmarks.recency import GOLDEN, RECENT_STEPS, Policy, origins, simulate
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from benchmarks.recency import Rows
 
 TOKENS, STEPS = 600, 40
+SIZES = {"hot_tokens": 32, "page_tokens": 16, "index_channels": 4, "candidate_tokens": 64, "retrieve_tokens": 16}
 
 
 def wandering(seed: int, wanted: int = 90) -> list[Rows]:
@@ -169,8 +172,7 @@ def test_a_stretch_of_the_text_is_read_as_in_the_whole(gemma: Gemma3ForCausalLM,
 def test_one_layer_reads_what_it_reads_in_the_model(
     gemma: Gemma3ForCausalLM, ids: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokens, sizes = 320, {"page_tokens": 16, "index_channels": 4, "candidate_tokens": 64, "retrieve_tokens": 16}
-    config = asked(hot_tokens=32, **sizes)
+    tokens, config = 320, asked(**SIZES)
     whole = decode(Context("gemma", ids[:, :tokens]), System("KIV", config, "fast"), ids[:, tokens:])
     assert set(whole.heads) == {(1, 0), (3, 0)}
     layer = FirstGlobalLayer("gemma")
@@ -184,6 +186,21 @@ def test_one_layer_reads_what_it_reads_in_the_model(
     monkeypatch.setattr(FirstGlobalLayer, "read", None)  # what was read is kept
     again = decode_layer(layer, ids, tokens, after, config, "fast").heads[1, 0]
     assert [step.tolist() for step in again.candidates] == [step.tolist() for step in alone.candidates]
+
+
+def test_a_capture_reads_what_the_model_reads(gemma: Gemma3ForCausalLM, ids: torch.Tensor) -> None:
+    tokens, config = 340 - TEXT_TOKENS, asked(**SIZES)
+    whole = decode(Context("gemma", ids[:, :tokens]), System("KIV", config, "fast"), ids[:, tokens:])
+    layer = FirstGlobalLayer("gemma")
+    span = layer.read(ids, 0, 340)
+    sampled = torch.arange(SAMPLE_TOKENS - 1, 340, SAMPLE_TOKENS)
+    query = span.query[0]
+    held = Layer(span.key[0], span.value[0], query[:, sampled], query[:, -TEXT_TOKENS:], query[:, :0])
+    capture = Capture("tiny", 340, layer.scale, {1: held}, (), sampled)
+    mine, theirs = decode_capture(capture, config, "fast").heads[1, 0], whole.heads[1, 0]
+    assert len(mine.candidates) == TEXT_TOKENS
+    assert [step.tolist() for step in mine.candidates] == [step.tolist() for step in theirs.candidates]
+    assert [step.tolist() for step in mine.selected] == [step.tolist() for step in theirs.selected]
 
 
 def test_a_quick_run_writes_a_result_for_each_context(
