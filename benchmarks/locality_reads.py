@@ -1,9 +1,9 @@
 """Which cold rows each decode step of a real text reads, as KIV's own reports tell.
 
 Three sources. A whole model decodes after a text that it read with full attention. Stores are given what a capture of
-`fidelity long` kept of such a text, whose last positions have all their queries. Where a text is too long to be read so,
-the first layer with full attention is taken alone: the layers below it look at a sliding window, so that its keys, values
-and queries depend on a few thousand tokens before each, and are the model's own however long the text is.
+`fidelity long` kept of such a text, whose last positions have all their queries. Where a text is too long to be read
+so, the first layer with full attention is taken alone: the layers below it look at a sliding window, so that its keys,
+values and queries depend on a few thousand tokens before each, and are the model's own however long the text is.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ def decode_capture(capture: Capture, config: KIVConfig, impl: str) -> Recording:
 def replay(
     recording: Recording, index: int, context: Iterable[Span], steps: Span, scale: float, config: KIVConfig, impl: str
 ) -> None:
-    """Fill a store with spans, whose queries are the sampled ones, and note what it reads for the queries of `steps`."""
+    """Fill a store with spans that have the sampled queries, and note what it reads for the queries of `steps`."""
     pool: Any = resolve_impl(impl)(config)
     store = pool.layer_store()
     for span in context:
