@@ -13,13 +13,14 @@ ROOT = Path(__file__).parent
 PACKAGES = tuple(f"packages/kiv-{name}" for name in ("reference", "fast", "hf"))
 EDITABLE = tuple(argument for package in PACKAGES for argument in ("-e", package))
 CONSTRAINTS = ("-c", "constraints.txt", "--no-compile")  # Python compiles what it imports; pip compiles all of torch
+DEV = ("test", "types", "bench", "device")
 GROUPS = nox.project.load_toml("pyproject.toml")["dependency-groups"]
 TORCH = ("2.6.0", "2.11.0")  # the oldest, and one that is common where GPUs are; constraints.txt has the newest
 TRANSFORMERS = ("5.18.0", "5.19.0", "5.20.2", "5.21.1", "5.22.2", "5.23.0")  # the last of each release in the range
 ENV = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_WAIT_POLICY": "passive"}
 ENV["PYTHONDONTWRITEBYTECODE"] = ""  # containers set it; a process then compiles 7 s long what it imports
 # Of several processes each has one thread: more threads than cores only take turns. What tests threads asks for them.
-TEST_ENV = ENV | {"OMP_NUM_THREADS": "1"}
+TEST_ENV = ENV | {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}  # which Triton reads when it is imported
 # A process for each core; pytest-benchmark, which is for one process, is left to `regression`.
 PYTEST = ("-m", "pytest", "-n", "logical", "--maxprocesses=4", "--dist=worksteal", "-p", "no:benchmark")
 
@@ -70,7 +71,7 @@ def dev(session: nox.Session) -> None:
         session.log("the environment is up to date")
         return
     stamp.unlink(missing_ok=True)
-    session.install(*CONSTRAINTS, "hatchling", "editables", *(n for k in ("test", "types", "bench") for n in GROUPS[k]))
+    session.install(*CONSTRAINTS, "hatchling", "editables", *(n for k in DEV for n in GROUPS[k]))
     session.install(*CONSTRAINTS, "--no-build-isolation", *EDITABLE)
     session.install("--no-deps", *GROUPS["data"])
     stamp.write_text(fingerprint)
@@ -84,12 +85,14 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["dev"])
 def conformance(session: nox.Session) -> None:
-    """Check both implementations against SPEC.md, or one: -- --impl reference|fast|module:factory [--profile ci]."""
+    """Check both implementations, and device code in an interpreter, or one: -- --impl NAME|module:factory."""
     run_pytest(session, "conformance", *session.posargs)
     if not session.posargs:
         every = sorted(f"conformance/{p.name}" for kind in ("ch", "m") for p in ROOT.glob(f"conformance/test_{kind}*"))
         run_pytest(session, *every, "--impl", "fast")  # without what checks the suite itself and the binding
         run_pytest(session, *filter(re.compile("ch(0[2-79]|10)|machine").search, every), "--impl", "fast-small-parts")
+        short = ("conformance/test_decode_steps.py", "conformance/test_ch04_widening.py")
+        run_pytest(session, *short, "--impl", "fast-interpreted")
 
 
 @nox.session(default=False)

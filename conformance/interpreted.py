@@ -8,18 +8,21 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated: nothing here may have imported one before
+os.environ["TRITON_INTERPRET"] = "1"
 
 from kiv_fast import FastPool
 from kiv_fast.memory.scratch import Scratch
 from kiv_fast.ops import OpsChoice
 from kiv_fast.ops.triton import KINDS, TritonDecoder
+from triton import language
 from triton.runtime.interpreter import InterpretedFunction
 
 if TYPE_CHECKING:
     import torch
     from kiv_fast.shape import Shape
     from kiv_reference import KIVConfig
+
+assert isinstance(language.zeros, InterpretedFunction), "set TRITON_INTERPRET=1: Triton was imported before"
 
 _patched: set[Any] = set()
 

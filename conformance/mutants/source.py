@@ -58,12 +58,17 @@ class Fault:
         finally:
             function.__code__ = right
 
-    def function(self) -> FunctionType:
+    def thing(self) -> Any:
         """Find where the fault goes."""
         module, _, path = self.where.partition(":")
         thing: Any = importlib.import_module(module)
         for name in path.split("."):
             thing = inspect.getattr_static(thing, name)
+        return thing
+
+    def function(self) -> FunctionType:
+        """Find the function that it goes into."""
+        thing = self.thing()
         if isinstance(thing, cached_property):
             thing = thing.func
         elif isinstance(thing, property):

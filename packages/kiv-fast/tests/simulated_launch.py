@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
-os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated
+os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 from kiv_fast.ops.triton import launch as module
 from simulated_device import OnDevice, SimulatedDevice
+from triton import language
+from triton.runtime.interpreter import InterpretedFunction
+
+assert isinstance(language.zeros, InterpretedFunction), "set TRITON_INTERPRET=1: Triton was imported before"
 
 names: list[str] = []
 """The kernels launched so far."""

@@ -6,14 +6,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import simulated_launch
 import torch
 from fast_helpers import SCALE, assert_close, draw
 from kiv_fast import FastPool
-from kiv_fast.ops.triton import decode
 from kiv_reference.errors import KIVNonFiniteError
 from simulated_device import DEVICE, SimulatedDevice
 from simulated_streams import install
+
+pytest.importorskip("triton")
+
+import simulated_launch
+from kiv_fast.ops.triton import decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

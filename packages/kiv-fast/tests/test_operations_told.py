@@ -16,7 +16,7 @@ COMPILED = "torch" if library is None else f"cpu ({library.instructions})"
 
 @pytest.fixture
 def none_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kiv_fast.ops.load", lambda: None)
+    monkeypatch.setattr("kiv_fast.ops.choice.load", lambda: None)
 
 
 def test_what_float32_would_get_before_there_are_tokens() -> None:

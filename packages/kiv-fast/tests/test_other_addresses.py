@@ -15,7 +15,8 @@ from kiv_fast.device.gather import Gather, works
 from kiv_fast.device.transfer import Transfer
 from kiv_fast.memory import growable_table, pinning
 from kiv_fast.memory.pinning import SlabPinning
-from simulated_device import DEVICE, SimulatedDevice, SimulatedStreams
+from simulated_device import DEVICE, SimulatedDevice
+from simulated_streams import SimulatedStreams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -81,7 +81,7 @@ def test_operations_that_cannot_serve_are_refused_before_the_model_is_loaded(
     model: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kiv_hf.cli.ask.load", None)
-    monkeypatch.setattr("kiv_fast.ops.load", lambda: None)
+    monkeypatch.setattr("kiv_fast.ops.choice.load", lambda: None)
     missing = run("-m", model, "-f", text, "--ops", "cpu", "What was void?")
     assert missing.exit_code == 2
     assert 'ops="cpu" needs the operations that are compiled' in missing.stderr
@@ -90,7 +90,7 @@ def test_operations_that_cannot_serve_are_refused_before_the_model_is_loaded(
     assert "ops chooses operations of impl='fast' alone" in other.stderr
     unknown = run("-m", model, "-f", text, "--ops", "fortran", "What was void?")
     assert unknown.exit_code == 2
-    assert "'fortran' is not one of auto, torch, cpu" in unknown.stderr
+    assert "'fortran' is not one of auto, torch, cpu, triton" in unknown.stderr
 
 
 def test_exact_mode_answers_as_a_plain_cache(model: Path, text: Path) -> None:

@@ -9,6 +9,7 @@ from .cold import Cold
 from .index.samples import EVERY, Samples
 from .interrupts import REFUSALS
 from .memory.scratch import step_bytes, tile_bytes
+from .ops.decoding import Decoder
 from .shape import Shape
 from .tokens import Tokens
 
@@ -82,7 +83,10 @@ class State(Tokens):
 
         What a device finds late is taken for finite, until `settle`.
         """
-        good_keys, finite = self._written(key, value)
+        decoder = self.cold.decoder
+        good_keys, finite = (
+            self.recent.put(self.cold.ops, key, value) if decoder is None else self._written(decoder, key, value)
+        )
         if not good_keys:
             self._refused()
             return False
@@ -91,12 +95,11 @@ class State(Tokens):
         self.finite = self.finite and finite
         return True
 
-    def _written(self, key: torch.Tensor, value: torch.Tensor) -> list[bool]:
-        """Write tokens behind the others, where they do not count yet; whether keys, and values, are finite."""
-        decoder, flags = self.cold.decoder, self.flags
-        if decoder is None or flags is None:
-            return self.recent.put(self.cold.ops, key, value)
-        decoder.append(key, value, self.recent.hot_buffers, self.recent.end, flags.words)
+    def _written(self, decoder: Decoder, key: torch.Tensor, value: torch.Tensor) -> list[bool]:
+        """Write a token behind the others, where it does not count yet; whether keys, and values, are finite."""
+        flags, (_, hot, start) = self.flags, self.recent.counts
+        assert flags is not None, "a decoder without flags"
+        decoder.append(key, value, self.recent.hot_buffers, start + hot, flags.words)
         flags.note()
         self.unsettled = flags.late
         return [True, True] if flags.late else [not odd for odd in flags.take()[:2]]

@@ -33,8 +33,10 @@ class FastStore(StoreView):
     @public
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
         """Add tokens (`LayerStore.append`)."""
-        self._settled()
+        self._check()
         state = self.state
+        if state is not None and state.unsettled:
+            self._settle(state)
         shape = Shape(*check_append(key, value, valid, None if state is None else state.shape))
         if valid is not None and bool(valid.all()):
             valid = None
@@ -93,10 +95,10 @@ class FastStore(StoreView):
         shape = state.shape
         sinks = check_modifiers(query, scale, softcap, sink_logits, bound)
         remaining = check_remaining(remaining_prompt_tokens)
-        step = step_for(state, query.shape[2], remaining)
+        step = None if state.cold.decoder is None else step_for(state, query.shape[2], remaining)
         late = step is not None and state.late
-        if not late:
-            self._settled()
+        if state.unsettled and not late:
+            self._settle(state)
         valid, wide = state.validity.part(state.length - self._pending, state.length), query
         if not late or bound or state.samples_due:
             wide = aligned(query.to(shape.compute))  # torch may round otherwise where memory begins elsewhere

@@ -107,15 +107,14 @@ class StoreView:
             self._check_whole()
 
     def _settled(self) -> None:
-        """Do the same, and refuse where the last token turns out to be no number: it is gone then (SPEC 2.5).
-
-        Raises
-        ------
-        KIVNonFiniteError
-        """
+        """Do the same, and refuse where the last token turns out to be no number: it is gone then (SPEC 2.5)."""
         self._check()
         state = self.state
-        if state is not None and state.unsettled and (what := state.settle()):
+        if state is not None and state.unsettled:
+            self._settle(state)
+
+    def _settle(self, state: State) -> None:
+        if what := state.settle():
             self._pending, self._traces, self._report = 0, None, None
             rule = f"every {what} at a valid position must be finite (SPEC 2.5)"
             got = f"NaN or infinity in the last token, at position {state.length}, found after it was appended"

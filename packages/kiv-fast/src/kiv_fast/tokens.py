@@ -33,6 +33,8 @@ class Tokens:
 
     Attributes
     ----------
+    tile_pages : int
+        Pages of a tile.
     pages : int
         Cold pages of each row that have left the hot window.
     finite : bool
@@ -50,20 +52,13 @@ class Tokens:
         self.validity = Validity(shape.batch, shape.device)
         self.samples = Samples(shape)
         self.length = self.pages = 0
+        self.tile_pages = tile_pages(shape, config, cold.tuning)
         self.finite = True
-        self._ids: tuple[list[Integers], torch.Tensor] | None = (
-            None  # of pages, on the device, and what they were made of
-        )
-        self.flags, self.unsettled = (
-            cold.flags(),
-            False,
-        )  # unsettled: what they will tell of the last token is not known
+        # Of all pages, on the device, and what they were made of.
+        self._ids: tuple[list[Integers], torch.Tensor] | None = None
+        # What the device tells of the last token, and whether that is not known yet.
+        self.flags, self.unsettled = cold.flags(), False
         self.held, self.reservation = Holding(cold.account), Reservation()
-
-    @property
-    def tile_pages(self) -> int:
-        """Pages of a tile."""
-        return tile_pages(self.shape, self.config, self.cold.tuning)
 
     def ids_bytes(self, pages: int) -> int:
         """Count the bytes of page ids on the device, for a decode step of all sequences."""

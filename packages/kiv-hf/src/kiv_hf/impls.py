@@ -30,7 +30,7 @@ def resolve_impl(impl: str | PoolFactory, ops: str = "auto") -> PoolFactory:
     Parameters
     ----------
     impl : str or PoolFactory
-    ops : "auto", "torch" or "cpu"
+    ops : "auto", "torch", "cpu" or "triton"
         Operations of `kiv_fast`, for "fast" and for "compare", which compares it.
 
     Raises

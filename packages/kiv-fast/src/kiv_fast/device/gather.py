@@ -41,17 +41,15 @@ class Gather:
 
     def rows(self, table: Table, at: torch.Tensor) -> torch.Tensor:
         """Gather rows of a table by their numbers, int64 ``[n, K]`` on the device: ``[n, K, width]`` there."""
-        mapped = self._rows(table)
-        if mapped is not None:
-            return embedding(at, mapped)
+        if self._mapped is not None and table.pinned:
+            return embedding(at, self._seen(table, self._mapped))
         return self.transfer.upload(embedding(self.transfer.fetch(at), table.rows))
 
     def whole(self, table: Table) -> torch.Tensor | None:
-        """View a table ``[records, *shape]`` where the arithmetic can read it; None where it cannot."""
-        if self.in_place:
-            return table.tensor
-        mapped = self._rows(table)
-        return None if mapped is None else mapped.view(table.tensor.shape)
+        """View a table ``[records, *shape]`` as the device sees it; None where it does not."""
+        if self._mapped is None or not table.pinned:
+            return None
+        return self._seen(table, self._mapped).view(table.tensor.shape)
 
     def pinned(self, tensor: torch.Tensor, pinning: SlabPinning | None) -> torch.Tensor | None:
         """View pinned host memory where the arithmetic can reach it; None where it cannot."""
@@ -59,11 +57,11 @@ class Gather:
             return None
         return self._mapped(tensor, pinning.address_on_device(tensor))
 
-    def _rows(self, table: Table) -> torch.Tensor | None:
-        if self._mapped is None or not table.pinned:
-            return None
+    @staticmethod
+    def _seen(table: Table, mapped: Callable[[torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
+        """View the rows of a table where the device sees them now."""
         if table.mapped is None or table.mapped[0] != table.seen:
-            table.mapped = table.seen, self._mapped(table.rows, table.seen)
+            table.mapped = table.seen, mapped(table.rows, table.seen)
         return table.mapped[1]
 
 

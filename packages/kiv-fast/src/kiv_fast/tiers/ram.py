@@ -40,7 +40,8 @@ class RamArena(Arena):
 
     def table(self, values: bool) -> torch.Tensor | None:
         """View all keys or values (`Arena.table`)."""
-        return self._gather.whole(self._value if values else self._key)
+        table = self._value if values else self._key
+        return table.tensor if self._gather.in_place else self._gather.whole(table)
 
     def pieces(self, ids: list[int]) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
         """View whole pages where they lie pinned (`Arena.pieces`)."""

@@ -87,14 +87,10 @@ class Recent:
         full = self.sink_count == self._config.sink_tokens
         return self._hot[0].shape[2] - self._start - self.hot_count if full else 0
 
-    @property
-    def end(self) -> int:
-        """The place behind the last hot token."""
-        return self._start + self.hot_count
-
     def put(self, ops: Ops, key: torch.Tensor, value: torch.Tensor) -> list[bool]:
         """Write tokens behind the others, where they do not count yet; whether keys, and values, are finite."""
-        return ops.append(((key, self._hot[0], self.end), (value, self._hot[1], self.end)))
+        end = self._start + self.hot_count
+        return ops.append(((key, self._hot[0], end), (value, self._hot[1], end)))
 
     def append(self, key: torch.Tensor, value: torch.Tensor) -> None:
         """Add tokens ``[B, H, n, D]``, filling up the sinks first."""

@@ -43,7 +43,7 @@ class KIVCache(PromptedCache):
         What to keep and retrieve. Default: ``KIVConfig()``.
     impl : "reference", "fast", "compare", or a PoolFactory
         Which implementation of KIV keeps the tokens.
-    ops : "auto", "torch" or "cpu"
+    ops : "auto", "torch", "cpu" or "triton"
         By what "fast" computes a step, and the one that "compare" compares (`kiv_fast.FastPool`). A named one never
         stands for another; ``cache.pool.operations`` says what is used.
 

@@ -60,8 +60,8 @@ DtypeName = Annotated[
 OpsName = Annotated[
     str,
     typer.Option(
-        help="By what fast computes a step: auto, torch, or cpu, which is compiled.",
-        callback=one_of("auto", "torch", "cpu"),
+        help="By what fast computes a step: auto, torch, cpu, which is compiled, or triton.",
+        callback=one_of("auto", "torch", "cpu", "triton"),
         rich_help_panel=RUN,
     ),
 ]

@@ -184,7 +184,7 @@ class CompareStore:
         sums = 2 * unit * ((query.shape[3] + 8) * scale * magnitude + self.length + 8) * largest
         fused = query.device.type != "cpu" and query.shape[2] > 1
         narrow = attends_everything(report).to(query.device) if fused else False
-        return torch.as_tensor(sums + narrow * torch.finfo(query.dtype).eps * largest)
+        return torch.as_tensor(sums + narrow * torch.finfo(query.dtype).eps * largest, device=query.device)
 
     def _check_state(self) -> None:
         mine, expected = self._store.tokens(), self._truth.tokens()

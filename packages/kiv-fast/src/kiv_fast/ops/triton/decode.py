@@ -55,11 +55,10 @@ def decode(asked: Decode, take: Take, wide: bool) -> Decoded:
         them off.
     """
     sizes, query = sizes_of(asked), asked.query
-    new = {"dtype": torch.float32, "device": query.device}
     given: dict[str, Any] = {f"{name}_ptr": take(name, *buffer) for name, buffer in sizes.buffers().items()}
     dtype = torch.float32 if wide else query.dtype
     out = torch.empty(*query.shape[:3], sizes.value_width, dtype=dtype, device=query.device)
-    share = torch.empty(query.shape[:2], **new)
+    share = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
     given |= sizes.compiled(wide) | {
         "q_ptr": query,
         "odd_ptr": asked.odd,
@@ -81,9 +80,9 @@ def decode(asked: Decode, take: Take, wide: bool) -> Decoded:
         _attend(asked, sizes, given)
         return Decoded(out.to(query.dtype), share, None)
     shape = sizes.batch, sizes.heads
-    at = given["at_ptr"] = torch.empty(*shape, sizes.most, **new | {"dtype": INT})
-    chosen = given["chosen_ptr"] = torch.empty(*shape, sizes.selected, **new | {"dtype": INT})
-    widened = given["wide_ptr"] = torch.empty(shape, **new | {"dtype": INT})
+    at = given["at_ptr"] = torch.empty(*shape, sizes.most, dtype=INT, device=query.device)
+    chosen = given["chosen_ptr"] = torch.empty(*shape, sizes.selected, dtype=INT, device=query.device)
+    widened = given["wide_ptr"] = torch.empty(shape, dtype=INT, device=query.device)
     _retrieve(asked, asked.index, sizes, given)
     _attend(asked, sizes, given)
     each = zip(at, chosen, widened, strict=True)
