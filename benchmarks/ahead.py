@@ -152,12 +152,12 @@ def launches(step: Decode) -> list[Launch]:
                 signature[name] = POINTERS[value.dtype]
             if name in compiled or value is None or (signature[name] == "i32" and value == 1):
                 signature[name], constants[name] = "constexpr", value
-            if isinstance(value, torch.Tensor) or (signature[name] == "i32" and value % 16 == 0):
+            if isinstance(value, torch.Tensor) or (signature[name] == "i32" and value is not None and value % 16 == 0):
                 attributes[(number,)] = ALIGNED
         name = "widen" if constants.get("WIDER") else kernel.__name__
         found.append(Launch(name, kernel, signature, constants, attributes, options, grid))
 
-    def take(_name: str, shape: tuple[int, ...], dtype: torch.dtype, _fill: int | None = None) -> torch.Tensor:
+    def take(name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     batch, heads, _, width = step.sinks[0].shape
@@ -181,8 +181,8 @@ def resources(launch: Launch, card: Card) -> tuple[int, int, int]:
     made = triton.compile(source, target=GPUTarget(card.backend, card.arch, card.warp), options=launch.options)
     if card.backend == "hip":
         found = [re.search(rf"\.{name}:\s*(\d+)", made.asm["amdgcn"]) for name in ("vgpr_count", "vgpr_spill_count")]
-        assert all(found), "an assembly without counts"
-        return *(int(match[1]) for match in found if match), made.metadata.shared
+        registers, spilled = (int(match[1]) for match in found if match)
+        return registers, spilled, made.metadata.shared
     tool = Path(os.path.dirname(triton.__file__)) / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])

@@ -44,10 +44,11 @@ def measure(geometries: Sequence[str], cards: Sequence[str], result: Result) -> 
 def draw(figure: Figure, result: Result) -> None:
     """Draw the registers of each kernel on each card, of the first geometry."""
     panel, found = figure.subplots(), next(iter(result.series.values()))
+    names = [*next(iter(found.values()))]
     for place, (card, kernels) in enumerate(found.items()):
         at = [number + 0.8 * place / len(found) for number in range(len(kernels))]
         panel.bar(at, [numbers[0] for numbers in kernels.values()], 0.8 / len(found), label=card)
-    panel.set_xticks([number + 0.4 for number in range(len(kernels))], [*kernels])
+    panel.set_xticks([number + 0.4 for number in range(len(names))], names)
     panel.set(ylabel="registers of a thread", title=result.title)
     panel.legend(ncols=2)
 

@@ -57,8 +57,10 @@ class Interpreted(OpsChoice):
 class Poisoned(Scratch):
     """Buffers that never have in them what the last use left, but for those that a step leaves as it found them."""
 
-    def take(self, name: str, *shape: Any, fill: int | None = None) -> torch.Tensor:
-        taken = super().take(name, *shape, fill=fill)
+    def take(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, fill: int | None = None
+    ) -> torch.Tensor:
+        taken = super().take(name, shape, dtype, device, fill)
         if fill is None:
             taken.fill_(float("nan") if taken.is_floating_point() else POISON)
         return taken

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -159,7 +159,7 @@ def _ids() -> torch.Tensor:
 
 
 def test_a_stretch_of_the_text_is_read_as_in_the_whole(gemma: Gemma3ForCausalLM, ids: torch.Tensor) -> None:
-    cache = DynamicCache(config=gemma.config)
+    cache: Any = DynamicCache(config=gemma.config)
     gemma(input_ids=ids, past_key_values=cache)
     layer = FirstGlobalLayer("gemma")
     assert layer.index == 1

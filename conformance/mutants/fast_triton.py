@@ -28,10 +28,10 @@ FAULTS: list[Fault] = [
         "the upper channels' codes are the lower ones'", f"{KERNELS}.scan:_weight", "at % 2 * W", "0 * W", STEPS
     ),
     KernelFault(
-        "weights have thirteen bits",
+        "weights have seven bits",
         f"{KERNELS}.scan:scan",
         "bitcast=True) >> 23) - 12",
-        "bitcast=True) >> 23) - 10",
+        "bitcast=True) >> 23) - 5",
         STEPS,
     ),
     KernelFault(

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-import conformance.interpreted  # noqa: F401 - chooses the interpreter, before a kernel is imported
+from conformance.interpreted import InterpretedFunction
 
 from .source import Fault, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-
-    from triton.runtime.interpreter import InterpretedFunction
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,7 @@ class KernelFault(Fault):
 
     def _text(self) -> tuple[InterpretedFunction[Any], list[str], int]:
         kernel = self.thing()
+        assert isinstance(kernel, InterpretedFunction), self.where
         lines, first = inspect.getsourcelines(kernel.fn)
         return kernel, replaced("".join(lines), self.old, self.new, self.where).splitlines(keepends=True), first
 

@@ -68,7 +68,7 @@ class Fault:
 
     def function(self) -> FunctionType:
         """Find the function that it goes into."""
-        thing = self.thing()
+        thing: Any = self.thing()
         if isinstance(thing, cached_property):
             thing = thing.func
         elif isinstance(thing, property):

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -27,6 +27,8 @@ from other_systems import become, lacks
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from kiv_fast.ops import OpsName
 
 if sys.platform != "linux":
     pytest.skip("takes away what Linux has", allow_module_level=True)
@@ -52,14 +54,14 @@ def hide(what: str, patch: pytest.MonkeyPatch) -> None:
             patch.delattr(module, name)
 
 
-def play(config: KIVConfig, ops: str) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+def play(config: KIVConfig, ops: OpsName) -> tuple[torch.Tensor, list[tuple[int, int]]]:
     """Feed a store, crop it, feed others and go on in a fork; outputs, and tokens on disk and bytes of kept rows."""
     first, second = draw(5, 260), draw(6, 260)
     pool = FastPool(config, tuning=KEEPING, ops=ops)
     store = pool.layer_store()
     outputs, seen = [], []
 
-    def step(it: object, data: object, start: int, chunks: list[int]) -> None:
+    def step(it: Any, data: Any, start: int, chunks: list[int]) -> None:
         outputs.append(feed(it, [part[:, :, start : start + sum(chunks)] for part in data], chunks))
         seen.append((it.tokens().cold_disk, state_of(it).cold.account.rows))
 

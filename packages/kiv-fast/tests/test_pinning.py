@@ -138,10 +138,13 @@ def test_a_failure_warns_once_and_loses_nothing(
     # Garbage of other tests may warn meanwhile: only these count.
     assert sum("not pinned" in str(warning.message) for warning in caught) == 1
     assert runtime.calls == fail_at
-    for table in tables(stores[0]) + tables(stores[1]):  # pinned whole, or not at all: a device reads no part
+    every = tables(stores[0]) + tables(stores[1])
+    while every:  # pinned whole, or not at all: a device reads no part
+        table = every.pop()
         start = table.tensor.data_ptr()
         assert table.pinned or not any(start <= slab < start + table.tensor.nbytes for slab in runtime.slabs)
-    del stores, table
+        del table
+    del stores
     several.close()
     gc.collect()
     assert runtime.slabs == {}

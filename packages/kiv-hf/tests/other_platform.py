@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "kiv-fast" / "tests"))
 
 import torch
-from other_systems import MODULES, PLATFORM, lacks
+from other_systems import MODULES, PLATFORM, lacks  # pyright: ignore[reportMissingImports]
 
 PACKAGES = ("kiv_reference", "kiv_fast", "kiv_hf")
 

@@ -98,10 +98,12 @@ def _overrideable(query: Any, key: Any, value: Any, causal: bool, scale: float, 
 @cache
 def compiled_flex() -> Any:
     """Compile FlexAttention, at its first use; as it is, it would write the logits out."""
-    from torch.nn.attention.flex_attention import flex_attention
+    from torch.nn.attention import flex_attention
+
+    flex: Any = flex_attention.flex_attention  # some of its forms are deprecated
 
     def attend(*call: Any, **modifiers: Any) -> Any:  # whose versions are not counted with those that others compile
-        return flex_attention(*call, **modifiers)
+        return flex(*call, **modifiers)
 
     return torch.compile(attend, dynamic=True, fullgraph=True)
 

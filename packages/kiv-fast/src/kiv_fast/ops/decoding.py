@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 
-class Decode(NamedTuple):
+@dataclass(frozen=True)
+class Decode:
     """One query of each sequence, all of whose tokens are valid, and what it looks at.
 
     Tables are by page id, and all on the device or readable by it.
@@ -31,7 +33,8 @@ class Decode(NamedTuple):
     odd: torch.Tensor  # int32 [3], set where something is not finite: a key, a value, a query
 
 
-class Decoded(NamedTuple):
+@dataclass(frozen=True)
+class Decoded:
     """What a step found; all of it on the device."""
 
     output: torch.Tensor  # [B, HQ, 1, DV]
@@ -39,7 +42,8 @@ class Decoded(NamedTuple):
     chosen: tuple[Chosen, ...] | None  # of each sequence; None where all tokens were attended
 
 
-class Chosen(NamedTuple):
+@dataclass(frozen=True)
+class Chosen:
     """Candidates and selection of one sequence, which the host learns when it asks (`Found`)."""
 
     at: torch.Tensor  # int32 [H, K], the C candidates, then those that a head takes beside them; each ascending

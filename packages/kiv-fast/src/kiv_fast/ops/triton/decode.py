@@ -4,6 +4,9 @@ Together with the launch that appends the token they are eight. What is selected
 device: grids depend on lengths alone.
 """
 
+# pyright: reportUnknownVariableType=false
+# Kernels have no types but Triton's own.
+
 from __future__ import annotations
 
 from typing import Any
