@@ -172,7 +172,7 @@ FAULTS = [
     ),
     Fault(
         "a device reads a table where it saw it before",
-        "kiv_fast.device.gather:Gather._rows",
+        "kiv_fast.device.gather:Gather._seen",
         " or table.mapped[0] != table.seen",
         "",
         (f"{ADDRESSES}a_table_that_is_seen_apart_is_one_slab",),
@@ -221,8 +221,8 @@ FAULTS = [
     ),
     Fault(
         "memory that is not registered is read by the device",
-        "kiv_fast.device.gather:Gather._rows",
-        " or not table.pinned",
+        "kiv_fast.device.gather:Gather.rows",
+        " and table.pinned",
         "",
         (f"{TESTS}parts.py::test_a_device_reads_registered_memory_alone",),
     ),
@@ -256,7 +256,7 @@ FAULTS = [
     ),
     Fault(
         "a slot is filled again before its copy is over",
-        "kiv_fast.device.transfer:Transfer.upload",
+        "kiv_fast.device.transfer:Slots.fill",
         "wait()",
         "pass",
         (f"{TESTS}transfer.py",),

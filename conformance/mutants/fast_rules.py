@@ -179,8 +179,8 @@ FAULTS = [
     Fault(
         "samples stay where they are when sequences are reordered",
         "kiv_fast.index.samples:Samples.select",
-        "self._buffer.index_select(1, rows)",
-        "self._buffer[:, : rows.numel()].clone()",
+        "self._settled().index_select(1, rows)",
+        "self._settled()[:, : rows.numel()].clone()",
         clause("9.3"),
     ),
     Fault(
@@ -235,8 +235,8 @@ FAULTS = [
     Fault(
         "a report counts keys by the width of values",
         "kiv_fast.trace:BlockTrace.report",
-        "self.key_rows * shape.key_width",
-        "self.key_rows * shape.value_width",
+        "key_bytes=key_rows * shape.key_width",
+        "key_bytes=key_rows * shape.value_width",
         clause("9.6"),
     ),
     Fault(

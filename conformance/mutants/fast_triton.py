@@ -70,13 +70,6 @@ FAULTS: list[Fault] = [
         "the shift is not from the mean", f"{KERNELS}.attend:_selection", "part -= less", "part -= 0.0 * less", STEPS
     ),
     KernelFault("a cap of one", f"{KERNELS}.attend:_cap", "softcap * tl.where(", "tl.where(", STEPS),
-    KernelFault(
-        "an empty page's mean value counts",
-        f"{KERNELS}.attend:_pages",
-        "mask=left[:, None]",
-        "mask=(page < pages)[:, None]",
-        STEPS,
-    ),
     KernelFault("half of the shift", f"{KERNELS}.combine:combine", "guessed * 0.5", "guessed * 0.25", STEPS),
     KernelFault(
         "learned sinks do not count",

@@ -106,12 +106,10 @@ def _pages(
         most = up
     logit = tl.where(total > 0, tl.maximum(most, LEAST) + tl.log(tl.maximum(total, TINY)), float("-inf"))
     weight = _weights(logit, largest_ptr, total_ptr)
-    # A page of which nothing is left does not count, whatever its mean value is (SPEC 2.5).
-    left = tl.max(logit, 0) > float("-inf")
     record = tl.load(id_ptr + head // H * pages + page, mask=page < pages, other=0).to(tl.int64) * H + head % H
     for start in range(0, DV, BV):
         d = start + tl.arange(0, BV)
-        mean = tl.load(mean_ptr + record[:, None] * DV + d[None], mask=left[:, None] & (d < DV)[None], other=0.0)
+        mean = tl.load(mean_ptr + record[:, None] * DV + d[None], mask=(page < pages)[:, None] & (d < DV)[None], other=0.0)
         tl.store(part_ptr + d[None], tl.dot(weight, mean, input_precision="ieee"), mask=(d < DV)[None])
 
 
