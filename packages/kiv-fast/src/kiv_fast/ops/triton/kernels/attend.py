@@ -109,7 +109,8 @@ def _pages(
     record = tl.load(id_ptr + head // H * pages + page, mask=page < pages, other=0).to(tl.int64) * H + head % H
     for start in range(0, DV, BV):
         d = start + tl.arange(0, BV)
-        mean = tl.load(mean_ptr + record[:, None] * DV + d[None], mask=(page < pages)[:, None] & (d < DV)[None], other=0.0)
+        mask = (page < pages)[:, None] & (d < DV)[None]
+        mean = tl.load(mean_ptr + record[:, None] * DV + d[None], mask=mask, other=0.0)
         tl.store(part_ptr + d[None], tl.dot(weight, mean, input_precision="ieee"), mask=(d < DV)[None])
 
 
