@@ -61,7 +61,7 @@ class Target:
             return "not measured"
         if self.measured <= self.limit:
             return "met"
-        return f"missed by {self.measured / self.limit - 1:.1%}"
+        return f"missed by {self.measured / self.limit - 1:.1%}" if self.limit else "missed"
 
 
 @dataclass

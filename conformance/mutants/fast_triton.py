@@ -82,7 +82,7 @@ FAULTS: list[Fault] = [
         "the largest estimate outlives its step",
         f"{KERNELS}.combine:combine",
         "tl.store(top_ptr + row, -2147483648)",
-        "tl.store(top_ptr + row, 1 << 30)",
+        "tl.store(top_ptr + row, 0x7F7FFFFF)",
         STEPS,
     ),
     KernelFault(

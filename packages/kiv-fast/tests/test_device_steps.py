@@ -136,6 +136,7 @@ def test_a_token_that_is_refused_late_is_gone(
     for each in (store, right):
         each.append(key, value)
     assert torch.equal(*(each.attend(query, scale=SCALE).cpu() for each in (store, right)))
+    assert store.report.key_bytes == right.report.key_bytes  # nothing more is refused
 
 
 def test_an_infinite_value_is_no_error(config: KIVConfig, device: SimulatedDevice) -> None:

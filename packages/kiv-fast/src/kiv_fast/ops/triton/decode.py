@@ -127,5 +127,6 @@ def _attend(asked: Decode, sizes: Sizes, given: dict[str, Any]) -> None:
         "BT": sizes.tile,
     }
     grid = sizes.batch * sizes.heads
-    launch(attend, (ends["E"], grid), given)
+    # Where products are of float32, or of many rows, fewer warps would spill.
+    launch(attend, (ends["E"], grid), given, num_warps=4 if sizes.tile == 64 else 8)
     launch(combine, (grid * sizes.groups, divided(sizes.value_width, given["BV"])), given)
