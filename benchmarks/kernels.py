@@ -32,7 +32,8 @@ def measure(geometries: Sequence[str], cards: Sequence[str], result: Result) -> 
         for card in cards:
             registers, spills, memory = resources(launch, CARDS[card])
             cells.append(f"{registers} / {spills} / {memory / 1024:.0f}")
-            result.series.setdefault(name, {}).setdefault(card, {})[launch.name] = [registers, spills, memory]
+            if name == geometries[0]:
+                result.series.setdefault(card, {})[launch.name] = registers
             spilled = max(spilled, spills if CARDS[card].backend == "cuda" else 0)
             shared = max(shared, memory / CARDS[card].shared)
         tables[name].add(launch.name, " x ".join(map(str, launch.grid)), *cells)
@@ -43,11 +44,10 @@ def measure(geometries: Sequence[str], cards: Sequence[str], result: Result) -> 
 
 def draw(figure: Figure, result: Result) -> None:
     """Draw the registers of each kernel on each card, of the first geometry."""
-    panel, found = figure.subplots(), next(iter(result.series.values()))
-    names = [*next(iter(found.values()))]
-    for place, (card, kernels) in enumerate(found.items()):
-        at = [number + 0.8 * place / len(found) for number in range(len(kernels))]
-        panel.bar(at, [numbers[0] for numbers in kernels.values()], 0.8 / len(found), label=card)
+    panel, names = figure.subplots(), [*next(iter(result.series.values()))]
+    for place, (card, kernels) in enumerate(result.series.items()):
+        at = [number + 0.8 * place / len(result.series) for number in range(len(names))]
+        panel.bar(at, [*kernels.values()], 0.8 / len(result.series), label=card)
     panel.set_xticks([number + 0.4 for number in range(len(names))], names)
     panel.set(ylabel="registers of a thread", title=result.title)
     panel.legend(ncols=2)
