@@ -147,12 +147,14 @@ def launches(step: Decode) -> list[Launch]:
         compiled = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
         for number, name in enumerate(names):
             value = more.get(name, given.get(name))
+            fixed = not kernel.params[number].do_not_specialize
             signature[name] = "fp32" if isinstance(value, float) else "i32"
             if isinstance(value, torch.Tensor):
                 signature[name] = POINTERS[value.dtype]
-            if name in compiled or value is None or (signature[name] == "i32" and value == 1):
+            if name in compiled or value is None or (fixed and signature[name] == "i32" and value == 1):
                 signature[name], constants[name] = "constexpr", value
-            if isinstance(value, torch.Tensor) or (signature[name] == "i32" and value is not None and value % 16 == 0):
+            whole = fixed and signature[name] == "i32" and value is not None and value % 16 == 0
+            if whole or isinstance(value, torch.Tensor):
                 attributes[(number,)] = ALIGNED
         name = "widen" if constants.get("WIDER") else kernel.__name__
         found.append(Launch(name, kernel, signature, constants, attributes, options, grid))

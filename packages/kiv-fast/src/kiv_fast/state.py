@@ -21,6 +21,7 @@ class State(Tokens):
         super().__init__(shape, config, cold)
         self._easy_length = 0  # up to here n tokens more need no room that is not held, and make no page cold
         self._step_bytes = step_bytes(shape, config, cold.tuning)
+        self._odd: str | None = None  # what the device has found about a token that is to be taken back
         self._begun: tuple[int, int] | None = None  # pages and samples before the call that is being answered
 
     def prepare(self, tokens: int, padded: bool) -> None:
@@ -119,14 +120,16 @@ class State(Tokens):
         """
         if not self.unsettled or self.flags is None:
             return None
-        odd_key, odd_value, odd_query = self.flags.take()
-        self.unsettled = False
-        if odd_key or odd_query:
+        if self._odd is None:
+            odd_key, odd_value, odd_query = self.flags.take()
+            self.finite = self.finite and not odd_value
+            self._odd = "key" if odd_key else "query" if odd_query else ""
+        what = self._odd
+        if what:
             with self.cold.account.changing():
-                self.crop(self.length - 1)
-            return "key" if odd_key else "query"
-        self.finite = self.finite and not odd_value
-        return None
+                self.crop(self.length - 1)  # may be refused memory: what was found stays known then
+        self.unsettled, self._odd = False, None
+        return what or None
 
     def _refused(self) -> None:
         """Give back what an append has taken that does not come about."""

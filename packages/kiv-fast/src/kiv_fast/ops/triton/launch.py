@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 
 def launch(kernel: Any, grid: tuple[int, ...], given: dict[str, Any], **more: Any) -> None:
     """Begin to run a kernel on the current device.
@@ -13,6 +15,8 @@ def launch(kernel: Any, grid: tuple[int, ...], given: dict[str, Any], **more: An
     given : dict
         Arguments by name, among them those of the kernel.
     more
-        Others, which come first, and options of Triton.
+        Others, which come first, and options of Triton; those that only CUDA's compiler knows go nowhere else.
     """
+    if torch.version.hip is not None:
+        more.pop("maxnreg", None)
     kernel[grid](**{name: given[name] for name in kernel.arg_names if name not in more}, **more)

@@ -25,7 +25,7 @@ def note_odd(x, odd_ptr):
         tl.store(odd_ptr, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["at"])
 def append(
     new_k, new_v, hot_k, hot_v, odd_ptr, key_b, key_h, value_b, value_h, at, HOT, H: tl.constexpr, D: tl.constexpr,
     DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,

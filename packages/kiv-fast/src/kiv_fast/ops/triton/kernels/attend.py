@@ -114,7 +114,7 @@ def _pages(
         tl.store(part_ptr + d[None], tl.dot(weight, mean, input_precision="ieee"), mask=(d < DV)[None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["hot", "begin", "pages", "A", "B", "C", "E"])
 def attend(
     q_ptr, sink_k, sink_v, hot_k, hot_v, key_ptr, value_ptr, mean_ptr, id_ptr, at_ptr, raw_ptr, chosen_ptr,
     fade_ptr, estimate_ptr, part_ptr, largest_ptr, total_ptr, scale, softcap, sinks, SINKS, hot, begin, HOT, pages,

@@ -9,7 +9,7 @@ from .append import note_odd
 from .numbers import LEAST, TINY
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "C", "E"])
 def combine(
     q_ptr, odd_ptr, part_ptr, largest_ptr, total_ptr, learned_ptr, out_ptr, share_ptr, top_ptr, seen_ptr, count_ptr,
     learned_b, learned_h, B, C, E, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr,

@@ -122,7 +122,7 @@ def _settle(
         tl.store(fade_ptr + item, -tl.log(1.0 + tl.exp(4.0 * (size - middle))), mask=item < want)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pages"])
 def read(
     q_ptr, key_ptr, id_ptr, order_ptr, edge_ptr, offset_ptr, estimate_ptr, at_ptr, raw_ptr, group_ptr, best_ptr,
     chosen_ptr, fade_ptr, wide_ptr, done_ptr, scale, tokens, first, candidates, most, want, width, pages,

@@ -31,7 +31,7 @@ def _weight(
     return (q.to(tl.float32) * scale) * step[None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pages"])
 def scan(
     q_ptr, id_ptr, code_ptr, channel_ptr, step_ptr, base_ptr, estimate_ptr, top_ptr, scale, pages, H: tl.constexpr,
     G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, W: tl.constexpr, BD: tl.constexpr,
