@@ -14,6 +14,7 @@ from .data import Recipe, Shape
 from .driver import drive
 from .failure import Mismatch
 from .mutants import attention, estimate, fast, faulty, hf, index, report, retrieval, run, state, widening
+from .mutants.kernels import KernelFault
 from .mutants.patching import MUTANTS, Mutant
 from .mutants.run import reference, without
 from .mutants.source import Fault
@@ -68,10 +69,21 @@ def test_faults_of_fast_and_of_the_binding_can_be_made() -> None:
     pytest.importorskip("kiv_hf.cache.kiv_cache")
     every = [*fast.FAULTS, *hf.FAULTS]
     assert len({fault.name for fault in every}) == len(every) >= 60
-    functions = [fault.function() for fault in every if isinstance(fault, Fault)]
+    functions = [fault.function() for fault in every if type(fault) is Fault]
     before = [function.__code__ for function in functions]
     assert faulty.stale(every) == []
     assert [function.__code__ for function in functions] == before
+
+
+def test_a_fault_of_a_kernel_is_made_and_put_back() -> None:
+    """The interpreter runs another text for as long."""
+    for fault in fast.FAULTS:
+        if isinstance(fault, KernelFault):
+            kernel = fault.thing()
+            right = kernel.rewrite()
+            with fault.applied():
+                assert kernel.rewrite() is not right
+            assert kernel.rewrite().__code__ == right.__code__
 
 
 def test_the_tests_that_faults_name_are_there() -> None:
