@@ -16,13 +16,14 @@ from kiv_fast.device.transfer import Transfer
 from kiv_fast.memory import growable_table
 from kiv_fast.memory.growable_table import Table
 from kiv_fast.memory.ledger import Account, Ledger
-from kiv_fast.memory.pinning import LEAST_BYTES, CudaRuntime, Region, SlabPinning
+from kiv_fast.memory.pinning import LEAST_BYTES, Region, SlabPinning
 from kiv_fast.pages.block_table import BlockTable, integers
 from kiv_fast.retrieval.bound import round_up
 from kiv_fast.shape import ALIGNMENT, aligned
 from kiv_fast.tiers.file_io import FileIO
 from kiv_reference import KIVConfig, ReferencePool
 from kiv_reference.errors import KIVBudgetError
+from simulated_streams import Runtime
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -200,16 +201,6 @@ def test_a_copy_of_a_row_shares_no_list() -> None:
 
 
 def test_slabs_of_a_table_that_went_may_be_pinned_again(recwarn: pytest.WarningsRecorder) -> None:
-    class Runtime(CudaRuntime):
-        def register(self, address: int, nbytes: int) -> None:
-            pass
-
-        def unregister(self, address: int) -> None:
-            pass
-
-        def device_address(self, address: int) -> int:
-            return address
-
     pinning = SlabPinning(Runtime(), LEAST_BYTES)
     for _ in range(3):
         region = Region(0, 8 * LEAST_BYTES)

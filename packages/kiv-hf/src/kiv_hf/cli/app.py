@@ -12,7 +12,24 @@ from rich.console import Console
 
 from .. import __version__
 from ..impls import DEFAULT_IMPL
-from .options import BUDGETS, KEEP, RETRIEVE, RUN, ControlTokens, DtypeName, OpsName, build_config, bytes_knob, knob
+from .options import (
+    BUDGETS,
+    KEEP,
+    RETRIEVE,
+    RUN,
+    CandidateTokens,
+    ControlTokens,
+    DtypeName,
+    Exact,
+    HotTokens,
+    IndexChannels,
+    OpsName,
+    PageTokens,
+    RetrieveTokens,
+    build_config,
+    bytes_knob,
+    knob,
+)
 from .plan.command import plan_command
 from .refusals import one_message
 from .text import check_question, read_text
@@ -57,19 +74,13 @@ def ask_command(  # noqa: PLR0913 - typer makes an option of each
     question: Annotated[str, typer.Argument(help="What you want to know about the text.")],
     model: Annotated[str, typer.Option("--model", "-m", help="A hub id, a local folder, or a .gguf file.")],
     file: Annotated[str, typer.Option("--file", "-f", help="A text file in UTF-8, or - for standard input.")],
-    hot_tokens: Annotated[int | None, knob("hot_tokens", "Recent tokens always attended.", KEEP)] = None,
+    hot_tokens: HotTokens = None,
     sink_tokens: Annotated[int | None, knob("sink_tokens", "First tokens always attended.", KEEP)] = None,
-    page_tokens: Annotated[int | None, knob("page_tokens", "Tokens of a page.", KEEP)] = None,
-    index_channels: Annotated[
-        int | None, knob("index_channels", "Channels of a cold key that the index codes.", RETRIEVE)
-    ] = None,
-    candidate_tokens: Annotated[
-        int | None, knob("candidate_tokens", "Cold tokens whose keys a step reads.", RETRIEVE)
-    ] = None,
-    retrieve_tokens: Annotated[
-        int | None, knob("retrieve_tokens", "Cold tokens a step attends exactly.", RETRIEVE)
-    ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Attend to everything.", rich_help_panel=RETRIEVE)] = False,
+    page_tokens: PageTokens = None,
+    index_channels: IndexChannels = None,
+    candidate_tokens: CandidateTokens = None,
+    retrieve_tokens: RetrieveTokens = None,
+    exact: Exact = False,
     max_missed_mass: Annotated[
         float | None, knob("max_missed_mass", "Most attention mass that may be missed, 0 to 1.", RETRIEVE)
     ] = None,

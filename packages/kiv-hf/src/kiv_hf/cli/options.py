@@ -49,6 +49,12 @@ def one_of(*choices: str) -> Any:
     return check
 
 
+HotTokens = Annotated[int | None, knob("hot_tokens", "Recent tokens always attended.", KEEP)]
+PageTokens = Annotated[int | None, knob("page_tokens", "Tokens of a page.", KEEP)]
+IndexChannels = Annotated[int | None, knob("index_channels", "Channels of a cold key that the index codes.", RETRIEVE)]
+CandidateTokens = Annotated[int | None, knob("candidate_tokens", "Cold tokens whose keys a step reads.", RETRIEVE)]
+RetrieveTokens = Annotated[int | None, knob("retrieve_tokens", "Cold tokens a step attends exactly.", RETRIEVE)]
+Exact = Annotated[bool, typer.Option("--exact", help="Attend to everything.", rich_help_panel=RETRIEVE)]
 DtypeName = Annotated[
     str,
     typer.Option(

@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..options import KEEP, RETRIEVE, DtypeName, build_config, knob, one_of, size
+from ..options import (
+    CandidateTokens,
+    DtypeName,
+    Exact,
+    HotTokens,
+    IndexChannels,
+    PageTokens,
+    RetrieveTokens,
+    build_config,
+    one_of,
+    size,
+)
 from ..refusals import one_message
 
 # Nothing above imports torch or transformers (`kiv_hf.cli.app`).
@@ -42,18 +53,12 @@ def plan_command(  # noqa: PLR0913 - typer makes an option of each
             rich_help_panel=MACHINE,
         ),
     ] = None,
-    hot_tokens: Annotated[int | None, knob("hot_tokens", "Recent tokens always attended.", KEEP)] = None,
-    page_tokens: Annotated[int | None, knob("page_tokens", "Tokens of a page.", KEEP)] = None,
-    index_channels: Annotated[
-        int | None, knob("index_channels", "Channels of a cold key that the index codes.", RETRIEVE)
-    ] = None,
-    candidate_tokens: Annotated[
-        int | None, knob("candidate_tokens", "Cold tokens whose keys a step reads.", RETRIEVE)
-    ] = None,
-    retrieve_tokens: Annotated[
-        int | None, knob("retrieve_tokens", "Cold tokens a step attends exactly.", RETRIEVE)
-    ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Attend to everything.", rich_help_panel=RETRIEVE)] = False,
+    hot_tokens: HotTokens = None,
+    page_tokens: PageTokens = None,
+    index_channels: IndexChannels = None,
+    candidate_tokens: CandidateTokens = None,
+    retrieve_tokens: RetrieveTokens = None,
+    exact: Exact = False,
     chunk_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens read at once. Default: found.")] = None,
     dtype: DtypeName = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
