@@ -33,9 +33,9 @@ class TritonDecoder:
 
     def step_bytes(self, asked: Decode) -> int:
         """Count the bytes that `decode` takes for itself (`Decoder.step_bytes`)."""
-        from .sizes import sizes_of
+        from .sizes import bytes_of, sizes_of
 
-        return sizes_of(asked).nbytes
+        return bytes_of(sizes_of(asked))
 
     def append(
         self,

@@ -21,7 +21,7 @@ from .kernels.combine import combine
 from .kernels.read import read
 from .kernels.scan import rank, scan
 from .launch import launch
-from .sizes import INT, Sizes, divided, power, sizes_of
+from .sizes import INT, Sizes, buffers_of, divided, power, sizes_of
 
 
 def append_token(
@@ -58,7 +58,7 @@ def decode(asked: Decode, take: Take, wide: bool) -> Decoded:
         them off.
     """
     sizes, query = sizes_of(asked), asked.query
-    given: dict[str, Any] = {f"{name}_ptr": take(name, *buffer) for name, buffer in sizes.buffers().items()}
+    given: dict[str, Any] = {f"{name}_ptr": take(name, *buffer) for name, buffer in buffers_of(sizes).items()}
     dtype = torch.float32 if wide else query.dtype
     out = torch.empty(*query.shape[:3], sizes.value_width, dtype=dtype, device=query.device)
     share = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -116,39 +118,42 @@ class Sizes(NamedTuple):
             "WIDE": wide,
         }
 
-    def buffers(self) -> dict[str, Buffer]:
-        """Return what a step works in, by name."""
-        grid, fixed = self.batch * self.heads, self.compiled(False)
-        members, rows = (grid, self.groups), (grid, self.parts[3], 2 * fixed["GP"])
-        found = {
-            "part": Buffer((*rows, self.value_width), torch.float32),
-            "largest": Buffer(rows, torch.float32),
-            "total": Buffer(rows, torch.float32),
-        }
-        if self.retrieves:
-            found |= {
-                "estimate": Buffer((*members, self.room), torch.float32),
-                "order": Buffer((grid, self.room), INT),
-                "item": Buffer((grid, fixed["LIST"]), INT),
-                "place": Buffer((grid, fixed["LIST"]), INT),
-                "edge": Buffer((grid, 4, 2), INT),
-                "offset": Buffer((grid, 2, fixed["BLOCKS"]), INT),
-                "raw": Buffer((*members, self.most), torch.float32),
-                "group": Buffer((grid, self.most), INT),
-                "best": Buffer(members, INT),
-                "fade": Buffer((grid, self.selected), torch.float32),
-                # These a step leaves as it finds them.
-                "top": Buffer(members, INT, LEAST),
-                "seen": Buffer((grid, BINS), INT, 0),
-                "count": Buffer((grid,), INT, 0),
-                "done": Buffer((grid,), INT, 0),
-            }
-        return found
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the buffers."""
-        return sum(math.prod(buffer.shape) * buffer.dtype.itemsize for buffer in self.buffers().values())
+@lru_cache(maxsize=64)
+def buffers_of(sizes: Sizes) -> Mapping[str, Buffer]:
+    """Return what a step works in, by name: the same for every layer of a model, until a page leaves."""
+    grid, fixed = sizes.batch * sizes.heads, sizes.compiled(False)
+    members, rows = (grid, sizes.groups), (grid, sizes.parts[3], 2 * fixed["GP"])
+    found = {
+        "part": Buffer((*rows, sizes.value_width), torch.float32),
+        "largest": Buffer(rows, torch.float32),
+        "total": Buffer(rows, torch.float32),
+    }
+    if sizes.retrieves:
+        found |= {
+            "estimate": Buffer((*members, sizes.room), torch.float32),
+            "order": Buffer((grid, sizes.room), INT),
+            "item": Buffer((grid, fixed["LIST"]), INT),
+            "place": Buffer((grid, fixed["LIST"]), INT),
+            "edge": Buffer((grid, 4, 2), INT),
+            "offset": Buffer((grid, 2, fixed["BLOCKS"]), INT),
+            "raw": Buffer((*members, sizes.most), torch.float32),
+            "group": Buffer((grid, sizes.most), INT),
+            "best": Buffer(members, INT),
+            "fade": Buffer((grid, sizes.selected), torch.float32),
+            # These a step leaves as it finds them.
+            "top": Buffer(members, INT, LEAST),
+            "seen": Buffer((grid, BINS), INT, 0),
+            "count": Buffer((grid,), INT, 0),
+            "done": Buffer((grid,), INT, 0),
+        }
+    return found
+
+
+@lru_cache(maxsize=64)
+def bytes_of(sizes: Sizes) -> int:
+    """Count the bytes of these."""
+    return sum(math.prod(buffer.shape) * buffer.dtype.itemsize for buffer in buffers_of(sizes).values())
 
 
 def sizes_of(asked: Decode) -> Sizes:
