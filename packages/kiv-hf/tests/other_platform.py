@@ -28,12 +28,13 @@ PACKAGES = ("kiv_reference", "kiv_fast", "kiv_hf")
 
 
 def import_all() -> list[str]:
-    """Import every module of the packages, and return their names."""
+    """Import every module of the packages, and return their names; those behind Triton are for systems that have it."""
     names: list[str] = []
     for package in map(importlib.import_module, PACKAGES):
-        found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-        names += [module.name for module in found if not module.name.endswith(".libkiv")]  # which is no module
-    return [importlib.import_module(name).__name__ for name in names]
+        names += [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    no_module, behind = "kiv_fast.ops.libkiv", "kiv_fast.ops.triton."
+    wanted = [name for name in names if name != no_module and not name.startswith(behind)]
+    return [importlib.import_module(name).__name__ for name in wanted]
 
 
 def spill(folder: str) -> torch.Tensor:
@@ -74,7 +75,7 @@ def spill(folder: str) -> torch.Tensor:
 
 def other_modules(system: str) -> dict[str, ModuleType | None]:
     """Make what the packages find in place of modules that the system has otherwise, or not at all."""
-    made: dict[str, ModuleType | None] = dict.fromkeys(MODULES[system])
+    made: dict[str, ModuleType | None] = dict.fromkeys((*MODULES[system], "triton"))
     for module in (os, mmap, signal, sys, platform, tempfile):
         other = made[module.__name__] = ModuleType(module.__name__)
         missing = set(lacks(system, module)) if module in (os, mmap, signal) else set[str]()
