@@ -26,6 +26,7 @@ POINTERS = {
     torch.bfloat16: "*bf16",
     torch.int32: "*i32",
     torch.int16: "*i16",
+    torch.int64: "*i64",
 }
 ALIGNED = [["tt.divisibility", 16]]
 """What Triton knows of a pointer of torch's, and of a number that 16 divides."""
@@ -79,7 +80,7 @@ GEOMETRIES = {
     "float32, 128K, group max, batch of 2": Geometry(4, 2, 128, 64, 128 * K, torch.float32, batch=2, group_max=True),
     "float16, 192 and 128 channels, 16 heads a KV head, 64K": Geometry(2, 16, 192, 128, 64 * K, torch.float16),
 }
-PAGE, HOT, CODED = 512, 2560, 64
+PAGE, HOT, CODED, CANDIDATES, SELECTED = 512, 2560, 64, 4096, 1024
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,11 @@ class Launch:
 
 def asked(g: Geometry) -> Decode:
     """Return a step of a geometry, without numbers."""
+    from kiv_fast.device.kept import NOTED, WAYS, Kept, sets_for
     from kiv_fast.ops.decoding import Decode
+    from kiv_fast.shape import Shape
+    from kiv_fast.tuning import Tuning
+    from kiv_reference import KIVConfig
 
     def empty(*shape: int, dtype: torch.dtype = g.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -114,6 +119,13 @@ def asked(g: Geometry) -> Decode:
     def pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
         return empty(*shape, g.width), empty(*shape, g.value_width)
 
+    shape = Shape(g.batch, g.heads, g.width, g.value_width, g.dtype, torch.device("meta"))
+    sets = sets_for(shape, KIVConfig(candidate_tokens=CANDIDATES, retrieve_tokens=SELECTED), Tuning(), None)
+    assert sets is not None, "no room for rows"
+    lanes = g.batch * g.heads
+    tables = [empty(lanes, NOTED * n + 1, dtype=torch.int32) for n in sets]
+    rows = empty(lanes, WAYS * sets.keys, g.width), empty(lanes, WAYS * sets.values, g.value_width)
+    kept = Kept((tables[0], rows[0]), (tables[1], rows[1]), empty(lanes, 4, dtype=torch.int64))
     return Decode(
         query=empty(g.batch, g.heads * g.groups, 1, g.width),
         sinks=pair(g.batch, g.heads, 4),
@@ -122,9 +134,10 @@ def asked(g: Geometry) -> Decode:
         ids=empty(g.batch, pages, dtype=torch.int32),
         index=index,
         rows=pair(pages, g.heads, PAGE),
+        kept=kept,
         page_tokens=PAGE,
-        candidates=4096,
-        selected=1024,
+        candidates=CANDIDATES,
+        selected=SELECTED,
         group_max=g.group_max,
         tail=True,
         scale=g.width**-0.5,
@@ -159,7 +172,9 @@ def launches(step: Decode) -> list[Launch]:
         name = "widen" if constants.get("WIDER") else kernel.__name__
         found.append(Launch(name, kernel, signature, constants, attributes, options, grid))
 
-    def take(name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None) -> torch.Tensor:
+    def take(
+        name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None, aside: bool = False
+    ) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     batch, heads, _, width = step.sinks[0].shape

@@ -14,6 +14,7 @@ from kiv_fast import FastPool
 from kiv_fast.memory.scratch import Scratch
 from kiv_fast.ops import OpsChoice
 from kiv_fast.ops.triton import KINDS, TritonDecoder
+from kiv_fast.tuning import Tuning
 from triton import language
 from triton.runtime.interpreter import InterpretedFunction
 
@@ -68,7 +69,8 @@ class Poisoned(Scratch):
 
 def pool(config: KIVConfig) -> FastPool:
     """Return a pool that decodes in Triton wherever it can."""
-    made = FastPool(config, ops="torch")
+    steps = (0.0, 0.3, 2.0)[config.candidate_tokens % 3]  # no row is kept on the device; few; as many as by default
+    made = FastPool(config, tuning=Tuning(kept_steps=steps), ops="torch")
     made.ops = Interpreted("torch", made.tuning)
-    made.scratch = Poisoned(made.scratch.account)
+    made.scratch, made.aside = Poisoned(made.scratch.account), Poisoned(made.aside.account)
     return made

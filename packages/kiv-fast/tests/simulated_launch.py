@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
+from fast_helpers import SCALE
+from kiv_fast.ops.triton import decode
 from kiv_fast.ops.triton import launch as module
-from simulated_device import OnDevice, SimulatedDevice
+from simulated_device import DEVICE, OnDevice, SimulatedDevice
+from simulated_streams import install
 from triton import language
 from triton.runtime.interpreter import InterpretedFunction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+
+    import pytest
+    from kiv_fast.store import FastStore
 
 assert isinstance(language.zeros, InterpretedFunction), "set TRITON_INTERPRET=1: Triton was imported before"
 
@@ -27,3 +37,21 @@ def launch(kernel: Any, grid: tuple[int, ...], given: dict[str, Any], **more: An
     names.append(kernel.__name__)
     behind = {name: SimulatedDevice.inner(value) for name, value in mine.items()}
     module.launch(kernel, grid, behind, **more)
+
+
+@contextmanager
+def device(monkeypatch: pytest.MonkeyPatch, launched: Callable[..., None] = launch) -> Generator[SimulatedDevice]:
+    """Give a device that reads host memory by itself, and on which kernels are `launched`."""
+    install(monkeypatch)
+    monkeypatch.setattr(decode, "launch", launched)
+    with SimulatedDevice() as made:
+        yield made
+
+
+def step(
+    store: FastStore, data: Sequence[torch.Tensor], start: int, stop: int, at: torch.device = DEVICE
+) -> torch.Tensor:
+    """Append and attend tokens ``[start, stop)``; the output."""
+    key, value, query = (part[:, :, start:stop].to(at) for part in data)
+    store.append(key, value)
+    return store.attend(query, scale=SCALE)

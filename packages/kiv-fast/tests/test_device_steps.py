@@ -11,12 +11,11 @@ from fast_helpers import SCALE, assert_close, draw
 from kiv_fast import FastPool
 from kiv_reference.errors import KIVNonFiniteError
 from simulated_device import DEVICE, SimulatedDevice
-from simulated_streams import install
 
 pytest.importorskip("triton")
 
 import simulated_launch
-from kiv_fast.ops.triton import decode
+from simulated_launch import step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,9 +30,7 @@ PROMPT, STEPS = 126, 4
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedDevice]:
     """A device that reads host memory by itself."""
-    install(monkeypatch)
-    monkeypatch.setattr(decode, "launch", simulated_launch.launch)
-    with SimulatedDevice() as made:
+    with simulated_launch.device(monkeypatch) as made:
         yield made
 
 
@@ -42,15 +39,6 @@ def prompt(config: KIVConfig, data: Sequence[torch.Tensor]) -> FastStore:
     store = FastPool(config, ops="triton").layer_store()
     step(store, data, 0, PROMPT)
     return store
-
-
-def step(
-    store: FastStore, data: Sequence[torch.Tensor], start: int, stop: int, at: torch.device = DEVICE, **asked: Any
-) -> torch.Tensor:
-    """Append and attend tokens; the output."""
-    key, value, query = (part[:, :, start:stop].to(at) for part in data)
-    store.append(key, value)
-    return store.attend(query, scale=SCALE, **asked)
 
 
 def launches(device: SimulatedDevice, store: FastStore, data: Sequence[torch.Tensor], at: int) -> list[str]:

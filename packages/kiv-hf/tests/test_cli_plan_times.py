@@ -46,16 +46,16 @@ def test_a_step_is_counted_by_hand() -> None:
     # At 128K an eighth of a half of the heads ask for as many again.
     keys, values = 8 * 4096 * (1 + 0.5 / 8) * 256, 8 * 1024 * 256
     hot = 8 * (128 * K - cold) * 512
-    assert moved.vram == pytest.approx(2e9 + 32 * (index + estimates + hot + 0.97 * (keys + values)))
-    assert moved.host == pytest.approx(32 * 0.03 * (keys + values))
+    assert moved.vram == pytest.approx(2e9 + 32 * (index + estimates + hot + 0.88 * keys + 0.7 * values))
+    assert moved.host == pytest.approx(32 * (0.12 * keys + 0.3 * values))
     assert (moved.disk, moved.launches) == (0, 32 * (40 + 8 - 2))
     assert moved.waits_s == pytest.approx(32 * CHOOSE_S)
     without = kiv_step(work(128 * K, kept_rows=False))
     assert without.host == pytest.approx(32 * (keys + values))
     spilled = kiv_step(work(128 * K, disk_share=0.25))
     # A row takes as long as a block of the disk, and nine of ten are in RAM from the steps before.
-    blocks = 8 * (4096 * (1 + 0.5 / 8) + 1024) * 4096
-    assert spilled.disk == pytest.approx(32 * 0.03 * 0.1 * 0.25 * blocks)
+    blocks = 8 * (0.12 * 4096 * (1 + 0.5 / 8) + 0.3 * 1024) * 4096
+    assert spilled.disk == pytest.approx(32 * 0.1 * 0.25 * blocks)
     assert spilled.waits_s == pytest.approx(32 * (CHOOSE_S + DISK_WAIT_S))
 
 
@@ -70,6 +70,8 @@ def test_few_cold_tokens_are_all_read() -> None:
     moved = kiv_step(work(4096 + 2048 + 4, kept_rows=False))
     assert moved.host == 32 * 8 * 4096 * 512
     assert moved.waits_s == 0
+    # The device keeps 8,192 keys and 2,048 values.
+    assert kiv_step(work(4096 + 2048 + 4)).host == 32 * 8 * 2048 * 256
     hot = kiv_step(work(2048))
     assert hot == plain_step(work(2048))
 

@@ -9,8 +9,9 @@ import torch
 from kiv_reference.report import TierBytes
 
 from .device.flags import Flags
+from .device.kept import KeptRows, aside_bytes, sets_for
 from .index.index import Index, code_pages
-from .interrupts import REFUSALS
+from .interrupts import REFUSALS, is_refusal
 from .memory.ledger import Reservation
 from .ops.arguments import PageIndex, Rows
 from .pages.block_table import BlockTable, IdPool
@@ -32,6 +33,8 @@ class Cold:
     ----------
     index : Index, or None in exact mode
     ahead : Ahead, or None on a CPU
+    kept : KeptRows, or None
+        Rows that the device keeps, where a step can look them up.
     """
 
     def __init__(self, shape: Shape, resources: Resources) -> None:
@@ -47,6 +50,8 @@ class Cold:
         self._pages = IdPool()
         # Of consecutive pages without padding, by the first id and their number.
         self._indexes: dict[tuple[int, int], PageIndex] = {}
+        self._stores, self.aside = resources.stores, resources.aside
+        self.kept: KeptRows | None = None
 
     def flags(self) -> Flags | None:
         """Make what tells a store of odd keys, values and queries; None where operations tell it themselves."""
@@ -77,6 +82,35 @@ class Cold:
             less = self._bytes(reservation.pages)
             self.account.give(less.device, less.ram)
         self.arena.release(reservation)
+
+    def keep_rows(self, batch: int) -> None:
+        """Let the device keep rows for so many sequences, with this store's share of the room that is left."""
+        if self.kept is not None:
+            if self.kept.lanes >= batch * self.shape.heads:
+                return
+            self.drop_kept()
+        if self.decoder is None or self.arena.table(False) is None:
+            return
+        shape, room = self.shape._replace(batch=batch), self.account.room(0)
+        aside = max(self.aside.nbytes, aside_bytes(shape, self.config))
+        share = None if room is None else max(0, room - aside + self.aside.nbytes) // self._stores()
+        sets = sets_for(shape, self.config, self.tuning, share)
+        if sets is None:
+            return
+        self.aside.plan(aside)
+        self.account.take(device=sets.bytes_of(shape))
+        try:
+            self.kept = KeptRows(shape, sets, self.transfer)
+        except REFUSALS as error:
+            self.account.give(device=sets.bytes_of(shape))
+            if not is_refusal(error):
+                raise
+
+    def drop_kept(self) -> None:
+        """Free what the device keeps, which only makes steps faster."""
+        if self.kept is not None:
+            self.account.give(device=self.kept.nbytes)
+            self.kept = None
 
     def add(
         self,
@@ -145,6 +179,10 @@ class Cold:
     def _free(self, ids: list[int], reservation: Reservation | None) -> None:
         """Take a holder from each of these pages."""
         freed = self._pages.drop(ids)
+        if not self._pages.used:
+            self.drop_kept()
+        elif freed and self.kept is not None:
+            self.kept.empty()
         self.arena.free(freed, reservation)
         if self.index is not None:
             self.index.forget(freed)
@@ -160,7 +198,8 @@ class Cold:
     def memory(self, rows: list[BlockTable], reservation: Reservation) -> list[TierBytes]:
         """Count the bytes of the pages of rows, and of those to come."""
         pages = np.concatenate([row.pages for row in rows])
-        return [self._bytes(len(pages) + reservation.pages), self.arena.bytes_of(pages, reservation)]
+        kept = TierBytes(0 if self.kept is None else self.kept.nbytes, 0, 0)
+        return [self._bytes(len(pages) + reservation.pages), self.arena.bytes_of(pages, reservation), kept]
 
     @property
     def index_bytes(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -49,17 +49,26 @@ class Step:
         if self.block.pages > state.pages:
             with state.cold.account.changing():
                 state.evict(self.block.pages)
+        if state.cold.kept is not None:
+            state.cold.keep_rows(len(state.rows))
         asked, cold, flags = self._asked(state, call, query), state.cold, state.flags
         assert flags is not None, "a decoder without flags"
         state.plan_step(self.decoder.step_bytes(asked))
+        if cold.kept is None and asked.kept is not None:  # it made room for the step
+            asked = replace(asked, kept=None)
 
-        def take(name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None) -> torch.Tensor:
-            return cold.scratch.take(name, shape, dtype, state.shape.device, fill=fill)
+        def take(
+            name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None, aside: bool = False
+        ) -> torch.Tensor:
+            scratch = cold.aside if aside else cold.scratch
+            return scratch.take(name, shape, dtype, state.shape.device, fill=fill)
 
         try:
             found = self.decoder.decode(asked, take)
         except BaseException:
             cold.scratch.drop()
+            if cold.kept is not None:
+                cold.kept.empty()
             raise
         flags.note()
         return found.output, self._trace(state, call, found)
@@ -84,6 +93,7 @@ class Step:
             ids=state.page_ids(),
             index=index,
             rows=rows,
+            kept=None if rows is None or cold.kept is None else cold.kept.kept,
             page_tokens=config.page_tokens,
             candidates=config.candidate_tokens,
             selected=config.retrieve_tokens or 1,
@@ -97,7 +107,8 @@ class Step:
 
     def _trace(self, state: State, call: Call, found: Decoded) -> BlockTrace:
         """Note what was done, and count what was read; what heads read beside C candidates is known to a report."""
-        shape, cold, trace, chosen = state.shape, state.cold, BlockTrace(self.block), found.chosen
+        shape, cold, chosen = state.shape, state.cold, found.chosen
+        trace = BlockTrace(self.block, hits=found.hits)
         groups = found.estimated.shape[1] // shape.heads
         for row, part in enumerate(found.estimated):
             mine, estimated = None if chosen is None else chosen[row], part.view(shape.heads, groups)

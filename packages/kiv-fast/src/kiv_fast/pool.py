@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NoReturn, SupportsIndex
+from typing import NoReturn, SupportsIndex, cast
 
 import torch
 from kiv_reference.errors import KIVUsageError, refuse
 from kiv_reference.report import TierBytes
 
 from .attention.choice import told
+from .device.kept import KeptRows
 from .guard import public
 from .shape import Shape
 from .shared import Shared
@@ -97,9 +98,32 @@ class FastPool(Shared):
         parts = {"sinks, hot tokens, validity": sum(state.held.bytes.device for state in states)}
         for cold in {id(state.cold): state.cold for state in states}.values():
             parts["index"] = parts.get("index", 0) + cold.index_bytes
-        parts["step buffers"] = self.scratch.nbytes
+        if self._kept:
+            parts["rows of cold pages"] = sum(kept.nbytes for kept in self._kept)
+        parts["step buffers"] = self.scratch.nbytes + self.aside.nbytes
         parts["reserved by calls in progress"] = self.ledger.used.device - sum(parts.values())
         return parts
+
+    @property
+    @public
+    def kept_bytes(self) -> int:
+        """Device bytes of rows of cold pages, which give way to all else: 0 but where a GPU decodes in Triton."""
+        return sum(kept.nbytes for kept in self._kept)
+
+    @public
+    def kept_rows(self) -> dict[str, int]:
+        """Count the keys and values that decode steps have asked for, and those of them that the device had kept.
+
+        Waits for the device. Of all stores, since each began to keep rows.
+        """
+        use = [cast("list[int]", kept.kept.use.sum(dim=0).tolist()) for kept in self._kept]
+        names = "keys kept", "keys read", "values kept", "values read"
+        return {name: sum(counts[at] for counts in use) for at, name in enumerate(names)}
+
+    @property
+    def _kept(self) -> list[KeptRows]:
+        colds = {id(state.cold): state.cold for state in self.states}.values()
+        return [cold.kept for cold in colds if cold.kept is not None]
 
     @public
     def close(self) -> None:

@@ -55,7 +55,7 @@ class Shared:
         self.guard = Guard(self.between_calls, (self.ledger.marked, self.ledger.broken))
         self.ledger.make_room = weakref.WeakMethod(self._make_room)
         self.counters = Counters()
-        self.scratch = Scratch(Account(self.ledger))
+        self.scratch, self.aside = Scratch(Account(self.ledger)), Scratch(Account(self.ledger))
         # What pins memory for a device, and whether that reads it by itself.
         self._pinning: dict[torch.device, tuple[SlabPinning | None, bool]] = {}
         self._ahead: dict[torch.device, Ahead] = {}
@@ -79,13 +79,19 @@ class Shared:
         """What the stores hold that hold anything."""
         return [store.state for store in self.stores if store.state is not None]
 
-    def _make_room(self, ram: int) -> None:
-        """Free this many bytes of RAM, of whatever store: evict pages, and if that is not enough drop kept rows."""
+    def _make_room(self, device: int, ram: int) -> None:
+        """Free this many bytes of whatever store: rows on the device; pages in RAM, and then rows there."""
         whole = [state.cold for state in self.states if not self.is_broken(state)]
         for cold in whole:
             with cold.account.changing():
+                if device:
+                    cold.drop_kept()
+        if device:
+            self._clear(self.aside)
+        for cold in whole if ram else ():
+            with cold.account.changing():
                 cold.arena.make_room(ram)
-        for cold in whole:
+        for cold in whole if ram else ():
             if (room := cold.account.room(1)) is not None and room < ram:
                 with cold.account.changing():
                     cold.arena.drop_rows()
@@ -103,9 +109,15 @@ class Shared:
 
     def tidy(self) -> None:
         """Free the buffers if no store holds tokens."""
-        if self.scratch.nbytes and not self.states:
-            with self.scratch.account.changing():
-                self.scratch.clear()
+        if not self.states:
+            self._clear(self.scratch)
+            self._clear(self.aside)
+
+    @staticmethod
+    def _clear(scratch: Scratch) -> None:
+        if scratch.nbytes:
+            with scratch.account.changing():
+                scratch.clear()
 
     def between_calls(self, dead: deque[State]) -> None:
         """Note which change was interrupted, and release what dead stores held."""
@@ -127,9 +139,11 @@ class Shared:
 
     def _recount(self, dead: deque[State]) -> None:
         """Set what is used to what living accounts hold; what is broken and dropped is nobody's any more."""
-        self.scratch.recount()
         accounts = {state.cold.account for state in [*self.states, *dead]}
-        self.ledger.recount({*accounts, self.scratch.account})
+        for scratch in (self.scratch, self.aside):
+            scratch.recount()
+            accounts.add(scratch.account)
+        self.ledger.recount(accounts)
 
     def is_broken(self, state: State) -> bool:
         """Tell whether a change of a store or of one of its forks was interrupted."""
@@ -152,10 +166,12 @@ class Shared:
             counters=self.counters,
             account=Account(self.ledger),
             scratch=self.scratch,
+            aside=self.aside,
             ops=self.ops,
             folder=self._folder,
             io=self._io,
             pinning=pinning,
             gather=gather,
+            stores=lambda: len(self.stores),
             ahead=self._ahead.get(device),
         )

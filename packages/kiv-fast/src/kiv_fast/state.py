@@ -204,7 +204,11 @@ class State(Tokens):
                     valid = self.validity.row(number, start, start + n * size)
                     valid = None if valid is None else valid.view(n, size)
                     weights = None if self.config.exact else self.samples.weights(number, boundaries)
-                    self.cold.add(row, *self.recent.pages(number, n), valid, weights, self.reservation)
+                    key, value = self.recent.pages(number, n)
+                    self.cold.add(row, key, value, valid, weights, self.reservation)
+                    self.cold.keep_rows(len(self.rows))
+                    if self.cold.kept is not None:
+                        self.cold.kept.fill(number, row.pages[-n:].tolist(), key, value)
             except REFUSALS:
                 self._cut(self.pages)
                 raise

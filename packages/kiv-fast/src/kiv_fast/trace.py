@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from kiv_reference.report import BlockReport
@@ -65,6 +66,7 @@ class BlockTrace:
     rows: list[RowTrace] = field(default_factory=list[RowTrace])
     key_rows: int = 0
     value_rows: int = 0
+    hits: torch.Tensor | None = None  # int32 [B, H, 2], keys and values that the device had kept
 
     def report(self, shape: Shape, sink_tokens: int) -> BlockReport:
         """Report this block."""
@@ -75,6 +77,8 @@ class BlockTrace:
         widened = [None if one is None else one.widened for one in found]
         key_rows = self.key_rows + sum(one.more for one in found if isinstance(one, Chosen))
         missed = [row.shares(row.missed) for row in self.rows if row.missed is not None]
+        key_size, value_size = (width * shape.dtype.itemsize for width in (shape.key_width, shape.value_width))
+        keys, values = (0, 0) if self.hits is None else cast("list[int]", self.hits.sum(dim=(0, 1)).tolist())
         return BlockReport(
             mode=self.block.mode,
             first_query=self.block.start,
@@ -87,8 +91,9 @@ class BlockTrace:
             exact_mass=torch.stack([row.shares(1 - row.estimated) for row in self.rows]),
             estimated_mass=torch.stack([row.shares(row.estimated) for row in self.rows]),
             missed_bound=torch.stack(missed) if missed else None,
-            key_bytes=key_rows * shape.key_width * shape.dtype.itemsize,
-            value_bytes=self.value_rows * shape.value_width * shape.dtype.itemsize,
+            key_bytes=key_rows * key_size,
+            value_bytes=self.value_rows * value_size,
+            kept_bytes=keys * key_size + values * value_size,
         )
 
 

@@ -55,6 +55,8 @@ class BlockReport:
         Upper bound on the share of mass left out (SPEC 6.2); None if it was not asked for.
     key_bytes, value_bytes : int
         Cold bytes that had to be read (SPEC 9.6).
+    kept_bytes : int
+        Those of them that a device had kept, and did not read from RAM.
     """
 
     mode: Mode
@@ -70,6 +72,7 @@ class BlockReport:
     missed_bound: torch.Tensor | None
     key_bytes: int
     value_bytes: int
+    kept_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,11 @@ class AttendReport:
     def value_bytes(self) -> int:
         """Cold value bytes that the call had to read."""
         return sum(block.value_bytes for block in self.blocks)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Those of both that a device had kept, and did not read from RAM."""
+        return sum(block.kept_bytes for block in self.blocks)
 
     @property
     def widened(self) -> int:

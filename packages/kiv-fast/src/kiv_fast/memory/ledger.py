@@ -33,8 +33,8 @@ class Ledger:
         self._limits = (config.device_bytes, config.ram_bytes, config.disk_bytes)
         self._used = [0, 0, 0]
         self.rows = 0  # bytes of RAM, of those used, for rows that were read from disk
-        # Moves pages from RAM to disk, until n bytes are free.
-        self.make_room: weakref.WeakMethod[Callable[[int], None]] | None = None
+        # Frees so many bytes of the device and of RAM, as far as stores hold what they can do without, or can move.
+        self.make_room: weakref.WeakMethod[Callable[[int, int], None]] | None = None
         self.marked: set[Account] = set()  # in a change
         self.broken: set[Account] = set()  # whose change was interrupted
 
@@ -66,10 +66,10 @@ class Ledger:
         KIVBudgetError
             If they do not fit, even after pages went from RAM to disk. Nothing is taken then.
         """
-        room = self.room(1)
-        short = room is not None and more[1] > max(room, 0)
-        if short and self.make_room is not None and (make_room := self.make_room()):
-            make_room(more[1])
+        rooms = self.room(0), self.room(1)
+        short = [0 if room is None or n <= max(room, 0) else n for n, room in zip(more[:2], rooms, strict=True)]
+        if any(short) and self.make_room is not None and (make_room := self.make_room()):
+            make_room(*short)
         for name, used, add, limit in zip(REMEDIES, self._used, more, self._limits, strict=True):
             if limit is not None and add > 0 and used + add > limit:
                 rule = f"the cache must fit into {name}={limit} (SPEC 10.2)"

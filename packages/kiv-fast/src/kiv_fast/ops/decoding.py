@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 
+from ..device.kept import Kept
+
 
 @dataclass(frozen=True)
 class Decode:
@@ -22,6 +24,7 @@ class Decode:
     ids: torch.Tensor  # int32 [B, N], of cold pages
     index: tuple[torch.Tensor, ...] | None  # `index.Index.tables`; None where all tokens are attended
     rows: tuple[torch.Tensor, torch.Tensor] | None  # [pages, H, P, D], [pages, H, P, DV]; None without a cold page
+    kept: Kept | None  # of these; changes with the step
     page_tokens: int
     candidates: int  # C
     selected: int  # R
@@ -40,6 +43,7 @@ class Decoded:
     output: torch.Tensor  # [B, HQ, 1, DV]
     estimated: torch.Tensor  # [B, HQ], shares of mass
     chosen: tuple[Chosen, ...] | None  # of each sequence; None where all tokens were attended
+    hits: torch.Tensor | None  # int32 [B, H, 2]: keys and values that were kept; None where none can be
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Decoder(Protocol):
     name: str
 
     def step_bytes(self, asked: Decode) -> int:
-        """Count the bytes that a step takes for itself."""
+        """Count the bytes that a step takes for itself, without those for rows that are to be kept."""
         ...
 
     def append(
@@ -117,9 +121,11 @@ class Decoder(Protocol):
 class Take(Protocol):
     """Gives memory on the device: the same again while name and shape are, as the last use left it.
 
-    `fill` is what it has at first; None leaves it open.
+    `fill` is what it has at first; None leaves it open. `aside` is for rows that are to be kept (`Kept`).
     """
 
-    def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None) -> torch.Tensor:
+    def __call__(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None, aside: bool = False
+    ) -> torch.Tensor:
         """Return memory of a shape."""
         ...

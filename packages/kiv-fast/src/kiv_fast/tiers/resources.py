@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kiv_reference.config import KIVConfig
@@ -28,6 +29,10 @@ class Resources:
         The system calls of the disk tier.
     gather : Gather
         How the device reads host memory.
+    aside : Scratch
+        Buffers of steps for rows that the device is to keep.
+    stores : callable
+        Counts the stores of the pool.
     ahead : Ahead, or None on a CPU
         What sends tiles of cold pages to the device.
     """
@@ -42,4 +47,6 @@ class Resources:
     io: FileIO
     pinning: SlabPinning | None
     gather: Gather
+    aside: Scratch
+    stores: Callable[[], int]
     ahead: Ahead | None

@@ -96,6 +96,8 @@ def outcome_table(run: Run, cache: KIVCache, tally: Tally) -> Table:
     table.add_row("operations", getattr(cache.pool, "operations", type(cache.pool).__name__))
     table.add_row("exact attention", getattr(cache.pool, "exact_attention", type(cache.pool).__name__))
     table.add_row("cold tokens", cold_text(tally))
+    if rows := getattr(cache.pool, "kept_bytes", 0):
+        table.add_row("rows on the device", kept_text(rows, tally))
     table.add_row("attention mass", mass_text(tally))
     return table
 
@@ -119,6 +121,14 @@ def cold_text(tally: Tally) -> str:
         return f"{cold.all:,.0f}, all attended exactly"
     told = f"{cold.candidates:,.0f} candidates of {cold.all:,.0f}, {cold.selected:,.0f} attended exactly"
     return f"{told}; candidates doubled in {tally.widened / tally.retrievals:.1%}" if tally.widened else told
+
+
+def kept_text(nbytes: int, tally: Tally) -> str:
+    """Say how much of the cold pages the device keeps, how much of what steps read that was, and what came from RAM."""
+    if not tally.cold_bytes:
+        return f"{format_bytes(nbytes)}, not read yet"
+    share, bus = tally.kept_bytes / tally.cold_bytes, (tally.cold_bytes - tally.kept_bytes) // tally.steps
+    return f"{format_bytes(nbytes)}, {share:.1%} of the bytes that steps read; {format_bytes(bus)} a token over the bus"
 
 
 def mass_text(tally: Tally) -> str:

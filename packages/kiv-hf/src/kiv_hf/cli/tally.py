@@ -41,6 +41,9 @@ class Tally:
         Retrievals among whose candidates was a watched position, so that its key was read.
     selected_hits : int
         Retrievals that selected a watched position, so that its value was attended.
+    cold_bytes, kept_bytes : int
+        Bytes of cold keys and values that steps read, and those of them that the device had kept.
+    steps : int
     """
 
     watched: range = range(0)
@@ -49,6 +52,9 @@ class Tally:
     widened: int = 0
     candidate_hits: int = 0
     selected_hits: int = 0
+    cold_bytes: int = 0
+    kept_bytes: int = 0
+    steps: int = 0
     _exact: list[float] = field(default_factory=list[float])
     _estimated: list[float] = field(default_factory=list[float])
     _cold: list[ColdTokens] = field(default_factory=list[ColdTokens])
@@ -56,6 +62,9 @@ class Tally:
     def add(self, reports: dict[int, AttendReport]) -> None:
         """Count one decode step: the reports of `KIVCache.reports`."""
         blocks = [block for report in reports.values() for block in report.blocks]
+        self.steps += 1
+        self.cold_bytes += sum(block.key_bytes + block.value_bytes for block in blocks)
+        self.kept_bytes += sum(block.kept_bytes for block in blocks)
         self._exact += [float(block.exact_mass.mean()) for block in blocks]
         self._estimated += [float(block.estimated_mass.mean()) for block in blocks]
         self._cold += [self._cold_tokens(block) for block in blocks]

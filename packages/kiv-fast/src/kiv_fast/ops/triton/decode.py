@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ...device.kept import WAYS, Kept
 from ..decoding import Chosen, Decode, Decoded, Take
 from .kernels.append import append
 from .kernels.attend import attend
@@ -21,7 +22,7 @@ from .kernels.combine import combine
 from .kernels.read import read
 from .kernels.scan import rank, scan
 from .launch import launch
-from .sizes import INT, Sizes, buffers_of, divided, power, sizes_of
+from .sizes import INT, PART, Sizes, buffers_of, divided, power, sizes_of
 
 
 def append_token(
@@ -77,19 +78,40 @@ def decode(asked: Decode, take: Take, wide: bool) -> Decoded:
         "want": sizes.selected,
     }
     given["key_ptr"], given["value_ptr"] = asked.rows or asked.hot
+    _keep(asked.kept, sizes, given)
     if asked.index is None:
-        given |= dict.fromkeys(("mean_ptr", "at_ptr", "raw_ptr", "chosen_ptr", "fade_ptr", "estimate_ptr"))
-        given |= dict.fromkeys(("top_ptr", "seen_ptr", "count_ptr"))
-        _attend(asked, sizes, given)
-        return Decoded(out.to(query.dtype), share, None)
+        given |= dict.fromkeys(_RETRIEVES) | {"candidates": sizes.tokens, "want": sizes.tokens}
+        _attend(asked, sizes, given, parts=0)
+        return Decoded(out.to(query.dtype), share, None, given["hits_ptr"])
     shape = sizes.batch, sizes.heads
     at = given["at_ptr"] = torch.empty(*shape, sizes.most, dtype=INT, device=query.device)
     chosen = given["chosen_ptr"] = torch.empty(*shape, sizes.selected, dtype=INT, device=query.device)
     widened = given["wide_ptr"] = torch.empty(shape, dtype=INT, device=query.device)
     _retrieve(asked, asked.index, sizes, given)
-    _attend(asked, sizes, given)
+    _attend(asked, sizes, given, parts=0 if asked.kept is None else divided(sizes.most, PART))
     each = zip(at, chosen, widened, strict=True)
-    return Decoded(out.to(query.dtype), share, tuple(Chosen(*row, sizes.candidates) for row in each))
+    every = tuple(Chosen(*row, sizes.candidates) for row in each)
+    return Decoded(out.to(query.dtype), share, every, given["hits_ptr"])
+
+
+_RETRIEVES = tuple(
+    f"{name}_ptr"
+    for name in ("mean", "at", "raw", "chosen", "fade", "estimate", "top", "seen", "count", "wide", "done")
+)
+_KEEPS = ["key_table", "key_kept", "value_table", "value_kept", "use_ptr", "hit_ptr", "hits_ptr"]
+_MISSES = ["key_aside_ptr", "key_slot_ptr", "value_aside_ptr", "value_slot_ptr"]
+"""What kernels are given that only some steps have."""
+
+
+def _keep(kept: Kept | None, sizes: Sizes, given: dict[str, Any]) -> None:
+    """Tell where rows are that the device keeps."""
+    if kept is None:
+        given |= dict.fromkeys((*_KEEPS, *_MISSES)) | {"key_sets": 0, "value_sets": 0}
+        return
+    for name, (table, rows) in (("key", kept.keys), ("value", kept.values)):
+        given |= {f"{name}_table": table, f"{name}_kept": rows, f"{name}_sets": rows.shape[1] // WAYS}
+    hits = torch.empty(sizes.batch, sizes.heads, 2, dtype=INT, device=kept.use.device)
+    given |= dict.fromkeys(() if sizes.retrieves else _MISSES) | {"use_ptr": kept.use, "hits_ptr": hits}
 
 
 def _retrieve(asked: Decode, index: tuple[torch.Tensor, ...], sizes: Sizes, given: dict[str, Any]) -> None:
@@ -111,8 +133,8 @@ def _retrieve(asked: Decode, index: tuple[torch.Tensor, ...], sizes: Sizes, give
         launch(read, blocks, given, TILE=tile, WIDER=wider, num_warps=8, maxnreg=128)
 
 
-def _attend(asked: Decode, sizes: Sizes, given: dict[str, Any]) -> None:
-    """Attend everything that counts, and merge."""
+def _attend(asked: Decode, sizes: Sizes, given: dict[str, Any], parts: int) -> None:
+    """Attend everything that counts, and merge; as many programs of each head put into the cache what was missed."""
     ends = dict(zip("ABCE", sizes.parts, strict=True))
     given |= ends | dict(zip(("sink_k", "sink_v", "hot_k", "hot_v"), (*asked.sinks, *asked.hot), strict=True))
     given |= dict(zip(("sinks", "hot", "begin"), asked.counts, strict=True))
@@ -129,4 +151,5 @@ def _attend(asked: Decode, sizes: Sizes, given: dict[str, Any]) -> None:
     grid = sizes.batch * sizes.heads
     # Where products are of float32, or of many rows, fewer warps would spill.
     launch(attend, (ends["E"], grid), given, num_warps=4 if sizes.tile == 64 else 8)
-    launch(combine, (grid * sizes.groups, divided(sizes.value_width, given["BV"])), given)
+    ends = grid * (sizes.groups + parts), divided(sizes.value_width, given["BV"])
+    launch(combine, ends, given, lanes=grid, parts=parts, PART=PART)

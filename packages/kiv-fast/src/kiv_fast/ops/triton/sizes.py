@@ -21,6 +21,9 @@ the same score, all tokens are gone through instead."""
 TOGETHER = 16
 """Pages whose pseudo-tokens are attended together: what a matrix product wants at least."""
 
+PART = 128
+"""Rows that one program puts into a cache at most."""
+
 INT = torch.int32
 LEAST = torch.iinfo(INT).min
 
@@ -41,6 +44,7 @@ class Buffer(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
     fill: int | None = None
+    aside: bool = False  # for rows that the device is to keep (`device.kept.aside_bytes`)
 
 
 class Sizes(NamedTuple):
@@ -51,7 +55,7 @@ class Sizes(NamedTuple):
     groups: int  # G
     key_width: int  # D
     value_width: int  # DV
-    itemsize: int  # of keys
+    dtype: torch.dtype  # of keys and values
     pages: int  # N
     page_tokens: int  # P
     candidates: int  # C, at most all tokens
@@ -59,6 +63,7 @@ class Sizes(NamedTuple):
     recent: tuple[int, int]  # sinks and hot tokens that their buffers have room for
     retrieves: bool
     tail: bool
+    keeps: bool  # rows on the device
 
     @property
     def tokens(self) -> int:
@@ -79,7 +84,7 @@ class Sizes(NamedTuple):
     @property
     def tile(self) -> int:
         """Tokens that are attended together."""
-        return 64 if self.itemsize == 2 and self.groups <= 8 else 32
+        return 64 if self.dtype.itemsize == 2 and self.groups <= 8 else 32
 
     @property
     def block(self) -> int:
@@ -147,13 +152,23 @@ def buffers_of(sizes: Sizes) -> Mapping[str, Buffer]:
             "count": Buffer((grid,), INT, 0),
             "done": Buffer((grid,), INT, 0),
         }
+    if sizes.keeps:
+        found["hit"] = Buffer((grid, 2), INT, 0, aside=True)
+    if sizes.retrieves and sizes.keeps:
+        found |= {
+            "key_aside": Buffer((grid, sizes.most, sizes.key_width), sizes.dtype, aside=True),
+            "value_aside": Buffer((grid, sizes.selected, sizes.value_width), sizes.dtype, aside=True),
+            "key_slot": Buffer((grid, sizes.most), INT, aside=True),
+            "value_slot": Buffer((grid, sizes.selected), INT, aside=True),
+        }
     return found
 
 
 @lru_cache(maxsize=64)
 def bytes_of(sizes: Sizes) -> int:
-    """Count the bytes of these."""
-    return sum(math.prod(buffer.shape) * buffer.dtype.itemsize for buffer in buffers_of(sizes).values())
+    """Count the bytes of these, without those for rows that the device is to keep."""
+    mine = [buffer for buffer in buffers_of(sizes).values() if not buffer.aside]
+    return sum(math.prod(buffer.shape) * buffer.dtype.itemsize for buffer in mine)
 
 
 def sizes_of(asked: Decode) -> Sizes:
@@ -167,7 +182,7 @@ def sizes_of(asked: Decode) -> Sizes:
         heads_q // heads,
         width,
         asked.sinks[1].shape[3],
-        asked.query.dtype.itemsize,
+        asked.query.dtype,
         pages,
         asked.page_tokens,
         candidates,
@@ -175,4 +190,5 @@ def sizes_of(asked: Decode) -> Sizes:
         (asked.sinks[0].shape[2], asked.hot[0].shape[2]),
         asked.index is not None,
         asked.tail,
+        asked.kept is not None,
     )

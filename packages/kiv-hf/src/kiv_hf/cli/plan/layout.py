@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kiv_fast.tuning import Tuning
 
-from ..sizes.stores import Held, held
+from ..sizes.stores import Held, held, kept_bytes
 from ..units import format_bytes
 from .cards import CONTEXT_BYTES
 
@@ -25,9 +25,6 @@ SYSTEM_BYTES = 4 * 10**9
 
 ROUND_BYTES = 10**7
 """Budgets are rounded down to this."""
-
-KEPT_SETS = 2
-"""Rows that the device keeps of the last steps: as many candidates' keys and selected values, twice over."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,8 @@ def _layout(sizes: ModelSizes, wish: Wish, chunk: int) -> Layout:
         reasons.append(f"weights of {format_bytes(weights)} pass through RAM, of which {_left(available)} are left")
     work = sizes.work_bytes(wish.dtype, chunk, min(wish.tokens, Tuning().tile_tokens))
     others = sizes.others_bytes(wish.tokens, wish.dtype)
-    rows = kept_rows_bytes(sizes, config, wish)
+    # Where the host must know which pages a step reads, it is not the device that looks rows up.
+    rows = 0 if config.ram_bytes is not None else kept_bytes(sizes.ours, config, wish.dtype, wish.tokens)
     cache = sum(layer.bytes_at(wish.tokens, wish.dtype) for layer in sizes.layers)
     plain = CONTEXT_BYTES + weights + cache + sizes.work_bytes(wish.dtype, chunk, 0)
     return _budgeted(Layout(config, chunk, weights, others, work, rows, found, plain, tuple(reasons)), wish)
@@ -124,13 +122,3 @@ def _budgeted(layout: Layout, wish: Wish) -> Layout:
     free = wish.device_memory - CONTEXT_BYTES - layout.weights - layout.others - layout.work
     budget = max(0, free // ROUND_BYTES * ROUND_BYTES)
     return replace(layout, config=replace(layout.config, device_bytes=budget))
-
-
-def kept_rows_bytes(sizes: ModelSizes, config: KIVConfig, wish: Wish) -> int:
-    """Count bytes of the rows that the device keeps: two sets of keys, and of values, for each KV head."""
-    cold = config.cold_pages(wish.tokens) * config.page_tokens
-    keys = min(cold, KEPT_SETS * config.candidate_tokens)
-    values = keys if config.retrieve_tokens is None else min(cold, KEPT_SETS * config.retrieve_tokens)
-    return wish.dtype.itemsize * sum(
-        layer.heads * (keys * layer.key_width + values * layer.value_width) for layer in sizes.ours
-    )

@@ -133,5 +133,7 @@ def _notes(
     if layout.held.pages_on_disk and layout.config.disk_bytes is not None:
         said.append("With a limit for the disk no rows that were read from it are kept in RAM.")
     if wish.config.cold_pages(wish.tokens) and not layout.rows and not layout.reasons:
-        said.append("The device has no room to keep rows of the last steps: each step reads all of them over PCIe.")
+        limited = layout.config.ram_bytes is not None
+        why = "A GPU keeps no rows of pages under a limit of RAM" if limited else "The GPU has no room to keep rows"
+        said.append(f"{why}: each step reads all that it wants over PCIe.")
     return said

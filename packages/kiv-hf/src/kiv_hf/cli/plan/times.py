@@ -2,13 +2,15 @@
 
 A step on a device is one layer after another, each of eight launches: append; scan, which looks at every code and
 writes an estimate for each query head; rank, which sums these up by KV head; choose; read, which multiplies the keys of
-the candidates; widen, for the heads that ask for as many again; attend; combine.
+the candidates; widen, for the heads that ask for as many again; attend; combine, which also keeps what came from RAM.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from kiv_fast.tuning import Tuning
 
 from ..sizes.stores import index_bytes
 from .cards import HOST_ROW_BYTES, MATMUL_SHARE, VRAM_SHARE, Card
@@ -29,7 +31,7 @@ GRAPH_S, EAGER_S = 2e-6, 15e-6
 CHOOSE_S = 32e-6
 """Of a layer: two exact selections, each by one block of threads for each KV head, whatever the context."""
 
-HIT_RATE = 0.97
+KEY_HITS, VALUE_HITS = 0.88, 0.70
 """Of keys and values that a step reads, those that are among the rows kept on the device."""
 
 WIDENED, WIDENED_TOKENS = 0.5, 1 << 20
@@ -133,27 +135,34 @@ def layer_step(layer: LayerSizes, work: Work) -> Moved:
     if not pages:
         return recent
     launches = KIV_LAUNCHES - ATTENTION_LAUNCHES
-    hit = HIT_RATE if work.kept_rows else 0.0
+    widths = layer.key_width * dtype.itemsize, layer.value_width * dtype.itemsize
     if config.retrieve_tokens is None or cold <= config.candidate_tokens:
-        # All of them, page by page (SPEC 4.1, 4.8); more of them than the device keeps displace each other there.
-        hit = hit if cold <= config.candidate_tokens else 0.0
-        return recent + _read(token * cold, token * cold, token * cold, hit, work, launches)
+        # All of them (SPEC 4.1): in one step from what the device keeps, or tile by tile, which asks for nothing there.
+        asked = config.candidate_tokens, config.retrieve_tokens or config.candidate_tokens
+        few = work.kept_rows and cold <= config.candidate_tokens
+        hits = [min(1.0, Tuning.kept_steps * count / cold) if few else 0.0 for count in asked]
+        rows = [(layer.heads * float(cold), width, hit, 1.0) for width, hit in zip(widths, hits, strict=True)]
+        return recent + _read(rows, work, launches, 0)
     estimates, sums = 4 * layer.query_heads * cold, 4 * layer.heads * cold
     # The estimates are written, summed up and read for the tail; the sums are written and read.
     scanned = Moved(pages * index_bytes(layer, config, dtype) + 3 * estimates + 2 * sums, waits_s=CHOOSE_S)
     again = WIDENED * min(1.0, work.tokens / WIDENED_TOKENS)
     keys = layer.heads * min(float(cold), config.candidate_tokens * (1 + again))
     values = layer.heads * float(min(config.retrieve_tokens, cold))
-    rows = (keys, layer.key_width * dtype.itemsize), (values, layer.value_width * dtype.itemsize)
-    # A row shorter than a burst of PCIe, or than a block of a disk, takes as long as one.
-    near, far, disk = (sum(n * max(size, least) for n, size in rows) for least in (0, HOST_ROW_BYTES, DISK_ROW_BYTES))
-    return recent + scanned + _read(near, far, disk * (1 - DISK_HIT_RATE), hit, work, launches)
+    hits = (KEY_HITS, VALUE_HITS) if work.kept_rows else (0.0, 0.0)
+    rows = list(zip((keys, values), widths, hits, (1 - DISK_HIT_RATE,) * 2, strict=True))
+    return recent + scanned + _read(rows, work, launches, 1)
 
 
-def _read(near: float, far: float, disk: float, hit: float, work: Work, launches: int) -> Moved:
-    """Return what reading cold rows moves: bytes of all if they come from the device, from RAM or from disk."""
-    waits = DISK_WAIT_S if work.disk_share else 0.0
-    return Moved(near * hit, far * (1 - hit), disk * (1 - hit) * work.disk_share, launches, waits)
+def _read(rows: list[tuple[float, int, float, float]], work: Work, launches: int, scattered: int) -> Moved:
+    """Return what reading cold rows moves: how many, their bytes, shares that the device keeps and that RAM lacks.
+
+    A scattered row that is shorter than a burst of PCIe, or than a block of a disk, takes as long as one.
+    """
+    near = sum(n * size * hit for n, size, hit, _ in rows)
+    far = sum(n * max(size, scattered * HOST_ROW_BYTES) * (1 - hit) for n, size, hit, _ in rows)
+    disk = sum(n * max(size, scattered * DISK_ROW_BYTES) * (1 - hit) * lacks for n, size, hit, lacks in rows)
+    return Moved(near, far, disk * work.disk_share, launches, DISK_WAIT_S if work.disk_share else 0.0)
 
 
 def prefill_s(work: Work, chunk: int, card: Card) -> float:

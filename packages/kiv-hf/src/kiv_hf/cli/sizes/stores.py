@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from kiv_fast.cold import TABLE_BYTES
+from kiv_fast.device.kept import sets_for
 from kiv_fast.index.index import Index
 from kiv_fast.index.samples import Samples
 from kiv_fast.memory.scratch import step_bytes
@@ -147,6 +148,14 @@ def _spilled(shapes: list[Shape], config: KIVConfig, pages: int, page_bytes: lis
         spilled += page_bytes[turn % len(page_bytes)]
         turn += 1
     return rows, spilled
+
+
+def kept_bytes(layers: tuple[LayerSizes, ...], config: KIVConfig, dtype: torch.dtype, tokens: int) -> int:
+    """Count bytes of the rows that a GPU keeps of cold pages, once there are any, where there is room for all."""
+    if not config.cold_pages(tokens):
+        return 0
+    every = [(shape, sets_for(shape, config, Tuning(), None)) for shape in (shape_of(layer, dtype) for layer in layers)]
+    return sum(sets.bytes_of(shape) for shape, sets in every if sets is not None)
 
 
 def index_bytes(layer: LayerSizes, config: KIVConfig, dtype: torch.dtype) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .kept import note, where_kept
 from .numbers import LEAST, TINY, product, weigh
 
 
@@ -34,31 +35,32 @@ def _weights(logit, largest_ptr, total_ptr):
 
 @triton.jit
 def _tokens(
-    q_ptr, key_ptr, value_ptr, row, there, head, member, scale, softcap, part_ptr, largest_ptr, total_ptr,
-    G: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BT: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr,
-    BV: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr,
+    q_ptr, keys, values, there, head, member, scale, softcap, part_ptr, largest_ptr, total_ptr, G: tl.constexpr,
+    D: tl.constexpr, DV: tl.constexpr, BT: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+    CAP: tl.constexpr, WIDE: tl.constexpr,
 ):
-    """Attend tokens whose keys are read: `row` int64 [BT] of keys and values."""
+    """Attend tokens whose keys are read, by pointers [BT] to keys and to values."""
     logit = tl.zeros((ROWS, BT), tl.float32)
     mine = member < G
     for start in range(0, D, BD):
         d = start + tl.arange(0, BD)
         q = tl.load(q_ptr + (head * G + member[:, None]) * D + d[None], mask=mine[:, None] & (d < D)[None], other=0.0)
-        key = tl.load(key_ptr + row[None] * D + d[:, None], mask=there[None] & (d < D)[:, None], other=0.0)
+        key = tl.load(keys[None] + d[:, None], mask=there[None] & (d < D)[:, None], other=0.0)
         logit += product(q, key, WIDE)
     logit = tl.where(mine[:, None] & there[None], _cap(logit * scale, softcap, CAP), float("-inf"))
     weight = _weights(logit, largest_ptr, total_ptr)
     for start in range(0, DV, BV):
         d = start + tl.arange(0, BV)
-        value = tl.load(value_ptr + row[:, None] * DV + d[None], mask=there[:, None] & (d < DV)[None], other=0.0)
+        value = tl.load(values[:, None] + d[None], mask=there[:, None] & (d < DV)[None], other=0.0)
         tl.store(part_ptr + d[None], weigh(weight, value, WIDE), mask=(d < DV)[None])
 
 
 @triton.jit
 def _selection(
-    value_ptr, mean_ptr, id_ptr, at_ptr, raw_ptr, chosen_ptr, fade_ptr, item, want, head, member, softcap, part_ptr,
-    largest_ptr, total_ptr, tokens, width, pages, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr,
-    P: tl.constexpr, DV: tl.constexpr, BV: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr,
+    value_ptr, value_table, value_kept, value_aside_ptr, value_slot_ptr, value_sets, hit_ptr, mean_ptr, id_ptr, at_ptr,
+    raw_ptr, chosen_ptr, fade_ptr, item, want, head, member, softcap, part_ptr, largest_ptr, total_ptr, tokens, width,
+    pages, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, P: tl.constexpr, DV: tl.constexpr, BV: tl.constexpr,
+    CAP: tl.constexpr, WIDE: tl.constexpr,
 ):
     """Attend selected tokens; the second half of the rows: by the weights of SPEC 5.4, less the pages' means."""
     there = item < want
@@ -70,11 +72,19 @@ def _selection(
     logit = _cap(raw, softcap, CAP)
     fade = tl.load(fade_ptr + head * want + item, mask=there, other=0.0)
     weight = _weights(tl.where(member[:, None] < GP, logit, logit + fade[None]), largest_ptr, total_ptr)
-    record = tl.load(id_ptr + head // H * pages + token // P, mask=there, other=0).to(tl.int64) * H + head % H
+    page = tl.load(id_ptr + head // H * pages + token // P, mask=there, other=0)
+    record = page.to(tl.int64) * H + head % H
+    name = page * P + token % P
+    far = value_ptr + (record * P + token % P) * DV
+    row, slot = where_kept(value_table, value_kept, hit_ptr, far, name, there, head, value_sets, DV, 1)
+    aside = head.to(tl.int64) * want + item
+    note(value_table, value_slot_ptr, aside, slot, name, there, head, value_sets)
     for start in range(0, DV, BV):
         d = start + tl.arange(0, BV)
         mask = there[:, None] & (d < DV)[None]
-        value = tl.load(value_ptr + (record * P + token % P)[:, None] * DV + d[None], mask=mask, other=0.0)
+        value = tl.load(row[:, None] + d[None], mask=mask, other=0.0)
+        if value_table is not None:
+            tl.store(value_aside_ptr + aside[:, None] * DV + d[None], value, mask=mask & (slot < 0)[:, None])
         part = weigh(weight, value, WIDE)
         if mean_ptr is not None:
             # A mean value weighs as much as what is selected of its page, in float32.
@@ -114,13 +124,28 @@ def _pages(
         tl.store(part_ptr + d[None], tl.dot(weight, mean, input_precision="ieee"), mask=(d < DV)[None])
 
 
-@triton.jit(do_not_specialize=["hot", "begin", "pages", "A", "B", "C", "E"])
+@triton.jit
+def _everything(
+    key_ptr, key_table, key_kept, key_sets, value_ptr, value_table, value_kept, value_sets, hit_ptr, id_ptr, item,
+    there, head, pages, H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
+):
+    """Return pointers to keys and values of cold tokens, where these are all attended; what is kept stays so."""
+    page = tl.load(id_ptr + head // H * pages + item // P, mask=there, other=0)
+    name = page * P + item % P
+    row = (page.to(tl.int64) * H + head % H) * P + item % P
+    keys, _slot = where_kept(key_table, key_kept, hit_ptr, key_ptr + row * D, name, there, head, key_sets, D, 0)
+    far = value_ptr + row * DV
+    values, _slot = where_kept(value_table, value_kept, hit_ptr, far, name, there, head, value_sets, DV, 1)
+    return keys, values
+
+
+@triton.jit(do_not_specialize=["hot", "begin", "pages", "key_sets", "value_sets", "A", "B", "C", "E"])
 def attend(
-    q_ptr, sink_k, sink_v, hot_k, hot_v, key_ptr, value_ptr, mean_ptr, id_ptr, at_ptr, raw_ptr, chosen_ptr,
-    fade_ptr, estimate_ptr, part_ptr, largest_ptr, total_ptr, scale, softcap, sinks, SINKS, hot, begin, HOT, pages,
-    want, width, A, B, C, E, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
-    P: tl.constexpr, BT: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, CAP: tl.constexpr,
-    WIDE: tl.constexpr,
+    q_ptr, sink_k, sink_v, hot_k, hot_v, key_ptr, key_table, key_kept, key_sets, value_ptr, value_table, value_kept,
+    value_aside_ptr, value_slot_ptr, value_sets, hit_ptr, mean_ptr, id_ptr, at_ptr, raw_ptr, chosen_ptr, fade_ptr,
+    estimate_ptr, part_ptr, largest_ptr, total_ptr, scale, softcap, sinks, SINKS, hot, begin, HOT, pages, want, width,
+    A, B, C, E, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
+    BT: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr,
 ):
     """Attend one part. Grid (E, B * H): [0, A) are sinks, [A, B) hot tokens, [B, C) the selection, [C, E) pages.
 
@@ -139,25 +164,25 @@ def attend(
     item = tl.arange(0, BT)
     if split < A:
         item += split * BT
-        _tokens(q_ptr, sink_k, sink_v, head.to(tl.int64) * SINKS + item, item < sinks, head, member, scale, softcap,
-                part_ptr,
+        row = head.to(tl.int64) * SINKS + item
+        _tokens(q_ptr, sink_k + row * D, sink_v + row * DV, item < sinks, head, member, scale, softcap, part_ptr,
                 largest_ptr, total_ptr, G, D, DV, BT, ROWS, BD, BV, CAP, WIDE)
     elif split < B:
         item += (split - A) * BT
-        _tokens(q_ptr, hot_k, hot_v, head.to(tl.int64) * HOT + begin + item, item < hot, head, member, scale, softcap,
-                part_ptr,
+        row = head.to(tl.int64) * HOT + begin + item
+        _tokens(q_ptr, hot_k + row * D, hot_v + row * DV, item < hot, head, member, scale, softcap, part_ptr,
                 largest_ptr, total_ptr, G, D, DV, BT, ROWS, BD, BV, CAP, WIDE)
     elif chosen_ptr is None:
         item += (split - B) * BT
         there = item < pages * P
-        page = tl.load(id_ptr + head // H * pages + item // P, mask=there, other=0).to(tl.int64)
-        _tokens(q_ptr, key_ptr, value_ptr, (page * H + head % H) * P + item % P, there, head, member, scale, softcap,
-                part_ptr,
-                largest_ptr, total_ptr, G, D, DV, BT, ROWS, BD, BV, CAP, WIDE)
+        keys, values = _everything(key_ptr, key_table, key_kept, key_sets, value_ptr, value_table, value_kept,
+                value_sets, hit_ptr, id_ptr, item, there, head, pages, H, D, DV, P)
+        _tokens(q_ptr, keys, values, there, head, member, scale, softcap, part_ptr, largest_ptr, total_ptr, G, D, DV,
+                BT, ROWS, BD, BV, CAP, WIDE)
     elif split < C:
-        _selection(value_ptr, mean_ptr, id_ptr, at_ptr, raw_ptr, chosen_ptr, fade_ptr, (split - B) * BT + item, want,
-                head, member,
-                   softcap, part_ptr, largest_ptr, total_ptr, pages * P, width, pages, H, G, GP, P, DV, BV, CAP, WIDE)
+        _selection(value_ptr, value_table, value_kept, value_aside_ptr, value_slot_ptr, value_sets, hit_ptr, mean_ptr,
+                id_ptr, at_ptr, raw_ptr, chosen_ptr, fade_ptr, (split - B) * BT + item, want, head, member, softcap,
+                part_ptr, largest_ptr, total_ptr, pages * P, width, pages, H, G, GP, P, DV, BV, CAP, WIDE)
     else:
         _pages(estimate_ptr, mean_ptr, id_ptr, (split - C) * BP + tl.arange(0, BP), pages, head, member, softcap,
                 part_ptr,

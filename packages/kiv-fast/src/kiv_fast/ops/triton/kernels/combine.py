@@ -1,4 +1,6 @@
-"""The parts of a softmax merged into the output, with learned sinks and the shift of mean values (SPEC 5, 8.2)."""
+"""The end of a step: the parts of a softmax merged into the output, with learned sinks and the shift of mean values
+(SPEC 5, 8.2); and what was missed put into the cache.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +8,35 @@ import triton
 import triton.language as tl
 
 from .append import note_odd
+from .kept import count, renew
 from .numbers import LEAST, TINY
 
 
-@triton.jit(do_not_specialize=["B", "C", "E"])
+@triton.jit(do_not_specialize=["B", "C", "E", "key_sets", "value_sets", "lanes", "parts"])
 def combine(
     q_ptr, odd_ptr, part_ptr, largest_ptr, total_ptr, learned_ptr, out_ptr, share_ptr, top_ptr, seen_ptr, count_ptr,
+    key_table, key_kept, key_aside_ptr, key_slot_ptr, key_sets, value_table, value_kept, value_aside_ptr,
+    value_slot_ptr, value_sets, use_ptr, hit_ptr, hits_ptr, wide_ptr, done_ptr, candidates, want, width, lanes, parts,
     learned_b, learned_h, B, C, E, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr,
-    DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BE: tl.constexpr, BINS: tl.constexpr,
+    DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr, BINS: tl.constexpr,
+    PART: tl.constexpr,
 ):
-    """Merge the parts, with learned sinks and the shift of mean values. Grid (B * H * G, DV / BV).
+    """Merge the parts, with learned sinks and the shift of mean values. Grid (B * H * (G + parts), DV / BV).
 
     Parts [B, C) are the selection, [C, E) pages. Learned sinks by their strides of sequences and heads. Output
     [B, H, G, DV]; estimated share of mass [B, H, G]. What the next step counts from 0 on is set to that. The third
-    word of `odd` is set if a query is not finite.
+    word of `odd` is set if a query is not finite. The last `parts` programs for each of B * H lanes `renew` its cache.
     """
     row, block = tl.program_id(0), tl.program_id(1)
+    if row >= lanes * G:
+        if key_table is not None:  # noqa: SIM102 - "and" would compile the rest in either case
+            if block == 0:
+                head, piece = (row - lanes * G) // parts, (row - lanes * G) % parts
+                keys = tl.where(tl.load(wide_ptr + head) == 0, candidates, width)
+                renew(key_table, key_kept, key_aside_ptr, key_slot_ptr, key_sets, value_table, value_kept,
+                    value_aside_ptr, value_slot_ptr, value_sets, done_ptr, head, piece, parts, keys, want, width, D, DV,
+                    BD, BV, PART, BK, 512)
+        return
     head, g = row // G, row % G
     if learned_ptr is not None:
         learned = tl.load(learned_ptr + row // (H * G) * learned_b + row % (H * G) * learned_h).to(tl.float32)
@@ -76,3 +91,9 @@ def combine(
             if g == 0:
                 tl.store(seen_ptr + head * BINS + tl.arange(0, BINS), tl.zeros((BINS,), tl.int32))
                 tl.store(count_ptr + head, 0)
+        if key_table is not None:  # noqa: SIM102 - "and" would compile the rest in either case
+            if g == 0:
+                keys = candidates
+                if wide_ptr is not None:
+                    keys = tl.where(tl.load(wide_ptr + head) == 0, candidates, width)
+                count(use_ptr, hit_ptr, hits_ptr, keys, want, head)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .kept import note, where_kept
 from .numbers import ended_last, is_best, nth_best, number, order, product
 
 LATE = tl.constexpr(16)
@@ -13,20 +14,27 @@ LATE = tl.constexpr(16)
 
 @triton.jit
 def _scores(
-    q_ptr, key_ptr, id_ptr, raw_ptr, estimate_ptr, token, at, there, scale, head, tokens, width, pages,
-    H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, BD: tl.constexpr,
-    BK: tl.constexpr, WIDE: tl.constexpr,
+    q_ptr, key_ptr, key_table, key_kept, key_aside_ptr, key_slot_ptr, key_sets, hit_ptr, id_ptr, raw_ptr, estimate_ptr,
+    token, at, there, scale, head, tokens, width, pages, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, WIDE: tl.constexpr,
 ):
-    """Score some tokens' keys, which take the place of their estimates."""
-    page = tl.load(id_ptr + head // H * pages + token // P, mask=there, other=0).to(tl.int64)
-    row = ((page * H + head % H) * P + token % P) * D
+    """Score some tokens' keys, which take the place of their estimates; keys that are not kept are copied aside."""
+    page = tl.load(id_ptr + head // H * pages + token // P, mask=there, other=0)
+    name = page * P + token % P
+    far = key_ptr + ((page.to(tl.int64) * H + head % H) * P + token % P) * D
+    row, slot = where_kept(key_table, key_kept, hit_ptr, far, name, there, head, key_sets, D, 0)
+    aside = head.to(tl.int64) * width + at
+    note(key_table, key_slot_ptr, aside, slot, name, there, head, key_sets)
     member = tl.arange(0, 2 * GP)  # products want 16 rows
     score = tl.zeros((2 * GP, BK), tl.float32)
     for start in range(0, D, BD):
         d = start + tl.arange(0, BD)
         q = tl.load(q_ptr + (head * G + member[:, None]) * D + d[None], mask=(member < G)[:, None] & (d < D)[None],
             other=0.0)
-        key = tl.load(key_ptr + row[None] + d[:, None], mask=there[None] & (d < D)[:, None], other=0.0)
+        key = tl.load(row[None] + d[:, None], mask=there[None] & (d < D)[:, None], other=0.0)
+        if key_table is not None:
+            mask = (there & (slot < 0))[None] & (d < D)[:, None]
+            tl.store(key_aside_ptr + aside[None] * D + d[:, None], key, mask=mask)
         score += product(q, key, WIDE)
     score *= scale
     mask = (member < G)[:, None] & there[None]
@@ -122,13 +130,13 @@ def _settle(
         tl.store(fade_ptr + item, -tl.log(1.0 + tl.exp(4.0 * (size - middle))), mask=item < want)
 
 
-@triton.jit(do_not_specialize=["pages"])
+@triton.jit(do_not_specialize=["pages", "key_sets"])
 def read(
-    q_ptr, key_ptr, id_ptr, order_ptr, edge_ptr, offset_ptr, estimate_ptr, at_ptr, raw_ptr, group_ptr, best_ptr,
-    chosen_ptr, fade_ptr, wide_ptr, done_ptr, scale, tokens, first, candidates, most, want, width, pages,
-    H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, MAX: tl.constexpr,
-    BD: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, TILE: tl.constexpr,
-    WIDER: tl.constexpr, WIDE: tl.constexpr,
+    q_ptr, key_ptr, key_table, key_kept, key_aside_ptr, key_slot_ptr, key_sets, hit_ptr, id_ptr, order_ptr, edge_ptr,
+    offset_ptr, estimate_ptr, at_ptr, raw_ptr, group_ptr, best_ptr, chosen_ptr, fade_ptr, wide_ptr, done_ptr, scale,
+    tokens, first, candidates, most, want, width, pages, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr,
+    D: tl.constexpr, P: tl.constexpr, MAX: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr, TILE: tl.constexpr, WIDER: tl.constexpr, WIDE: tl.constexpr,
 ):
     """Read the keys of the candidates of a BLOCK of tokens; the last program of a head selects. Grid (blocks, B * H).
 
@@ -156,8 +164,8 @@ def read(
     for start in range(begin, end, BK):
         at = start + tl.arange(0, BK)
         asked = tl.load(at_ptr + at, mask=at < end, other=0)
-        _scores(q_ptr, key_ptr, id_ptr, raw_ptr, estimate_ptr, asked, at, at < end, scale, head, tokens, width, pages,
-                H, G, GP, D, P, BD, BK, WIDE)
+        _scores(q_ptr, key_ptr, key_table, key_kept, key_aside_ptr, key_slot_ptr, key_sets, hit_ptr, id_ptr, raw_ptr,
+                estimate_ptr, asked, at, at < end, scale, head, tokens, width, pages, H, G, GP, D, P, BD, BK, WIDE)
     if ended_last(done_ptr + head, tl.num_programs(0)):
         raw_ptr += head * G * width
         group_ptr += head * width
