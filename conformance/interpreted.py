@@ -70,7 +70,7 @@ class Poisoned(Scratch):
 def pool(config: KIVConfig) -> FastPool:
     """Return a pool that decodes in Triton wherever it can."""
     steps = (0.0, 0.3, 2.0)[config.candidate_tokens % 3]  # no row is kept on the device; few; as many as by default
-    made = FastPool(config, tuning=Tuning(kept_steps=steps), ops="torch")
+    made = FastPool(config, tuning=Tuning(device_row_steps=steps), ops="torch")
     made.ops = Interpreted("torch", made.tuning)
     made.scratch, made.aside = Poisoned(made.scratch.account), Poisoned(made.aside.account)
     return made

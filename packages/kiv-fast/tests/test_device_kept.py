@@ -40,7 +40,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def begun(config: KIVConfig, data: Sequence[torch.Tensor], steps: float = 2.0) -> FastStore:
     """Return a store on the device that has read the prompt."""
-    store = FastPool(config, ops="triton", tuning=Tuning(kept_steps=steps)).layer_store()
+    store = FastPool(config, ops="triton", tuning=Tuning(device_row_steps=steps)).layer_store()
     step(store, data, 0, PROMPT)
     return store
 
@@ -49,6 +49,12 @@ def pool_of(store: FastStore) -> FastPool:
     """Return the pool of a store."""
     pool: Any = store._pool  # pyright: ignore[reportPrivateUsage]
     return pool
+
+
+def aside_of(store: FastStore) -> int:
+    """Return the bytes of the buffers of rows that are to be kept."""
+    buffers = pool_of(store).aside._buffers.values()  # pyright: ignore[reportPrivateUsage]
+    return sum(buffer.nbytes for buffer in buffers)
 
 
 def steps(store: FastStore, data: Sequence[torch.Tensor], start: int, n: int) -> torch.Tensor:
@@ -122,7 +128,7 @@ def life(config: KIVConfig, kept: float) -> tuple[list[torch.Tensor], dict[str, 
     outputs.append(steps(store, three, PROMPT + 7, 2))
     store.crop(40)  # other pages get the ids of those that go
     outputs += [step(store, three, 40, PROMPT).cpu(), steps(store, three, PROMPT, 2)]
-    return outputs, pool_of(store).kept_rows()
+    return outputs, pool_of(store).device_row_hits()
 
 
 def test_they_change_no_number(config: KIVConfig) -> None:
@@ -153,17 +159,16 @@ def test_memory_counts_them(config: KIVConfig) -> None:
     data = draw(4, PROMPT + 1)
     store, without = begun(config, data), begun(config, data, 0.0)
     pools = [pool_of(store), pool_of(without)]
-    kept = pools[0].kept_bytes
+    kept = pools[0].device_row_bytes
     sets = sets_for(state_of(store).shape, config, Tuning(), None)
     assert sets is not None
     # Rows of 16 numbers, 68 bytes noted of a set, a count of steps, four counts of rows.
     assert kept == 2 * (4 * 16 * WAYS * sum(sets) + 68 * sum(sets) + 8 + 32)
     assert store.memory().device - without.memory().device == kept == pools[0].device_breakdown()["rows of cold pages"]
-    assert (pools[1].kept_bytes, pools[0].kept_rows()["keys read"]) == (0, 0)
+    assert (pools[1].device_row_bytes, pools[0].device_row_hits()["keys read"]) == (0, 0)
     step(store, data, PROMPT, PROMPT + 1)
-    aside = pools[0].aside
-    assert aside.nbytes == sum(buffer.nbytes for buffer in aside._buffers.values())  # pyright: ignore[reportPrivateUsage]
-    counts = pools[0].kept_rows()
+    assert aside_of(store) == pools[0].aside.nbytes
+    counts = pools[0].device_row_hits()
     assert counts["keys read"] * 64 == store.report.key_bytes
     assert counts["values read"] * 64 == store.report.value_bytes
     assert (counts["keys kept"] + counts["values kept"]) * 64 == store.report.kept_bytes
@@ -191,20 +196,31 @@ def test_they_take_what_is_left(config: KIVConfig, monkeypatch: pytest.MonkeyPat
     data = draw(5, PROMPT + 2)
     right = begun(config, data)
     shape = state_of(right).shape
-    wanted = pool_of(right).kept_bytes + aside_bytes(shape, config)
+    wanted = pool_of(right).device_row_bytes + aside_bytes(shape, config)
     budget = replace(config, device_bytes=needed(config, data, monkeypatch, 2) + int(share * wanted))
     store = begun(budget, data)
     assert torch.equal(steps(store, data, PROMPT, 2), steps(right, data, PROMPT, 2))
     assert store.memory().device <= (budget.device_bytes or 0)
-    assert (pool_of(store).kept_bytes == pool_of(right).kept_bytes) == (share == 1)
-    assert pool_of(store).kept_bytes == 0 or share > 0
+    assert (pool_of(store).device_row_bytes == pool_of(right).device_row_bytes) == (share == 1)
+    assert pool_of(store).device_row_bytes == 0 or share > 0
+    assert aside_of(store) in (0, pool_of(store).aside.nbytes)
+
+
+def test_a_store_leaves_their_shares_to_others(config: KIVConfig) -> None:
+    data, kept = draw(8, PROMPT), list[int]()
+    for stores in (1, 3):
+        pool = FastPool(replace(config, device_bytes=110_000), tuning=Tuning(device_row_steps=MANY), ops="triton")
+        first, *_others = [pool.layer_store() for _ in range(stores)]
+        step(first, data, 0, PROMPT)
+        kept.append(pool.device_row_bytes)
+    assert 0 < 2 * kept[1] < kept[0]
 
 
 def test_they_give_way_to_tokens(config: KIVConfig) -> None:
     data = draw(6, PROMPT + 5)
     store = begun(replace(config, device_bytes=200_000), data)
     steps(store, data, PROMPT, 1)
-    wanted = pool_of(store).kept_bytes
+    wanted = pool_of(store).device_row_bytes
     assert wanted > 0
     pool = pool_of(store)
     other = pool.layer_store()
@@ -213,12 +229,12 @@ def test_they_give_way_to_tokens(config: KIVConfig) -> None:
         while other.length < 10_000:
             other.append(key, value)
     assert other.length > 50
-    assert pool_of(store).kept_bytes == 0
+    assert pool_of(store).device_row_bytes == 0
     assert pool.memory().device <= 200_000
     other.reset()
     right = begun(config, data, 0.0)
     assert torch.equal(steps(store, data, PROMPT + 1, 4), steps(right, data, PROMPT, 5)[:, :, 1:])
-    assert pool_of(store).kept_bytes == wanted  # again, since a page has become cold
+    assert pool_of(store).device_row_bytes == wanted  # again, since a page has become cold
 
 
 def test_a_step_that_broke_off_leaves_nothing_half_done(config: KIVConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,7 @@ class Step:
             found = self.decoder.decode(asked, take)
         except BaseException:
             cold.scratch.drop()
+            cold.aside.drop()
             if cold.kept is not None:
                 cold.kept.empty()
             raise

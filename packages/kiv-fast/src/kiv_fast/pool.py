@@ -106,12 +106,12 @@ class FastPool(Shared):
 
     @property
     @public
-    def kept_bytes(self) -> int:
+    def device_row_bytes(self) -> int:
         """Device bytes of rows of cold pages, which give way to all else: 0 but where a GPU decodes in Triton."""
         return sum(kept.nbytes for kept in self._kept)
 
     @public
-    def kept_rows(self) -> dict[str, int]:
+    def device_row_hits(self) -> dict[str, int]:
         """Count the keys and values that decode steps have asked for, and those of them that the device had kept.
 
         Waits for the device. Of all stores, since each began to keep rows.

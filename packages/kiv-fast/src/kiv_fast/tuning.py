@@ -25,7 +25,7 @@ class Tuning:
     kept_bytes : int
         Estimates of a block that take no more are kept from one use to the next by torch's operations, not computed
         again.
-    kept_steps : float
+    device_row_steps : float
         Keys and values that a device keeps of those its steps read from RAM, as many as this number of steps of a store
         reads, if `device_bytes` has room for them.
     row_steps : int
@@ -41,6 +41,6 @@ class Tuning:
     index_tokens: int = 2048
     chunk_bytes: int = 32 << 20
     kept_bytes: int = 8 << 20
-    kept_steps: float = 2.0
+    device_row_steps: float = 2.0
     row_steps: int = 4
     row_share: int = 8

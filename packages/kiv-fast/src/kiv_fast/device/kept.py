@@ -54,11 +54,11 @@ class Sets(NamedTuple):
 def sets_for(shape: Shape, config: KIVConfig, tuning: Tuning, room: int | None) -> Sets | None:
     """Return as many sets as are wanted, or those that fit into `room` bytes; None if there are none.
 
-    Wanted are `Tuning.kept_steps` times what a step reads that widens no head: candidates' keys and selected values, or
+    Wanted are `Tuning.device_row_steps` times what a step reads that widens no head: candidates' keys and selected values, or
     where nothing is retrieved all that a step attends.
     """
     reads = config.candidate_tokens, config.retrieve_tokens or config.candidate_tokens
-    wanted = Sets(*(int(-(-tuning.kept_steps * rows // WAYS)) for rows in reads))
+    wanted = Sets(*(int(-(-tuning.device_row_steps * rows // WAYS)) for rows in reads))
     if room is not None and wanted.bytes_of(shape) > room:
         share = room / wanted.bytes_of(shape)
         wanted = Sets(*(int(share * count) for count in wanted))

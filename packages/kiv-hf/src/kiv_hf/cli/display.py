@@ -96,7 +96,7 @@ def outcome_table(run: Run, cache: KIVCache, tally: Tally) -> Table:
     table.add_row("operations", getattr(cache.pool, "operations", type(cache.pool).__name__))
     table.add_row("exact attention", getattr(cache.pool, "exact_attention", type(cache.pool).__name__))
     table.add_row("cold tokens", cold_text(tally))
-    if rows := getattr(cache.pool, "kept_bytes", 0):
+    if rows := getattr(cache.pool, "device_row_bytes", 0):
         table.add_row("rows on the device", kept_text(rows, tally))
     table.add_row("attention mass", mass_text(tally))
     return table

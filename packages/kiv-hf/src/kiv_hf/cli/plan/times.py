@@ -140,7 +140,7 @@ def layer_step(layer: LayerSizes, work: Work) -> Moved:
         # All of them (SPEC 4.1): in one step from what the device keeps, or tile by tile, which asks for nothing there.
         asked = config.candidate_tokens, config.retrieve_tokens or config.candidate_tokens
         few = work.kept_rows and cold <= config.candidate_tokens
-        hits = [min(1.0, Tuning.kept_steps * count / cold) if few else 0.0 for count in asked]
+        hits = [min(1.0, Tuning.device_row_steps * count / cold) if few else 0.0 for count in asked]
         rows = [(layer.heads * float(cold), width, hit, 1.0) for width, hit in zip(widths, hits, strict=True)]
         return recent + _read(rows, work, launches, 0)
     estimates, sums = 4 * layer.query_heads * cold, 4 * layer.heads * cold
