@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kiv_fast.tuning import Tuning
 
-from ..sizes.stores import Held, held, kept_bytes
+from ..sizes.stores import Held, decode_bytes, held, kept_bytes
 from ..units import format_bytes
 from .cards import CONTEXT_BYTES
 
@@ -37,9 +37,9 @@ class Layout:
         With budgets.
     chunk : int
         Tokens of the prompt read at once.
-    weights, others, work, rows : int
+    weights, others, work, rows, step : int
         On the device beside what stores hold there: the model; layers that are not KIV's; what computing a chunk takes;
-        rows of the last steps, 0 where there is no room for them.
+        rows of the last steps, 0 where there is no room for them; what a decode step takes beyond `held.buffers`.
     held : Held
     plain : int
         Bytes on the device with a plain cache.
@@ -53,6 +53,7 @@ class Layout:
     others: int
     work: int
     rows: int
+    step: int
     held: Held
     plain: int
     reasons: tuple[str, ...]
@@ -60,7 +61,8 @@ class Layout:
     @property
     def device(self) -> int:
         """All bytes on the device, at the most."""
-        return CONTEXT_BYTES + self.weights + self.others + self.work + self.rows + self.held.device + self.held.growth
+        beside = self.weights + self.others + self.work + self.rows + self.step
+        return CONTEXT_BYTES + beside + self.held.device + self.held.growth
 
     @property
     def ram(self) -> int:
@@ -106,11 +108,13 @@ def _layout(sizes: ModelSizes, wish: Wish, chunk: int) -> Layout:
         reasons.append(f"weights of {format_bytes(weights)} pass through RAM, of which {_left(available)} are left")
     work = sizes.work_bytes(wish.dtype, chunk, min(wish.tokens, Tuning().tile_tokens))
     others = sizes.others_bytes(wish.tokens, wish.dtype)
-    # Where the host must know which pages a step reads, it is not the device that looks rows up.
-    rows = 0 if config.ram_bytes is not None else kept_bytes(sizes.ours, config, wish.dtype, wish.tokens)
+    rows = step = 0
+    if config.ram_bytes is None:  # else the host must know which pages a step reads: no rows stay, no kernels run
+        rows = kept_bytes(sizes.ours, config, wish.dtype, wish.tokens)
+        step = max(0, decode_bytes(sizes.ours, config, wish.dtype, wish.tokens) - found.buffers)
     cache = sum(layer.bytes_at(wish.tokens, wish.dtype) for layer in sizes.layers)
     plain = CONTEXT_BYTES + weights + cache + sizes.work_bytes(wish.dtype, chunk, 0)
-    return _budgeted(Layout(config, chunk, weights, others, work, rows, found, plain, tuple(reasons)), wish)
+    return _budgeted(Layout(config, chunk, weights, others, work, rows, step, found, plain, tuple(reasons)), wish)
 
 
 def _left(count: int) -> str:

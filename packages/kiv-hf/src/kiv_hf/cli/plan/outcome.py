@@ -71,7 +71,7 @@ def tiers(layout: Layout) -> dict[str, dict[str, int]]:
             "layers that are not KIV's": layout.others,
             "KIV: sinks and hot tokens": found.window,
             "KIV: index": found.index,
-            "KIV: buffers of a step": found.buffers,
+            "KIV: buffers of a step": found.buffers + layout.step,
             "KIV: more while a chunk is read": found.growth,
             "KIV: rows of the last steps": layout.rows,
             "computing a chunk": layout.work,

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from kiv_fast.cold import TABLE_BYTES
-from kiv_fast.device.kept import sets_for
+from kiv_fast.device.kept import aside_bytes, sets_for
 from kiv_fast.index.index import Index
 from kiv_fast.index.samples import Samples
 from kiv_fast.memory.scratch import step_bytes
+from kiv_fast.ops.triton.sizes import Sizes, bytes_of
 from kiv_fast.shape import Shape
 from kiv_fast.tiers.row_cache import NOTED_BYTES, WAYS
 from kiv_fast.tiers.tiered import rows_of_a_step
@@ -154,8 +155,37 @@ def kept_bytes(layers: tuple[LayerSizes, ...], config: KIVConfig, dtype: torch.d
     """Count bytes of the rows that a GPU keeps of cold pages, once there are any, where there is room for all."""
     if not config.cold_pages(tokens):
         return 0
-    every = [(shape, sets_for(shape, config, Tuning(), None)) for shape in (shape_of(layer, dtype) for layer in layers)]
-    return sum(sets.bytes_of(shape) for shape, sets in every if sets is not None)
+    shapes = [shape_of(layer, dtype) for layer in layers]
+    every = [(shape, sets_for(shape, config, Tuning(), None)) for shape in shapes]
+    aside = max((aside_bytes(shape, config) for shape in shapes), default=0)
+    return aside + sum(sets.bytes_of(shape) for shape, sets in every if sets is not None)
+
+
+def decode_bytes(layers: tuple[LayerSizes, ...], config: KIVConfig, dtype: torch.dtype, tokens: int) -> int:
+    """Count bytes of the buffers of a GPU's decode step, which all layers share: estimates above all."""
+    pages = config.cold_pages(tokens)
+    retrieves = config.retrieve_tokens is not None and pages * config.page_tokens > config.candidate_tokens
+    recent, most = (config.sink_tokens, config.hot_tokens + config.page_tokens), 0
+    for layer in layers:
+        candidates = min(config.candidate_tokens, pages * config.page_tokens)
+        sizes = Sizes(
+            batch=1,
+            heads=layer.heads,
+            groups=layer.query_heads // layer.heads,
+            key_width=layer.key_width,
+            value_width=layer.value_width,
+            dtype=dtype,
+            pages=pages,
+            page_tokens=config.page_tokens,
+            candidates=candidates,
+            selected=min(config.retrieve_tokens or 1, candidates),
+            recent=recent,
+            retrieves=retrieves,
+            tail=config.tail == "mean",
+            keeps=False,
+        )
+        most = max(most, bytes_of(sizes))
+    return most
 
 
 def index_bytes(layer: LayerSizes, config: KIVConfig, dtype: torch.dtype) -> int:
