@@ -102,7 +102,10 @@ def conformance(session: nox.Session) -> None:
     ids=[*TRANSFORMERS, *(f"torch{version}" for version in TORCH)],
 )
 def versions(session: nox.Session, package: str, version: str) -> None:
-    """Run the tests with another transformers or torch: -s "versions(5.18.0)", -s "versions(torch2.6.0)"."""
+    """Run the tests with another transformers or torch: -s "versions(5.18.0)" [-- --short], -s "versions(torch2.6.0)".
+
+    The short ones are without those of the command line.
+    """
     loose = ("torch==", "sympy==", "setuptools==") if package == "torch" else ("transformers==",)  # torch pins its own
     others = Path(session.create_tmp()) / "constraints.txt"
     others.write_text("\n".join(p for p in Path("constraints.txt").read_text().splitlines() if not p.startswith(loose)))
@@ -114,7 +117,10 @@ def versions(session: nox.Session, package: str, version: str) -> None:
     if package == "torch":
         chapters = (f"conformance/test_ch0{n}.py" for n in ("4_estimate", "4_retrieval", "4_widening", "5_attention"))
         chosen += ["packages/kiv-fast", *chapters, "--impl", "fast"]
-    session.run("python", *PYTEST, *(session.posargs or [*chosen, "-m", "not real"]), env=TEST_ENV)
+    if short := session.posargs == ["--short"]:
+        chosen += ["--ignore-glob=*/test_cli_*"]
+    given = [] if short else session.posargs
+    session.run("python", *PYTEST, *(given or [*chosen, "-m", "not real"]), env=TEST_ENV)
 
 
 @nox.session(venv_backend="none", requires=["dev"])

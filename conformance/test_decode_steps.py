@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from .data import FLOAT_KINDS
 from .driver import drive
+from .expect import share
 from .strategies import Scenario, configs, decode_only, scenarios, shapes
 
 if TYPE_CHECKING:
@@ -37,10 +38,12 @@ class TestDecodeSteps:
     def test_the_very_same_tokens_where_scores_are_exact(self, target: Target, scenario: Scenario) -> None:
         drive(target, scenario)
 
+    @share(0.5)
     @given(scenario=steps(kinds=tuple({"huge", "tiny", "denormal", "signed_zeros", "near_ties"} & {*FLOAT_KINDS})))
     def test_numbers_at_the_edges(self, target: Target, scenario: Scenario) -> None:
         drive(target, scenario)
 
+    @share(0.5)
     @given(scenario=steps(values=("infinite",), bad_values=st.integers(1, 9)))
     def test_values_that_are_no_numbers(self, target: Target, scenario: Scenario) -> None:
         drive(target, scenario)

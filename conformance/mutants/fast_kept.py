@@ -19,19 +19,11 @@ FAULTS: list[Fault] = [
         "now, mask=there & (slot < -1)",
         KEPT,
     ),
-    KernelFault(
-        "rows of this step give way", f"{KERNELS}.kept:_put", "(asked < now)", "(asked <= now)", KEPT
-    ),
+    KernelFault("rows of this step give way", f"{KERNELS}.kept:_put", "(asked < now)", "(asked <= now)", KEPT),
     KernelFault("the latest go first", f"{KERNELS}.kept:_put", "(other < asked", "(other > asked", KEPT),
-    KernelFault(
-        "a set has lost its turn", f"{KERNELS}.kept:_end", "home, 0, mask", "home, 1, mask", KEPT
-    ),
-    KernelFault(
-        "what is new is old", f"{KERNELS}.kept:_end", "place, now, mask", "place, 0, mask", KEPT
-    ),
-    KernelFault(
-        "hits are counted again", f"{KERNELS}.kept:count", "2 + each, 0)", "2 + each, hits)", KEPT
-    ),
+    KernelFault("a set has lost its turn", f"{KERNELS}.kept:_end", "home, 0, mask", "home, 1, mask", KEPT),
+    KernelFault("what is new is old", f"{KERNELS}.kept:_end", "place, now, mask", "place, 0, mask", KEPT),
+    KernelFault("hits are counted again", f"{KERNELS}.kept:count", "2 + each, 0)", "2 + each, hits)", KEPT),
     KernelFault(
         "missed keys are not copied",
         f"{KERNELS}.read:_scores",

@@ -8,6 +8,7 @@ from .source import Fault
 STEPS = ("conformance/test_decode_steps.py", "--impl=fast-interpreted", "--profile=kill")
 WIDENING = ("conformance/test_ch04_widening.py", "--impl=fast-interpreted", "--profile=kill")
 DEVICE = ("packages/kiv-fast/tests/test_device_steps.py",)
+FAR = ("packages/kiv-fast/tests/test_device_steps.py::test_scores_may_lie_far_apart",)
 KERNELS = "kiv_fast.ops.triton.kernels"
 
 FAULTS: list[Fault] = [
@@ -64,6 +65,20 @@ FAULTS: list[Fault] = [
         'token, float("-inf"), mask=item < want',
         'token, float("-inf"), mask=item < 0',
         STEPS,
+    ),
+    KernelFault(
+        "a size without weight is nothing",
+        f"{KERNELS}.read:_sizes",
+        "most + tl.log(total)",
+        "tl.log(tl.exp(most) * total)",
+        FAR,
+    ),
+    KernelFault(
+        "a power is more than there is",
+        f"{KERNELS}.read:_settle",
+        "-tl.maximum(power, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(power)))",
+        "-tl.log(1.0 + tl.exp(power))",
+        FAR,
     ),
     KernelFault("selected tokens shift alike", f"{KERNELS}.attend:_selection", "logit + fade[None]", "logit", STEPS),
     KernelFault(

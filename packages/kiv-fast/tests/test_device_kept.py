@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -118,14 +119,15 @@ def test_each_set_keeps_what_was_asked_for_last(config: KIVConfig, kept: float) 
 
 def life(config: KIVConfig, kept: float) -> tuple[list[torch.Tensor], dict[str, int]]:
     """Take a store through what befalls one; outputs, and what was counted."""
+    config = replace(config, page_tokens=8)
     data, other = (draw(seed, PROMPT + 20, batch=2, heads=1) for seed in (1, 2))
     store = begun(config, data, kept)
     outputs = [steps(store, data, PROMPT, 5)]  # a page becomes cold
     fork = store.fork()
-    outputs += [steps(store, data, PROMPT + 5, 2), steps(fork, other, PROMPT + 5, 2)]
+    outputs += [steps(store, data, PROMPT + 5, 1), steps(fork, other, PROMPT + 5, 1)]
     store.select(torch.tensor([1, 1, 0]))
     three = [torch.cat([part, part[:1]]) for part in data]
-    outputs.append(steps(store, three, PROMPT + 7, 2))
+    outputs.append(steps(store, three, PROMPT + 6, 1))
     store.crop(40)  # other pages get the ids of those that go
     outputs += [step(store, three, 40, PROMPT).cpu(), steps(store, three, PROMPT, 2)]
     return outputs, pool_of(store).device_row_hits()
@@ -199,11 +201,12 @@ def test_they_take_what_is_left(config: KIVConfig, monkeypatch: pytest.MonkeyPat
     wanted = pool_of(right).device_row_bytes + aside_bytes(shape, config)
     budget = replace(config, device_bytes=needed(config, data, monkeypatch, 2) + int(share * wanted))
     store = begun(budget, data)
-    assert torch.equal(steps(store, data, PROMPT, 2), steps(right, data, PROMPT, 2))
-    assert store.memory().device <= (budget.device_bytes or 0)
+    for at in (PROMPT, PROMPT + 1):
+        assert torch.equal(steps(store, data, at, 1), steps(right, data, at, 1))
+        assert store.memory().device <= (budget.device_bytes or 0)
+        assert aside_of(store) in (0, pool_of(store).aside.nbytes)
     assert (pool_of(store).device_row_bytes == pool_of(right).device_row_bytes) == (share == 1)
     assert pool_of(store).device_row_bytes == 0 or share > 0
-    assert aside_of(store) in (0, pool_of(store).aside.nbytes)
 
 
 def test_a_store_leaves_their_shares_to_others(config: KIVConfig) -> None:
@@ -225,10 +228,10 @@ def test_they_give_way_to_tokens(config: KIVConfig) -> None:
     pool = pool_of(store)
     other = pool.layer_store()
     key, value, _ = (part[:, :, :50].to(DEVICE) for part in data)
-    with pytest.raises(KIVBudgetError):
+    with suppress(KIVBudgetError):  # until nothing is left
         while other.length < 10_000:
             other.append(key, value)
-    assert other.length > 50
+    assert 50 < other.length < 10_000
     assert pool_of(store).device_row_bytes == 0
     assert pool.memory().device <= 200_000
     other.reset()

@@ -1,4 +1,4 @@
-"""What a decode step of a device reads, in bytes: what it needs, and over the bus only what the device does not keep."""
+"""What a decode step of a device reads, in bytes: what it needs, and over the bus what the device does not keep."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kiv_fast.store import FastStore
     from kiv_reference import KIVConfig
 
+CPU = torch.device("cpu")
 PROMPT, STEPS = 126, 4
 """The first of the steps looks up the pages and makes buffers, the second has a sampled query (SPEC 3.2)."""
 
@@ -85,10 +86,10 @@ def test_it_answers_as_the_cpu_does(
     config = replace(config, **fields)
     data = draw(1, PROMPT + STEPS, dtype=dtype)
     other = FastPool(config, ops="torch").layer_store()
-    step(other, data, 0, PROMPT, torch.device("cpu"))
+    step(other, data, 0, PROMPT, CPU)
     store = prompt(config, data)
     for at in range(PROMPT, PROMPT + STEPS):
-        mine, right = step(store, data, at, at + 1), step(other, data, at, at + 1, torch.device("cpu"))
+        mine, right = step(store, data, at, at + 1), step(other, data, at, at + 1, CPU)
         for a, b in zip(store.report.blocks, other.report.blocks, strict=True):
             assert torch.equal(a.candidate_positions.cpu(), b.candidate_positions)
             assert torch.equal(a.selected_positions.cpu(), b.selected_positions)
@@ -97,6 +98,24 @@ def test_it_answers_as_the_cpu_does(
             assert_close(mine.cpu(), right)
         else:
             torch.testing.assert_close(mine.cpu(), right, rtol=2**-7, atol=2**-7)
+
+
+def test_scores_may_lie_far_apart(config: KIVConfig, device: SimulatedDevice) -> None:
+    """So far that only one member has a weight, and that a power of a size is more than float32 has (SPEC 5.4).
+
+    One coded channel knows so little of a key that what was not selected may be guessed to have all the mass.
+    """
+    config = replace(config, page_tokens=4, index_channels=1, hot_tokens=0, sink_tokens=0, candidate_tokens=13)
+    config = replace(config, retrieve_tokens=4, prefill="retrieve")
+    generator = torch.Generator().manual_seed(3)
+    data = [torch.randn(2, heads, 44, width, generator=generator) for heads, width in ((2, 8), (2, 3), (6, 8))]
+    data = [data[0] * 1e9, data[1], data[2] * 1e9]
+    outputs = list[torch.Tensor]()
+    for ops, at in (("triton", DEVICE), ("torch", CPU)):
+        store = FastPool(config, ops=ops).layer_store()
+        store.append(*(part[:, :, :41].to(at) for part in data[:2]))
+        outputs.append(torch.cat([step(store, data, n, n + 1, at).cpu() for n in (41, 42, 43)], dim=2))
+    assert_close(*outputs)
 
 
 @pytest.mark.parametrize(("later", "part"), [("append", 0), ("append", 2), ("crop", 0), ("fork", 2), ("report", 2)])

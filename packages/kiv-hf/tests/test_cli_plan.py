@@ -65,7 +65,7 @@ def test_a_context_that_fits(llama8b: Path) -> None:
     # layer as many keys, and half of the values, on their way there.
     kept, aside = 32 * (2 * 5120 * 128 * 2 + 2 * 5120 * 68 // 8 + 40), (8192 + 1024) * (128 * 2 + 4) + 8
     assert device["KIV: rows of the last steps"] == 8 * (kept + aside)
-    # Four bytes for each cold token and query head, and for each KV head, in steps of an eighth; and lists, scores, parts.
+    # Four bytes for each cold token and query head, and for each KV head, in eighths; and lists, scores, parts.
     room = -(-cold // 8192) * 8192
     assert 4 * 40 * room < device["KIV: buffers of a step"] < 4 * 40 * room + 10e6
     cache = 128 * K * 32 * 8 * 256 * 2

@@ -54,8 +54,8 @@ class Sets(NamedTuple):
 def sets_for(shape: Shape, config: KIVConfig, tuning: Tuning, room: int | None) -> Sets | None:
     """Return as many sets as are wanted, or those that fit into `room` bytes; None if there are none.
 
-    Wanted are `Tuning.device_row_steps` times what a step reads that widens no head: candidates' keys and selected values, or
-    where nothing is retrieved all that a step attends.
+    Wanted are `Tuning.device_row_steps` times what a step reads that widens no head: candidates' keys and selected
+    values, or where nothing is retrieved all that a step attends.
     """
     reads = config.candidate_tokens, config.retrieve_tokens or config.candidate_tokens
     wanted = Sets(*(int(-(-tuning.device_row_steps * rows // WAYS)) for rows in reads))
@@ -116,7 +116,8 @@ class KeptRows:
             places, first = np.unique(places[::-1], return_index=True)
             mine = np.ascontiguousarray(len(names) - 1 - first)
             at, of, named = (
-                self._transfer.send(torch.from_numpy(numbers)) for numbers in (places, mine, names[mine].astype(np.int32))
+                self._transfer.send(torch.from_numpy(numbers))
+                for numbers in (places, mine, names[mine].astype(np.int32))
             )
             there = tokens[-last:].transpose(0, 1).flatten(1, 2)
             rows[lanes].index_copy_(1, at, there.index_select(1, of))

@@ -92,12 +92,16 @@ def _select(key_ptr, edge_ptr, at_ptr, group_ptr, chosen_ptr, count, want, TILE:
 
 @triton.jit
 def _sizes(raw_ptr, best_ptr, chosen, there, width, G: tl.constexpr):
-    """Return ln S of SPEC 5.4 of some selected tokens."""
+    """Return ln S of SPEC 5.4 of some selected tokens, 0 for others; members may be so far apart that e^score is 0."""
+    most = tl.full(chosen.shape, float("-inf"), tl.float32)
+    for g in range(G):
+        score = tl.load(raw_ptr + g * width + chosen, mask=there, other=0.0, cache_modifier=".cg")
+        most = tl.maximum(most, score - number(tl.load(best_ptr + g)))
     total = tl.zeros(chosen.shape, tl.float32)
     for g in range(G):
-        score = tl.load(raw_ptr + g * width + chosen, mask=there, other=float("-inf"), cache_modifier=".cg")
-        total += tl.exp(score - number(tl.load(best_ptr + g)))
-    return tl.log(tl.where(there, total, 1.0))
+        score = tl.load(raw_ptr + g * width + chosen, mask=there, other=0.0, cache_modifier=".cg")
+        total += tl.exp(score - number(tl.load(best_ptr + g)) - most)
+    return tl.where(there, most + tl.log(total), 0.0)
 
 
 @triton.jit
@@ -126,8 +130,10 @@ def _settle(
     for start in range(0, want, TILE):
         item = start + tl.arange(0, TILE)
         chosen = tl.load(chosen_ptr + item, mask=item < want, other=0)
-        size = _sizes(raw_ptr, best_ptr, chosen, item < want, width, G)
-        tl.store(fade_ptr + item, -tl.log(1.0 + tl.exp(4.0 * (size - middle))), mask=item < want)
+        power = 4.0 * (_sizes(raw_ptr, best_ptr, chosen, item < want, width, G) - middle)
+        # ln(1 + e^power), which may be too large for e^power.
+        fade = -tl.maximum(power, 0.0) - tl.log(1.0 + tl.exp(-tl.abs(power)))
+        tl.store(fade_ptr + item, fade, mask=item < want)
 
 
 @triton.jit(do_not_specialize=["pages", "key_sets"])
