@@ -183,3 +183,5 @@ class Bench:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+            if hasattr(torch.accelerator, "empty_host_cache"):  # what an offloaded cache had pinned
+                torch.accelerator.empty_host_cache()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from kiv_reference.errors import KIVUnsupportedError
 
 from benchmarks import gpu, gpu_needs, gpu_sizes
 from benchmarks.gpu_journal import Cut, Journal
@@ -103,9 +104,29 @@ def test_the_order_of_a_whole_run_is_that_of_what_it_tells(tmp_path: Path) -> No
     ]  # fmt: skip
     assert [models[7].split()[0], models[14].split()[0]] == ["wide", "llama"]  # which targets need too
     assert models[21] == "smollm2 4096 original"
+    assert all("offloaded" in name for name in models[-21:])
     most = [taken for stage in listed if (taken := stage.most_s()) is not None]
     assert len(most) == len(listed) - 2
     assert 0 < max(most) <= 60 * options.minutes - 60
+
+
+@pytest.mark.parametrize("error", [ImportError("no transformers"), KIVUnsupportedError("transformers 5.17")])
+def test_without_transformers_all_else_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "benchmarks.gpu_models":
+                raise error
+
+    monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "benchmarks.gpu_models", raising=False)
+    monkeypatch.delattr("benchmarks.gpu_models", raising=False)
+    options = argparse.Namespace(device="cpu", quick=True, minutes=8, workers=1)
+    listed = list(stages(options, Journal(tmp_path, {"card": "A"})))
+    assert [stage.name for stage in listed] == ["doctor", "operations", SUITES[0], "models", *SUITES]
+    assert str(error) in gpu.carried_out(listed[3], 1)["error"]
 
 
 class Clock:

@@ -47,8 +47,8 @@ def test_what_does_not_fit_is_said_before_it_is_begun(bench: gpu_models.Bench, m
 )  # fmt: skip
 def test_a_card_of_80_gb_and_128_of_ram(monkeypatch: pytest.MonkeyPatch, kind: str, tokens: int, fits: bool) -> None:
     monkeypatch.setattr(gpu_needs, "free_ram", lambda: 128 * 10**9)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * 10**9, 80 * 10**9))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 19 * 10**9)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (20 * 10**9, 80 * 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 59 * 10**9)
     needs = gpu_needs.need(GEOMETRIES["llama"], tokens, kind, Sizes().config, 8192)
     said = gpu_needs.too_much(needs, torch.device("cuda"))
     assert (said is None) == fits
