@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
     from .gpu_sizes import Sizes
 
-MOST_S, START_S, PREFILL_S = 420.0, 45.0, 120.0
-"""Of any stage, so that it fits into a run of eight minutes; for model, libraries and the first compilation of kernels;
-for a prompt if no chunk of it was measured."""
+MOST_S, PREFILL_S = 420.0, 120.0
+"""Of any stage, so that it fits into a run of eight minutes; of a prompt, if no chunk of it was measured."""
 
 FILL_BYTES_S = {"kiv": 0.5e9, "plain": 10e9, "original": 0.5e9, "offloaded": 2e9}
 """Cached bytes a second that a context is filled with at least: an assumption, as all that follows."""
@@ -96,7 +95,7 @@ def decode_s(geometry: Geometry, tokens: int, kind: str, sizes: Sizes) -> float:
     step = STEP_S[kind] + (cached / READ_BYTES_S[kind] if kind in READ_BYTES_S else 0)
     chunks = 2 * (1 + cached / CHUNK_BYTES_S) if kind in ("kiv", "plain") else 0
     steps = sizes.steps_s + (sizes.warm + sizes.least_steps + sizes.traced) * step
-    return min(MOST_S, START_S + cached / FILL_BYTES_S[kind] + chunks + steps)
+    return min(MOST_S, sizes.start_s + cached / FILL_BYTES_S[kind] + chunks + steps)
 
 
 def prefill_s(name: str, tokens: int, kind: str, stages: Mapping[str, Any], sizes: Sizes) -> float:
@@ -104,7 +103,7 @@ def prefill_s(name: str, tokens: int, kind: str, stages: Mapping[str, Any], size
     chunk_ms = stages.get(decode_name(name, tokens, kind.partition(" ")[0]), {}).get("prefill_chunk_ms")
     if chunk_ms is None:
         return PREFILL_S
-    return min(MOST_S, START_S + 1.5e-3 * chunk_ms * tokens / sizes.chunk)
+    return min(MOST_S, sizes.start_s + 1.5e-3 * chunk_ms * tokens / sizes.chunk)
 
 
 def free_ram() -> int:

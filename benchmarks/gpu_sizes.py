@@ -60,6 +60,8 @@ class Sizes:
         Decode steps, and how many there are at least of those that take more than `steps_s` seconds together.
     warm, traced : int
         Steps before those, and under the profiler.
+    start_s : float
+        Seconds at most for model, libraries and the first compilation of kernels: an assumption.
     """
 
     contexts: tuple[int, ...] = (4 * K, 32 * K, 128 * K, 512 * K, 1024 * K)
@@ -71,11 +73,12 @@ class Sizes:
     steps_s: float = 5.0
     warm: int = 2
     traced: int = 2
+    start_s: float = 45.0
     config: KIVConfig = field(default_factory=KIVConfig)
 
 
 QUICK_SIZES = Sizes(
-    (512, 1024), (512,), 64, 128, 2, 2, 5.0, 1, 1,
+    (512, 1024), (512,), 64, 128, 2, 2, 5.0, 1, 1, 400.0,
     KIVConfig(hot_tokens=128, page_tokens=64, candidate_tokens=128, retrieve_tokens=64),
 )  # fmt: skip
 
