@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 from .subjects import PROMPT_TOKENS, Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 CHUNK_TOKENS = 4096
 
@@ -28,9 +28,9 @@ class Spread(NamedTuple):
     deviation: torch.Tensor
 
     def sample(self, tokens: int, generator: torch.Generator) -> torch.Tensor:
-        """Draw random vectors, bfloat16 [1, H, tokens, D]."""
+        """Draw random vectors on the device of `mean`, bfloat16 [1, H, tokens, D]."""
         _, heads, _, width = self.mean.shape
-        noise = torch.randn(1, heads, tokens, width, generator=generator)
+        noise = torch.randn(1, heads, tokens, width, generator=generator, device=self.mean.device)
         return noise.mul_(self.deviation).add_(self.mean).to(torch.bfloat16)
 
 
@@ -59,17 +59,25 @@ def random_chunks(
     spread: LayerSpread, tokens: int, seed: int, chunk: int = CHUNK_TOKENS
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield keys and values, each [1, H, n, D], `tokens` in all; the same for the same seed and chunk."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(spread.key.mean.device).manual_seed(seed)
     for start in range(0, tokens, chunk):
         count = min(chunk, tokens - start)
         yield spread.key.sample(count, generator), spread.value.sample(count, generator)
 
 
 @torch.inference_mode()
-def fill(subject: Subject, spreads: list[LayerSpread], prompt: torch.Tensor, tokens: int, seed: int) -> None:
+def fill(
+    subject: Subject,
+    spreads: list[LayerSpread],
+    prompt: torch.Tensor,
+    tokens: int,
+    seed: int,
+    between: Callable[[], object] = lambda: None,
+) -> None:
     """Bring an empty subject to `tokens` tokens: real ones from `prompt` first, then random ones in every layer.
 
-    Stores are filled in turns, chunk by chunk, as by a prefill: every layer has its share of a RAM budget.
+    Stores are filled in turns, chunk by chunk, as by a prefill: every layer has its share of a RAM budget. `between` is
+    called before each chunk, and may raise to end it.
     """
     subject.step(prompt[:, :PROMPT_TOKENS])
     missing, stores = tokens - PROMPT_TOKENS, list[Any]()
@@ -80,8 +88,9 @@ def fill(subject: Subject, spreads: list[LayerSpread], prompt: torch.Tensor, tok
         elif hasattr(layer, "store"):
             stores.append((layer.store, random_chunks(spread, missing, layer_seed)))
         else:
-            _fill_plain(layer, spread, tokens, layer_seed)
+            _fill_plain(layer, spread, tokens, layer_seed, between)
     for chunks in zip(*(chunks for _, chunks in stores), strict=True):
+        between()
         for (store, _), chunk in zip(stores, chunks, strict=True):
             store.append(*(part.to(subject.model.dtype) for part in chunk))
 
@@ -94,12 +103,13 @@ def _fill_window(layer: DynamicSlidingWindowLayer, spread: LayerSpread, tokens: 
     layer.cumulative_length = tokens
 
 
-def _fill_plain(layer: Any, spread: LayerSpread, tokens: int, seed: int) -> None:
+def _fill_plain(layer: Any, spread: LayerSpread, tokens: int, seed: int, between: Callable[[], object]) -> None:
     # Written into place: the concatenation that the layer itself would do needs twice the memory.
     start = layer.keys.shape[2]
     key, value = (old.new_empty(*old.shape[:2], tokens, old.shape[3]) for old in (layer.keys, layer.values))
     key[:, :, :start], value[:, :, :start] = layer.keys, layer.values
     for new_key, new_value in random_chunks(spread, tokens - start, seed):
+        between()
         end = start + new_key.shape[2]
         key[:, :, start:end], value[:, :, start:end] = new_key, new_value
         start = end

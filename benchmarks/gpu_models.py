@@ -1,71 +1,30 @@
-"""Decode and prefill of models with random weights on a device: KIV, and a plain `DynamicCache`."""
+"""Decode and prefill of models with random weights on a device, under each kind of cache."""
 
 from __future__ import annotations
 
 import gc
 import statistics
 import time
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
-from kiv_hf import KIVCache, KIVConfig
-from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
+from kiv_hf import KIVCache
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from .fill import LayerSpread, Spread, fill
+from .gpu_held import counters_of, held_bytes, told
 from .gpu_journal import Cut
+from .gpu_needs import model_config, need, too_much
+from .original import original_pool
 from .profiled import profiled
+from .subjects import Subject, chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
-K = 1024
-PROMPT_TOKENS, FILL_TOKENS = 64, 4096
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The sizes of a model."""
-
-    title: str
-    layers: int
-    query_heads: int
-    heads: int
-    width: int
-    intermediate: int
-    vocabulary: int
-
-    @property
-    def token_bytes(self) -> int:
-        """Keys and values of a token in all layers, in bfloat16."""
-        return 2 * 2 * self.layers * self.heads * self.width
-
-
-GEOMETRIES = {
-    "smollm2": Geometry("SmolLM2-135M", 30, 9, 3, 64, 1536, 49152),
-    "llama": Geometry("Llama-3.1-8B", 32, 32, 8, 128, 14336, 128256),
-}
-QUICK = {
-    "smollm2": Geometry("SmolLM2-135M, cut", 2, 9, 3, 64, 64, 128),
-    "llama": Geometry("Llama-3.1-8B, cut", 1, 32, 8, 128, 64, 128),
-}
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How much is measured: contexts and the chunk of a prefill in tokens, decode steps, traced steps."""
-
-    contexts: tuple[int, ...] = (4 * K, 32 * K, 128 * K, 512 * K)
-    chunk: int = 1024
-    steps: int = 32
-    traced: int = 2
-    config: KIVConfig = field(default_factory=KIVConfig)
-
-
-QUICK_SIZES = Sizes(
-    (512, 1024), 64, 2, 1, KIVConfig(hot_tokens=128, page_tokens=64, candidate_tokens=128, retrieve_tokens=64)
-)
+    from .gpu_sizes import Geometry, Sizes
 
 
 class Bench:
@@ -75,98 +34,132 @@ class Bench:
     ----------
     device : torch.device
     sizes : Sizes
-    end : time.monotonic() at which to stop
     """
 
-    def __init__(self, device: torch.device, sizes: Sizes, end: float) -> None:
-        self.device, self.sizes, self.end = device, sizes, end
+    def __init__(self, device: torch.device, sizes: Sizes) -> None:
+        self.device, self.sizes = device, sizes
+        self.end = float("inf")
         self._model: tuple[Geometry, PreTrainedModel] | None = None
 
-    def model(self, geometry: Geometry) -> PreTrainedModel:
+    def decode(self, geometry: Geometry, tokens: int, kind: str, end: float) -> dict[str, Any]:
+        """Measure decode steps at a context of `tokens`, until ``time.monotonic()`` is `end`."""
+        return self._tried(geometry, tokens, kind, end, lambda subject: self._decoded(subject, geometry, tokens))
+
+    def prefill(self, geometry: Geometry, tokens: int, kind: str, end: float) -> dict[str, Any]:
+        """Read a prompt of `tokens`, and measure the whole of it, once libraries and kernels are loaded."""
+        chunk = self.sizes.prompt_chunk
+        stock = kind.partition(" ")[0]
+        found: dict[str, Any] = {}
+        for count, size in (
+            (min(2 * chunk, tokens), chunk),
+            (tokens, tokens if kind.endswith("in one pass") else chunk),
+        ):
+            read = partial(self._read, geometry=geometry, tokens=count, size=size)
+            found = self._tried(geometry, count, stock, end, read)
+            if "prefill_s" not in found:
+                break
+        return found
+
+    def _tried(
+        self, geometry: Geometry, tokens: int, kind: str, end: float, measure: Callable[[Subject], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Measure a subject if it fits by prediction; one that the device then has no room for leaves it empty."""
+        self.end = end
+        if kind == "offloaded" and self.device.type != "cuda":
+            return {"left out": "transformers' offloading needs a CUDA device"}
+        self._collect()
+        chunk = max(self.sizes.chunk, self.sizes.prompt_chunk)
+        reason = too_much(need(geometry, tokens, kind, self.sizes.config, chunk), self.device)
+        if reason is not None:
+            return {"left out": reason}
+        try:
+            with self._subject(geometry, kind) as subject:
+                return measure(subject)
+        except torch.OutOfMemoryError as error:
+            said = str(error).splitlines()[0][:300]
+        # Not while the error is handled: its frames hold what filled the device.
+        self._model = None
+        self._collect()
+        return {"did not fit": said}
+
+    @contextmanager
+    def _subject(self, geometry: Geometry, kind: str) -> Generator[Subject]:
+        model = self._made(geometry)
+        model.set_attn_implementation("kiv" if kind in ("kiv", "original") else "sdpa")
+        if kind == "kiv":
+            cache: Any = KIVCache(model.config, self.sizes.config)
+        elif kind == "original":
+            cache = KIVCache(model.config, self.sizes.config, impl=original_pool)
+        else:
+            cache = DynamicCache(config=model.config, offloading=kind == "offloaded")
+        subject = Subject(kind, model, cache)
+        del cache
+        try:
+            yield subject
+        finally:
+            subject.close()
+
+    def _made(self, geometry: Geometry) -> PreTrainedModel:
         """Return the model with random bfloat16 weights, made on the device; the last one is freed."""
         if self._model is None or self._model[0] != geometry:
             self._model = None
             self._collect()
-            config = LlamaConfig(
-                vocab_size=geometry.vocabulary, hidden_size=geometry.query_heads * geometry.width,
-                intermediate_size=geometry.intermediate, num_hidden_layers=geometry.layers,
-                num_attention_heads=geometry.query_heads, num_key_value_heads=geometry.heads,
-                head_dim=geometry.width, max_position_embeddings=1 << 20, tie_word_embeddings=True,
-            )  # fmt: skip
             torch.manual_seed(0)
             with self.device:
-                made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+                made = AutoModelForCausalLM.from_config(
+                    model_config(geometry), dtype=torch.bfloat16, attn_implementation="sdpa"
+                )
             self._model = geometry, made.eval()
         return self._model[1]
 
-    @torch.inference_mode()
-    def measure(self, geometry: Geometry, tokens: int, subject: str) -> dict[str, Any]:
-        """Measure "kiv" or "plain" at a context of `tokens`; what does not fit says so."""
-        need, free = tokens * geometry.token_bytes * 11 // 10, free_ram()
-        if subject == "kiv" and need > free:
-            return {"not run": f"needs {need / 1e9:.0f} GB of RAM, and {free / 1e9:.0f} are free"}
-        model = self.model(geometry)
-        model.set_attn_implementation("kiv" if subject == "kiv" else "sdpa")
-        config = self.sizes.config
-        cache = KIVCache(model.config, config) if subject == "kiv" else DynamicCache(config=model.config)
-        try:
-            return self._measured(model, cache, geometry, tokens)
-        except torch.OutOfMemoryError as error:
-            return {"did not fit": str(error).splitlines()[0][:300]}
-        finally:
-            if isinstance(cache, KIVCache):
-                cache.close()
-            del cache
-            self._collect()
-
-    def _measured(self, model: Any, cache: Any, geometry: Geometry, tokens: int) -> dict[str, Any]:
-        sizes = self.sizes
-        ids = torch.arange(sizes.chunk, device=self.device)[None] % geometry.vocabulary
-
-        def feed(count: int) -> None:
-            model(input_ids=ids[:, :count], past_key_values=cache, use_cache=True, logits_to_keep=1)
-
-        before = self._allocated()
-        begin = self._now()
-        feed(min(PROMPT_TOKENS, sizes.chunk))
-        self._fill(cache, geometry, tokens - 2 * sizes.chunk - cache.get_seq_length())
-        filled_s = self._now() - begin
-        feed(sizes.chunk)  # makes buffers
-        found: dict[str, Any] = {"fill_s": filled_s, "prefill_chunk_ms": 1e3 * self._timed(lambda: feed(sizes.chunk))}
-        for _ in range(3):
-            feed(1)
-        counters = _counters(cache)
-        taken = [1e3 * self._timed(lambda: feed(1)) for _ in range(sizes.steps)]
+    def _decoded(self, subject: Subject, geometry: Geometry, tokens: int) -> dict[str, Any]:
+        sizes, cache = self.sizes, subject.cache
+        ids = self._ids(sizes.chunk, geometry)
+        shape = 1, geometry.heads, 1, geometry.width
+        part = Spread(torch.zeros(shape, device=self.device), torch.ones(shape, device=self.device))
+        before, begin = self._allocated(), self._now()
+        # The original's rule says nothing of prompts, and an offloaded cache would only copy all that it has.
+        ends = 2 if subject.name in ("kiv", "plain") else 0
+        spreads = [LayerSpread(part, part)] * geometry.layers
+        fill(subject, spreads, ids, tokens - ends * sizes.chunk, 0, self._check_time)
+        found: dict[str, Any] = {"fill_s": self._now() - begin}
+        if ends:
+            subject.step(ids)  # makes buffers
+            found["prefill_chunk_ms"] = 1e3 * self._timed(lambda: subject.step(ids))
+        token = ids[:, :1]
+        for _ in range(sizes.warm):
+            self._timed(lambda: subject.step(token))
+        counters = counters_of(cache)
+        taken = [1e3 * seconds for seconds in self.timed_steps(lambda: subject.step(token))]
         found |= {"step_ms": statistics.median(taken), "steps_ms": taken}
-        found["read_a_step"] = {name: (now - counters[name]) / len(taken) for name, now in _counters(cache).items()}
-        found["trace"] = profiled(lambda: feed(1), sizes.traced, self.device)
+        found["read_a_step"] = {name: (now - counters[name]) / len(taken) for name, now in counters_of(cache).items()}
+        found["trace"] = profiled(lambda: subject.step(token), sizes.traced, self.device)
         found["device_bytes"] = self._allocated() - before
-        found["tiers"] = cache.memory()._asdict() if isinstance(cache, KIVCache) else {}
-        return found
+        return found | held_bytes(cache, self.device) | told(cache)
 
-    def _fill(self, cache: Any, geometry: Geometry, missing: int) -> None:
-        """Append `missing` random tokens to every layer, past the model."""
-        generator = torch.Generator(device=self.device).manual_seed(0)
-        for layer in cache.layers:
-            begin = 0
-            if not hasattr(layer, "store"):  # written into place: a concatenation would need twice the memory
-                begin = layer.keys.shape[2]
-                old = layer.keys, layer.values
-                layer.keys, layer.values = (
-                    part.new_empty(1, geometry.heads, begin + missing, geometry.width) for part in old
-                )
-                layer.keys[:, :, :begin], layer.values[:, :, :begin] = old
-            for first in range(0, missing, FILL_TOKENS):
-                self._check_time()
-                shape = 1, geometry.heads, min(FILL_TOKENS, missing - first), geometry.width
-                key, value = (
-                    torch.randn(shape, generator=generator, dtype=torch.bfloat16, device=self.device) for _ in "kv"
-                )
-                if hasattr(layer, "store"):
-                    layer.store.append(key, value)
-                else:
-                    place = slice(begin + first, begin + first + shape[2])
-                    layer.keys[:, :, place], layer.values[:, :, place] = key, value
+    def _read(self, subject: Subject, geometry: Geometry, tokens: int, size: int) -> dict[str, Any]:
+        ids = self._ids(tokens, geometry)
+        before = self._allocated()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        prompt = subject.cache.chunked_prefill(tokens) if isinstance(subject.cache, KIVCache) else nullcontext()
+        with prompt:
+            taken = [self._timed(lambda chunk=chunk: subject.step(chunk)) for chunk in chunks(ids, size)]
+        peak = torch.cuda.max_memory_allocated(self.device) - before if self.device.type == "cuda" else 0
+        found = {"prefill_s": sum(taken), "chunk_tokens": size, "peak_device_bytes": peak}
+        return found | held_bytes(subject.cache, self.device) | told(subject.cache)
+
+    def timed_steps(self, step: Callable[[], object]) -> list[float]:
+        """Time as many steps as are wanted, fewer if they are slow."""
+        taken: list[float] = []
+        while len(taken) < self.sizes.least_steps or (
+            len(taken) < self.sizes.steps and sum(taken) < self.sizes.steps_s
+        ):
+            taken.append(self._timed(step))
+        return taken
+
+    def _ids(self, count: int, geometry: Geometry) -> torch.Tensor:
+        return torch.arange(count, device=self.device)[None] % geometry.vocabulary
 
     def _timed(self, step: Callable[[], object]) -> float:
         self._check_time()
@@ -190,16 +183,5 @@ class Bench:
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _counters(cache: Any) -> dict[str, int]:
-    return asdict(cast("Any", cache.pool).counters) if isinstance(cache, KIVCache) else {}
-
-
-def free_ram() -> int:
-    """Return the bytes of RAM that are free, within the limit of a container."""
-    free = psutil.virtual_memory().available
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
-    return free
+            if hasattr(torch.accelerator, "empty_host_cache"):  # what an offloaded cache had pinned
+                torch.accelerator.empty_host_cache()

@@ -26,8 +26,8 @@ ENDED = (0, 1, 5)
 """Exit codes of pytest when all tests were run: well, with failures, or without a test left."""
 
 
-def run(folder: Path, device: str, workers: int, quick: bool, limit_s: float) -> dict[str, Any]:
-    """Run what is left of the suite until it is over or `limit_s` is.
+def run(folder: Path, impl: str, device: str, workers: int, quick: bool, end: float) -> dict[str, Any]:
+    """Run what is left of the suite until it is over or ``time.monotonic()`` is `end`; decode steps first.
 
     Returns
     -------
@@ -36,10 +36,10 @@ def run(folder: Path, device: str, workers: int, quick: bool, limit_s: float) ->
     """
     folder.mkdir(parents=True, exist_ok=True)
     suite = sorted((ROOT / "conformance").glob("test_ch01*.py" if quick else "test_ch*.py"))
-    files = [str(path.relative_to(ROOT)) for path in suite] + ([] if quick else ["conformance/test_machine.py"])
-    options = ["--impl", "fast", "--device", device, "--profile", "dev", "-q", "-o", "addopts="]
+    files = [str(path.relative_to(ROOT)) for path in suite]
+    files = files if quick else ["conformance/test_decode_steps.py", *files, "conformance/test_machine.py"]
+    options = ["--impl", impl, "--device", device, "--profile", "dev", "-q", "-o", "addopts="]
     command = [sys.executable, "-m", "pytest", *files, *options, "-p", "no:cacheprovider", "-p", "benchmarks.gpu_tests"]
-    end = time.monotonic() + limit_s
     logs = [folder / f"worker-{number}.log" for number in range(workers)]
     processes: list[subprocess.Popen[bytes]] = []
     try:

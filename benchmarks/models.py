@@ -24,7 +24,7 @@ from platformdirs import user_cache_path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ MODELS = {
 
 def _converted(name: str) -> Path:
     """Return the folder with the model in safetensors, bfloat16; converted on first use."""
+    from transformers import GgufConfig  # what converts nothing does without it
+
     packaged = MODELS[name]
     version = importlib.metadata.version(packaged.package)
     folder = user_cache_path("kiv-benchmarks") / f"{packaged.package}-{version}-bfloat16"

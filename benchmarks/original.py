@@ -5,9 +5,9 @@ score best; keys *and* values of the union of these pages move to the device; on
 chosen by the maximum of the raw scores over all query heads; these and the last 2048 tokens are attended, with no sinks
 and no tail.
 
-It is kinder to the original than the original was: everything sits in one preallocated buffer (the original copied its
-whole store at the first step and again every 128 tokens), whole pages are gathered instead of single rows, and tokens
-of a page that is not full yet are attended rather than ranked.
+It is kinder to the original than the original was: everything sits in buffers with room to spare (the original copied
+its whole store at the first step and again every 128 tokens), whole pages are gathered instead of single rows, and
+tokens of a page that is not full yet are attended rather than ranked.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ def original_pool(config: KIVConfig) -> StorePool:
 
 
 class OriginalStore:
-    """One layer, one sequence: decode by the original's rule, prompts by exact attention."""
+    """One layer, one sequence: decode by the original's rule, prompts by exact attention.
+
+    Hot tokens and page means lie on the device of what is appended, cold pages in RAM.
+    """
 
     def __init__(self) -> None:
         self.reset()
@@ -71,33 +74,53 @@ class OriginalStore:
         self.length = 0
         self.valid = None
         self.moved_bytes = 0
-        self._held: list[torch.Tensor] = []  # keys and values, each [H, capacity, D]
-        self._means = torch.empty(0)  # [H, capacity / P, D], of pages that are full
+        self._first = 0  # place of the first hot token in `_hot`
+        self._hot: list[torch.Tensor] = []  # keys and values, each [H, places, D]
+        self._cold: list[torch.Tensor] = []  # the same, [H, capacity, D]
+        self._means = torch.empty(0)  # [H, capacity / P, D], of cold pages
 
     @property
     def _cold_pages(self) -> int:
         return max(0, self.length - HOT_TOKENS) // PAGE_TOKENS
 
     def _recent(self) -> list[torch.Tensor]:
-        return [held[:, self._cold_pages * PAGE_TOKENS : self.length] for held in self._held]
+        return [hot[:, self._first : self._first + self.length - self._cold_pages * PAGE_TOKENS] for hot in self._hot]
 
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None = None) -> None:
         """Add n tokens, [1, H, n, D] each."""
         if key.shape[0] != 1 or valid is not None:
             rule = "the original KIV's rule is measured with one sequence without padding"
             raise refuse(KIVUnsupportedError, rule, tuple(key.shape), "Use KIV itself.")
-        start, known = self.length, self.length // PAGE_TOKENS
+        if not self._hot:
+            self._hot = [new.new_empty(new.shape[1], 0, new.shape[3]) for new in (key, value)]
+            self._cold = [hot.cpu() for hot in self._hot]
+            self._means = self._hot[0].clone()
+        recent, pages = self._recent(), self._cold_pages
+        end = self._first + recent[0].shape[1]
+        if end + key.shape[2] > self._hot[0].shape[1]:  # seldom: as many places as there are hot tokens are to spare
+            places = recent[0].shape[1] + key.shape[2] + HOT_TOKENS
+            self._hot = [part.new_empty(part.shape[0], places, part.shape[2]) for part in recent]
+            self._first, end = 0, recent[0].shape[1]
+            for hot, part in zip(self._hot, recent, strict=True):
+                hot[:, :end] = part
+        for hot, new in zip(self._hot, (key, value), strict=True):
+            hot[:, end : end + new.shape[2]] = new[0]
         self.length += key.shape[2]
-        if not self._held:
-            self._held = [new.new_empty(new.shape[1], 0, new.shape[3]) for new in (key, value)]
-            self._means = self._held[0].clone()
-        for i, new in enumerate((key, value)):
-            self._held[i] = _grown(self._held[i], self.length)
-            self._held[i][:, start : self.length] = new[0]
-        full = self.length // PAGE_TOKENS
-        self._means = _grown(self._means, full)
-        fresh = self._held[0][:, known * PAGE_TOKENS : full * PAGE_TOKENS].unflatten(1, (-1, PAGE_TOKENS))
-        self._means[:, known:full] = fresh.float().mean(dim=2).to(key.dtype)
+        self._evict(pages)
+
+    def _evict(self, pages: int) -> None:
+        """Move to RAM what is cold now, where `pages` pages were, and note the means of its keys."""
+        start, stop = pages * PAGE_TOKENS, self._cold_pages * PAGE_TOKENS
+        if start == stop:
+            return
+        leaving = slice(self._first, self._first + stop - start)
+        self._cold = [_grown(cold, stop) for cold in self._cold]
+        for cold, hot in zip(self._cold, self._hot, strict=True):
+            cold[:, start:stop] = hot[:, leaving]
+        self._means = _grown(self._means, self._cold_pages)
+        fresh = self._hot[0][:, leaving].unflatten(1, (-1, PAGE_TOKENS))
+        self._means[:, pages : self._cold_pages] = fresh.float().mean(dim=2).to(fresh.dtype)
+        self._first = leaving.stop
 
     def attend(self, query: torch.Tensor, *, scale: float, **modifiers: object) -> torch.Tensor:
         """Attend; `query` is [1, HQ, TQ, D]. No modifier is supported."""
@@ -119,8 +142,9 @@ class OriginalStore:
         pages = self._cold_pages
         scores = torch.bmm(query, self._means[:, :pages].transpose(1, 2))  # [H, G, pages]
         union = scores.topk(min(TOP_PAGES, pages), dim=-1).indices.unique()
-        cold = (held[:, : pages * PAGE_TOKENS].unflatten(1, (-1, PAGE_TOKENS)) for held in self._held)
-        key, value = (part.index_select(1, union).flatten(1, 2) for part in cold)  # [H, U * P, D]
+        cold = (held[:, : pages * PAGE_TOKENS].unflatten(1, (-1, PAGE_TOKENS)) for held in self._cold)
+        rows = (part.index_select(1, union.cpu()).flatten(1, 2) for part in cold)
+        key, value = (part.to(query.device) for part in rows)  # [H, U * P, D]
         self.moved_bytes += key.nbytes + value.nbytes
         raw = torch.bmm(query, key.transpose(1, 2)).amax(dim=(0, 1))  # [U * P]
         best = raw.topk(min(TOP_TOKENS, raw.numel())).indices
@@ -128,9 +152,12 @@ class OriginalStore:
 
     def _exact(self, query: torch.Tensor, scale: float) -> torch.Tensor:
         """Attend causally to all tokens: what a prompt gets here, so that its K/V are those of the model."""
-        mask = torch.ones(query.shape[2], self.length, dtype=torch.bool).tril(self.length - query.shape[2])
-        groups = query.shape[1] // self._held[0].shape[0]
-        key, value = (held[:, : self.length].repeat_interleave(groups, dim=0)[None] for held in self._held)
+        seen = torch.ones(query.shape[2], self.length, dtype=torch.bool, device=query.device)
+        mask = seen.tril(self.length - query.shape[2])
+        groups, cold = query.shape[1] // self._hot[0].shape[0], self._cold_pages * PAGE_TOKENS
+        far = [held[:, :cold].to(query.device) for held in self._cold]
+        whole = (torch.cat(parts, dim=1) for parts in zip(far, self._recent(), strict=True))
+        key, value = (part.repeat_interleave(groups, dim=0)[None] for part in whole)
         return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
     @property
@@ -144,7 +171,7 @@ class OriginalStore:
             return TierBytes(0, 0, 0)
         cold, pages = self._cold_pages * PAGE_TOKENS, self._cold_pages
         device = sum(part.nbytes for part in self._recent()) + self._means[:, :pages].nbytes
-        return TierBytes(device, sum(held[:, :cold].nbytes for held in self._held), 0)
+        return TierBytes(device, sum(held[:, :cold].nbytes for held in self._cold), 0)
 
     def tokens(self) -> TierTokens:
         """Return positions in each part."""

@@ -11,13 +11,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from .machine import header
+from .target import Cell, Target, short, show
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
-
-Cell = str | int | float | None
 
 DIGITS, LINE = 6, 200
 """Significant digits of a series, and the longest line, in the JSON of a result."""
@@ -43,25 +42,6 @@ class Table:
         """Render as a Markdown table."""
         lines = [self.columns, ["---"] * len(self.columns), *([show(cell) for cell in row] for row in self.rows)]
         return "\n".join(["**" + self.title + "**", "", *("| " + " | ".join(line) + " |" for line in lines)])
-
-
-@dataclass
-class Target:
-    """An upper limit that a measured value was to keep."""
-
-    name: str
-    limit: float
-    measured: float | None
-    unit: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """Compare: "met", "missed by …", or "not measured"."""
-        if self.measured is None:
-            return "not measured"
-        if self.measured <= self.limit:
-            return "met"
-        return f"missed by {self.measured / self.limit - 1:.1%}" if self.limit else "missed"
 
 
 @dataclass
@@ -157,25 +137,6 @@ def written(value: Any, indent: str = "") -> str:
 def quantiles(values: Sequence[float]) -> list[float]:
     """Return the quantiles of `values` at `SHARES`."""
     return np.quantile(np.asarray(values), SHARES).tolist()
-
-
-def show(cell: Cell) -> str:
-    """Show three significant digits of floats, thousands of integers separated, "-" for what was not measured."""
-    if cell is None:
-        return "-"
-    if isinstance(cell, int):
-        return f"{cell:,}"
-    if isinstance(cell, float):
-        return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
-    return cell
-
-
-def short(tokens: int) -> str:
-    """Show 4096 as "4K", 1048576 as "1M"."""
-    for unit, name in ((2**20, "M"), (2**10, "K")):
-        if tokens >= unit and tokens % unit == 0:
-            return f"{tokens // unit}{name}"
-    return str(tokens)
 
 
 def token_axis(panel: Axes, ticks: Sequence[int]) -> None:

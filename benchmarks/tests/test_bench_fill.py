@@ -58,6 +58,24 @@ def test_all_caches_hold_the_same_context(model: Gemma3ForCausalLM, ids: torch.T
     assert {layer.get_seq_length() for layer in kiv.cache.layers} == {TOKENS + 3}
 
 
+def test_filling_can_be_ended_between_chunks(model: Gemma3ForCausalLM, ids: torch.Tensor) -> None:
+    class Ended(Exception):
+        pass
+
+    def between() -> None:
+        raise Ended
+
+    spreads = measure_spreads(model, ids)
+    kiv_model = twin(model, "kiv")
+    subjects = (
+        Subject("", model, DynamicCache(config=model.config)),
+        Subject("", kiv_model, KIVCache(kiv_model.config, KIVConfig(), impl="reference")),
+    )
+    for subject in subjects:
+        with pytest.raises(Ended):
+            fill(subject, spreads, ids, TOKENS, 3, between)
+
+
 def test_the_context_matters(model: Gemma3ForCausalLM, ids: torch.Tensor) -> None:
     short, long = (filled(model, ids, DynamicCache(config=model.config), "sdpa", tokens) for tokens in (500, TOKENS))
     assert not torch.equal(short.step(ids[:, :1]), long.step(ids[:, :1]))

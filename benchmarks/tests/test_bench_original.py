@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,7 +37,7 @@ def by_loops(key: torch.Tensor, value: torch.Tensor, query: torch.Tensor, scale:
 
 
 @pytest.mark.parametrize("total", [5, HOT_TOKENS + PAGE_TOKENS - 1, HOT_TOKENS + 40 * PAGE_TOKENS + 17])
-@pytest.mark.parametrize("chunk", [977, 10_000])
+@pytest.mark.parametrize("chunk", [1, 977, 10_000])
 def test_decode_is_the_rule_in_loops(total: int, chunk: int) -> None:
     generator = torch.Generator().manual_seed(total)
     key, value = (torch.randn(HEADS, total, WIDTH, generator=generator) for _ in range(2))
@@ -49,6 +51,28 @@ def test_decode_is_the_rule_in_loops(total: int, chunk: int) -> None:
     torch.testing.assert_close(output[0, :, 0], expected, rtol=1e-4, atol=1e-5)
     assert store.moved_bytes == pages * 2 * HEADS * PAGE_TOKENS * WIDTH * 4
     assert sum(store.tokens()) == store.length == total
+
+
+def test_on_a_device_cold_pages_lie_in_ram(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "packages" / "kiv-fast" / "tests"))
+    simulated = importlib.import_module("simulated_device")
+    total, step = HOT_TOKENS + 5 * PAGE_TOKENS + 3, 100
+    generator = torch.Generator().manual_seed(2)
+    key, value = (torch.randn(1, HEADS, total, WIDTH, generator=generator) for _ in range(2))
+    query = torch.randn(1, HEADS * GROUPS, 7, WIDTH, generator=generator)
+    stores, answers = (OriginalStore(), OriginalStore()), list[list[torch.Tensor]]()
+    with simulated.SimulatedDevice() as device:
+        for store, at in zip(stores, ("cpu", simulated.DEVICE), strict=True):
+            for start in range(0, total, step):
+                store.append(*(part[:, :, start : start + step].to(at) for part in (key, value)))
+            asked = query.to(at)
+            answers.append([store.attend(asked[:, :, first:], scale=0.3).to("cpu") for first in (0, 6)])
+        held, ram = device.nbytes, stores[1].memory().ram
+    torch.testing.assert_close(*answers)
+    token_bytes = 2 * HEADS * WIDTH * 4
+    assert ram == 5 * PAGE_TOKENS * token_bytes
+    # Twice the hot tokens, means, the query, and what the last append brought.
+    assert held < (2 * HOT_TOKENS + 3 * step) * token_bytes
 
 
 def test_prompts_are_attended_exactly() -> None:

@@ -162,8 +162,19 @@ def test_operations_that_do_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert "a wheel for this system" in found.remedy
 
 
-def test_compiled_operations_serve_the_cpu_alone() -> None:
-    assert machine.operations(torch.device("cuda")).value.startswith("torch;")
+@pytest.mark.parametrize(
+    ("device", "installed", "value"),
+    [
+        ("cuda", True, "triton (decode), torch"),
+        ("cuda", False, "torch: Triton is not installed"),
+        ("mps", True, "torch: Triton does not compile for 'mps'"),
+    ],
+)
+def test_operations_of_a_device(monkeypatch: pytest.MonkeyPatch, device: str, installed: bool, value: str) -> None:
+    monkeypatch.setattr("kiv_fast.ops.triton.find_spec", lambda name: object() if installed else None)
+    found = machine.operations(torch.device(device))
+    assert found.well
+    assert found.value == value
 
 
 def test_another_transformers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,10 @@ from kiv_fast.attention.choice import told
 from kiv_fast.device.gather import reads_host_memory
 from kiv_fast.memory.growable_table import Table
 from kiv_fast.memory.pinning import MOST_BYTES, SlabPinning, pinning_for
-from kiv_fast.ops import library
+from kiv_fast.ops import OpsChoice, library
+from kiv_fast.ops.triton import why_not
 from kiv_fast.shape import Shape
+from kiv_fast.tuning import Tuning
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..units import format_bytes
@@ -86,7 +88,9 @@ def device_name(device: torch.device) -> Finding:
 def operations(device: torch.device) -> Finding:
     """Say by what a step is computed; without compiled operations it is right, and slower."""
     if device.type != "cpu":
-        return Finding("operations", "torch; the compiled ones serve the CPU")
+        reason = why_not(device)
+        chosen = OpsChoice("auto", Tuning()).told(Shape(1, 1, 64, 64, torch.bfloat16, device))
+        return Finding("operations", chosen if reason is None else f"{chosen}: {reason}")
     found = library.load()
     if found is not None:
         return Finding("operations", f"cpu ({found.instructions})")
