@@ -41,7 +41,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def begun(config: KIVConfig, data: Sequence[torch.Tensor], steps: float = 2.0) -> FastStore:
     """Return a store on the device that has read the prompt."""
-    store = FastPool(config, ops="triton", tuning=Tuning(device_row_steps=steps)).layer_store()
+    tuning = Tuning(device_row_steps=steps, tile_tokens=8)  # so that a step takes more than the prompt
+    store = FastPool(config, ops="triton", tuning=tuning).layer_store()
     step(store, data, 0, PROMPT)
     return store
 
@@ -129,6 +130,7 @@ def life(config: KIVConfig, kept: float) -> tuple[list[torch.Tensor], dict[str, 
     three = [torch.cat([part, part[:1]]) for part in data]
     outputs.append(steps(store, three, PROMPT + 6, 1))
     store.crop(40)  # other pages get the ids of those that go
+    three = [torch.cat([part, part[:1]]) for part in other]
     outputs += [step(store, three, 40, PROMPT).cpu(), steps(store, three, PROMPT, 2)]
     return outputs, pool_of(store).device_row_hits()
 
