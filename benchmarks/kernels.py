@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 QUICK = ("sm_90",)
 BACKENDS = ("cuda", "hip")
 
-TOGETHER = "The most of five geometries"
+TOGETHER = "The most of all geometries"
 
 
 def measure(geometries: Sequence[str], cards: Sequence[str], result: Result, together: bool = False) -> None:
