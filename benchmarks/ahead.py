@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -18,18 +19,9 @@ from unittest import mock
 import torch
 
 if TYPE_CHECKING:
-    from kiv_fast.ops.decoding import Decode
+    from collections.abc import Callable
 
-POINTERS = {
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.int32: "*i32",
-    torch.int16: "*i16",
-    torch.int64: "*i64",
-}
-ALIGNED = [["tt.divisibility", 16]]
-"""What Triton knows of a pointer of torch's, and of a number that 16 divides."""
+    from kiv_fast.ops.decoding import Decode
 
 
 class Card(NamedTuple):
@@ -54,6 +46,8 @@ CARDS = {
     "gfx1100": Card("hip", "gfx1100", 32, 65_536, "RX 7900"),
     "gfx1201": Card("hip", "gfx1201", 32, 65_536, "RX 9070"),
 }
+OLDEST = [name for name in CARDS if name not in ("sm_100", "sm_120")]
+"""What the oldest supported Triton, 3.2, compiles for."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +77,33 @@ GEOMETRIES = {
 PAGE, HOT, CODED, CANDIDATES, SELECTED = 512, 2560, 64, 4096, 1024
 
 
-@dataclass(frozen=True)
-class Launch:
-    """A kernel with the types of its arguments, as Triton's launcher would specialise it."""
+class Launch(NamedTuple):
+    """A kernel, its arguments and options by name, and how many programs."""
 
     name: str
     kernel: Any
-    signature: dict[str, str]
-    constants: dict[str, Any]
-    attributes: dict[tuple[int, ...], Any]
-    options: dict[str, Any]
+    given: dict[str, Any]
     grid: tuple[int, ...]
+
+
+class Driver(NamedTuple):
+    """Stands in for Triton's driver of a card: its launcher then compiles for that as on any other."""
+
+    card: Card
+
+    def get_current_device(self) -> Card:
+        """Return what kernels are kept by."""
+        return self.card
+
+    def get_current_stream(self, device: Card) -> int:
+        """Return none."""
+        return 0
+
+    def get_current_target(self) -> Any:
+        """Return what is compiled for."""
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget(self.card.backend, self.card.arch, self.card.warp)
 
 
 def asked(g: Geometry) -> Decode:
@@ -147,30 +157,18 @@ def asked(g: Geometry) -> Decode:
     )
 
 
-def launches(step: Decode) -> list[Launch]:
-    """Record the launches of a step."""
+def launches(step: Decode, backend: str) -> list[Launch]:
+    """Record the launches of a step on a backend."""
     from kiv_fast.ops.triton import decode as module
+    from triton import JITFunction
 
     found = list[Launch]()
 
-    def record(kernel: Any, grid: tuple[int, ...], given: dict[str, Any], **more: Any) -> None:
-        names = kernel.arg_names
-        options = {name: more.pop(name) for name in [*more] if name not in names}
-        signature, constants, attributes = dict[str, str](), dict[str, Any](), dict[tuple[int, ...], Any]()
-        compiled = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
-        for number, name in enumerate(names):
-            value = more.get(name, given.get(name))
-            fixed = not kernel.params[number].do_not_specialize
-            signature[name] = "fp32" if isinstance(value, float) else "i32"
-            if isinstance(value, torch.Tensor):
-                signature[name] = POINTERS[value.dtype]
-            if name in compiled or value is None or (fixed and signature[name] == "i32" and value == 1):
-                signature[name], constants[name] = "constexpr", value
-            whole = fixed and signature[name] == "i32" and value is not None and value % 16 == 0
-            if whole or isinstance(value, torch.Tensor):
-                attributes[(number,)] = ALIGNED
-        name = "widen" if constants.get("WIDER") else kernel.__name__
-        found.append(Launch(name, kernel, signature, constants, attributes, options, grid))
+    def record(kernel: Any, grid: tuple[int, ...]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            found.append(Launch("widen" if given.get("WIDER") else kernel.__name__, kernel, given, grid))
+
+        return run
 
     def take(
         name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None, aside: bool = False
@@ -182,7 +180,8 @@ def launches(step: Decode) -> list[Launch]:
         torch.empty(batch, heads, 1, size, dtype=step.query.dtype, device="meta")
         for size in (width, step.sinks[1].shape[3])
     ]
-    with mock.patch.object(module, "launch", record):
+    hip = "any" if backend == "hip" else None
+    with mock.patch.object(JITFunction, "__getitem__", record), mock.patch.object(torch.version, "hip", hip):
         module.append_token(new[0], new[1], step.hot, 7, step.odd)
         module.decode(step, take, wide=False)
     return found
@@ -191,11 +190,12 @@ def launches(step: Decode) -> list[Launch]:
 def resources(launch: Launch, card: Card) -> tuple[int, int, int]:
     """Compile a launch for a card; return registers, bytes of spills (registers on AMD) and bytes of shared memory."""
     import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    source = ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
-    made = triton.compile(source, target=GPUTarget(card.backend, card.arch, card.warp), options=launch.options)
+    # Triton 3.2 asks for ROCm's linker; what a kernel takes is known before.
+    os.environ.setdefault("TRITON_HIP_LLD_PATH", shutil.which("true") or "")
+    driver: Any = Driver(card)
+    triton.runtime.driver.set_active(driver)
+    made = launch.kernel.warmup(grid=launch.grid, **launch.given)
     if card.backend == "hip":
         found = [re.search(rf"\.{name}:\s*(\d+)", made.asm["amdgcn"]) for name in ("vgpr_count", "vgpr_spill_count")]
         registers, spilled = (int(match[1]) for match in found if match)

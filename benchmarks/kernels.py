@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import triton
 from tqdm import tqdm
 
-from .ahead import CARDS, GEOMETRIES, asked, launches, resources
+from .ahead import CARDS, GEOMETRIES, OLDEST, asked, launches, resources
 from .options import parse, parser
 from .report import Result
 
@@ -17,29 +17,38 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 QUICK = ("sm_90",)
+BACKENDS = ("cuda", "hip")
+
+TOGETHER = "The most of all geometries"
 
 
-def measure(geometries: Sequence[str], cards: Sequence[str], result: Result) -> None:
-    """Compile every launch of a step of each geometry for each card, and tabulate."""
-    spilled = shared = 0
-    todo = [(name, launch) for name in geometries for launch in launches(asked(GEOMETRIES[name]))]
-    tables = {
-        name: result.table(f"{name}: registers / spilled bytes / KB of shared memory", "kernel", "programs", *cards)
-        for name in geometries
-    }
-    for name, launch in tqdm(todo, disable=None, leave=False):
-        cells = list[str]()
+def measure(geometries: Sequence[str], cards: Sequence[str], result: Result, together: bool = False) -> None:
+    """Compile every launch of a step of each geometry for each card, and tabulate; or the most of all `together`."""
+    recorded = [[launches(asked(GEOMETRIES[name]), backend) for backend in BACKENDS] for name in geometries]
+    todo = [(name, *same) for name, each in zip(geometries, recorded, strict=True) for same in zip(*each, strict=True)]
+    tables = dict[str, dict[tuple[str, str | None], dict[str, tuple[int, ...]]]]()
+    for name, *same in tqdm(todo, disable=None, leave=False):
+        title, programs = (TOGETHER, None) if together else (name, " x ".join(map(str, same[0].grid)))
+        row = tables.setdefault(title, {}).setdefault((same[0].name, programs), dict.fromkeys(cards, (0, 0, 0)))
         for card in cards:
-            registers, spills, memory = resources(launch, CARDS[card])
-            cells.append(f"{registers} / {spills} / {memory / 1024:.0f}")
-            if name == geometries[0]:
-                result.series.setdefault(card, {})[launch.name] = registers
-            spilled = max(spilled, spills if CARDS[card].backend == "cuda" else 0)
-            shared = max(shared, memory / CARDS[card].shared)
-        tables[name].add(launch.name, " x ".join(map(str, launch.grid)), *cells)
+            launch = same[BACKENDS.index(CARDS[card].backend)]
+            row[card] = tuple(map(max, row[card], resources(launch, CARDS[card])))
+    for title, rows in tables.items():
+        table = result.table(f"{title}: registers / spilled bytes / KB of shared memory", "kernel", "programs", *cards)
+        for (kernel, programs), taken in rows.items():
+            cells = (f"{registers} / {spills} / {shared / 1024:.0f}" for registers, spills, shared in taken.values())
+            table.add(kernel, programs, *cells)
+    first, *_ = tables.values()
+    result.series |= {card: {kernel: taken[card][0] for (kernel, _), taken in first.items()} for card in cards}
+    each = [(CARDS[card], taken[card]) for rows in tables.values() for taken in rows.values() for card in cards]
+    spilled = max(taken[1] for card, taken in each if card.backend == "cuda")
     result.target("spills on NVIDIA", 0, spilled, "bytes")
-    result.target("shared memory of a program, of what the card has", 1, shared)
-    result.notes.append("On AMD the second number counts registers that are spilled, not bytes.")
+    result.target(
+        "shared memory of a program, of what the card has", 1, max(taken[2] / card.shared for card, taken in each)
+    )
+    result.notes.append(
+        "On AMD the second number counts registers that are spilled, not bytes; programs are those on NVIDIA."
+    )
 
 
 def draw(figure: Figure, result: Result) -> None:
@@ -55,10 +64,13 @@ def draw(figure: Figure, result: Result) -> None:
 
 def main(argv: list[str] | None = None) -> Result:
     """Run the benchmark."""
-    options = parse(parser("kernels", __doc__), argv)
-    cards, geometries = (QUICK, [*GEOMETRIES][:1]) if options.quick else ([*CARDS], [*GEOMETRIES])
-    result = Result("kernels", "Triton kernels, compiled ahead of time", {"triton": triton.__version__})
-    measure(geometries, cards, result)
+    made = parser("kernels", __doc__)
+    made.add_argument("--oldest", action="store_true", help="one table, of the oldest Triton that is supported")
+    options = parse(made, argv)
+    name, cards = ("kernels_oldest", OLDEST) if options.oldest else ("kernels", [*CARDS])
+    cards, geometries = (QUICK, [*GEOMETRIES][:1]) if options.quick else (cards, [*GEOMETRIES])
+    result = Result(name, "Triton kernels, compiled ahead of time", {"triton": triton.__version__})
+    measure(geometries, cards, result, options.oldest)
     result.write(options.out, draw)
     print(result.markdown())
     return result

@@ -28,9 +28,9 @@ assert isinstance(language.zeros, InterpretedFunction), "set TRITON_INTERPRET=1:
 _patched: set[Any] = set()
 
 
-def _run(self: Any, *arguments: Any, **options: Any) -> None:
+def _launch(self: Any, grid: Any) -> Any:
     _patched.clear()
-    _real_run(self, *arguments, **options)
+    return _real_launch(self, grid)
 
 
 def _call(self: Any, *arguments: Any, **options: Any) -> Any:
@@ -41,7 +41,7 @@ def _call(self: Any, *arguments: Any, **options: Any) -> Any:
     return self.rewrite()(*arguments, **options)
 
 
-_real_run, InterpretedFunction.run = InterpretedFunction.run, _run
+_real_launch, InterpretedFunction.__getitem__ = InterpretedFunction.__getitem__, _launch
 _real_call, InterpretedFunction.__call__ = InterpretedFunction.__call__, _call
 
 POISON = -1_000_003

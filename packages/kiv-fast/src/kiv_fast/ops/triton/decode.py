@@ -149,7 +149,6 @@ def _attend(asked: Decode, sizes: Sizes, given: dict[str, Any], parts: int) -> N
         "BT": sizes.tile,
     }
     grid = sizes.batch * sizes.heads
-    # Where products are of float32, or of many rows, fewer warps would spill.
-    launch(attend, (ends["E"], grid), given, num_warps=4 if sizes.tile == 64 else 8)
+    launch(attend, (ends["E"], grid), given, num_warps=8 if sizes.large else 4)  # where 4 would spill
     ends = grid * (sizes.groups + parts), divided(sizes.value_width, given["BV"])
     launch(combine, ends, given, lanes=grid, parts=parts, PART=PART)

@@ -82,9 +82,14 @@ class Sizes(NamedTuple):
         return min(2 * self.candidates, self.tokens)
 
     @property
+    def large(self) -> bool:
+        """Whether products are of float32, or of many rows."""
+        return self.dtype.itemsize > 2 or self.groups > 8
+
+    @property
     def tile(self) -> int:
-        """Tokens that are attended together."""
-        return 64 if self.dtype.itemsize == 2 and self.groups <= 8 else 32
+        """Tokens that are attended together: few where registers would spill, which on AMD are those of any product."""
+        return 32 if self.large or torch.version.hip is not None else 64
 
     @property
     def block(self) -> int:

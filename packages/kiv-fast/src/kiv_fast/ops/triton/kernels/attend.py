@@ -183,7 +183,7 @@ def attend(
         _selection(value_ptr, value_table, value_kept, value_aside_ptr, value_slot_ptr, value_sets, hit_ptr, mean_ptr,
                 id_ptr, at_ptr, raw_ptr, chosen_ptr, fade_ptr, (split - B) * BT + item, want, head, member, softcap,
                 part_ptr, largest_ptr, total_ptr, pages * P, width, pages, H, G, GP, P, DV, BV, CAP, WIDE)
-    else:
+    else:  # 32 tokens of 16 pages at once: of more, the registers of Triton 3.2 spill
         _pages(estimate_ptr, mean_ptr, id_ptr, (split - C) * BP + tl.arange(0, BP), pages, head, member, softcap,
                 part_ptr,
-               largest_ptr, total_ptr, pages * P, H, G, P, DV, BT, BP, ROWS, BV, CAP)
+               largest_ptr, total_ptr, pages * P, H, G, P, DV, 32, BP, ROWS, BV, CAP)

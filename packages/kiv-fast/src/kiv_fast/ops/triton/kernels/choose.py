@@ -50,7 +50,8 @@ def choose(
         all_ptr = order_ptr + head.to(tl.int64) * tokens
         item_ptr += head * LIST
         place_ptr += head * LIST
-        keys = tl.where(listed, item_ptr, all_ptr)
+        # As whole numbers: on AMD, Triton 3.6 fails where a pointer is one of two.
+        keys = tl.where(listed, item_ptr.to(tl.int64), all_ptr.to(tl.int64)).to(item_ptr.dtype)
         count = tl.where(listed, tl.load(count_ptr + head, cache_modifier=".cg"), tokens)
         edge_ptr += head * 8
         rank = tl.arange(0, 4)

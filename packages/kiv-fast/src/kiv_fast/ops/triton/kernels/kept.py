@@ -38,7 +38,13 @@ def where_kept(table_ptr, kept_ptr, hit_ptr, far, name, there, head, sets, W: tl
         found = tl.load(_table(table_ptr, head, sets) + place, mask=there[:, None], other=-1) == name[:, None]
         slot = tl.max(tl.where(found & there[:, None], place, -1), 1)
         tl.atomic_add(hit_ptr + head * 2 + VALUES, tl.sum((slot >= 0).to(tl.int32), 0), sem="relaxed")
-        far = tl.where(slot >= 0, kept_ptr + (head.to(tl.int64) * sets * WAYS + slot) * W, far)
+        near = kept_ptr + (head.to(tl.int64) * sets * WAYS + slot) * W
+        # As whole numbers: on AMD, Triton 3.6 and 3.7 fail where a pointer is one of two. That hides how rows are
+        # aligned, which is told again of a sum: of 0, but nothing knows.
+        chosen = tl.where(slot >= 0, near.to(tl.int64), far.to(tl.int64)).to(far.dtype) + tl.minimum(slot + 1, 0)
+        if W * far.dtype.element_ty.primitive_bitwidth % 128 == 0:
+            chosen = tl.multiple_of(chosen, 16)
+        far = chosen
     return far, slot
 
 
