@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def counters_of(cache: Any) -> dict[str, int]:
-    """Return what the pool counts, whatever that is; nothing of another cache."""
-    counters = getattr(cast("Any", cache.pool), "counters", None) if isinstance(cache, KIVCache) else None
-    return {} if counters is None else asdict(counters)
+    """Return what the pool counts, whatever that is, and of the rows that a device keeps; nothing of another cache."""
+    pool = cast("Any", cache.pool) if isinstance(cache, KIVCache) else None
+    counters = getattr(pool, "counters", None)
+    return {} if counters is None else asdict(counters) | getattr(pool, "device_row_hits", dict)()
 
 
 def held_bytes(cache: Any, device: torch.device) -> dict[str, Any]:

@@ -23,13 +23,16 @@ REASONS = ("left out", "did not fit", "error", "warned")
 EAGER = (
     "Every step is launched from Python, for KIV and the others alike: none is in a CUDA graph. Weights, keys and "
     "values are random. Steps: medians, the device synchronised before and after each. What is read of cold pages lies "
-    "in RAM: a GPU has it over the bus."
+    "in RAM: a GPU has it over the bus, but for the rows that it kept."
 )
 
 
 def row_cache(result: Mapping[str, Any]) -> dict[str, float]:
-    """Return what the pool counted a step beside bytes read, as of rows that it keeps on the device; maybe nothing."""
-    return {name: count for name, count in result.get("read_a_step", {}).items() if name not in READS and count}
+    """Return hit rates of the rows that a device keeps, and the bytes of a step that crossed the bus; maybe nothing."""
+    read = result.get("read_a_step", {})
+    rates = {f"{name} hits": (read.get(f"{name} kept", 0), read.get(f"{name} read", 0)) for name in ("keys", "values")}
+    found = {name: kept / asked for name, (kept, asked) in rates.items() if asked}
+    return found | {name: read[name] for name in ("bytes over the bus",) if found}
 
 
 def markdown(content: Mapping[str, Any]) -> str:
@@ -141,7 +144,7 @@ def prefill_rows(found: Stages) -> Iterator[list[Cell]]:
 
 
 COUNTS = (
-    "a step", "by", "launches", "waits", "copied, MB", "cold read, MB", "counted beside", "device, MB",
+    "a step", "by", "launches", "waits", "copied, MB", "cold read, MB", "rows on the device", "device, MB",
     "device, predicted", "RAM, MB", "RAM, predicted",
 )  # fmt: skip
 

@@ -110,14 +110,15 @@ def test_predicted_figures_stand_in_columns_that_say_so() -> None:
     assert not foretold & {value for name, value in cells if "predicted" not in name}
 
 
-def test_whatever_else_the_pool_counts_is_shown() -> None:
+def test_rows_that_the_device_kept_are_shown() -> None:
     stages: dict[str, Any] = complete(steps(kiv_4=1.0))
     stages[f"llama {4 * K} kiv"]["read_a_step"] = {
-        "key_bytes_gathered": 3e6, "streamed_bytes": 1e6, "key_rows_kept": 1234, "disk_bytes_read": 0
+        "key_bytes_gathered": 3e6, "streamed_bytes": 1e6, "disk_bytes_read": 0, "keys kept": 900.0,
+        "keys read": 1000.0, "values kept": 70.0, "values read": 100.0, "bytes over the bus": 1234.0,
     }  # fmt: skip
     (row,) = columns_of(markdown({"run": {}, "head": {}, "stages": stages}), "a step")
     assert row["cold read, MB"] == "4"
-    assert row["counted beside"] == "key_rows_kept 1,234"
+    assert row["rows on the device"] == "keys hits 0.9, values hits 0.7, bytes over the bus 1,234"
 
 
 def test_a_table_says_what_has_no_figure_and_why() -> None:

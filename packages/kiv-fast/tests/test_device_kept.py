@@ -176,6 +176,8 @@ def test_memory_counts_them(config: KIVConfig) -> None:
     assert counts["keys read"] * 64 == store.report.key_bytes
     assert counts["values read"] * 64 == store.report.value_bytes
     assert (counts["keys kept"] + counts["values kept"]) * 64 == store.report.kept_bytes
+    read = store.report.key_bytes + store.report.value_bytes
+    assert counts["bytes over the bus"] == read - store.report.kept_bytes > 0
     store.reset()
     assert pools[0].memory().device == 0
 

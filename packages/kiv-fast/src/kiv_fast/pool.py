@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn, SupportsIndex, cast
+from typing import NoReturn, SupportsIndex
 
 import torch
 from kiv_reference.errors import KIVUsageError, refuse
@@ -112,13 +112,13 @@ class FastPool(Shared):
 
     @public
     def device_row_hits(self) -> dict[str, int]:
-        """Count the keys and values that decode steps have asked for, and those of them that the device had kept.
+        """Count the keys and values that decode steps have read, those of them that the device had kept, other bytes.
 
         Waits for the device. Of all stores, since each began to keep rows.
         """
-        use = [cast("list[int]", kept.kept.use.sum(dim=0).tolist()) for kept in self._kept]
-        names = "keys kept", "keys read", "values kept", "values read"
-        return {name: sum(counts[at] for counts in use) for at, name in enumerate(names)}
+        names = "keys kept", "keys read", "values kept", "values read", "bytes over the bus"
+        counts = [kept.counts() for kept in self._kept]
+        return {name: sum(each[at] for each in counts) for at, name in enumerate(names)}
 
     @property
     def _kept(self) -> list[KeptRows]:

@@ -8,7 +8,7 @@ Outputs are the same with any size of it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -123,6 +123,13 @@ class KeptRows:
             rows[lanes].index_copy_(1, at, there.index_select(1, of))
             table[lanes].index_copy_(1, at, named.expand(self._heads, -1))
             table[lanes].index_fill_(1, at + room, 0)
+
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """Return `Kept.use` of all lanes, and the bytes of what was not kept."""
+        keys, key_reads, values, value_reads = cast("list[int]", self.kept.use.sum(dim=0).tolist())
+        row_bytes = [rows.shape[2] * rows.element_size() for _, rows in (self.kept.keys, self.kept.values)]
+        bus = (key_reads - keys) * row_bytes[0] + (value_reads - values) * row_bytes[1]
+        return keys, key_reads, values, value_reads, bus
 
     def empty(self) -> None:
         """Forget all rows, where pages have gone, whose ids others may get, or where a step was broken off."""
