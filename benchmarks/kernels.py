@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-QUICK = ("sm_90",)
+QUICK = ("sm_90", "gfx1100")
 BACKENDS = ("cuda", "hip")
 
 TOGETHER = "The most of all geometries"

@@ -131,7 +131,7 @@ def life(config: KIVConfig, kept: float) -> tuple[list[torch.Tensor], dict[str, 
     outputs.append(steps(store, three, PROMPT + 6, 1))
     store.crop(40)  # other pages get the ids of those that go
     three = [torch.cat([part, part[:1]]) for part in other]
-    outputs += [step(store, three, 40, PROMPT).cpu(), steps(store, three, PROMPT, 2)]
+    outputs += [step(store, three, 40, 56).cpu(), steps(store, three, 56, 2)]
     return outputs, pool_of(store).device_row_hits()
 
 
@@ -139,11 +139,22 @@ def test_they_change_no_number(config: KIVConfig) -> None:
     right, nothing = life(config, 0.0)
     assert set(nothing.values()) == {0}
     shares = dict[float, float]()
-    for kept in (FEW, MANY):
+    for kept in (1.0, MANY):
         outputs, counts = life(config, kept)
         assert all(map(torch.equal, outputs, right)), kept
         shares[kept] = counts["keys kept"] / counts["keys read"]
-    assert 0 < shares[FEW] < shares[MANY] < 1
+    assert 0 < shares[1.0] < shares[MANY] < 1
+
+
+def test_nothing_is_kept_of_pages_that_go(config: KIVConfig) -> None:
+    store = begun(config, draw(9, PROMPT))
+    kept = state_of(store).cold.kept
+    assert kept is not None
+    for table, rows in (kept.kept.keys, kept.kept.values):
+        assert (table.cpu()[:, : rows.shape[1]] >= 0).all()
+    store.crop(40)
+    for table, rows in (kept.kept.keys, kept.kept.values):
+        assert (table.cpu()[:, : rows.shape[1]] == -1).all()
 
 
 def test_a_step_that_attends_everything_reads_what_is_kept(config: KIVConfig) -> None:

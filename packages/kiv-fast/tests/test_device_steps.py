@@ -20,6 +20,7 @@ from simulated_launch import step
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from kiv_fast.ops import OpsName
     from kiv_fast.store import FastStore
     from kiv_reference import KIVConfig
 
@@ -111,7 +112,8 @@ def test_scores_may_lie_far_apart(config: KIVConfig, device: SimulatedDevice) ->
     data = [torch.randn(2, heads, 44, width, generator=generator) for heads, width in ((2, 8), (2, 3), (6, 8))]
     data = [data[0] * 1e9, data[1], data[2] * 1e9]
     outputs = list[torch.Tensor]()
-    for ops, at in (("triton", DEVICE), ("torch", CPU)):
+    every: tuple[tuple[OpsName, torch.device], ...] = (("triton", DEVICE), ("torch", CPU))
+    for ops, at in every:
         store = FastPool(config, ops=ops).layer_store()
         store.append(*(part[:, :, :41].to(at) for part in data[:2]))
         outputs.append(torch.cat([step(store, data, n, n + 1, at).cpu() for n in (41, 42, 43)], dim=2))

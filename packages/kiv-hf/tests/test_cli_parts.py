@@ -12,7 +12,7 @@ import torch
 from cli_models import tokenizer
 from kiv_fast import FastPool
 from kiv_hf import KIVCache, KIVConfig
-from kiv_hf.cli.display import cold_text
+from kiv_hf.cli.display import cold_text, kept_text
 from kiv_hf.cli.estimate import check_memory, estimate
 from kiv_hf.cli.models import gguf
 from kiv_hf.cli.tally import ColdTokens, Tally
@@ -203,6 +203,20 @@ def test_doubled_candidates_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tally, "cold_tokens", ColdTokens(12800, 5120, 1024))
     said = "5,120 candidates of 12,800, 1,024 attended exactly; candidates doubled in 25.0%"
     assert cold_text(Tally(retrievals=8, widened=2)) == said
+
+
+def test_rows_on_the_device_in_words() -> None:
+    assert kept_text(2_000_000, Tally()) == "2 MB, not read yet"
+    block = SimpleNamespace(
+        key_bytes=1500, value_bytes=500, kept_bytes=1500, mode="exact", cold_pages=1, query_tokens=1,
+        exact_mass=torch.ones(1), estimated_mass=torch.zeros(1), streamed=torch.ones(1, 1, dtype=torch.bool),
+        candidate_positions=torch.zeros(1, 1, 0), selected_positions=torch.zeros(1, 1, 0),
+    )  # fmt: skip
+    tally: Any = Tally()
+    for _ in range(2):
+        tally.add({layer: SimpleNamespace(blocks=(block,)) for layer in range(3)})
+    said = "2 MB, 75.0% of the bytes that steps read; 1.5 KB a token over the bus"
+    assert kept_text(2_000_000, tally) == said
 
 
 @pytest.fixture
