@@ -124,7 +124,7 @@ class Sizes(NamedTuple):
             "BINS": BINS,
             "BP": TOGETHER,
             "BE": 32,
-            "BK": 32,
+            "BK": 32 if self.groups <= 8 else 16,
             "WIDE": wide,
         }
 
