@@ -235,8 +235,8 @@ FAULTS = [
     Fault(
         "a report counts keys by the width of values",
         "kiv_fast.trace:BlockTrace.report",
-        "key_bytes=key_rows * shape.key_width",
-        "key_bytes=key_rows * shape.value_width",
+        "key_bytes=key_rows * key_size",
+        "key_bytes=key_rows * value_size",
         clause("9.6"),
     ),
     Fault(
