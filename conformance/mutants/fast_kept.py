@@ -74,6 +74,13 @@ FAULTS: list[Fault] = [
     ),
     Fault("more sequences than lanes", "kiv_fast.cold:Cold.keep_rows", ">= batch * self.shape.heads", ">= 1", KEPT),
     Fault(
+        "lanes are of the first sequences",
+        "kiv_fast.decode:Step.answer",
+        "kept.lanes < sequences",
+        "kept.lanes < 0 * sequences",
+        KEPT,
+    ),
+    Fault(
         "a report counts all rows as kept",
         "kiv_fast.trace:BlockTrace.report",
         "keys * key_size + values * value_size",

@@ -121,6 +121,13 @@ FAULTS: list[Fault] = [
         "self.crop(self.length)",
         DEVICE,
     ),
+    Fault(
+        "a crop is refused for what it drops",
+        "kiv_fast.store:FastStore.crop",
+        "refused=not 0 <= length < state.length",
+        "refused=True",
+        DEVICE,
+    ),
     Fault("what was found is found again", "kiv_fast.device.flags:Flags.take", "if any(found):", "if False:", DEVICE),
     Fault(
         "a store never asks the device",

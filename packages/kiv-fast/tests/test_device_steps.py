@@ -135,7 +135,7 @@ def test_a_token_that_is_refused_late_is_gone(
     key, value, query = (tensor[:, :, PROMPT + 1 : PROMPT + 2].to(DEVICE) for tensor in data)
     calls = {
         "append": lambda: store.append(key, value),
-        "crop": lambda: store.crop(3),
+        "crop": lambda: store.crop(PROMPT + 2),
         "fork": store.fork,
         "report": lambda: store.report,
     }
@@ -146,6 +146,20 @@ def test_a_token_that_is_refused_late_is_gone(
         each.append(key, value)
     assert torch.equal(*(each.attend(query, scale=SCALE).cpu() for each in (store, right)))
     assert store.report.key_bytes == right.report.key_bytes  # nothing more is refused
+
+
+def test_a_crop_that_drops_a_token_refuses_it_no_more(config: KIVConfig, device: SimulatedDevice) -> None:
+    data = draw(2, PROMPT + STEPS)
+    bad = [tensor.clone() for tensor in data]
+    bad[0][0, 0, PROMPT + 1, 3] = torch.nan
+    store, right = prompt(config, data), prompt(config, data)
+    for each, mine in ((store, bad), (right, data)):
+        step(each, mine, PROMPT, PROMPT + 1)
+        step(each, mine, PROMPT + 1, PROMPT + 2)
+        each.crop(PROMPT + 1)
+        assert each.length == PROMPT + 1
+    answers = [step(each, data, PROMPT + 1, PROMPT + 2).cpu() for each in (store, right)]
+    assert torch.equal(*answers)
 
 
 def test_an_infinite_value_is_no_error(config: KIVConfig, device: SimulatedDevice) -> None:

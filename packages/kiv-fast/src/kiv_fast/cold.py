@@ -85,10 +85,9 @@ class Cold:
 
     def keep_rows(self, batch: int) -> None:
         """Let the device keep rows for so many sequences, with this store's share of the room that is left."""
-        if self.kept is not None:
-            if self.kept.lanes >= batch * self.shape.heads:
-                return
-            self.drop_kept()
+        if self.kept is not None and self.kept.lanes >= batch * self.shape.heads:
+            return
+        self.drop_kept()
         if self.decoder is None or self.arena.table(False) is None:
             return
         shape, room = self.shape._replace(batch=batch), self.account.room(0)

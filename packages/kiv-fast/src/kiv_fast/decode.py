@@ -49,8 +49,10 @@ class Step:
         if self.block.pages > state.pages:
             with state.cold.account.changing():
                 state.evict(self.block.pages)
-        if state.cold.kept is not None:
-            state.cold.keep_rows(len(state.rows))
+        kept, sequences = state.cold.kept, len(state.rows)
+        if kept is not None and kept.lanes < sequences * state.shape.heads:
+            with state.cold.account.changing():
+                state.cold.keep_rows(sequences)
         asked, cold, flags = self._asked(state, call, query), state.cold, state.flags
         assert flags is not None, "a decoder without flags"
         state.plan_step(self.decoder.step_bytes(asked))

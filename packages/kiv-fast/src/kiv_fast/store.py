@@ -160,8 +160,10 @@ class FastStore(StoreView):
         KIVUsageError
             `length` is no length that the store has.
         """
-        self._settled()
-        length = integer("length", length)
+        self._check()
+        length, state = integer("length", length), self.state
+        if state is not None and state.unsettled:
+            self._settle(state, refused=not 0 <= length < state.length)  # else what may be refused goes anyway
         if not 0 <= length <= self._length:
             rule = f"crop needs a length in 0..{self._length} (SPEC 9.2)"
             raise refuse(KIVUsageError, rule, length, "A store cannot be made longer; append instead.")

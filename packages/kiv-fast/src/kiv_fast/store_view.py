@@ -113,9 +113,12 @@ class StoreView:
         if state is not None and state.unsettled:
             self._settle(state)
 
-    def _settle(self, state: State) -> None:
-        if what := state.settle():
+    def _settle(self, state: State, refused: bool = True) -> None:
+        """Learn of the last token; if it is no number it is gone, and that is an error if it was to be `refused`."""
+        what = state.settle()
+        if what:
             self._pending, self._traces, self._report = 0, None, None
+        if what and refused:
             rule = f"every {what} at a valid position must be finite (SPEC 2.5)"
             got = f"NaN or infinity in the last token, at position {state.length}, found after it was appended"
             remedy = "The token is taken back, and what was answered for it means nothing. Use a wider dtype."
