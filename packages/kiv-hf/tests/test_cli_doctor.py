@@ -172,6 +172,7 @@ def test_operations_that_do_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 )
 def test_operations_of_a_device(monkeypatch: pytest.MonkeyPatch, device: str, installed: bool, value: str) -> None:
     monkeypatch.setattr("kiv_fast.ops.triton.find_spec", lambda name: object() if installed else None)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # which tests set, and with which Triton serves any device
     found = machine.operations(torch.device(device))
     assert found.well
     assert found.value == value
