@@ -6,6 +6,7 @@ from .kernels import KernelFault
 from .source import Fault
 
 KEPT = ("packages/kiv-fast/tests/test_device_kept.py",)
+NUMBERS, LEFT = (f"{KEPT[0]}::test_they_{name}" for name in ("change_no_number", "take_what_is_left"))
 READS = ("packages/kiv-fast/tests/test_device_reads.py",)
 KERNELS = "kiv_fast.ops.triton.kernels"
 
@@ -29,21 +30,21 @@ FAULTS: list[Fault] = [
         f"{KERNELS}.read:_scores",
         "(there & (slot < 0))",
         "(there & (slot < -1))",
-        KEPT,
+        (NUMBERS,),
     ),
     KernelFault(
         "missed values are not copied",
         f"{KERNELS}.attend:_selection",
         "mask & (slot < 0)",
         "mask & (slot < -1)",
-        KEPT,
+        (NUMBERS,),
     ),
     KernelFault(
         "values take the places of keys",
         f"{KERNELS}.attend:_everything",
         "there, head, value_sets, DV, 1)",
         "there, head, key_sets, DV, 1)",
-        KEPT,
+        (f"{KEPT[0]}::test_a_step_that_attends_everything_reads_what_is_kept",),
     ),
     KernelFault(
         "what a head takes more of is not kept",
@@ -59,26 +60,44 @@ FAULTS: list[Fault] = [
         "first",
         KEPT,
     ),
-    Fault("pages that went are still there", "kiv_fast.cold:Cold._free", "self.kept.empty()", "pass", KEPT),
-    Fault("one store takes all", "kiv_fast.cold:Cold.keep_rows", "// self._stores()", "// 1", KEPT),
-    Fault("rows never give way", "kiv_fast.shared:Shared._make_room", "cold.drop_kept()", "pass", KEPT),
+    Fault(
+        "pages that went are still there",
+        "kiv_fast.cold:Cold._free",
+        "self.kept.empty()",
+        "pass",
+        (f"{KEPT[0]}::test_nothing_is_kept_of_pages_that_go",),
+    ),
+    Fault(
+        "one store takes all",
+        "kiv_fast.cold:Cold.keep_rows",
+        "// self._stores()",
+        "// 1",
+        (f"{KEPT[0]}::test_a_store_leaves_their_shares_to_others",),
+    ),
+    Fault("rows never give way", "kiv_fast.shared:Shared._make_room", "cold.drop_kept()", "pass", (LEFT,)),
     Fault(
         "a step uses what gave way to it",
         "kiv_fast.decode:Step.answer",
         "if cold.kept is None and asked.kept is not None:",
         "if False:",
-        KEPT,
+        (LEFT,),
     ),
     Fault(
-        "a step that broke off is half in the cache", "kiv_fast.decode:Step.answer", "cold.aside.drop()", "pass", KEPT
+        "a step that broke off is half in the cache",
+        "kiv_fast.decode:Step.answer",
+        "cold.aside.drop()",
+        "pass",
+        (f"{KEPT[0]}::test_a_step_that_broke_off_leaves_nothing_half_done",),
     ),
-    Fault("more sequences than lanes", "kiv_fast.cold:Cold.keep_rows", ">= batch * self.shape.heads", ">= 1", KEPT),
+    Fault(
+        "more sequences than lanes", "kiv_fast.cold:Cold.keep_rows", ">= batch * self.shape.heads", ">= 1", (NUMBERS,)
+    ),
     Fault(
         "lanes are of the first sequences",
         "kiv_fast.decode:Step.answer",
         "kept.lanes < sequences",
         "kept.lanes < 0 * sequences",
-        KEPT,
+        (NUMBERS,),
     ),
     Fault(
         "a report counts all rows as kept",

@@ -132,8 +132,8 @@ FAULTS: list[Fault] = [
     Fault(
         "a store never asks the device",
         "kiv_fast.store_view:StoreView._settle",
-        "if what := state.settle():",
-        "if what := (state.settle() and None):",
+        "what = state.settle()",
+        "what = state.settle() and None",
         DEVICE,
     ),
     Fault(
