@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MODEL = LlamaConfig(
     vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=8, attn_implementation="kiv",
+    num_key_value_heads=2, head_dim=8,
 )  # fmt: skip
 CONFIG = KIVConfig(
     hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=6, candidate_tokens=9, retrieve_tokens=4
@@ -43,6 +43,7 @@ def feed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., torch.Tensor]:
     monkeypatch.setattr(kiv_fast.cold, "Flags", Late)
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(MODEL).eval()
+    model.set_attn_implementation("kiv")
     ids = torch.randint(0, 50, (1, PROMPT + 10))
 
     def spoil(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
