@@ -5,12 +5,14 @@ from __future__ import annotations
 from .source import Fault
 
 TESTS = "packages/kiv-hf/tests/test_cli_"
-BYTES, TIMES, PLAN, MEASURED = (f"{TESTS}plan{name}.py::test_" for name in ("_bytes", "_times", "", "_measured"))
+BYTES, WEIGHED, TIMES, PLAN, ASKED, MEASURED = (
+    f"{TESTS}plan{name}.py::test_" for name in ("_bytes", "_weights", "_times", "", "_models", "_measured")
+)
 
 KINDS = f"{BYTES}every_kind_of_layer_holds_what_is_predicted"
 FILLED = f"{BYTES}windows_and_pages_of_every_size"
 SPILLED = f"{BYTES}what_goes_to_disk_is_predicted_within_a_page"
-WEIGHTS = f"{BYTES}weights_are_counted_once_and_by_kind"
+WEIGHTS = f"{WEIGHED}weights_are_counted_once_and_by_kind"
 STEP = f"{TIMES}a_step_is_counted_by_hand"
 PROMPT = f"{TIMES}a_prompt_takes_what_takes_longest"
 SECONDS = f"{TIMES}seconds_are_bytes_over_bandwidth"
@@ -35,17 +37,17 @@ _FAULTS = (
     ("latents are read from fields", "sizes.layers:layer_sizes", "if latent:", "if False:",
      f"{BYTES}where_fields_do_not_tell_it_is_refused"),
     ("all experts are read", "sizes.weights:_expert_share", "min(1.0, chosen / experts)", "1.0",
-     f"{BYTES}of_experts_a_step_reads_those_that_a_token_is_sent_to"),
+     f"{WEIGHED}of_experts_a_step_reads_those_that_a_token_is_sent_to"),
     ("a tower for images is read", "sizes.weights:count_weights", "embedding or not ran", "embedding",
-     f"{BYTES}a_tower_for_images_is_held_and_not_read"),
+     f"{WEIGHED}a_tower_for_images_is_held_and_not_read"),
     ("an embedding that is the head too is not read", "sizes.weights:count_weights", "one is not head", "one is head",
      WEIGHTS),
     ("shared weights are counted twice", "sizes.weights:count_weights", "if id(weight) in seen", "if False", WEIGHTS),
     ("what is not converted is quantised", "sizes.weights:count_weights",
      "quantised and not any(part in path for part in skipped)", "quantised",
-     f"{BYTES}what_is_not_converted_stays_dense"),
+     f"{WEIGHED}what_is_not_converted_stays_dense"),
     ("groups have no scales", "sizes.weights:saved_bits", "if group > 0 else 0", "if False else 0",
-     f"{BYTES}bits_of_quantised_weights"),
+     f"{WEIGHED}bits_of_quantised_weights"),
     ("tables of pages take nothing", "sizes.stores:held", "sum(ram + TABLE_BYTES for", "sum(ram for", FILLED),
     ("every layer has buffers of its own", "sizes.stores:held", "buffers=max((step_bytes(shape, config, tuning) "
      "for shape in shapes), default=0)", "buffers=sum(step_bytes(shape, config, tuning) for shape in shapes)", FILLED),
@@ -97,11 +99,11 @@ _FAULTS = (
     ("the longest context is one too short", "plan.remedies:longest_context", "return low *", "return (low - 1) *",
      REMEDIES),
     ("an unknown width is dense", "plan.run:_bits", "raise refuse(", "return None\n        raise refuse(",
-     f"{PLAN}quantised_weights_are_as_wide_as_they_are_saved"),
+     f"{ASKED}quantised_weights_are_as_wide_as_they_are_saved"),
     ("what does not fit is well", "plan.run:plan", "return not layout.reasons", "return True",
      f"{PLAN}what_does_not_fit_says_why_and_what_would"),
     ("models with images are refused", "models.source:load_config", "elif text_only and type", "elif type",
-     f"{PLAN}a_model_with_images_is_for_python"),
+     f"{ASKED}a_model_with_images_is_for_python"),
     ("the command forgets that all is attended", "plan.outcome:command", 'words.append("--exact")', "pass",
      f"{PLAN}knobs_that_differ_are_told"),
     ("a quick run counts as measured", "plan.measured:_read", 'if run["quick"]', "if False",

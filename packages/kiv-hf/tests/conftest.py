@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from hf_models import TINY_MODELS, TinyModel
+from transformers import LlamaConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,6 +33,17 @@ def llama() -> TinyModel:
 @pytest.fixture
 def gemma3() -> TinyModel:
     return TINY_MODELS["gemma3"]()
+
+
+@pytest.fixture(scope="session")
+def llama8b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the configuration of Llama-3.1-8B's geometry, and nothing else."""
+    folder = tmp_path_factory.mktemp("llama")
+    LlamaConfig(
+        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=8, max_position_embeddings=131072, tie_word_embeddings=False, dtype="bfloat16",
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
 
 
 @pytest.fixture(autouse=True)

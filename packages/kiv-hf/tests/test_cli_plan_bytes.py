@@ -7,68 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from cli_plan_configs import configs, llama
 from kiv_hf import KIVCache, KIVConfig, use_kiv
 from kiv_hf.cli.sizes.layers import LayerSizes
 from kiv_hf.cli.sizes.model import ModelSizes, model_sizes
 from kiv_hf.cli.sizes.shapes import trace
 from kiv_hf.cli.sizes.stores import Held, held
-from kiv_hf.cli.sizes.weights import Weights, saved_bits
 from kiv_reference.errors import KIVUnsupportedError
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    DeepseekV3Config,
-    DynamicCache,
-    FalconH1Config,
-    Gemma3TextConfig,
-    JetMoeConfig,
-    LlamaConfig,
-    LlavaConfig,
-    MiniCPM3Config,
-    MixtralConfig,
-    Qwen3NextConfig,
-)
+from transformers import AutoModelForCausalLM, DynamicCache, JetMoeConfig, LlamaConfig
 
 SMALL = KIVConfig(hot_tokens=24, page_tokens=8, index_channels=6, candidate_tokens=16, retrieve_tokens=8)
-ATTENTION: dict[str, Any] = {
-    "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 16,
-}  # fmt: skip
-HALF: dict[str, Any] = {**ATTENTION, "head_dim": 8}
-LATENT: dict[str, Any] = {
-    **ATTENTION, "num_key_value_heads": 4, "head_dim": 8, "q_lora_rank": None, "kv_lora_rank": 12,
-    "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 6,
-}  # fmt: skip
-
-
-def llama(**more: Any) -> LlamaConfig:
-    return LlamaConfig(**{**ATTENTION, **more})
-
-
-def configs() -> dict[str, Any]:
-    experts: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-    return {
-        "GQA": llama(),
-        "sliding": Gemma3TextConfig(
-            **ATTENTION, sliding_window=10, layer_types=["sliding_attention"] * 3 + ["full_attention"]
-        ),
-        "latent": MiniCPM3Config(**LATENT),
-        "latent, experts": DeepseekV3Config(
-            **LATENT, n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, moe_intermediate_size=16,
-            first_k_dense_replace=1,
-        ),
-        "experts": MixtralConfig(**ATTENTION, num_local_experts=4, num_experts_per_tok=2),
-        "linear": Qwen3NextConfig(
-            **ATTENTION, **experts, shared_expert_intermediate_size=16, linear_num_value_heads=4,
-            linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
-            layer_types=["linear_attention", "full_attention"] * 2,
-        ),
-        "both in one": FalconH1Config(
-            **HALF, mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=16,
-            mamba_chunk_size=8,
-        ),
-        "position bias": BloomConfig(vocab_size=50, hidden_size=32, n_layer=3, n_head=4),
-    }  # fmt: skip
 
 
 def filled(config: Any, kiv_config: KIVConfig, chunks: list[int]) -> KIVCache:
@@ -213,77 +161,6 @@ def test_a_context_that_is_not_cold_holds_no_page() -> None:
     assert (need.index, need.pages_in_ram, need.pages_on_disk) == (0, 0, 0)
     assert need.window > 0
     assert held((), SMALL, torch.float32, 1000, 24) == Held()
-
-
-def test_weights_are_counted_once_and_by_kind() -> None:
-    config = llama(tie_word_embeddings=True, num_hidden_layers=1)
-    weights = model_sizes(config, torch.float32).weights
-    maps = 32 * 64 + 2 * 32 * 32 + 64 * 32 + 3 * 32 * 48
-    # The embedding is the output head too: read whole, and no token of the prompt but the last is multiplied by it.
-    assert weights == Weights(50 * 32 + 3 * 32, maps, 50 * 32 + 3 * 32, maps, maps)
-    assert weights.held_bytes(torch.bfloat16, 4.5) == round(2 * (50 * 32 + 3 * 32) + maps * 4.5 / 8)
-    apart = model_sizes(llama(tie_word_embeddings=False, num_hidden_layers=1), torch.float32).weights
-    assert (apart.plain, apart.read_plain) == (weights.plain + 50 * 32, weights.plain)
-
-
-def test_of_experts_a_step_reads_those_that_a_token_is_sent_to() -> None:
-    weights = model_sizes(configs()["experts"], torch.float32).weights
-    experts = 4 * 4 * 3 * 32 * 48
-    assert weights.linear - weights.read_linear == experts / 2
-
-
-def test_a_tower_for_images_is_held_and_not_read() -> None:
-    text = llama(num_hidden_layers=2)
-    vision: dict[str, Any] = {
-        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8,
-        "patch_size": 4,
-    }  # fmt: skip
-    sizes = model_sizes(LlavaConfig(vision_config=vision, text_config=text, image_token_index=49), torch.float32)
-    alone = model_sizes(text, torch.float32)
-    assert sizes.layers == alone.layers
-    assert sizes.weights.plain + sizes.weights.linear > alone.weights.plain + alone.weights.linear
-    assert sizes.weights.read_linear == alone.weights.read_linear
-
-
-@pytest.mark.parametrize(
-    ("saved", "bits"),
-    [
-        (None, None),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, 4.5),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_use_double_quant": True}, 4.127),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, 8),
-        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, 4 + 20 / 128),
-        ({"quant_method": "awq", "bits": 4, "group_size": -1}, 4),
-        ({"quant_method": "fp8"}, 8),
-        ({"quant_method": "mxfp4"}, 4.25),
-        ({"quant_method": "quanto", "weights": "int2"}, 2),
-        (
-            {"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": {"num_bits": 8}}}},
-            8,
-        ),
-    ],
-)
-def test_bits_of_quantised_weights(saved: dict[str, Any] | None, bits: float | None) -> None:
-    config = llama()
-    config.quantization_config = saved  # pyright: ignore[reportAttributeAccessIssue]
-    assert saved_bits(config) == bits
-
-
-def test_an_unknown_quantisation_is_named() -> None:
-    config = llama()
-    config.quantization_config = {"quant_method": "spectral"}  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(LookupError, match="spectral"):
-        saved_bits(config)
-
-
-def test_what_is_not_converted_stays_dense() -> None:
-    config = llama()
-    whole = model_sizes(config, torch.float32).weights
-    config.quantization_config = {  # pyright: ignore[reportAttributeAccessIssue]
-        "quant_method": "gptq", "bits": 4, "modules_to_not_convert": ["mlp.down_proj"]
-    }  # fmt: skip
-    some = model_sizes(config, torch.float32).weights
-    assert whole.linear - some.linear == some.plain - whole.plain == 4 * 32 * 48
 
 
 def test_where_a_pass_breaks_off_fields_tell() -> None:

@@ -6,17 +6,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kiv_hf.cli.app import app
+from cli_plans import MACHINE, K, planned, run
 from kiv_hf.cli.plan import measured
 from kiv_hf.cli.plan.measured import FOLDER, load
 from kiv_reference.errors import KIVUsageError
 from transformers import LlamaConfig
-from typer.testing import CliRunner, Result
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-K = 1024
 
 
 def stage(step_ms: float, chunk_ms: float = 100.0) -> dict[str, Any]:
@@ -59,15 +56,8 @@ def put(folder: Path, content: Any, name: str = "card.json") -> None:
     (folder / name).write_text(json.dumps(content), encoding="utf-8")
 
 
-def run(*arguments: Any, columns: int = 200) -> Result:
-    command = ["plan", *map(str, arguments), "--device-memory", "12GB", "--ram", "64GB"]
-    return CliRunner(env={"COLUMNS": str(columns)}).invoke(app, command)
-
-
 def times(*arguments: Any) -> dict[str, dict[str, Any]]:
-    result = run(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return {one["card"]: one for one in json.loads(result.stdout)["times"]}
+    return {one["card"]: one for one in planned(*arguments, *MACHINE)["times"]}
 
 
 def test_what_is_packaged_can_be_read() -> None:
@@ -87,12 +77,12 @@ def test_measured_and_predicted_stand_side_by_side(folder: Path, smollm2: Path) 
     assert card["predicted_decode_s"]["graph"] > 0
     assert 0 < card["predicted_chunk_s"] < card["predicted_prefill_s"]
     assert {one["measured_decode_s"] for name, one in found.items() if name != "RTX 4070"} == {None}
-    said = run("-m", smollm2, "--context", 32 * K).stdout
+    said = run("-m", smollm2, "--context", 32 * K, *MACHINE).stdout
     assert "7.5 ms" in said
     assert "6.25 ms" in said
     assert "Measured on RTX 4070 (abc1234, 2027-01-02 03:04 UTC, torch 2.13.0; random weights): " in said
     assert "1,024 tokens at the end of the prompt took 100 ms, predicted " in said
-    narrow = run("-m", smollm2, "--context", 32 * K, columns=60).stdout
+    narrow = run("-m", smollm2, "--context", 32 * K, *MACHINE, columns=60).stdout
     assert "7.5 ms" in narrow
 
 
