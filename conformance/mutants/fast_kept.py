@@ -69,7 +69,7 @@ FAULTS: list[Fault] = [
     ),
     Fault(
         "one store takes all",
-        "kiv_fast.cold:Cold.keep_rows",
+        "kiv_fast.cold:Cold._make_kept",
         "// self._stores()",
         "// 1",
         (f"{KEPT[0]}::test_a_store_leaves_their_shares_to_others",),
@@ -95,8 +95,8 @@ FAULTS: list[Fault] = [
     Fault(
         "lanes are of the first sequences",
         "kiv_fast.decode:Step.answer",
-        "kept.lanes < sequences",
-        "kept.lanes < 0 * sequences",
+        "keep_rows(len(state.rows))",
+        "keep_rows(1)",
         (NUMBERS,),
     ),
     Fault(

@@ -87,9 +87,13 @@ class Cold:
         """Let the device keep rows for so many sequences, with this store's share of the room that is left."""
         if self.kept is not None and self.kept.lanes >= batch * self.shape.heads:
             return
+        if self.decoder is not None and self.arena.table(False) is not None:
+            with self.account.changing():
+                self._make_kept(batch)
+
+    def _make_kept(self, batch: int) -> None:
+        """Make room for rows in place of what was kept, if there is any."""
         self.drop_kept()
-        if self.decoder is None or self.arena.table(False) is None:
-            return
         shape, room = self.shape._replace(batch=batch), self.account.room(0)
         aside = max(self.aside.nbytes, aside_bytes(shape, self.config))
         share = None if room is None else max(0, room - aside + self.aside.nbytes) // self._stores()

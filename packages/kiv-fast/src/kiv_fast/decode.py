@@ -49,10 +49,8 @@ class Step:
         if self.block.pages > state.pages:
             with state.cold.account.changing():
                 state.evict(self.block.pages)
-        kept, sequences = state.cold.kept, len(state.rows)
-        if kept is not None and kept.lanes < sequences * state.shape.heads:
-            with state.cold.account.changing():
-                state.cold.keep_rows(sequences)
+        if state.cold.kept is not None:
+            state.cold.keep_rows(len(state.rows))
         asked, cold, flags = self._asked(state, call, query), state.cold, state.flags
         assert flags is not None, "a decoder without flags"
         state.plan_step(self.decoder.step_bytes(asked))

@@ -96,7 +96,7 @@ class FastPool(Shared):
         """Count device bytes by what they are for; together, `memory().device`."""
         states = self.states
         parts = {"sinks, hot tokens, validity": sum(state.held.bytes.device for state in states)}
-        for cold in {id(state.cold): state.cold for state in states}.values():
+        for cold in self.colds:
             parts["index"] = parts.get("index", 0) + cold.index_bytes
         if self._kept:
             parts["rows of cold pages"] = sum(kept.nbytes for kept in self._kept)
@@ -122,8 +122,7 @@ class FastPool(Shared):
 
     @property
     def _kept(self) -> list[KeptRows]:
-        colds = {id(state.cold): state.cold for state in self.states}.values()
-        return [cold.kept for cold in colds if cold.kept is not None]
+        return [cold.kept for cold in self.colds if cold.kept is not None]
 
     @public
     def close(self) -> None:

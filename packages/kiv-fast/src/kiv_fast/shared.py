@@ -11,6 +11,7 @@ import torch
 from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVUsageError, refuse
 
+from .cold import Cold
 from .device.ahead import Ahead
 from .device.gather import gather_for, reads_host_memory
 from .guard import Guard
@@ -79,19 +80,25 @@ class Shared:
         """What the stores hold that hold anything."""
         return [store.state for store in self.stores if store.state is not None]
 
+    @property
+    def colds(self) -> list[Cold]:
+        """Cold pages of all stores, those of a store and its forks once."""
+        return list({id(state.cold): state.cold for state in self.states}.values())
+
     def _make_room(self, device: int, ram: int) -> None:
         """Free this many bytes of whatever store: rows on the device; pages in RAM, and then rows there."""
-        whole = [state.cold for state in self.states if not self.is_broken(state)]
+        whole = [cold for cold in self.colds if cold.account not in self.ledger.broken]
+        if device:
+            for cold in whole:
+                with cold.account.changing():
+                    cold.drop_kept()
+            self._clear(self.aside)
+        if not ram:
+            return
         for cold in whole:
             with cold.account.changing():
-                if device:
-                    cold.drop_kept()
-        if device:
-            self._clear(self.aside)
-        for cold in whole if ram else ():
-            with cold.account.changing():
                 cold.arena.make_room(ram)
-        for cold in whole if ram else ():
+        for cold in whole:
             if (room := cold.account.room(1)) is not None and room < ram:
                 with cold.account.changing():
                     cold.arena.drop_rows()
