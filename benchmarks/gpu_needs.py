@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 import torch
 from kiv_hf.cli.sizes.model import ModelSizes, model_sizes
-from kiv_hf.cli.sizes.stores import held
+from kiv_hf.cli.sizes.stores import decode_bytes, held, kept_bytes
 from kiv_hf.cli.units import format_bytes
 from transformers import LlamaConfig
 
@@ -67,7 +67,9 @@ def need(geometry: Geometry, tokens: int, kind: str, config: KIVConfig, chunk: i
     layer = cached // geometry.layers
     if kind == "kiv":
         found = held(sizes.ours, config, torch.bfloat16, tokens, chunk)
-        return Need(weights + found.device + found.growth, found.ram)
+        buffers = max(0, decode_bytes(sizes.ours, config, torch.bfloat16, tokens) - found.buffers)
+        rows = kept_bytes(sizes.ours, config, torch.bfloat16, tokens)
+        return Need(weights + found.device + found.growth + buffers + rows, found.ram)
     if kind == "original":
         return Need(weights, cached + layer)
     if kind == "offloaded":  # torch pins blocks of powers of two; one layer is used while the next one comes

@@ -34,4 +34,5 @@ def predicted(geometry: Geometry, tokens: int, kind: str, card_name: str, sizes:
     if layout.reasons or times.step is None or times.chunk_s is None:
         return {}
     found = {"step_ms": 1e3 * times.step.eager, "prefill_chunk_ms": 1e3 * times.chunk_s, "prefill_s": times.prefill_s}
-    return {"predicted": {**found, "tiers": {"device": layout.held.device, "ram": layout.held.ram}}}
+    device = layout.held.device + layout.step + layout.rows
+    return {"predicted": {**found, "tiers": {"device": device, "ram": layout.held.ram}}}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from kiv_hf.cli.sizes.stores import decode_bytes, held, kept_bytes
 
 from benchmarks import gpu_models, gpu_needs
 from benchmarks.gpu_journal import Cut
@@ -117,6 +118,15 @@ def test_predictions_have_the_names_of_what_is_measured(bench: gpu_models.Bench)
     assert 1 < kiv["step_ms"] < 100
     assert kiv["prefill_chunk_ms"] < 1e3 * kiv["prefill_s"]
     assert predicted(GEOMETRIES["llama"], 128 * K, "kiv", "NVIDIA H200", Sizes()) == {}
+    # Both tell of the rows that a GPU keeps, and of its step's buffers.
+    geometry, config = GEOMETRIES["llama"], Sizes().config
+    layers = gpu_needs.sizes_of(geometry).ours
+    stored, sizes = held(layers, config, torch.bfloat16, 128 * K, Sizes().prompt_chunk), (config, torch.bfloat16)
+    more = kept_bytes(layers, *sizes, 128 * K) + decode_bytes(layers, *sizes, 128 * K) - stored.buffers
+    assert kiv["tiers"]["device"] == stored.device + more
+    weights = gpu_needs.sizes_of(geometry).weights.held_bytes(torch.bfloat16, None)
+    needs = gpu_needs.need(geometry, 128 * K, "kiv", config, Sizes().prompt_chunk)
+    assert needs.device == weights + stored.device + stored.growth + more
 
 
 def test_counts_of_a_trace() -> None:
