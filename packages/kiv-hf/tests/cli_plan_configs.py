@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import BloomConfig, DeepseekV3Config, FalconH1Config, Gemma3TextConfig, LlamaConfig, MiniCPM3Config, MixtralConfig, Qwen3NextConfig
+from transformers import (
+    BloomConfig,
+    DeepseekV3Config,
+    FalconH1Config,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MiniCPM3Config,
+    MixtralConfig,
+    Qwen3NextConfig,
+)
 
 ATTENTION: dict[str, Any] = {
     "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
