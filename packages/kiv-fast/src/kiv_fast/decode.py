@@ -86,11 +86,14 @@ class Step:
             assert cold.index is not None, "exact mode retrieves nothing"
             index = tuple(table.tensor for table in cold.index.tables)
         assert state.flags is not None, "a decoder without flags"
+        assert state.lengths is not None, "a decoder without lengths"
+        state.lengths.tell((*recent.counts, self.block.pages))
         return Decode(
             query=query.contiguous(),
             sinks=recent.sink_buffers,
             hot=recent.hot_buffers,
-            counts=recent.counts,
+            counts=state.lengths.words,
+            pages=self.block.pages,
             ids=state.page_ids(),
             index=index,
             rows=rows,

@@ -98,9 +98,13 @@ class State(Tokens):
 
     def _written(self, decoder: Decoder, key: torch.Tensor, value: torch.Tensor) -> list[bool]:
         """Write a token behind the others, where it does not count yet; whether keys, and values, are finite."""
-        flags, (_, hot, start) = self.flags, self.recent.counts
+        flags, lengths, (sinks, hot, start) = self.flags, self.lengths, self.recent.counts
         assert flags is not None, "a decoder without flags"
-        decoder.append(key, value, self.recent.hot_buffers, start + hot, flags.words)
+        assert lengths is not None, "a decoder without lengths"
+        counts = sinks, hot + 1, start, self.pages
+        lengths.written(None)
+        decoder.append(key, value, self.recent.hot_buffers, counts, lengths.words, flags.words)
+        lengths.written(counts)
         flags.note()
         self.unsettled = flags.late
         return [True, True] if flags.late else [not odd for odd in flags.take()[:2]]

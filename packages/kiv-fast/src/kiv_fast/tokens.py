@@ -12,10 +12,12 @@ from kiv_reference.report import TierBytes, TierTokens
 
 from .cold import Cold
 from .device.ahead import HostTile
+from .device.lengths import Lengths
 from .index.samples import Samples
 from .memory.ledger import Holding, Reservation
 from .memory.scratch import tile_pages
 from .ops.arguments import PagedTile, Tile
+from .ops.decoding import page_room
 from .pages.block_table import BlockTable, Integers
 from .pages.validity import Validity
 from .shape import Shape
@@ -54,23 +56,30 @@ class Tokens:
         self.length = self.pages = 0
         self.tile_pages = tile_pages(shape, config, cold.tuning)
         self.finite = True
-        # Of all pages, on the device, and what they were made of.
+        # Of all pages, on the device, and what they were made of; then how many tokens there are.
         self._ids: tuple[list[Integers], torch.Tensor] | None = None
+        self.lengths = None if cold.decoder is None else Lengths(cold.transfer, shape.device)
         # What the device tells of the last token, and whether that is not known yet.
         self.flags, self.unsettled = cold.flags(), False
         self.held, self.reservation = Holding(cold.account), Reservation()
 
     def ids_bytes(self, pages: int) -> int:
         """Count the bytes of page ids on the device, for a decode step of all sequences."""
-        return 0 if self.cold.decoder is None else ID_BYTES * len(self.rows) * pages
+        return 0 if self.cold.decoder is None else ID_BYTES * len(self.rows) * page_room(pages)
 
     def page_ids(self) -> torch.Tensor:
-        """Return the ids of all pages, int32 ``[B, N]`` on the device."""
+        """Return the ids of all pages, int32 ``[B, room]`` on the device: in the same place until there is no room."""
         tables = [row.pages for row in self.rows]
-        known = self._ids
-        if known is None or any(mine is not row for mine, row in zip(known[0], tables, strict=True)):
-            known = self._ids = tables, self.cold.transfer.upload(torch.from_numpy(np.stack(tables)))
-        return known[1]
+        known, shape = self._ids, (len(tables), page_room(self.pages))
+        if known is not None and all(mine is row for mine, row in zip(known[0], tables, strict=True)):
+            return known[1]
+        ids = known[1] if known is not None and known[1].shape == shape else None
+        if ids is None:  # what is not written is not read
+            ids = torch.full(shape, -1, dtype=torch.int32, device=self.shape.device)
+        self._ids = None
+        ids[:, : self.pages] = self.cold.transfer.upload(torch.from_numpy(np.stack(tables)))
+        self._ids = tables, ids
+        return ids
 
     def hot_start(self, pages: int) -> int:
         """Return the first hot position when `pages` pages are cold."""

@@ -10,6 +10,15 @@ import torch
 from ..device.kept import Kept
 
 
+def page_room(pages: int) -> int:
+    """Return for how many pages there is room where so many are cold: at most an eighth more.
+
+    Shapes of a step depend on this number alone, so that they seldom change.
+    """
+    step = 1 << max(0, pages.bit_length() - 4)
+    return -(-pages // step) * step
+
+
 @dataclass(frozen=True)
 class Decode:
     """One query of each sequence, all of whose tokens are valid, and what it looks at.
@@ -20,8 +29,9 @@ class Decode:
     query: torch.Tensor  # [B, HQ, 1, D], in the dtype of the keys
     sinks: tuple[torch.Tensor, torch.Tensor]  # [B, H, capacity, D], [B, H, capacity, DV]
     hot: tuple[torch.Tensor, torch.Tensor]
-    counts: tuple[int, int, int]  # sinks, hot tokens, and the place of the first of these
-    ids: torch.Tensor  # int32 [B, N], of cold pages
+    counts: torch.Tensor  # int32 [4]: sinks, hot tokens, the place of the first of these, N
+    pages: int  # N
+    ids: torch.Tensor  # int32 [B, `page_room`], of cold pages
     index: tuple[torch.Tensor, ...] | None  # `index.Index.tables`; None where all tokens are attended
     rows: tuple[torch.Tensor, torch.Tensor] | None  # [pages, H, P, D], [pages, H, P, DV]; None without a cold page
     kept: Kept | None  # of these; changes with the step
@@ -101,13 +111,18 @@ class Decoder(Protocol):
         key: torch.Tensor,
         value: torch.Tensor,
         hot: tuple[torch.Tensor, torch.Tensor],
-        at: int,
+        lengths: tuple[int, int, int, int],
+        counts: torch.Tensor,
         odd: torch.Tensor,
     ) -> None:
-        """Write one token of each sequence, ``[B, H, 1, D]``, to a place of the hot window ``[B, H, capacity, D]``.
+        """Write one token of each sequence, ``[B, H, 1, D]``, behind the others of its window ``[B, H, capacity, D]``.
 
         Parameters
         ----------
+        lengths : four integers
+            What is to be in `counts`, with the token.
+        counts : int32 [4]
+            As in `Decode`.
         odd : int32 [3]
             The first is set where a key is not finite, the second where a value is not.
         """

@@ -113,11 +113,19 @@ class Recent:
         self.sink_count, self.hot_count = sinks + first, count
 
     def _make_room(self, count: int) -> None:
-        """Move the tokens to the front of new buffers with room for `count`."""
-        live = slice(self._start, self._start + self.hot_count)
-        buffers = self._buffers(capacity(self._config, count))
+        """Move the tokens to the front of buffers with room for `count`: of the same ones, where these are as large."""
+        room, live = capacity(self._config, count), self._start + self.hot_count
+        if room == self._hot[0].shape[2]:
+            for part in self._hot:
+                # As far at once as what is read is not overwritten.
+                for first in range(self._start, live, self._start):
+                    last = min(first + self._start, live)
+                    part[:, :, first - self._start : last - self._start] = part[:, :, first:last]
+            self._start = 0
+            return
+        buffers = self._buffers(room)
         for new, old in zip(buffers, self._hot, strict=True):
-            new[:, :, : self.hot_count] = old[:, :, live]
+            new[:, :, : self.hot_count] = old[:, :, self._start : live]
         self._hot, self._start = buffers, 0
 
     def pages(self, row: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -42,13 +42,14 @@ class TritonDecoder:
         key: torch.Tensor,
         value: torch.Tensor,
         hot: tuple[torch.Tensor, torch.Tensor],
-        at: int,
+        lengths: tuple[int, int, int, int],
+        counts: torch.Tensor,
         odd: torch.Tensor,
     ) -> None:
         """Write one token of each sequence (`Decoder.append`)."""
         from .decode import append_token
 
-        append_token(key, value, hot, at, odd)
+        append_token(key, value, hot, lengths, counts, odd)
 
     def decode(self, asked: Decode, take: Take) -> Decoded:
         """Attend one query of each sequence (`Decoder.decode`)."""

@@ -1,7 +1,7 @@
 """A decode step of one layer, all sequences at once, in seven launches that no host waits for (SPEC 4, 5).
 
-Together with the launch that appends the token they are eight. What is selected, and which heads widen, stays on the
-device: grids depend on lengths alone.
+Together with the launch that appends the token they are eight. What is selected, which heads widen and how many tokens
+there are stays on the device: grids and arguments depend on what there is room for alone.
 """
 
 # pyright: reportUnknownVariableType=false
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ...device.kept import WAYS, Kept
-from ..decoding import Chosen, Decode, Decoded, Take
+from ..decoding import Decode, Decoded, Take
 from .kernels.append import append
 from .kernels.attend import attend
 from .kernels.choose import choose
@@ -22,27 +22,34 @@ from .kernels.combine import combine
 from .kernels.read import read
 from .kernels.scan import rank, scan
 from .launch import launch
-from .sizes import INT, PART, Sizes, buffers_of, divided, power, sizes_of
+from .results import Results, results_bytes, results_in
+from .sizes import PART, Sizes, buffers_of, divided, power, sizes_of
 
 
 def append_token(
-    key: torch.Tensor, value: torch.Tensor, hot: tuple[torch.Tensor, torch.Tensor], at: int, odd: torch.Tensor
+    key: torch.Tensor,
+    value: torch.Tensor,
+    hot: tuple[torch.Tensor, torch.Tensor],
+    lengths: tuple[int, int, int, int],
+    counts: torch.Tensor,
+    odd: torch.Tensor,
 ) -> None:
-    """Write one token of each sequence, ``[B, H, 1, D]``, to a place of the hot window (`Decoder.append`)."""
+    """Write one token of each sequence, ``[B, H, 1, D]``, to its place in the hot window (`Decoder.append`)."""
     batch, heads, _, width = key.shape
     given = {
         "new_k": key,
         "new_v": value,
         "hot_k": hot[0],
         "hot_v": hot[1],
+        "counts_ptr": counts,
         "odd_ptr": odd,
         "key_b": key.stride(0),
         "key_h": key.stride(1),
         "value_b": value.stride(0),
         "value_h": value.stride(1),
-        "at": at,
         "HOT": hot[0].shape[2],
     }
+    given |= zip(("sinks", "hot", "begin", "pages"), lengths, strict=True)
     sizes = {"H": heads, "D": width, "DV": value.shape[3], "DP": power(width), "DVP": power(value.shape[3])}
     launch(append, (batch * heads,), given | sizes)
 
@@ -58,47 +65,45 @@ def decode(asked: Decode, take: Take, wide: bool) -> Decoded:
         Whether 16-bit numbers are widened before every product, and rounded at the end by torch: the interpreter cuts
         them off.
     """
-    sizes, query = sizes_of(asked), asked.query
+    sizes = sizes_of(asked)
+    memory = torch.empty(results_bytes(sizes, wide), dtype=torch.uint8, device=asked.query.device)
+    results = results_in(memory, sizes, wide)
+    run(asked, sizes, take, results, wide)
+    return results.decoded(asked, sizes)
+
+
+def run(asked: Decode, sizes: Sizes, take: Take, results: Results, wide: bool) -> None:
+    """Launch a step whose results go to memory that is given."""
     given: dict[str, Any] = {f"{name}_ptr": take(name, *buffer) for name, buffer in buffers_of(sizes).items()}
-    dtype = torch.float32 if wide else query.dtype
-    out = torch.empty(*query.shape[:3], sizes.value_width, dtype=dtype, device=query.device)
-    share = torch.empty(query.shape[:2], dtype=torch.float32, device=query.device)
     given |= sizes.compiled(wide) | {
-        "q_ptr": query,
+        "q_ptr": asked.query,
         "odd_ptr": asked.odd,
         "id_ptr": asked.ids,
+        "counts_ptr": asked.counts,
         "scale": asked.scale,
-        "out_ptr": out,
-        "share_ptr": share,
-        "pages": sizes.pages,
-        "tokens": sizes.tokens,
+        "out_ptr": results.out,
+        "share_ptr": results.share,
+        "hits_ptr": results.hits,
+        "at_ptr": results.at,
+        "chosen_ptr": results.chosen,
+        "wide_ptr": results.wide,
+        "room": sizes.pages,
         "candidates": sizes.candidates,
-        "most": sizes.most,
         "width": sizes.most,
         "want": sizes.selected,
     }
     given["key_ptr"], given["value_ptr"] = asked.rows or asked.hot
     _keep(asked.kept, sizes, given)
     if asked.index is None:
-        given |= dict.fromkeys(_RETRIEVES) | {"candidates": sizes.tokens, "want": sizes.tokens}
+        given |= dict.fromkeys(_RETRIEVES)
         _attend(asked, sizes, given, parts=0)
-        return Decoded(out.to(query.dtype), share, None, given["hits_ptr"])
-    shape = sizes.batch, sizes.heads
-    at = given["at_ptr"] = torch.empty(*shape, sizes.most, dtype=INT, device=query.device)
-    chosen = given["chosen_ptr"] = torch.empty(*shape, sizes.selected, dtype=INT, device=query.device)
-    widened = given["wide_ptr"] = torch.empty(shape, dtype=INT, device=query.device)
+        return
     _retrieve(asked, asked.index, sizes, given)
     _attend(asked, sizes, given, parts=0 if asked.kept is None else divided(sizes.most, PART))
-    each = zip(at, chosen, widened, strict=True)
-    every = tuple(Chosen(*row, sizes.candidates) for row in each)
-    return Decoded(out.to(query.dtype), share, every, given["hits_ptr"])
 
 
-_RETRIEVES = tuple(
-    f"{name}_ptr"
-    for name in ("mean", "at", "raw", "chosen", "fade", "estimate", "top", "seen", "count", "wide", "done")
-)
-_KEEPS = ["key_table", "key_kept", "value_table", "value_kept", "use_ptr", "hit_ptr", "hits_ptr"]
+_RETRIEVES = tuple(f"{name}_ptr" for name in ("mean", "raw", "fade", "estimate", "top", "seen", "count", "done"))
+_KEEPS = ["key_table", "key_kept", "value_table", "value_kept", "use_ptr", "hit_ptr"]
 _MISSES = ["key_aside_ptr", "key_slot_ptr", "value_aside_ptr", "value_slot_ptr"]
 """What kernels are given that only some steps have."""
 
@@ -110,8 +115,7 @@ def _keep(kept: Kept | None, sizes: Sizes, given: dict[str, Any]) -> None:
         return
     for name, (table, rows) in (("key", kept.keys), ("value", kept.values)):
         given |= {f"{name}_table": table, f"{name}_kept": rows, f"{name}_sets": rows.shape[1] // WAYS}
-    hits = torch.empty(sizes.batch, sizes.heads, 2, dtype=INT, device=kept.use.device)
-    given |= dict.fromkeys(() if sizes.retrieves else _MISSES) | {"use_ptr": kept.use, "hits_ptr": hits}
+    given |= dict.fromkeys(() if sizes.retrieves else _MISSES) | {"use_ptr": kept.use}
 
 
 def _retrieve(asked: Decode, index: tuple[torch.Tensor, ...], sizes: Sizes, given: dict[str, Any]) -> None:
@@ -137,7 +141,6 @@ def _attend(asked: Decode, sizes: Sizes, given: dict[str, Any], parts: int) -> N
     """Attend everything that counts, and merge; as many programs of each head put into the cache what was missed."""
     ends = dict(zip("ABCE", sizes.parts, strict=True))
     given |= ends | dict(zip(("sink_k", "sink_v", "hot_k", "hot_v"), (*asked.sinks, *asked.hot), strict=True))
-    given |= dict(zip(("sinks", "hot", "begin"), asked.counts, strict=True))
     given |= {
         "SINKS": asked.sinks[0].shape[2],
         "HOT": asked.hot[0].shape[2],

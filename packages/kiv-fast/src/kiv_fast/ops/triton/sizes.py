@@ -56,9 +56,9 @@ class Sizes(NamedTuple):
     key_width: int  # D
     value_width: int  # DV
     dtype: torch.dtype  # of keys and values
-    pages: int  # N
+    pages: int  # that there is room for (`page_room`)
     page_tokens: int  # P
-    candidates: int  # C, at most all tokens
+    candidates: int  # C, where tokens are chosen less than all of them
     selected: int  # R, at most C
     recent: tuple[int, int]  # sinks and hot tokens that their buffers have room for
     retrieves: bool
@@ -67,18 +67,12 @@ class Sizes(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Cold tokens."""
+        """Cold tokens that there is room for."""
         return self.pages * self.page_tokens
 
     @property
-    def room(self) -> int:
-        """Tokens that buffers have room for: at most an eighth more, so that they are seldom made anew."""
-        step = 1 << max(0, self.tokens.bit_length() - 4)
-        return divided(self.tokens, step) * step
-
-    @property
     def most(self) -> int:
-        """Candidates of a head that widens."""
+        """Candidates of a head that widens, where there is room for more."""
         return min(2 * self.candidates, self.tokens)
 
     @property
@@ -131,7 +125,7 @@ class Sizes(NamedTuple):
 
 @lru_cache(maxsize=64)
 def buffers_of(sizes: Sizes) -> Mapping[str, Buffer]:
-    """Return what a step works in, by name: the same for every layer of a model, until a page leaves."""
+    """Return what a step works in, by name: the same for every layer of a model, until there are more pages."""
     grid, fixed = sizes.batch * sizes.heads, sizes.compiled(False)
     members, rows = (grid, sizes.groups), (grid, sizes.parts[3], 2 * fixed["GP"])
     found = {
@@ -141,8 +135,8 @@ def buffers_of(sizes: Sizes) -> Mapping[str, Buffer]:
     }
     if sizes.retrieves:
         found |= {
-            "estimate": Buffer((*members, sizes.room), torch.float32),
-            "order": Buffer((grid, sizes.room), INT),
+            "estimate": Buffer((*members, sizes.tokens), torch.float32),
+            "order": Buffer((grid, sizes.tokens), INT),
             "item": Buffer((grid, fixed["LIST"]), INT),
             "place": Buffer((grid, fixed["LIST"]), INT),
             "edge": Buffer((grid, 4, 2), INT),

@@ -25,15 +25,21 @@ def note_odd(x, odd_ptr):
         tl.store(odd_ptr, 1)
 
 
-@triton.jit(do_not_specialize=["at"])
+@triton.jit(do_not_specialize=["sinks", "hot", "begin", "pages"])
 def append(
-    new_k, new_v, hot_k, hot_v, odd_ptr, key_b, key_h, value_b, value_h, at, HOT, H: tl.constexpr, D: tl.constexpr,
-    DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
+    new_k, new_v, hot_k, hot_v, counts_ptr, odd_ptr, key_b, key_h, value_b, value_h, sinks, hot, begin, pages, HOT,
+    H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
 ):
-    """Write one token of each sequence to the place `at` of the windows. Grid (B * H,).
+    """Write one token of each sequence behind the others of its window, and tell of all lengths. Grid (B * H,).
 
-    Key and value [B, H, 1, D] by their strides of sequences and heads; windows [B, H, HOT, D]. The first word of
-    `odd` is of keys, the second of values.
+    Key and value [B, H, 1, D] by their strides of sequences and heads; windows [B, H, HOT, D], of which `hot` from
+    `begin` on are tokens now. Counts as in `numbers`. The first word of `odd` is of keys, the second of values.
     """
+    at = begin + hot - 1
     _copy(new_k, hot_k, odd_ptr, key_b, key_h, HOT, at, H, D, DP)
     _copy(new_v, hot_v, odd_ptr + 1, value_b, value_h, HOT, at, H, DV, DVP)
+    if tl.program_id(0) == 0:
+        tl.store(counts_ptr, sinks)
+        tl.store(counts_ptr + 1, hot)
+        tl.store(counts_ptr + 2, begin)
+        tl.store(counts_ptr + 3, pages)

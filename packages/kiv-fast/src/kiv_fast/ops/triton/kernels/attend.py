@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .kept import note, where_kept
-from .numbers import LEAST, TINY, product, weigh
+from .numbers import LEAST, TINY, cold_pages, product, weigh
 
 
 @triton.jit
@@ -58,8 +58,8 @@ def _tokens(
 @triton.jit
 def _selection(
     value_ptr, value_table, value_kept, value_aside_ptr, value_slot_ptr, value_sets, hit_ptr, mean_ptr, id_ptr, at_ptr,
-    raw_ptr, chosen_ptr, fade_ptr, item, want, head, member, softcap, part_ptr, largest_ptr, total_ptr, tokens, width,
-    pages, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, P: tl.constexpr, DV: tl.constexpr, BV: tl.constexpr,
+    raw_ptr, chosen_ptr, fade_ptr, item, want, head, member, softcap, part_ptr, largest_ptr, total_ptr, width, room,
+    H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, P: tl.constexpr, DV: tl.constexpr, BV: tl.constexpr,
     CAP: tl.constexpr, WIDE: tl.constexpr,
 ):
     """Attend selected tokens; the second half of the rows: by the weights of SPEC 5.4, less the pages' means."""
@@ -72,7 +72,7 @@ def _selection(
     logit = _cap(raw, softcap, CAP)
     fade = tl.load(fade_ptr + head * want + item, mask=there, other=0.0)
     weight = _weights(tl.where(member[:, None] < GP, logit, logit + fade[None]), largest_ptr, total_ptr)
-    page = tl.load(id_ptr + head // H * pages + token // P, mask=there, other=0)
+    page = tl.load(id_ptr + head // H * room + token // P, mask=there, other=0)
     record = page.to(tl.int64) * H + head % H
     name = page * P + token % P
     far = value_ptr + (record * P + token % P) * DV
@@ -96,14 +96,14 @@ def _selection(
 
 @triton.jit
 def _pages(
-    estimate_ptr, mean_ptr, id_ptr, page, pages, head, member, softcap, part_ptr, largest_ptr, total_ptr, tokens,
+    estimate_ptr, mean_ptr, id_ptr, page, pages, head, member, softcap, part_ptr, largest_ptr, total_ptr, room,
     H: tl.constexpr, G: tl.constexpr, P: tl.constexpr, DV: tl.constexpr, BT: tl.constexpr, BP: tl.constexpr,
     ROWS: tl.constexpr, BV: tl.constexpr, CAP: tl.constexpr,
 ):
     """Attend one pseudo-token for each of some pages: what is left of their tokens, by estimates and scores."""
     most = tl.full((ROWS, BP), float("-inf"), tl.float32)
     total = tl.zeros((ROWS, BP), tl.float32)
-    row = (head * G + member).to(tl.int64) * tokens
+    row = (head * G + member).to(tl.int64) * (room * P)
     for start in range(0, P, BT):
         at = start + tl.arange(0, BT)
         there = (page < pages)[:, None] & (at < P)[None]
@@ -116,7 +116,7 @@ def _pages(
         most = up
     logit = tl.where(total > 0, tl.maximum(most, LEAST) + tl.log(tl.maximum(total, TINY)), float("-inf"))
     weight = _weights(logit, largest_ptr, total_ptr)
-    record = tl.load(id_ptr + head // H * pages + page, mask=page < pages, other=0).to(tl.int64) * H + head % H
+    record = tl.load(id_ptr + head // H * room + page, mask=page < pages, other=0).to(tl.int64) * H + head % H
     for start in range(0, DV, BV):
         d = start + tl.arange(0, BV)
         mask = (page < pages)[:, None] & (d < DV)[None]
@@ -127,10 +127,10 @@ def _pages(
 @triton.jit
 def _everything(
     key_ptr, key_table, key_kept, key_sets, value_ptr, value_table, value_kept, value_sets, hit_ptr, id_ptr, item,
-    there, head, pages, H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
+    there, head, room, H: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
 ):
     """Return pointers to keys and values of cold tokens, where these are all attended; what is kept stays so."""
-    page = tl.load(id_ptr + head // H * pages + item // P, mask=there, other=0)
+    page = tl.load(id_ptr + head // H * room + item // P, mask=there, other=0)
     name = page * P + item % P
     row = (page.to(tl.int64) * H + head % H) * P + item % P
     keys, _slot = where_kept(key_table, key_kept, hit_ptr, key_ptr + row * D, name, there, head, key_sets, D, 0)
@@ -139,20 +139,18 @@ def _everything(
     return keys, values
 
 
-@triton.jit(do_not_specialize=["hot", "begin", "pages", "key_sets", "value_sets", "A", "B", "C", "E"])
+@triton.jit(do_not_specialize=["room", "key_sets", "value_sets", "A", "B", "C", "E"])
 def attend(
     q_ptr, sink_k, sink_v, hot_k, hot_v, key_ptr, key_table, key_kept, key_sets, value_ptr, value_table, value_kept,
-    value_aside_ptr, value_slot_ptr, value_sets, hit_ptr, mean_ptr, id_ptr, at_ptr, raw_ptr, chosen_ptr, fade_ptr,
-    estimate_ptr, part_ptr, largest_ptr, total_ptr, scale, softcap, sinks, SINKS, hot, begin, HOT, pages, want, width,
-    A, B, C, E, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
+    value_aside_ptr, value_slot_ptr, value_sets, hit_ptr, mean_ptr, id_ptr, counts_ptr, at_ptr, raw_ptr, chosen_ptr,
+    fade_ptr, estimate_ptr, part_ptr, largest_ptr, total_ptr, scale, softcap, SINKS, HOT, room, want, width, A, B, C, E, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
     BT: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr,
 ):
     """Attend one part. Grid (E, B * H): [0, A) are sinks, [A, B) hot tokens, [B, C) the selection, [C, E) pages.
 
-    Where nothing is selected,
-            [B, E) are the tokens of cold pages, all attended (SPEC 4.1). Sinks [B, H, SINKS, D], of which
-    `sinks` are; hot tokens [B, H, HOT, D], of which `hot` from `begin` on. Parts [B, H, E, 2 GP, DV], largest and sum
-    [B, H, E, 2 GP].
+    Where nothing is selected, [B, E) are the tokens of cold pages, all attended (SPEC 4.1). Sinks [B, H, SINKS, D] and
+    hot tokens [B, H, HOT, D], as many as counts tell (`numbers`); page ids [B, room]. Parts [B, H, E, 2 GP, DV], largest
+    and sum [B, H, E, 2 GP].
     """
     split, head = tl.program_id(0), tl.program_id(1)
     ROWS: tl.constexpr = 2 * GP
@@ -162,28 +160,31 @@ def attend(
     largest_ptr += place
     total_ptr += place
     item = tl.arange(0, BT)
+    pages = cold_pages(counts_ptr)
     if split < A:
         item += split * BT
         row = head.to(tl.int64) * SINKS + item
-        _tokens(q_ptr, sink_k + row * D, sink_v + row * DV, item < sinks, head, member, scale, softcap, part_ptr,
+        there = item < tl.load(counts_ptr)
+        _tokens(q_ptr, sink_k + row * D, sink_v + row * DV, there, head, member, scale, softcap, part_ptr,
                 largest_ptr, total_ptr, G, D, DV, BT, ROWS, BD, BV, CAP, WIDE)
     elif split < B:
         item += (split - A) * BT
-        row = head.to(tl.int64) * HOT + begin + item
-        _tokens(q_ptr, hot_k + row * D, hot_v + row * DV, item < hot, head, member, scale, softcap, part_ptr,
+        row = head.to(tl.int64) * HOT + tl.load(counts_ptr + 2) + item
+        there = item < tl.load(counts_ptr + 1)
+        _tokens(q_ptr, hot_k + row * D, hot_v + row * DV, there, head, member, scale, softcap, part_ptr,
                 largest_ptr, total_ptr, G, D, DV, BT, ROWS, BD, BV, CAP, WIDE)
     elif chosen_ptr is None:
         item += (split - B) * BT
         there = item < pages * P
         keys, values = _everything(key_ptr, key_table, key_kept, key_sets, value_ptr, value_table, value_kept,
-                value_sets, hit_ptr, id_ptr, item, there, head, pages, H, D, DV, P)
+                value_sets, hit_ptr, id_ptr, item, there, head, room, H, D, DV, P)
         _tokens(q_ptr, keys, values, there, head, member, scale, softcap, part_ptr, largest_ptr, total_ptr, G, D, DV,
                 BT, ROWS, BD, BV, CAP, WIDE)
     elif split < C:
         _selection(value_ptr, value_table, value_kept, value_aside_ptr, value_slot_ptr, value_sets, hit_ptr, mean_ptr,
                 id_ptr, at_ptr, raw_ptr, chosen_ptr, fade_ptr, (split - B) * BT + item, want, head, member, softcap,
-                part_ptr, largest_ptr, total_ptr, pages * P, width, pages, H, G, GP, P, DV, BV, CAP, WIDE)
+                part_ptr, largest_ptr, total_ptr, width, room, H, G, GP, P, DV, BV, CAP, WIDE)
     else:  # 32 tokens of 16 pages at once: of more, the registers of Triton 3.2 spill
         _pages(estimate_ptr, mean_ptr, id_ptr, (split - C) * BP + tl.arange(0, BP), pages, head, member, softcap,
                 part_ptr,
-               largest_ptr, total_ptr, pages * P, H, G, P, DV, 32, BP, ROWS, BV, CAP)
+               largest_ptr, total_ptr, room, H, G, P, DV, 32, BP, ROWS, BV, CAP)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .numbers import ended_last, is_best, nth_best
+from .numbers import cold_pages, ended_last, is_best, nth_best
 
 
 @triton.jit
@@ -21,7 +21,7 @@ def _list(
     listed = tl.sum(tl.where(bins >= least, seen, 0), 0) <= LIST
     if listed:
         token = tl.program_id(0) * BT + tl.arange(0, BT)
-        key = tl.load(order_ptr + head.to(tl.int64) * tokens + token, mask=token < tokens, other=-2147483648)
+        key = tl.load(order_ptr + token, mask=token < tokens, other=-2147483648)
         mine = (token < tokens) & ((key >> 21) + BINS // 2 >= least)
         count = tl.sum(mine.to(tl.int32), 0)
         if count > 0:
@@ -31,27 +31,28 @@ def _list(
     return listed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["room"])
 def choose(
-    order_ptr, seen_ptr, item_ptr, place_ptr, count_ptr, done_ptr, edge_ptr, offset_ptr, tokens, first, candidates,
-    most, H: tl.constexpr, LIST: tl.constexpr, BT: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    counts_ptr, order_ptr, seen_ptr, item_ptr, place_ptr, count_ptr, done_ptr, edge_ptr, offset_ptr, room, first,
+    candidates, P: tl.constexpr, LIST: tl.constexpr, BT: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
     TILE: tl.constexpr, BINS: tl.constexpr,
 ):
-    """Find what bounds the `first`, `candidates` and `most` best tokens of a head. Grid (tokens / BT, B * H).
+    """Find what bounds the `first`, `candidates` and `most` best tokens of a head. Grid (room * P / BT, B * H).
 
-    Edges int32 [B, H, 4, 2]: a key and a place, as for `is_best`,
-            the last two alike. Offsets int32 [B, H, 2, BLOCKS]: of each
+    Edges int32 [B, H, 4, 2]: a key and a place, as for `is_best`, the last two alike. Offsets int32 [B, H, 2, BLOCKS]: of each
     BLOCK of tokens how many candidates lie before it, and how many of the others of the `most`.
     """
     head = tl.program_id(1)
+    tokens = cold_pages(counts_ptr) * P
+    most = tl.minimum(2 * candidates, tokens)
+    order_ptr += head.to(tl.int64) * (room * P)
     listed = _list(order_ptr, seen_ptr, item_ptr, place_ptr, count_ptr, head, tokens, most, LIST, BT, BINS)
     if ended_last(done_ptr + head, tl.num_programs(0)):
         # Where too many have nearly the same score, all tokens are gone through.
-        all_ptr = order_ptr + head.to(tl.int64) * tokens
         item_ptr += head * LIST
         place_ptr += head * LIST
         # As whole numbers: on AMD, Triton 3.6 fails where a pointer is one of two.
-        keys = tl.where(listed, item_ptr.to(tl.int64), all_ptr.to(tl.int64)).to(item_ptr.dtype)
+        keys = tl.where(listed, item_ptr.to(tl.int64), order_ptr.to(tl.int64)).to(item_ptr.dtype)
         count = tl.where(listed, tl.load(count_ptr + head, cache_modifier=".cg"), tokens)
         edge_ptr += head * 8
         rank = tl.arange(0, 4)

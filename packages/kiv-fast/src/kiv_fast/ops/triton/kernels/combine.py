@@ -9,17 +9,17 @@ import triton.language as tl
 
 from .append import note_odd
 from .kept import count, renew
-from .numbers import LEAST, TINY
+from .numbers import LEAST, TINY, cold_pages
 
 
 @triton.jit(do_not_specialize=["B", "C", "E", "key_sets", "value_sets", "lanes", "parts"])
 def combine(
-    q_ptr, odd_ptr, part_ptr, largest_ptr, total_ptr, learned_ptr, out_ptr, share_ptr, top_ptr, seen_ptr, count_ptr,
+    q_ptr, counts_ptr, odd_ptr, part_ptr, largest_ptr, total_ptr, learned_ptr, out_ptr, share_ptr, top_ptr, seen_ptr, count_ptr,
     key_table, key_kept, key_aside_ptr, key_slot_ptr, key_sets, value_table, value_kept, value_aside_ptr,
     value_slot_ptr, value_sets, use_ptr, hit_ptr, hits_ptr, wide_ptr, done_ptr, candidates, want, width, lanes, parts,
     learned_b, learned_h, B, C, E, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr,
-    DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr, BINS: tl.constexpr,
-    PART: tl.constexpr,
+    DV: tl.constexpr, P: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
+    BINS: tl.constexpr, PART: tl.constexpr,
 ):
     """Merge the parts, with learned sinks and the shift of mean values. Grid (B * H * (G + parts), DV / BV).
 
@@ -32,7 +32,8 @@ def combine(
         if key_table is not None:  # noqa: SIM102 - "and" would compile the rest in either case
             if block == 0:
                 head, piece = (row - lanes * G) // parts, (row - lanes * G) % parts
-                keys = tl.where(tl.load(wide_ptr + head) == 0, candidates, width)
+                most = tl.minimum(2 * candidates, cold_pages(counts_ptr) * P)
+                keys = tl.where(tl.load(wide_ptr + head) == 0, candidates, most)
                 renew(key_table, key_kept, key_aside_ptr, key_slot_ptr, key_sets, value_table, value_kept,
                     value_aside_ptr, value_slot_ptr, value_sets, done_ptr, head, piece, parts, keys, want, width, D, DV,
                     BD, BV, PART, BK, 512)
@@ -93,7 +94,11 @@ def combine(
                 tl.store(count_ptr + head, 0)
         if key_table is not None:  # noqa: SIM102 - "and" would compile the rest in either case
             if g == 0:
-                keys = candidates
+                tokens = cold_pages(counts_ptr) * P
+                keys = tokens
+                values = tokens
                 if wide_ptr is not None:
-                    keys = tl.where(tl.load(wide_ptr + head) == 0, candidates, width)
-                count(use_ptr, hit_ptr, hits_ptr, keys, want, head)
+                    wide = tl.load(wide_ptr + head) != 0
+                    keys = tl.where(wide, tl.minimum(2 * candidates, tokens), candidates)
+                    values = want
+                count(use_ptr, hit_ptr, hits_ptr, keys, values, head)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .kept import note, where_kept
-from .numbers import ended_last, is_best, nth_best, number, order, product
+from .numbers import cold_pages, ended_last, is_best, nth_best, number, order, product
 
 LATE = tl.constexpr(16)
 """The candidates are doubled where more than one selected token in this many is late (SPEC 4.9)."""
@@ -15,11 +15,11 @@ LATE = tl.constexpr(16)
 @triton.jit
 def _scores(
     q_ptr, key_ptr, key_table, key_kept, key_aside_ptr, key_slot_ptr, key_sets, hit_ptr, id_ptr, raw_ptr, estimate_ptr,
-    token, at, there, scale, head, tokens, width, pages, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr,
+    token, at, there, scale, head, width, room, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, WIDE: tl.constexpr,
 ):
     """Score some tokens' keys, which take the place of their estimates; keys that are not kept are copied aside."""
-    page = tl.load(id_ptr + head // H * pages + token // P, mask=there, other=0)
+    page = tl.load(id_ptr + head // H * room + token // P, mask=there, other=0)
     name = page * P + token % P
     far = key_ptr + ((page.to(tl.int64) * H + head % H) * P + token % P) * D
     row, slot = where_kept(key_table, key_kept, hit_ptr, far, name, there, head, key_sets, D, 0)
@@ -40,7 +40,7 @@ def _scores(
     mask = (member < G)[:, None] & there[None]
     place = head * G + member
     tl.store(raw_ptr + place[:, None] * width + at[None], score, mask=mask)
-    tl.store(estimate_ptr + place.to(tl.int64)[:, None] * tokens + token[None], score, mask=mask)
+    tl.store(estimate_ptr + place.to(tl.int64)[:, None] * (room * P) + token[None], score, mask=mask)
 
 
 @triton.jit
@@ -106,7 +106,7 @@ def _sizes(raw_ptr, best_ptr, chosen, there, width, G: tl.constexpr):
 
 @triton.jit
 def _settle(
-    raw_ptr, estimate_ptr, at_ptr, chosen_ptr, fade_ptr, best_ptr, want, width, tokens, G: tl.constexpr,
+    raw_ptr, estimate_ptr, at_ptr, chosen_ptr, fade_ptr, best_ptr, want, width, stride, G: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Take the selection out of the estimates, and find the logarithms of what multiplies its weights (SPEC 5.4)."""
@@ -118,7 +118,7 @@ def _settle(
             score = tl.load(raw_ptr + g * width + chosen, mask=item < want, other=float("-inf"), cache_modifier=".cg")
             most = tl.maximum(most, tl.max(order(score), 0))
             token = tl.load(at_ptr + chosen, mask=item < want, other=0, cache_modifier=".cg")
-            tl.store(estimate_ptr + g * tokens + token, float("-inf"), mask=item < want)
+            tl.store(estimate_ptr + g * stride + token, float("-inf"), mask=item < want)
         tl.store(best_ptr + g, most)
     tl.debug_barrier()
     middle = tl.zeros((), tl.float32)
@@ -136,11 +136,11 @@ def _settle(
         tl.store(fade_ptr + item, fade, mask=item < want)
 
 
-@triton.jit(do_not_specialize=["pages", "key_sets"])
+@triton.jit(do_not_specialize=["room", "key_sets"])
 def read(
-    q_ptr, key_ptr, key_table, key_kept, key_aside_ptr, key_slot_ptr, key_sets, hit_ptr, id_ptr, order_ptr, edge_ptr,
-    offset_ptr, estimate_ptr, at_ptr, raw_ptr, group_ptr, best_ptr, chosen_ptr, fade_ptr, wide_ptr, done_ptr, scale,
-    tokens, first, candidates, most, want, width, pages, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr,
+    q_ptr, key_ptr, key_table, key_kept, key_aside_ptr, key_slot_ptr, key_sets, hit_ptr, id_ptr, counts_ptr,
+    order_ptr, edge_ptr, offset_ptr, estimate_ptr, at_ptr, raw_ptr, group_ptr, best_ptr, chosen_ptr, fade_ptr, wide_ptr, done_ptr, scale,
+    first, candidates, want, width, room, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr,
     D: tl.constexpr, P: tl.constexpr, MAX: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr, TILE: tl.constexpr, WIDER: tl.constexpr, WIDE: tl.constexpr,
 ):
@@ -154,7 +154,9 @@ def read(
     if WIDER:  # noqa: SIM102 - "and" would load in either case
         if tl.load(wide_ptr + head) == 0:
             return
-    order_ptr += head.to(tl.int64) * tokens
+    tokens = cold_pages(counts_ptr) * P
+    most = tl.minimum(2 * candidates, tokens)
+    order_ptr += head.to(tl.int64) * (room * P)
     edge_ptr += head * 8
     at_ptr += head * width
     token = block * BLOCK + tl.arange(0, BLOCK)
@@ -171,7 +173,7 @@ def read(
         at = start + tl.arange(0, BK)
         asked = tl.load(at_ptr + at, mask=at < end, other=0)
         _scores(q_ptr, key_ptr, key_table, key_kept, key_aside_ptr, key_slot_ptr, key_sets, hit_ptr, id_ptr, raw_ptr,
-                estimate_ptr, asked, at, at < end, scale, head, tokens, width, pages, H, G, GP, D, P, BD, BK, WIDE)
+                estimate_ptr, asked, at, at < end, scale, head, width, room, H, G, GP, D, P, BD, BK, WIDE)
     if ended_last(done_ptr + head, tl.num_programs(0)):
         raw_ptr += head * G * width
         group_ptr += head * width
@@ -187,6 +189,6 @@ def read(
             late = (most > candidates) & (LATE * (tl.minimum(want, first) - early) > want)
             tl.store(wide_ptr + head, late.to(tl.int32))
         if not late:
-            _settle(raw_ptr, estimate_ptr + head.to(tl.int64) * G * tokens, at_ptr, chosen_ptr,
+            _settle(raw_ptr, estimate_ptr + head.to(tl.int64) * G * (room * P), at_ptr, chosen_ptr,
                 fade_ptr + head * want, best_ptr,
-                    want, width, tokens, G, TILE)
+                    want, width, room * P, G, TILE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .numbers import number, order, product
+from .numbers import cold_pages, number, order, product
 
 WHOLE = tl.constexpr(12582912.0)
 """1.5 * 2^23: a float32 below 2^22 becomes a whole number, halves the even one, when it is added and taken off."""
@@ -31,23 +31,25 @@ def _weight(
     return (q.to(tl.float32) * scale) * step[None]
 
 
-@triton.jit(do_not_specialize=["pages"])
+@triton.jit(do_not_specialize=["room"])
 def scan(
-    q_ptr, id_ptr, code_ptr, channel_ptr, step_ptr, base_ptr, estimate_ptr, top_ptr, scale, pages, H: tl.constexpr,
-    G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, W: tl.constexpr, BD: tl.constexpr,
+    q_ptr, id_ptr, counts_ptr, code_ptr, channel_ptr, step_ptr, base_ptr, estimate_ptr, top_ptr, scale, room,
+    H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, W: tl.constexpr, BD: tl.constexpr,
     WB: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr,
 ):
-    """Estimate the tokens of a part of a page, and find the largest of each member. Grid (pages * parts, B * H).
+    """Estimate the tokens of a part of a page, and find the largest of each member. Grid (room * parts, B * H).
 
-    q [B, H, G, D]; page ids [B, pages]; codes, channels, step and base by page id as in `index.index`; estimates
-    [B, H, G, pages * P]; largest [B, H, G] as `order` has it.
+    q [B, H, G, D]; page ids [B, room], the first `pages` of them; codes, channels, step and base by page id as in `index.index`; estimates
+    [B, H, G, room * P]; largest [B, H, G] as `order` has it.
     """
     PARTS: tl.constexpr = (P + BT - 1) // BT
     BLOCKS: tl.constexpr = (P + 15) // 16
     WORDS: tl.constexpr = W // 4
     part, head = tl.program_id(0), tl.program_id(1)
     page, first = part // PARTS, part % PARTS * BT
-    record = tl.load(id_ptr + head // H * pages + page).to(tl.int64) * H + head % H
+    if page >= cold_pages(counts_ptr):
+        return
+    record = tl.load(id_ptr + head // H * room + page).to(tl.int64) * H + head % H
     q_ptr += head * G * D
     channel_ptr += record * (2 * W)
     step_ptr += record * (2 * W)
@@ -92,37 +94,39 @@ def scan(
     estimate = low[:, None] + unit[:, None] * both.to(tl.float32)
     mine = tl.arange(0, GP)
     seen = (mine < G)[:, None] & (token < P)[None]
-    tokens = pages * P
-    place = (head * G + mine).to(tl.int64)[:, None] * tokens + page * P + token[None]
+    place = (head * G + mine).to(tl.int64)[:, None] * (room * P) + page * P + token[None]
     tl.store(estimate_ptr + place, estimate, mask=seen)
     largest = tl.max(tl.where(seen, order(estimate), -2147483648), 1)
     tl.atomic_max(top_ptr + head * G + mine, largest, mask=mine < G, sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["room"])
 def rank(
-    estimate_ptr, top_ptr, order_ptr, seen_ptr, tokens, G: tl.constexpr, MAX: tl.constexpr, BT: tl.constexpr,
-    BINS: tl.constexpr,
+    counts_ptr, estimate_ptr, top_ptr, order_ptr, seen_ptr, room, G: tl.constexpr, P: tl.constexpr, MAX: tl.constexpr,
+    BT: tl.constexpr, BINS: tl.constexpr,
 ):
-    """Turn estimates into group scores, as `order` has them, and count these. Grid (tokens / BT, B * H).
+    """Turn estimates into group scores, as `order` has them, and count these. Grid (room * P / BT, B * H).
 
-    Keys [B, H, tokens]; seen int32 [B, H, BINS], zeros before.
+    Keys [B, H, room * P]; seen int32 [B, H, BINS], zeros before.
     """
     block, head = tl.program_id(0), tl.program_id(1)
     token = block * BT + tl.arange(0, BT)
+    tokens = cold_pages(counts_ptr) * P
+    if block * BT >= tokens:
+        return
     there = token < tokens
     group = tl.zeros((BT,), tl.float32)
     if MAX:
         group += float("-inf")
     for g in range(G):
         row = head * G + g
-        estimate = tl.load(estimate_ptr + row.to(tl.int64) * tokens + token, mask=there, other=float("-inf"))
+        estimate = tl.load(estimate_ptr + row.to(tl.int64) * (room * P) + token, mask=there, other=float("-inf"))
         if MAX:
             group = tl.maximum(group, estimate)
         else:
             group += tl.exp(estimate - number(tl.load(top_ptr + row)))
     key = order(group)
-    tl.store(order_ptr + head.to(tl.int64) * tokens + token, key, mask=there)
+    tl.store(order_ptr + head.to(tl.int64) * (room * P) + token, key, mask=there)
     seen = tl.histogram(tl.where(there, (key >> 21) + BINS // 2, 0), BINS)
     bins = tl.arange(0, BINS)
     seen -= tl.where(bins == 0, BT - tl.sum(there.to(tl.int32), 0), 0)
