@@ -49,8 +49,8 @@ FAULTS: list[Fault] = [
     KernelFault(
         "what a head takes more of is not kept",
         f"{KERNELS}.combine:combine",
-        "keys = tl.where(tl.load(wide_ptr + head) == 0, candidates, width)\n                renew",
-        "keys = candidates\n                renew",
+        "candidates, most)\n                renew",
+        "candidates, candidates)\n                renew",
         KEPT,
     ),
     Fault(

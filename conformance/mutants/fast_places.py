@@ -229,8 +229,8 @@ FAULTS = [
     Fault(
         "a page that left the hot window stays in it",
         "kiv_fast.tiers.window:Recent.drop_pages",
-        "self._start += tokens",
-        "pass",
+        "(self._start + tokens)",
+        "self._start",
         clause("2.3"),
     ),
     Fault(

@@ -36,7 +36,7 @@ FAULTS: list[Fault] = [
         STEPS,
     ),
     KernelFault(
-        "sequences look at the first one's pages", f"{KERNELS}.scan:scan", "head // H * pages", "0 * pages", STEPS
+        "sequences look at the first one's pages", f"{KERNELS}.scan:scan", "head // H * room", "0 * room", STEPS
     ),
     KernelFault(
         "estimates lack their base", f"{KERNELS}.scan:scan", "estimate = low[:, None] + ", "estimate = ", STEPS

@@ -101,6 +101,15 @@ def test_it_answers_as_the_cpu_does(
             torch.testing.assert_close(mine.cpu(), right, rtol=2**-7, atol=2**-7)
 
 
+def test_a_window_that_grows_has_all_tokens(config: KIVConfig, device: SimulatedDevice) -> None:
+    """A token that finds no room is appended by other operations, which tell the device nothing by themselves."""
+    data = draw(5, 40)
+    stores = [FastPool(replace(config, hot_tokens=64), ops=ops).layer_store() for ops in ("triton", "torch")]
+    for start, stop in ((0, 12), (12, 31), *((at, at + 1) for at in range(31, 37))):
+        mine, right = (step(store, data, start, stop, at) for store, at in zip(stores, (DEVICE, CPU), strict=True))
+        assert_close(mine.cpu(), right)
+
+
 def test_scores_may_lie_far_apart(config: KIVConfig, device: SimulatedDevice) -> None:
     """So far that only one member has a weight, and that a power of a size is more than float32 has (SPEC 5.4).
 

@@ -26,10 +26,17 @@ def doubled(tokens: int, full: int) -> int:
 
 
 class Recent:
-    """Sinks and hot tokens of all sequences, keys and values apart."""
+    """Sinks and hot tokens of all sequences, keys and values apart.
 
-    def __init__(self, shape: Shape, config: KIVConfig) -> None:
-        self._shape, self._config = shape, config
+    Parameters
+    ----------
+    ring : bool
+        Whether the one that writes tokens where they stay goes on at the beginning of the hot buffer when it comes to
+        its end. All else wants them in order, and has them moved where they are not.
+    """
+
+    def __init__(self, shape: Shape, config: KIVConfig, ring: bool = False) -> None:
+        self._shape, self._config, self._ring = shape, config, ring
         self.sink_count = 0
         self.hot_count = 0
         self._start = 0
@@ -50,7 +57,7 @@ class Recent:
 
     @property
     def hot_buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same of hot tokens, which begin somewhere (`counts`)."""
+        """The same of hot tokens, which begin somewhere (`counts`) and may go on at the first place."""
         return self._hot
 
     @property
@@ -79,13 +86,14 @@ class Recent:
 
     def hot(self, row: int, start: int, stop: int, first: int, valid: torch.Tensor | None) -> Tile:
         """View hot tokens ``[start, stop)`` of one sequence, counted from the first; `first` is their position."""
+        self._straighten(stop)
         return Tile(*self._hot, row, self._start + start, stop - start, first, valid)
 
     @property
     def room(self) -> int:
         """Tokens that fit behind the others; 0 while sinks are still to come."""
         full = self.sink_count == self._config.sink_tokens
-        return self._hot[0].shape[2] - self._start - self.hot_count if full else 0
+        return self._hot[0].shape[2] - (0 if self._ring else self._start) - self.hot_count if full else 0
 
     def put(self, ops: Ops, key: torch.Tensor, value: torch.Tensor) -> list[bool]:
         """Write tokens behind the others, where they do not count yet; whether keys, and values, are finite."""
@@ -103,7 +111,7 @@ class Recent:
                 new[:, :, :sinks] = old[:, :, :sinks]
             self._sinks = buffers
         if self._start + count > self._hot[0].shape[2]:
-            self._make_room(count)
+            self._move(capacity(self._config, count))
         at = slice(self._start + self.hot_count, self._start + count)
         for sink, hot, part in zip(self._sinks, self._hot, (key, value), strict=True):
             if first:
@@ -112,21 +120,21 @@ class Recent:
         # Only now: where memory was refused on the way, nothing was appended.
         self.sink_count, self.hot_count = sinks + first, count
 
-    def _make_room(self, count: int) -> None:
-        """Move the tokens to the front of buffers with room for `count`: of the same ones, where these are as large."""
-        room, live = capacity(self._config, count), self._start + self.hot_count
-        if room == self._hot[0].shape[2]:
-            for part in self._hot:
-                # As far at once as what is read is not overwritten.
-                for first in range(self._start, live, self._start):
-                    last = min(first + self._start, live)
-                    part[:, :, first - self._start : last - self._start] = part[:, :, first:last]
-            self._start = 0
-            return
-        buffers = self._buffers(room)
+    def _move(self, room: int) -> None:
+        """Move the tokens to the front of new buffers."""
+        buffers, live, ends = self._buffers(room), self._start + self.hot_count, self._hot[0].shape[2]
+        first = min(live, ends) - self._start
         for new, old in zip(buffers, self._hot, strict=True):
-            new[:, :, : self.hot_count] = old[:, :, self._start : live]
+            new[:, :, :first] = old[:, :, self._start : self._start + first]
+            if live > ends:  # the others are at the beginning
+                new[:, :, first : self.hot_count] = old[:, :, : live - ends]
         self._hot, self._start = buffers, 0
+
+    def _straighten(self, count: int) -> None:
+        """Have the first `count` tokens in order, in buffers of the same size."""
+        room = self._hot[0].shape[2]
+        if self._start + count > room:
+            self._move(room)
 
     def pages(self, row: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """View the first `n` pages of the hot window of one sequence, ``[n, H, P, D]``."""
@@ -138,25 +146,26 @@ class Recent:
     def drop_pages(self, n: int) -> None:
         """Forget the first `n` pages of the hot window."""
         tokens = n * self._config.page_tokens
-        self._start += tokens
         self.hot_count -= tokens
+        self._start = (self._start + tokens) % max(1, self._hot[0].shape[2])
 
     def take_back(self, n: int) -> None:
         """Have the last `n` dropped pages again: nothing was appended after them, nor was the window compacted."""
         self.drop_pages(-n)
-        assert self._start >= 0, "the pages are gone"
+        assert self.hot_count <= self._hot[0].shape[2], "the pages are gone"
 
     def compact(self) -> None:
         """Return the memory that the tokens of a long call took."""
-        if self._hot[0].shape[2] > capacity(self._config, self.hot_count):
-            self._make_room(self.hot_count)
+        room = capacity(self._config, self.hot_count)
+        if self._hot[0].shape[2] > room:
+            self._move(room)
 
     def cropped(self, sinks: int, hot: int, back: tuple[torch.Tensor, torch.Tensor] | None) -> Recent:
         """Keep the first tokens of each part, with others ``[B, H, n, D]`` before the hot ones.
 
         Another object, perhaps of the same buffers: this one serves no longer, once the other is used.
         """
-        copy = Recent(self._shape, self._config)
+        copy = Recent(self._shape, self._config, self._ring)
         copy.sink_count, copy.hot_count, copy._start = sinks, hot, self._start
         copy._hot = self._hot
         if sinks:
@@ -164,6 +173,7 @@ class Recent:
         if back is None:
             copy.compact()
             return copy
+        self._straighten(hot)
         n = back[0].shape[2]
         copy._hot, copy._start, copy.hot_count = copy._buffers(capacity(self._config, n + hot)), 0, n + hot
         for new, front, old in zip(copy._hot, back, self._hot, strict=True):
@@ -173,7 +183,7 @@ class Recent:
 
     def select(self, rows: torch.Tensor) -> Recent:
         """Make a copy whose sequence i is sequence ``rows[i]``."""
-        copy = Recent(self._shape._replace(batch=rows.numel()), self._config)
+        copy = Recent(self._shape._replace(batch=rows.numel()), self._config, self._ring)
         copy.sink_count, copy.hot_count, copy._start = self.sink_count, self.hot_count, self._start
         copy._sinks = (self._sinks[0].index_select(0, rows), self._sinks[1].index_select(0, rows))
         copy._hot = (self._hot[0].index_select(0, rows), self._hot[1].index_select(0, rows))

@@ -32,10 +32,11 @@ def append(
 ):
     """Write one token of each sequence behind the others of its window, and tell of all lengths. Grid (B * H,).
 
-    Key and value [B, H, 1, D] by their strides of sequences and heads; windows [B, H, HOT, D], of which `hot` from
-    `begin` on are tokens now. Counts as in `numbers`. The first word of `odd` is of keys, the second of values.
+    Key and value [B, H, 1, D] by their strides of sequences and heads; windows [B, H, HOT, D], rings of
+    which `hot` from `begin` on are tokens now. Counts as in `numbers`. The first word of `odd` is of keys, the second
+    of values.
     """
-    at = begin + hot - 1
+    at = (begin + hot - 1) % HOT
     _copy(new_k, hot_k, odd_ptr, key_b, key_h, HOT, at, H, D, DP)
     _copy(new_v, hot_v, odd_ptr + 1, value_b, value_h, HOT, at, H, DV, DVP)
     if tl.program_id(0) == 0:

@@ -143,14 +143,15 @@ def _everything(
 def attend(
     q_ptr, sink_k, sink_v, hot_k, hot_v, key_ptr, key_table, key_kept, key_sets, value_ptr, value_table, value_kept,
     value_aside_ptr, value_slot_ptr, value_sets, hit_ptr, mean_ptr, id_ptr, counts_ptr, at_ptr, raw_ptr, chosen_ptr,
-    fade_ptr, estimate_ptr, part_ptr, largest_ptr, total_ptr, scale, softcap, SINKS, HOT, room, want, width, A, B, C, E, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
+    fade_ptr, estimate_ptr, part_ptr, largest_ptr, total_ptr, scale, softcap, SINKS, HOT, room, want, width, A, B, C,
+    E, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, P: tl.constexpr,
     BT: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr,
 ):
     """Attend one part. Grid (E, B * H): [0, A) are sinks, [A, B) hot tokens, [B, C) the selection, [C, E) pages.
 
     Where nothing is selected, [B, E) are the tokens of cold pages, all attended (SPEC 4.1). Sinks [B, H, SINKS, D] and
-    hot tokens [B, H, HOT, D], as many as counts tell (`numbers`); page ids [B, room]. Parts [B, H, E, 2 GP, DV], largest
-    and sum [B, H, E, 2 GP].
+    hot tokens [B, H, HOT, D], a ring, as many as counts tell (`numbers`); page ids [B, room]. Parts
+    [B, H, E, 2 GP, DV], largest and sum [B, H, E, 2 GP].
     """
     split, head = tl.program_id(0), tl.program_id(1)
     ROWS: tl.constexpr = 2 * GP
@@ -169,7 +170,8 @@ def attend(
                 largest_ptr, total_ptr, G, D, DV, BT, ROWS, BD, BV, CAP, WIDE)
     elif split < B:
         item += (split - A) * BT
-        row = head.to(tl.int64) * HOT + tl.load(counts_ptr + 2) + item
+        at = tl.load(counts_ptr + 2) + item
+        row = head.to(tl.int64) * HOT + tl.where(at < HOT, at, at - HOT)
         there = item < tl.load(counts_ptr + 1)
         _tokens(q_ptr, hot_k + row * D, hot_v + row * DV, there, head, member, scale, softcap, part_ptr,
                 largest_ptr, total_ptr, G, D, DV, BT, ROWS, BD, BV, CAP, WIDE)

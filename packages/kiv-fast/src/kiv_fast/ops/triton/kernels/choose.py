@@ -39,8 +39,9 @@ def choose(
 ):
     """Find what bounds the `first`, `candidates` and `most` best tokens of a head. Grid (room * P / BT, B * H).
 
-    Edges int32 [B, H, 4, 2]: a key and a place, as for `is_best`, the last two alike. Offsets int32 [B, H, 2, BLOCKS]: of each
-    BLOCK of tokens how many candidates lie before it, and how many of the others of the `most`.
+    Edges int32 [B, H, 4, 2]: a key and a place, as for `is_best`, the last two alike. Offsets int32
+    [B, H, 2, BLOCKS]: of each BLOCK of tokens how many candidates lie before it, and how many of the others of the
+    `most`.
     """
     head = tl.program_id(1)
     tokens = cold_pages(counts_ptr) * P

@@ -14,12 +14,12 @@ from .numbers import LEAST, TINY, cold_pages
 
 @triton.jit(do_not_specialize=["B", "C", "E", "key_sets", "value_sets", "lanes", "parts"])
 def combine(
-    q_ptr, counts_ptr, odd_ptr, part_ptr, largest_ptr, total_ptr, learned_ptr, out_ptr, share_ptr, top_ptr, seen_ptr, count_ptr,
-    key_table, key_kept, key_aside_ptr, key_slot_ptr, key_sets, value_table, value_kept, value_aside_ptr,
+    q_ptr, counts_ptr, odd_ptr, part_ptr, largest_ptr, total_ptr, learned_ptr, out_ptr, share_ptr, top_ptr, seen_ptr,
+    count_ptr, key_table, key_kept, key_aside_ptr, key_slot_ptr, key_sets, value_table, value_kept, value_aside_ptr,
     value_slot_ptr, value_sets, use_ptr, hit_ptr, hits_ptr, wide_ptr, done_ptr, candidates, want, width, lanes, parts,
-    learned_b, learned_h, B, C, E, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr,
-    DV: tl.constexpr, P: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr,
-    BINS: tl.constexpr, PART: tl.constexpr,
+    learned_b, learned_h, B, C, E, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, DV:
+    tl.constexpr, P: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr, BINS:
+    tl.constexpr, PART: tl.constexpr,
 ):
     """Merge the parts, with learned sinks and the shift of mean values. Grid (B * H * (G + parts), DV / BV).
 

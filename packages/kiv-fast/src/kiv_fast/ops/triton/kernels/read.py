@@ -138,11 +138,11 @@ def _settle(
 
 @triton.jit(do_not_specialize=["room", "key_sets"])
 def read(
-    q_ptr, key_ptr, key_table, key_kept, key_aside_ptr, key_slot_ptr, key_sets, hit_ptr, id_ptr, counts_ptr,
-    order_ptr, edge_ptr, offset_ptr, estimate_ptr, at_ptr, raw_ptr, group_ptr, best_ptr, chosen_ptr, fade_ptr, wide_ptr, done_ptr, scale,
-    first, candidates, want, width, room, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr,
-    D: tl.constexpr, P: tl.constexpr, MAX: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr, TILE: tl.constexpr, WIDER: tl.constexpr, WIDE: tl.constexpr,
+    q_ptr, key_ptr, key_table, key_kept, key_aside_ptr, key_slot_ptr, key_sets, hit_ptr, id_ptr, counts_ptr, order_ptr,
+    edge_ptr, offset_ptr, estimate_ptr, at_ptr, raw_ptr, group_ptr, best_ptr, chosen_ptr, fade_ptr, wide_ptr, done_ptr,
+    scale, first, candidates, want, width, room, H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, P:
+    tl.constexpr, MAX: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    TILE: tl.constexpr, WIDER: tl.constexpr, WIDE: tl.constexpr,
 ):
     """Read the keys of the candidates of a BLOCK of tokens; the last program of a head selects. Grid (blocks, B * H).
 

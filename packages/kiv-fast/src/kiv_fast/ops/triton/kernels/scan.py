@@ -33,14 +33,14 @@ def _weight(
 
 @triton.jit(do_not_specialize=["room"])
 def scan(
-    q_ptr, id_ptr, counts_ptr, code_ptr, channel_ptr, step_ptr, base_ptr, estimate_ptr, top_ptr, scale, room,
-    H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, W: tl.constexpr, BD: tl.constexpr,
-    WB: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr,
+    q_ptr, id_ptr, counts_ptr, code_ptr, channel_ptr, step_ptr, base_ptr, estimate_ptr, top_ptr, scale, room, H:
+    tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, P: tl.constexpr, W: tl.constexpr, BD:
+    tl.constexpr, WB: tl.constexpr, BT: tl.constexpr, WIDE: tl.constexpr,
 ):
     """Estimate the tokens of a part of a page, and find the largest of each member. Grid (room * parts, B * H).
 
-    q [B, H, G, D]; page ids [B, room], the first `pages` of them; codes, channels, step and base by page id as in `index.index`; estimates
-    [B, H, G, room * P]; largest [B, H, G] as `order` has it.
+    q [B, H, G, D]; page ids [B, room], the first N of them; codes, channels, step and base by page id as in
+    `index.index`; estimates [B, H, G, room * P]; largest [B, H, G] as `order` has it.
     """
     PARTS: tl.constexpr = (P + BT - 1) // BT
     BLOCKS: tl.constexpr = (P + 15) // 16
