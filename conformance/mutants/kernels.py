@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from conformance.interpreted import InterpretedFunction
+from conformance.interpreter import InterpretedFunction
 
 from .source import Fault, replaced
 

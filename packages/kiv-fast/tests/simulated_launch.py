@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-os.environ["TRITON_INTERPRET"] = "1"
-
 import torch
 from fast_helpers import SCALE
+from kiv_fast.ops import choice
 from kiv_fast.ops.triton import decode
 from kiv_fast.ops.triton import launch as module
 from simulated_device import DEVICE, OnDevice, SimulatedDevice
 from simulated_streams import install
-from triton import language
-from triton.runtime.interpreter import InterpretedFunction
+
+from conformance.recorded import RecordedGraphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     import pytest
     from kiv_fast.store import FastStore
-
-assert isinstance(language.zeros, InterpretedFunction), "set TRITON_INTERPRET=1: Triton was imported before"
 
 names: list[str] = []
 """The kernels launched so far."""
@@ -39,11 +35,28 @@ def launch(kernel: Any, grid: tuple[int, ...], given: dict[str, Any], **more: An
     module.launch(kernel, grid, behind, **more)
 
 
+class Graphs(RecordedGraphs):
+    """Graphs of the simulated device: a replay is one launch, "graph"."""
+
+    def capture(self, launches: Callable[[], None]) -> Callable[[], None]:
+        replay = super().capture(launches)
+
+        def counted() -> None:
+            names.append("graph")
+            replay()
+
+        return counted
+
+
 @contextmanager
-def device(monkeypatch: pytest.MonkeyPatch, launched: Callable[..., None] = launch) -> Generator[SimulatedDevice]:
-    """Give a device that reads host memory by itself, and on which kernels are `launched`."""
+def device(
+    monkeypatch: pytest.MonkeyPatch, launched: Callable[..., None] = launch, graphs: Graphs | None = None
+) -> Generator[SimulatedDevice]:
+    """Give a device that reads host memory by itself, on which kernels are `launched`; with graphs, or without."""
     install(monkeypatch)
     monkeypatch.setattr(decode, "launch", launched)
+    monkeypatch.setattr(choice, "interpreted", lambda: False)
+    monkeypatch.setattr(choice, "graphs_for", lambda device: graphs)  # pyright: ignore[reportUnknownLambdaType]
     with SimulatedDevice() as made:
         yield made
 

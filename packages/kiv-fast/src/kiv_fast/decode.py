@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .call import Call, view_of
+from .cold import Cold
 from .ops.arguments import Queries
 from .ops.decoding import Chosen, Decode, Decoded, Decoder
 from .partition import Block, blocks
@@ -20,7 +21,7 @@ def step_for(state: State, queries: int, remaining: int | None) -> Step | None:
 
     None where it is not: where tokens are padded, a bound is kept, or cold pages lie where the device cannot read them.
     """
-    decoder, config = state.cold.decoder, state.config
+    decoder, config = state.decoder, state.config
     if decoder is None or queries != 1 or config.max_missed_mass is not None or not state.validity.whole:
         return None
     (block,) = blocks(config, state.length, 1, remaining)
@@ -29,6 +30,26 @@ def step_for(state: State, queries: int, remaining: int | None) -> Step | None:
     if block.mode == "exact" and block.pages * config.page_tokens > config.candidate_tokens:
         return None  # tile by tile
     return Step(decoder, block) if not block.pages or state.cold.arena.table(False) is not None else None
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Memory for a step (`Take`)."""
+
+    cold: Cold
+    device: torch.device
+
+    @property
+    def version(self) -> int:
+        """Another one once a buffer lies elsewhere; neither number ever goes back."""
+        return self.cold.scratch.version + self.cold.aside.version
+
+    def __call__(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None, aside: bool = False
+    ) -> torch.Tensor:
+        """Return memory of a shape."""
+        scratch = self.cold.aside if aside else self.cold.scratch
+        return scratch.take(name, shape, dtype, self.device, fill=fill)
 
 
 @dataclass(frozen=True)
@@ -53,18 +74,11 @@ class Step:
             state.cold.keep_rows(len(state.rows))
         asked, cold, flags = self._asked(state, call, query), state.cold, state.flags
         assert flags is not None, "a decoder without flags"
-        state.plan_step(self.decoder.step_bytes(asked))
+        state.plan_step(self.decoder.step_bytes(asked), self.decoder.held_bytes(asked))
         if cold.kept is None and asked.kept is not None:  # it made room for the step
             asked = replace(asked, kept=None)
-
-        def take(
-            name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None, aside: bool = False
-        ) -> torch.Tensor:
-            scratch = cold.aside if aside else cold.scratch
-            return scratch.take(name, shape, dtype, state.shape.device, fill=fill)
-
         try:
-            found = self.decoder.decode(asked, take)
+            found = self.decoder.decode(asked, Buffers(cold, state.shape.device))
         except BaseException:
             cold.scratch.drop()
             cold.aside.drop()

@@ -21,6 +21,7 @@ class State(Tokens):
         super().__init__(shape, config, cold)
         self._easy_length = 0  # up to here n tokens more need no room that is not held, and make no page cold
         self._step_bytes = step_bytes(shape, config, cold.tuning)
+        self._decoder_bytes = 0  # what stays for decode steps from one to the next
         self._odd: str | None = None  # what the device has found about a token that is to be taken back
         self._begun: tuple[int, int] | None = None  # pages and samples before the call that is being answered
 
@@ -48,8 +49,8 @@ class State(Tokens):
             self._refused()
             raise
 
-    def plan_step(self, nbytes: int) -> None:
-        """Hold the buffers of a decode step of all sequences, from now on.
+    def plan_step(self, nbytes: int, held: int) -> None:
+        """Hold the buffers of a decode step of all sequences, and what stays with the store, from now on.
 
         Raises
         ------
@@ -59,6 +60,10 @@ class State(Tokens):
             with self.cold.account.changing():
                 self.cold.scratch.plan(nbytes)
         self._step_bytes = max(self._step_bytes, nbytes)
+        if held > self._decoder_bytes:
+            with self.cold.account.changing():
+                self.held.resize(self.held.bytes.device + held - self._decoder_bytes, self.held.bytes.ram)
+                self._decoder_bytes = held
 
     def append(self, key: torch.Tensor, value: torch.Tensor, valid: torch.Tensor | None, finite: bool) -> None:
         """Add tokens; keys and values at invalid positions are zeros."""
@@ -84,7 +89,7 @@ class State(Tokens):
 
         What a device finds late is taken for finite, until `settle`.
         """
-        decoder = self.cold.decoder
+        decoder = self.decoder
         good_keys, finite = (
             self.recent.put(self.cold.ops, key, value) if decoder is None else self._written(decoder, key, value)
         )
@@ -225,7 +230,7 @@ class State(Tokens):
 
     def _hold(self, device: int, length: int) -> None:
         """Hold bytes on the device, and in RAM those of the sampled queries of `length` tokens."""
-        self.held.resize(device, 0 if self.config.exact else self.samples.bytes_at(length))
+        self.held.resize(device + self._decoder_bytes, 0 if self.config.exact else self.samples.bytes_at(length))
 
     def crop(self, length: int) -> None:
         """Keep the first `length` tokens (SPEC 9.2): pages that are hot again come back."""
@@ -244,7 +249,7 @@ class State(Tokens):
         recent, validity = self.recent.cropped(sinks, max(0, length - start), back), self.validity.cropped(length)
         samples = self.samples.cropped(length)
         device = recent.nbytes + validity.nbytes + self.ids_bytes(self.pages)
-        self._hold(max(self.held.bytes.device, device), self.length)
+        self._hold(max(self.held.bytes.device - self._decoder_bytes, device), self.length)
         # From here on nothing asks for memory.
         self._easy_length = 0
         self.recent, self.validity, self.samples, self.length = recent, validity, samples, length

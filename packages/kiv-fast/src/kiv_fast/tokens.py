@@ -50,7 +50,7 @@ class Tokens:
     def __init__(self, shape: Shape, config: KIVConfig, cold: Cold) -> None:
         self.shape, self.config, self.cold = shape, config, cold
         self.rows = [BlockTable() for _ in range(shape.batch)]
-        self.recent = Recent(shape, config)
+        self.recent = Recent(shape, config, ring=cold.decoder is not None)
         self.validity = Validity(shape.batch, shape.device)
         self.samples = Samples(shape)
         self.length = self.pages = 0
@@ -58,14 +58,17 @@ class Tokens:
         self.finite = True
         # Of all pages, on the device, and what they were made of; then how many tokens there are.
         self._ids: tuple[list[Integers], torch.Tensor] | None = None
+        self.decoder = None if cold.decoder is None else cold.decoder.another()
         self.lengths = None if cold.decoder is None else Lengths(cold.transfer, shape.device)
         # What the device tells of the last token, and whether that is not known yet.
         self.flags, self.unsettled = cold.flags(), False
         self.held, self.reservation = Holding(cold.account), Reservation()
 
     def ids_bytes(self, pages: int) -> int:
-        """Count the bytes of page ids on the device, for a decode step of all sequences."""
-        return 0 if self.cold.decoder is None else ID_BYTES * len(self.rows) * page_room(pages)
+        """Count the bytes of page ids and counts on the device, for a decode step of all sequences."""
+        if self.lengths is None:
+            return 0
+        return ID_BYTES * len(self.rows) * page_room(pages) + self.lengths.words.nbytes
 
     def page_ids(self) -> torch.Tensor:
         """Return the ids of all pages, int32 ``[B, room]`` on the device: in the same place until there is no room."""

@@ -28,6 +28,8 @@ class Tuning:
     device_row_steps : float
         Keys and values that a device keeps of those its steps read from RAM, as many as this number of steps of a store
         reads, if `device_bytes` has room for them.
+    graphs : bool
+        Whether a device launches the kernels of a step as one graph, where it can.
     row_steps : int
         Keys and values that are read from disk are kept in RAM, as many as this number of steps of a store reads.
     row_share : int
@@ -42,5 +44,6 @@ class Tuning:
     chunk_bytes: int = 32 << 20
     kept_bytes: int = 8 << 20
     device_row_steps: float = 2.0
+    graphs: bool = True
     row_steps: int = 4
     row_share: int = 8

@@ -23,6 +23,7 @@ class Scratch:
         self.account, self._held = account, Holding(account)
         self._buffers: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
         self._taken: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}  # the last views of them
+        self.version = 0  # another one once a buffer lies elsewhere
 
     @property
     def nbytes(self) -> int:
@@ -48,6 +49,7 @@ class Scratch:
             if fill is not None:
                 buffer.fill_(fill)
             self._buffers[key] = buffer
+            self.version += 1
         taken = self._taken[key] = buffer[:size].view(shape)
         return taken
 
@@ -55,6 +57,7 @@ class Scratch:
         """Forget what the buffers have in them: a step that broke off may not have left them as it found them."""
         self._buffers.clear()
         self._taken.clear()
+        self.version += 1
 
     def recount(self) -> None:
         """Set the account to what is held, after an interrupt."""

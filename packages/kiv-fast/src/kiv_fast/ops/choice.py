@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from kiv_reference.errors import KIVUnsupportedError, KIVUsageError, refuse
 
+from ..device.graphs import graphs_for
 from ..shape import Shape
 from ..tuning import Tuning
 from .addresses import KINDS
@@ -15,7 +16,7 @@ from .decoding import Decoder
 from .library import load, why_not
 from .protocol import Ops
 from .torch import TorchOps
-from .triton import TritonDecoder
+from .triton import TritonDecoder, interpreted
 from .triton import why_not as why_not_triton
 
 OpsName = Literal["auto", "torch", "cpu", "triton"]
@@ -49,6 +50,7 @@ class OpsChoice:
             rule = 'ops="triton" needs Triton'
             raise refuse(KIVUnsupportedError, rule, reason, 'pip install "kiv-fast[triton]", or choose ops="auto".')
         self._torch = TorchOps(tuning.chunk_bytes, tuning.kept_bytes)
+        self._graphs = tuning.graphs and not interpreted()
         self._cpu = None
         if self._library is not None and name in ("auto", "cpu"):
             self._cpu = CpuOps(self._library)
@@ -84,7 +86,7 @@ class OpsChoice:
         if shape.dtype not in KINDS:
             reason = f"{shape.dtype} is not among its dtypes"
         if reason is None:
-            return TritonDecoder()
+            return TritonDecoder(graphs_for(shape.device) if self._graphs else None)
         if self._name == "triton":
             rule = 'ops="triton" serves float32, bfloat16 and float16 on CUDA and ROCm devices'
             raise refuse(KIVUnsupportedError, rule, reason, 'Choose ops="auto" or "torch".')

@@ -93,7 +93,7 @@ class Chosen:
 
 
 class Decoder(Protocol):
-    """One way to compute a decode step of all sequences at once.
+    """One way to compute a decode step of all sequences at once, for one store.
 
     Attributes
     ----------
@@ -102,8 +102,16 @@ class Decoder(Protocol):
 
     name: str
 
+    def another(self) -> Decoder:
+        """Return one for another store."""
+        ...
+
     def step_bytes(self, asked: Decode) -> int:
         """Count the bytes that a step takes for itself, without those for rows that are to be kept."""
+        ...
+
+    def held_bytes(self, asked: Decode) -> int:
+        """Count the bytes that stay with the store from one step to the next."""
         ...
 
     def append(
@@ -137,7 +145,17 @@ class Take(Protocol):
     """Gives memory on the device: the same again while name and shape are, as the last use left it.
 
     `fill` is what it has at first; None leaves it open. `aside` is for rows that are to be kept (`Kept`).
+
+    Attributes
+    ----------
+    version : int
+        Another one once anything that was given lies elsewhere.
     """
+
+    @property
+    def version(self) -> int:
+        """Return it."""
+        ...
 
     def __call__(
         self, name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None, aside: bool = False

@@ -131,10 +131,12 @@ def _retrieve(asked: Decode, index: tuple[torch.Tensor, ...], sizes: Sizes, give
     tile = power(tokens, most=1024)
     launch(rank, (divided(tokens, tile), grid), given, BT=tile, num_warps=8)
     launch(choose, (divided(tokens, tile), grid), given, BT=tile, TILE=power(given["LIST"], most=512), num_warps=16)
+    # On AMD more would spill.
+    channels = 32 if torch.version.hip is not None and sizes.key_width > 256 else given["BD"]
     for wider in (False, True):
         tile = power(sizes.most, most=2048)
         blocks = divided(tokens, sizes.block), grid
-        launch(read, blocks, given, TILE=tile, WIDER=wider, num_warps=8, maxnreg=128)
+        launch(read, blocks, given, BD=channels, TILE=tile, WIDER=wider, num_warps=8, maxnreg=128)
 
 
 def _attend(asked: Decode, sizes: Sizes, given: dict[str, Any], parts: int) -> None:

@@ -40,6 +40,12 @@ def results_bytes(sizes: Sizes, wide: bool) -> int:
     return sum(_bytes(*part) for part in _parts(sizes, wide) if part is not None)
 
 
+def graph_bytes(sizes: Sizes, wide: bool) -> int:
+    """Count the bytes that stay for a graph of a step: a query, learned sinks at most, and results."""
+    members = sizes.batch * sizes.heads * sizes.groups
+    return members * (sizes.key_width * sizes.dtype.itemsize + 4) + results_bytes(sizes, wide)
+
+
 def results_in(memory: torch.Tensor, sizes: Sizes, wide: bool) -> Results:
     """View memory, uint8 of as many bytes, as results; `wide` where the output is float32."""
     tensors, start = list[torch.Tensor | None](), 0
