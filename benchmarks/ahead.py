@@ -109,7 +109,7 @@ class Driver(NamedTuple):
 def asked(g: Geometry) -> Decode:
     """Return a step of a geometry, without numbers."""
     from kiv_fast.device.kept import NOTED, WAYS, Kept, sets_for
-    from kiv_fast.ops.decoding import Decode
+    from kiv_fast.ops.decoding import Decode, page_room
     from kiv_fast.shape import Shape
     from kiv_fast.tuning import Tuning
     from kiv_reference import KIVConfig
@@ -140,8 +140,9 @@ def asked(g: Geometry) -> Decode:
         query=empty(g.batch, g.heads * g.groups, 1, g.width),
         sinks=pair(g.batch, g.heads, 4),
         hot=pair(g.batch, g.heads, HOT),
-        counts=(4, HOT - 256, 0),
-        ids=empty(g.batch, pages, dtype=torch.int32),
+        counts=empty(4, dtype=torch.int32),
+        pages=pages,
+        ids=empty(g.batch, page_room(pages), dtype=torch.int32),
         index=index,
         rows=pair(pages, g.heads, PAGE),
         kept=kept,
@@ -160,6 +161,8 @@ def asked(g: Geometry) -> Decode:
 def launches(step: Decode, backend: str) -> list[Launch]:
     """Record the launches of a step on a backend."""
     from kiv_fast.ops.triton import decode as module
+    from kiv_fast.ops.triton.results import results_bytes, results_in
+    from kiv_fast.ops.triton.sizes import sizes_of
     from triton import JITFunction
 
     found = list[Launch]()
@@ -182,8 +185,10 @@ def launches(step: Decode, backend: str) -> list[Launch]:
     ]
     hip = "any" if backend == "hip" else None
     with mock.patch.object(JITFunction, "__getitem__", record), mock.patch.object(torch.version, "hip", hip):
-        module.append_token(new[0], new[1], step.hot, 7, step.odd)
-        module.decode(step, take, wide=False)
+        module.append_token(new[0], new[1], step.hot, (4, HOT - 256, 0, step.pages), step.counts, step.odd)
+        sizes = sizes_of(step)
+        memory = torch.empty(results_bytes(sizes, wide=False), dtype=torch.uint8, device="meta")
+        module.run(step, sizes, take, results_in(memory, sizes, wide=False), wide=False)
     return found
 
 

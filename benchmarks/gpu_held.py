@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
+from kiv_fast.ops.triton import TritonDecoder
 from kiv_hf import KIVCache
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ def held_bytes(cache: Any, device: torch.device) -> dict[str, Any]:
     held = [part for layer in cast("list[Any]", cache.layers) for part in (layer.keys, layer.values)]
     near = sum(part.nbytes for part in held if part.device.type == device.type)
     return {"tiers": {"device": near, "ram": sum(part.nbytes for part in held) - near, "disk": 0}}
+
+
+def without_graphs(cache: KIVCache) -> None:
+    """Let steps launch kernel by kernel from now on."""
+    for store in cast("Any", cache.pool).stores:
+        if store.state is not None and store.state.decoder is not None:
+            store.state.decoder = TritonDecoder()
 
 
 def told(cache: Any) -> dict[str, str]:

@@ -14,7 +14,7 @@ from kiv_hf import KIVCache
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from .fill import LayerSpread, Spread, fill
-from .gpu_held import counters_of, held_bytes, told
+from .gpu_held import counters_of, held_bytes, told, without_graphs
 from .gpu_journal import Cut
 from .gpu_needs import model_config, need, too_much
 from .original import original_pool
@@ -134,6 +134,10 @@ class Bench:
         found |= {"step_ms": statistics.median(taken), "steps_ms": taken}
         found["read_a_step"] = {name: (now - counters[name]) / len(taken) for name, now in counters_of(cache).items()}
         found["trace"] = profiled(lambda: subject.step(token), sizes.traced, self.device)
+        if subject.name == "kiv":
+            without_graphs(cache)
+            subject.step(token)
+            found["launched_ms"] = statistics.median(1e3 * s for s in self.timed_steps(lambda: subject.step(token)))
         found["device_bytes"] = self._allocated() - before
         return found | held_bytes(cache, self.device) | told(cache)
 

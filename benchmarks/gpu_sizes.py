@@ -59,7 +59,7 @@ class Sizes:
     steps, least_steps, steps_s :
         Decode steps, and how many there are at least of those that take more than `steps_s` seconds together.
     warm, traced : int
-        Steps before those, and under the profiler.
+        Steps before those, in which graphs are captured, and under the profiler.
     start_s : float
         Seconds at most for model, libraries and the first compilation of kernels: an assumption.
     """
@@ -71,14 +71,14 @@ class Sizes:
     steps: int = 32
     least_steps: int = 3
     steps_s: float = 5.0
-    warm: int = 2
+    warm: int = 4
     traced: int = 2
     start_s: float = 45.0
     config: KIVConfig = field(default_factory=KIVConfig)
 
 
 QUICK_SIZES = Sizes(
-    (512, 1024), (512,), 64, 128, 2, 2, 5.0, 1, 1, 400.0,
+    (512, 1024), (512,), 64, 128, 2, 2, 5.0, 3, 1, 400.0,
     KIVConfig(hot_tokens=128, page_tokens=64, candidate_tokens=128, retrieve_tokens=64),
 )  # fmt: skip
 

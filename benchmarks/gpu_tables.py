@@ -21,7 +21,8 @@ REASONS = ("left out", "did not fit", "error", "warned")
 """Why a stage has no figure, or what to know of one."""
 
 EAGER = (
-    "Every step is launched from Python, for KIV and the others alike: none is in a CUDA graph. Weights, keys and "
+    "Every step is launched from Python. Of KIV's own kernels all but one are a graph for each layer, except under "
+    '"kiv, kernel by kernel"; no model is in one. Weights, keys and '
     "values are random. Steps: medians, the device synchronised before and after each. What is read of cold pages lies "
     "in RAM: a GPU has it over the bus, but for the rows that it kept."
 )
@@ -98,6 +99,7 @@ def decode_columns() -> list[str]:
         "decode, ms",
         "context",
         *SUBJECTS,
+        "kiv, kernel by kernel",
         "kiv ÷ plain",
         *predicted,
         "chunk, kiv",
@@ -116,7 +118,7 @@ def decode_rows(found: Stages) -> Iterator[list[Cell]]:
         chunks = kiv.get("prefill_chunk_ms"), plain.get("prefill_chunk_ms")
         steps = (one.get("step_ms") for one in by_kind.values())
         foretold_chunk = kiv.get("predicted", {}).get("prefill_chunk_ms")
-        yield [name, short(tokens), *steps, ratio, *foretold, *chunks, foretold_chunk]
+        yield [name, short(tokens), *steps, kiv.get("launched_ms"), ratio, *foretold, *chunks, foretold_chunk]
 
 
 def prefill_columns() -> list[str]:
