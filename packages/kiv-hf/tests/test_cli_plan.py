@@ -34,9 +34,11 @@ def test_a_context_that_fits(llama8b: Path) -> None:
     # layer as many keys, and half of the values, on their way there.
     kept, aside = 32 * (2 * 5120 * 128 * 2 + 2 * 5120 * 68 // 8 + 40), (8192 + 1024) * (128 * 2 + 4) + 8
     assert device["KIV: rows of the last steps"] == 8 * (kept + aside)
-    # Four bytes for each cold token and query head, and for each KV head, in eighths; and lists, scores, parts.
+    # Four bytes for each cold token and query head, and for each KV head, in eighths; and lists, scores, parts. Of each
+    # layer page ids, and for its graph candidates, selection and a few numbers for each KV head, query and output.
     room = -(-cold // 8192) * 8192
-    assert 4 * 40 * room < device["KIV: buffers of a step"] < 4 * 40 * room + 10e6
+    own = 32 * (4 * room // 512 + 8 * 4 * (8192 + 1024 + 1) + 32 * (2 * 2 * 128 + 8))
+    assert 4 * 40 * room + own < device["KIV: buffers of a step"] < 4 * 40 * room + own + 10e6
     cache = 128 * K * 32 * 8 * 256 * 2
     assert found["plain_cache"]["predicted_device"] > CONTEXT_BYTES + device["weights"] + cache
     assert not found["plain_cache"]["fits"]

@@ -48,7 +48,7 @@ def test_a_step_is_counted_by_hand() -> None:
     hot = 8 * (128 * K - cold) * 512
     assert moved.vram == pytest.approx(2e9 + 32 * (index + estimates + hot + 0.88 * keys + 0.7 * values))
     assert moved.host == pytest.approx(32 * (0.12 * keys + 0.3 * values))
-    assert (moved.disk, moved.launches) == (0, 32 * (40 + 8 - 2))
+    assert (moved.disk, moved.launches, moved.calls) == (0, 32 * (40 + 10 - 2), 32 * (40 + 4 - 2))
     assert moved.waits_s == pytest.approx(32 * CHOOSE_S)
     without = kiv_step(work(128 * K, kept_rows=False))
     assert without.host == pytest.approx(32 * (keys + values))
@@ -84,7 +84,7 @@ def test_exact_mode_reads_everything_over_pcie() -> None:
 def test_a_plain_step_reads_weights_and_cache() -> None:
     sizes = ModelSizes((FULL, SLIDING), WEIGHTS, 4096, 14336, "")
     moved = plain_step(replace(work(128 * K), sizes=sizes))
-    assert moved == Moved(vram=2e9 + (128 * K + 1023) * 8 * 512, launches=80)
+    assert moved == Moved(vram=2e9 + (128 * K + 1023) * 8 * 512, launches=80, calls=80)
 
 
 def test_seconds_are_bytes_over_bandwidth() -> None:
@@ -92,9 +92,9 @@ def test_seconds_are_bytes_over_bandwidth() -> None:
     assert step_time(Moved(host=2e7), ONE).graph == pytest.approx(2e-3)
     assert step_time(Moved(disk=4e6), ONE).graph == pytest.approx(2e-3)
     assert step_time(Moved(waits_s=1e-3), ONE).graph == pytest.approx(1e-3)
-    many = step_time(Moved(vram=3e9, launches=1000), ONE)
-    assert (many.graph, many.eager) == (pytest.approx(5e-3), pytest.approx(15e-3))
-    assert step_time(Moved(vram=3e10, launches=1000), ONE).eager == pytest.approx(32e-3)
+    many = step_time(Moved(vram=3e9, launches=1000, calls=600), ONE)
+    assert (many.graph, many.eager) == (pytest.approx(5e-3), pytest.approx(9e-3))
+    assert step_time(Moved(vram=3e10, launches=1000, calls=600), ONE).eager == pytest.approx(32e-3)
 
 
 def test_a_prompt_takes_what_takes_longest() -> None:

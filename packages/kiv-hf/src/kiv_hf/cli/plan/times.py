@@ -3,6 +3,7 @@
 A step on a device is one layer after another, each of eight launches: append; scan, which looks at every code and
 writes an estimate for each query head; rank, which sums these up by KV head; choose; read, which multiplies the keys of
 the candidates; widen, for the heads that ask for as many again; attend; combine, which also keeps what came from RAM.
+All but the first are a graph, with a copy of the query before it and one of the results behind it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
     from ..sizes.layers import LayerSizes
     from ..sizes.model import ModelSizes
 
-KIV_LAUNCHES, LAYER_LAUNCHES, ATTENTION_LAUNCHES = 8, 40, 2
+KIV_LAUNCHES, LAYER_LAUNCHES, ATTENTION_LAUNCHES = 10, 40, 2
 """Of a layer's step: KIV's own, those of a whole plain layer of Llama, and of these the ones that KIV's replace."""
+
+KIV_CALLS = 4
+"""Launches that Python begins for KIV's own: of a token, a query, a graph, results."""
 
 GRAPH_S, EAGER_S = 2e-6, 15e-6
 """Seconds that a device loses between two kernels, as in a CUDA graph, and that Python takes to launch one."""
@@ -52,7 +56,8 @@ class Moved:
     ----------
     vram, host, disk : float
         Read or written on the device; read from RAM over PCIe; read from disk.
-    launches : int
+    launches, calls : int
+        Of kernels; of those, and of graphs, that Python begins.
     waits_s : float
         Seconds that depend on nothing of these.
     """
@@ -61,18 +66,19 @@ class Moved:
     host: float = 0
     disk: float = 0
     launches: int = 0
+    calls: int = 0
     waits_s: float = 0
 
     def __add__(self, other: Moved) -> Moved:
         return Moved(
             self.vram + other.vram, self.host + other.host, self.disk + other.disk,
-            self.launches + other.launches, self.waits_s + other.waits_s,
+            self.launches + other.launches, self.calls + other.calls, self.waits_s + other.waits_s,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a decode step: in a CUDA graph, and launched from Python."""
+    """Seconds of a decode step: if Python never keeps the device waiting, and as it launches the rest of a model."""
 
     graph: float
     eager: float
@@ -82,7 +88,7 @@ def step_time(moved: Moved, card: Card) -> StepTime:
     """Predict the time of a step; from Python, which runs ahead, either the device takes longer or the launches do."""
     busy = moved.vram / (VRAM_SHARE * card.vram) + moved.host / card.host + moved.disk / DISK_BYTES_S + moved.waits_s
     busy += moved.launches * GRAPH_S
-    return StepTime(busy, max(busy, moved.launches * EAGER_S))
+    return StepTime(busy, max(busy, moved.calls * EAGER_S))
 
 
 @dataclass(frozen=True)
@@ -114,13 +120,15 @@ def plain_step(work: Work) -> Moved:
     """Return what a step with a plain cache moves: weights, and everything that the cache holds."""
     layers = work.sizes.layers
     cache = sum(layer.bytes_at(work.tokens, work.dtype) for layer in layers)
-    return Moved(vram=work.weight_bytes + cache, launches=LAYER_LAUNCHES * len(layers))
+    count = LAYER_LAUNCHES * len(layers)
+    return Moved(vram=work.weight_bytes + cache, launches=count, calls=count)
 
 
 def kiv_step(work: Work) -> Moved:
     """Return what a step with a KIV cache moves."""
     others = work.sizes.others_bytes(work.tokens, work.dtype)
-    moved = Moved(work.weight_bytes + others, launches=LAYER_LAUNCHES * len(work.sizes.layers))
+    count = LAYER_LAUNCHES * len(work.sizes.layers)
+    moved = Moved(work.weight_bytes + others, launches=count, calls=count)
     for layer in work.sizes.ours:
         moved += layer_step(layer, work)
     return moved
@@ -134,7 +142,6 @@ def layer_step(layer: LayerSizes, work: Work) -> Moved:
     recent = Moved(vram=token * (work.tokens - cold))
     if not pages:
         return recent
-    launches = KIV_LAUNCHES - ATTENTION_LAUNCHES
     widths = layer.key_width * dtype.itemsize, layer.value_width * dtype.itemsize
     if config.retrieve_tokens is None or cold <= config.candidate_tokens:
         # All of them (SPEC 4.1): in one step from what the device keeps, or tile by tile, which asks for nothing there.
@@ -142,7 +149,7 @@ def layer_step(layer: LayerSizes, work: Work) -> Moved:
         few = work.kept_rows and cold <= config.candidate_tokens
         hits = [min(1.0, Tuning.device_row_steps * count / cold) if few else 0.0 for count in asked]
         rows = [(layer.heads * float(cold), width, hit, 1.0) for width, hit in zip(widths, hits, strict=True)]
-        return recent + _read(rows, work, launches, 0)
+        return recent + _read(rows, work, 0)
     estimates, sums = 4 * layer.query_heads * cold, 4 * layer.heads * cold
     # The estimates are written, summed up and read for the tail; the sums are written and read.
     scanned = Moved(pages * index_bytes(layer, config, dtype) + 3 * estimates + 2 * sums, waits_s=CHOOSE_S)
@@ -151,10 +158,10 @@ def layer_step(layer: LayerSizes, work: Work) -> Moved:
     values = layer.heads * float(min(config.retrieve_tokens, cold))
     hits = (KEY_HITS, VALUE_HITS) if work.kept_rows else (0.0, 0.0)
     rows = list(zip((keys, values), widths, hits, (1 - DISK_HIT_RATE,) * 2, strict=True))
-    return recent + scanned + _read(rows, work, launches, 1)
+    return recent + scanned + _read(rows, work, 1)
 
 
-def _read(rows: list[tuple[float, int, float, float]], work: Work, launches: int, scattered: int) -> Moved:
+def _read(rows: list[tuple[float, int, float, float]], work: Work, scattered: int) -> Moved:
     """Return what reading cold rows moves: how many, their bytes, shares that the device keeps and that RAM lacks.
 
     A scattered row that is shorter than a burst of PCIe, or than a block of a disk, takes as long as one.
@@ -162,7 +169,8 @@ def _read(rows: list[tuple[float, int, float, float]], work: Work, launches: int
     near = sum(n * size * hit for n, size, hit, _ in rows)
     far = sum(n * max(size, scattered * HOST_ROW_BYTES) * (1 - hit) for n, size, hit, _ in rows)
     disk = sum(n * max(size, scattered * DISK_ROW_BYTES) * (1 - hit) * lacks for n, size, hit, lacks in rows)
-    return Moved(near, far, disk * work.disk_share, launches, DISK_WAIT_S if work.disk_share else 0.0)
+    launches, calls = (count - ATTENTION_LAUNCHES for count in (KIV_LAUNCHES, KIV_CALLS))
+    return Moved(near, far, disk * work.disk_share, launches, calls, DISK_WAIT_S if work.disk_share else 0.0)
 
 
 def prefill_s(work: Work, chunk: int, card: Card) -> float:

@@ -13,11 +13,14 @@ from kiv_fast.device.kept import aside_bytes, sets_for
 from kiv_fast.index.index import Index
 from kiv_fast.index.samples import Samples
 from kiv_fast.memory.scratch import step_bytes
+from kiv_fast.ops.decoding import page_room
+from kiv_fast.ops.triton.results import graph_bytes
 from kiv_fast.ops.triton.sizes import Sizes, bytes_of
 from kiv_fast.shape import Shape
 from kiv_fast.tiers.row_cache import NOTED_BYTES, WAYS
 from kiv_fast.tiers.tiered import rows_of_a_step
 from kiv_fast.tiers.window import Recent
+from kiv_fast.tokens import ID_BYTES
 from kiv_fast.tuning import Tuning
 
 if TYPE_CHECKING:
@@ -162,10 +165,13 @@ def kept_bytes(layers: tuple[LayerSizes, ...], config: KIVConfig, dtype: torch.d
 
 
 def decode_bytes(layers: tuple[LayerSizes, ...], config: KIVConfig, dtype: torch.dtype, tokens: int) -> int:
-    """Count bytes of the buffers of a GPU's decode step, which all layers share: estimates above all."""
-    pages = config.cold_pages(tokens)
+    """Count bytes of a GPU's decode step: of buffers that all layers share, estimates above all, and of each layer.
+
+    A layer's own are page ids, and what a graph of its step reads and leaves.
+    """
+    pages, most, own = config.cold_pages(tokens), 0, 0
     retrieves = config.retrieve_tokens is not None and pages * config.page_tokens > config.candidate_tokens
-    recent, most = (config.sink_tokens, config.hot_tokens + config.page_tokens), 0
+    recent = config.sink_tokens, config.hot_tokens + config.page_tokens
     for layer in layers:
         candidates = min(config.candidate_tokens, pages * config.page_tokens)
         sizes = Sizes(
@@ -175,7 +181,7 @@ def decode_bytes(layers: tuple[LayerSizes, ...], config: KIVConfig, dtype: torch
             key_width=layer.key_width,
             value_width=layer.value_width,
             dtype=dtype,
-            pages=pages,
+            pages=page_room(pages),
             page_tokens=config.page_tokens,
             candidates=candidates,
             selected=min(config.retrieve_tokens or 1, candidates),
@@ -185,7 +191,8 @@ def decode_bytes(layers: tuple[LayerSizes, ...], config: KIVConfig, dtype: torch
             keeps=False,
         )
         most = max(most, bytes_of(sizes))
-    return most
+        own += ID_BYTES * sizes.pages + graph_bytes(sizes, wide=False)
+    return most + own
 
 
 def index_bytes(layer: LayerSizes, config: KIVConfig, dtype: torch.dtype) -> int:
