@@ -23,6 +23,9 @@ LATE = 16
 class Queries:
     """The queries of one block and sequence that are answered together, and what the model does to logits.
 
+    Consecutive blocks of the same cold pages, and several sequences, may be answered together too: each block's share
+    of a head is a head of its own here, and wherever the operations say H, in the order (sequence, KV head, block).
+
     Attributes
     ----------
     query : [H, G, TQ, D], in the dtype of computation
@@ -33,6 +36,8 @@ class Queries:
     scale : float
     softcap : float, optional
     sink_logits : [H, G, TQ], optional
+    blocks : int
+        How many blocks there are, each of TQ queries, all of them asked.
     """
 
     query: torch.Tensor
@@ -41,11 +46,12 @@ class Queries:
     scale: float
     softcap: float | None
     sink_logits: torch.Tensor | None
+    blocks: int = 1
 
     @cached_property
     def positions(self) -> torch.Tensor:
-        """Positions, int64 [TQ], ascending."""
-        count = self.query.shape[2] if self.among is None else self.among.numel()
+        """Positions, int64 [TQ] of each block, ascending."""
+        count = self.blocks * self.query.shape[2] if self.among is None else self.among.numel()
         at = torch.arange(self.start, self.start + count, device=self.query.device)
         return at if self.among is None else at[self.among]
 
@@ -132,14 +138,14 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True)
 class PageIndex:
-    """The index of the cold pages that a block sees in one sequence, where it lies.
+    """The index of the cold pages that a block sees in one sequence, or in each of several, where it lies.
 
     Attributes
     ----------
     codes, channels, step, base, mean : Table
         By page id (`index.codes`).
-    ids : int32 [N]
-        Of the pages, in order of position.
+    ids : int32 [sequences * N]
+        Of the pages, in order of position, sequence after sequence.
     whole : bool
         Whether the ids are consecutive.
     all_coded : bool
@@ -150,6 +156,7 @@ class PageIndex:
         Cold tokens that are not valid; None if all are.
     group : "exp_sum" or "max"
     transfer : Transfer
+    sequences : int
     """
 
     codes: Table
@@ -166,12 +173,25 @@ class PageIndex:
     unseen: torch.Tensor | None
     group: Group
     transfer: Transfer
+    sequences: int = 1
     _terms: dict[int, Terms] = field(init=False, default_factory=dict[int, "Terms"])
 
     @cached_property
     def means(self) -> torch.Tensor:
         """Mean values of the pages, ``[H, N, DV]``."""
-        return self.records(self.mean).transpose(0, 1)
+        return self.by_page(self.mean).transpose(0, 1)
+
+    def by_page(self, table: Table) -> torch.Tensor:
+        """Return what a table has about all pages, ``[N, H, ...]``, the heads of all sequences side by side."""
+        records = self.records(table)
+        if self.sequences == 1:
+            return records
+        return records.view(self.sequences, -1, *records.shape[1:]).transpose(0, 1).flatten(1, 2)
+
+    @cached_property
+    def _sent_ids(self) -> torch.Tensor:
+        """The ids, int64 on the device."""
+        return self.transfer.send(torch.from_numpy(self.ids).long())
 
     def terms(self, first: int, stop: int) -> Terms:
         """Return what estimates are made of for pages ``[first, stop)``; views are kept for the next time."""
@@ -187,12 +207,15 @@ class PageIndex:
         return terms
 
     def records(self, table: Table, first: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Return what a table has about pages ``[first, stop)``, where it is; a view if their ids are consecutive."""
+        """Return what a table has about pages ``[first, stop)``, where it is; a view if their ids are consecutive.
+
+        Of several sequences one follows the other.
+        """
         ids = self.ids[first:stop]
         if self.whole and len(ids):
             return table.tensor[ids.item(0) : ids.item(0) + len(ids)]
-        at = torch.from_numpy(ids).long()
-        return table.tensor.index_select(0, at if table.tensor.device.type == "cpu" else self.transfer.send(at))
+        every = torch.from_numpy(self.ids).long() if table.tensor.device.type == "cpu" else self._sent_ids
+        return table.tensor.index_select(0, every.view(self.sequences, -1)[:, first:stop].flatten())
 
 
 class Rows(NamedTuple):
@@ -255,6 +278,12 @@ class Found(NamedTuple):
             self._replace(at=self.at[h : h + 1], raw=self.raw[h : h + 1], chosen=self.chosen[h : h + 1], places=None)
             for h in rows
         ]
+
+    def told(self, heads: slice, width: int) -> Found:
+        """Return what a report asks for of some heads, of which no row has more than `width` candidates: no score."""
+        widened = None if self.widened is None else self.widened[heads]
+        none = self.raw.new_empty(0, 0, 0)  # so that the others need not be kept
+        return Found(self.at[heads, :width], none, self.chosen[heads], width, 0, [], widened)
 
     @property
     def selected(self) -> torch.Tensor:
