@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from . import fast_compiled, fast_device, fast_disk, fast_kept, fast_places, fast_retrieval, fast_rules, fast_triton
+from . import (
+    fast_compiled,
+    fast_device,
+    fast_disk,
+    fast_kept,
+    fast_places,
+    fast_retrieval,
+    fast_rules,
+    fast_together,
+    fast_triton,
+)
 from .source import Fault, clause
 
 REAL = "packages/kiv-fast/tests/test_real_faults.py"
@@ -99,6 +109,7 @@ FAULTS = [
     *fast_rules.FAULTS,
     *fast_places.FAULTS,
     *fast_device.FAULTS,
+    *fast_together.FAULTS,
     *fast_triton.FAULTS,
     *fast_kept.FAULTS,
     *fast_disk.FAULTS,
