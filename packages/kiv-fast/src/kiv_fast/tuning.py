@@ -29,8 +29,8 @@ class Tuning:
         again.
     together_bytes : int, optional
         Temporary numbers of query blocks, and sequences, that torch's operations answer in the same launches; one block
-        of one sequence at least. None is 512 MiB on a device, and 0, each block for itself, on a CPU, whose cache is
-        small and whose launches cost little.
+        of one sequence at least. None is 512 MiB on a device, by reckoning and not measured, and 0, each block for
+        itself, on a CPU, whose cache is small and whose launches cost little.
     device_row_steps : float
         Keys and values that a device keeps of those its steps read from RAM, as many as this number of steps of a store
         reads, if `device_bytes` has room for them.
