@@ -6,6 +6,7 @@ from .source import Fault
 
 TESTS = "packages/kiv-fast/tests/test_"
 TOGETHER = f"{TESTS}blocks_together.py::test_"
+COST = f"{TESTS}blocks_together_cost.py::test_"
 REFERENCE = (f"{TOGETHER}blocks_are_answered_as_the_reference_does",)
 
 FAULTS = [
@@ -32,7 +33,7 @@ FAULTS = [
     ),
     Fault(
         "the index of several sequences is in the order of pages",
-        "kiv_fast.ops.arguments:PageIndex.records",
+        "kiv_fast.ops.page_index:PageIndex.records",
         "[:, first:stop].flatten()",
         "[:, first:stop].T.flatten()",
         REFERENCE,
@@ -70,20 +71,20 @@ FAULTS = [
         "kiv_fast.memory.scratch:heads_together",
         "max(1, min(heads, _heads_gathered(shape, config, tuning)))",
         "1 << 20",
-        (f"{TOGETHER}what_is_answered_together_takes_bounded_memory",),
+        (f"{COST}what_is_answered_together_takes_bounded_memory",),
     ),
     Fault(
         "what is gathered together is not booked",
         "kiv_fast.memory.scratch:step_bytes",
         "if tuning.together(shape.device):",
         "if False:",
-        (f"{TOGETHER}what_is_gathered_together_is_booked",),
+        (f"{COST}what_is_gathered_together_is_booked",),
     ),
     Fault(
         "the scores of blocks outlive their call",
         "kiv_fast.ops.arguments:Found.told",
         "none = self.raw.new_empty(0, 0, 0)",
         "none = self.raw",
-        (f"{TOGETHER}scores_are_not_kept_after_a_call",),
+        (f"{COST}scores_are_not_kept_after_a_call",),
     ),
 ]

@@ -13,7 +13,8 @@ from .device.kept import KeptRows, aside_bytes, sets_for
 from .index.index import Index, code_pages
 from .interrupts import REFUSALS, is_refusal
 from .memory.ledger import Reservation
-from .ops.arguments import PageIndex, Rows
+from .ops.arguments import Rows
+from .ops.page_index import PageIndex
 from .pages.block_table import BlockTable, IdPool
 from .shape import Shape
 from .tiers.arena import Arena

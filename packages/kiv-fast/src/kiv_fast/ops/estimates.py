@@ -10,7 +10,8 @@ from typing import cast
 import torch
 
 from ..shape import aligned
-from .arguments import PageIndex, Queries
+from .arguments import Queries
+from .page_index import PageIndex
 from .ranking import group_scores
 
 LEVELS = 16

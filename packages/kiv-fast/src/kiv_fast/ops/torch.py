@@ -8,9 +8,10 @@ from typing import cast
 
 import torch
 
-from .arguments import LATE, Found, PagedTile, PageIndex, Queries, Rows, Tile, marked
+from .arguments import LATE, Found, PagedTile, Queries, Rows, Tile, marked
 from .bound import log_held, missed_share
 from .estimates import Estimates, joined, pieces
+from .page_index import PageIndex
 from .ranking import group_scores, top_set, top_sets
 from .softmax import attend_all, attend_tile, tile_logits
 from .tail import WEIGHT, page_tail, value_shift

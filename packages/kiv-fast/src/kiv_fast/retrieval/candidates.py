@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..cold import Cold
-from ..ops.arguments import Found, PageIndex, Tile
+from ..ops.arguments import Found, Tile
+from ..ops.page_index import PageIndex
 from ..pages.block_table import BlockTable
 
 FACTORS = (0, 1, 2, 4)
