@@ -1,7 +1,7 @@
 """kiv-fast in parts so small that every population has several of them: ``--impl fast-small-parts``.
 
 The ones it ships with hold thousands of tokens, where an oracle in Python numbers would take hours. So each tile and
-each chunk is often the last of several, and partial.
+each chunk is often the last of several, and partial. Query blocks and sequences are answered together, as on a device.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ SMALL = Tuning(
     index_tokens=4,
     chunk_bytes=2048,
     kept_bytes=512,
+    together_bytes=1 << 15,
     row_steps=1,
     row_share=2,
 )

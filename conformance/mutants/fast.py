@@ -11,6 +11,7 @@ from . import (
     fast_places,
     fast_retrieval,
     fast_rules,
+    fast_together,
     fast_triton,
 )
 from .source import Fault, clause
@@ -109,6 +110,7 @@ FAULTS = [
     *fast_rules.FAULTS,
     *fast_places.FAULTS,
     *fast_device.FAULTS,
+    *fast_together.FAULTS,
     *fast_triton.FAULTS,
     *fast_graphs.FAULTS,
     *fast_kept.FAULTS,

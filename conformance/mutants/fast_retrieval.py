@@ -82,15 +82,15 @@ FAULTS = [
     Fault(
         "the missed bound leaves out how far codes are from keys",
         "kiv_fast.ops.bound:_slack",
-        "return spread.to(WIDE) + less",
-        "return 0 * spread.to(WIDE) + less",
+        "(spread.to(WIDE) + less)",
+        "(0 * spread.to(WIDE) + less)",
         clause("6.2", PARTS),
     ),
     Fault(
         "the missed bound leaves out how weights are rounded",
         "kiv_fast.ops.bound:_slack",
-        "return spread.to(WIDE) + less",
-        "return spread.to(WIDE)",
+        "(spread.to(WIDE) + less)",
+        "spread.to(WIDE)",
         clause("6.2", PARTS),
     ),
     Fault(
@@ -180,15 +180,15 @@ FAULTS = [
     Fault(
         "a doubled head keeps its first selection",
         "kiv_fast.ops.torch:TorchOps.widen",
-        "chosen = top_set(group_scores(new, index.group), chosen.shape[1])",
-        "pass",
+        "top_set(group_scores(new, index.group), found.chosen.shape[1])",
+        "found.chosen.index_select(0, heads)",
         clause("4.9", PARTS),
     ),
     Fault(
         "a doubled head reads the keys of another",
         "kiv_fast.cold:Cold.places",
-        "self._begin[heads]",
-        "self._begin[heads - heads[0]]",
+        "begin[heads]",
+        "begin[heads - heads[0]]",
         clause("4.9", PARTS),
     ),
     Fault(

@@ -8,7 +8,7 @@ import kiv_fast
 import pytest
 
 ROOT = Path(kiv_fast.__file__).parent
-ABOVE = ("kiv_fast", "pool", "store", "store_view", "shared", "guard", "decode", "call")
+ABOVE = ("kiv_fast", "pool", "store", "store_view", "shared", "guard", "decode", "together", "call")
 MIDDLE = ("state", "tokens", "trace", "partition")
 BELOW = ("retrieval", "attention", "cold", "index", "tiers", "pages", "ops", "device", "memory")
 LAYERS = (*ABOVE, *MIDDLE, *BELOW, "interrupts", "tuning", "shape")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MOST_STORES, MOST_TOKENS, MOST_ROWS = 3, 160, 3
 PICK = st.integers(0, MOST_STORES - 1)
-SMALL = Tuning(chunk_bytes=4096, row_steps=1, row_share=2)
+SMALL = Tuning(chunk_bytes=4096, together_bytes=1 << 15, row_steps=1, row_share=2)
 Answer = TypeVar("Answer")
 CONFIG = dict[str, Any](hot_tokens=8, sink_tokens=2, page_tokens=4, index_channels=6, candidate_tokens=20)
 

@@ -13,7 +13,8 @@ from .device.kept import KeptRows, aside_bytes, sets_for
 from .index.index import Index, code_pages
 from .interrupts import REFUSALS, is_refusal
 from .memory.ledger import Reservation
-from .ops.arguments import PageIndex, Rows
+from .ops.arguments import Rows
+from .ops.page_index import PageIndex
 from .pages.block_table import BlockTable, IdPool
 from .shape import Shape
 from .tiers.arena import Arena
@@ -35,6 +36,8 @@ class Cold:
     ahead : Ahead, or None on a CPU
     kept : KeptRows, or None
         Rows that the device keeps, where a step can look them up.
+    together : bool
+        Whether query blocks, and sequences, are answered in the same launches.
     """
 
     def __init__(self, shape: Shape, resources: Resources) -> None:
@@ -43,6 +46,7 @@ class Cold:
         self._gather, self._pinning = resources.gather, resources.pinning
         self.transfer, self.ahead = resources.gather.transfer, resources.ahead
         self.ops, self.decoder = resources.ops.of(shape), resources.ops.decoder_of(shape)
+        self.together = self.tuning.together(shape.device) > 0 and not self.ops.in_place
         self.arena: Arena = (RamArena if self.config.ram_bytes is None else TieredArena)(shape, resources)
         self.index = None if self.config.exact else Index(shape, self.config, self.transfer)
         # Where a head's tokens begin in a page, [H, 1].
@@ -209,9 +213,22 @@ class Cold:
         """Device bytes of the index of all pages."""
         return self._bytes(self._pages.used).device
 
-    def places(self, row: BlockTable, at: torch.Tensor, heads: torch.Tensor | None = None) -> torch.Tensor:
-        """Find where cold tokens int64 ``[n, K]``, of all heads or of those int64 ``[n]``, are in the arena."""
-        size, begin = self.config.page_tokens, self._begin if heads is None else self._begin[heads]
+    def places(
+        self, row: BlockTable, at: torch.Tensor, heads: torch.Tensor | None = None, blocks: int = 1
+    ) -> torch.Tensor:
+        """Find where cold tokens int64 ``[n, K]``, of all heads or of those int64 ``[n]``, are in the arena.
+
+        Where several blocks, or the sequences of a table, are answered together, these are as many heads (`Queries`).
+        """
+        size, begin, sequences = self.config.page_tokens, self._begin, row.sequences
+        if sequences * blocks > 1:
+            begin = begin.repeat_interleave(blocks, dim=0).repeat(sequences, 1)
+        if sequences > 1:
+            tokens = len(row.pages) // sequences * size  # of each before the next one's
+            first = torch.arange(0, sequences * tokens, tokens, device=at.device)
+            first = first.repeat_interleave(len(begin) // sequences)[:, None]
+            at = at + (first if heads is None else first[heads])
+        begin = begin if heads is None else begin[heads]
         page = at // size
         if row.whole and row.whole == len(row.pages):
             # Up to a token's page lie, beside the head's own tokens, those of the other heads.
@@ -222,7 +239,10 @@ class Cold:
         return (at % size).add_(begin).add_(ids, alpha=self.shape.heads * size)
 
     def page_index(self, row: BlockTable, pages: int, unseen: torch.Tensor | None) -> PageIndex:
-        """Return the index of the first `pages` pages of a row, of whose tokens `unseen` are not valid."""
+        """Return the index of the first `pages` pages of a row, of whose tokens `unseen` are not valid.
+
+        Of a table of several sequences, all pages.
+        """
         assert self.index is not None, "exact mode has no index"
         key = (row.pages.item(0), pages) if row.whole >= pages > 0 and unseen is None else None
         known = None if key is None else self._indexes.get(key)
@@ -230,7 +250,7 @@ class Cold:
             return known
         index = PageIndex(
             *self.index.tables,
-            row.pages[:pages],
+            row.pages[: row.sequences * pages],
             row.whole >= pages,
             self.index.all_coded,
             pages,
@@ -239,17 +259,18 @@ class Cold:
             unseen,
             self.config.group,
             self.transfer,
+            row.sequences,
         )
         if key is not None:
             self._indexes[key] = index
         return index
 
-    def rows(self, row: BlockTable, values: bool) -> Rows:
-        """Return the keys or values of the cold tokens of a row."""
+    def rows(self, row: BlockTable, values: bool, blocks: int = 1) -> Rows:
+        """Return the keys or values of the cold tokens of a row, for as many blocks at once."""
         arena = self.arena
 
         def places(at: torch.Tensor, heads: torch.Tensor | None) -> torch.Tensor:
-            return self.places(row, at, heads)
+            return self.places(row, at, heads, blocks)
 
         read = arena.values if values else arena.keys
         return Rows(places, read, arena.table(values) if self.ops.in_place else None)

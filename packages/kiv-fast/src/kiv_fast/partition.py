@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from kiv_reference.config import KIVConfig
@@ -30,6 +32,11 @@ def blocks(config: KIVConfig, length: int, queries: int, remaining: int | None) 
     step = config.query_block_tokens
     cut = [_block(config, config.prefill, start, min(start + step, suffix)) for start in range(first, suffix, step)]
     return [*cut, _block(config, "exact", suffix, length)] if suffix < length else cut
+
+
+def alike(cut: Sequence[Block]) -> list[list[Block]]:
+    """Put consecutive blocks of the same mode, number of queries and cold pages together."""
+    return [list(run) for _, run in groupby(cut, lambda block: (block.mode, block.stop - block.start, block.pages))]
 
 
 def _block(config: KIVConfig, mode: Mode, start: int, stop: int) -> Block:

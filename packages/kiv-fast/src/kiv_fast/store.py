@@ -24,6 +24,7 @@ from .partition import blocks
 from .shape import Shape, aligned
 from .state import State
 from .store_view import StoreView
+from .together import answer_together
 from .trace import BlockTrace
 
 
@@ -141,7 +142,10 @@ class FastStore(StoreView):
         batch, heads, count, _ = query.shape
         output = query.new_empty(batch, heads, count, state.shape.value_width)
         traces: list[BlockTrace] = []
-        for block in blocks(self._config, state.length, count, call.remaining):
+        cut = blocks(self._config, state.length, count, call.remaining)
+        if state.cold.together:
+            return output, answer_together(state, call, cut, state.length - count, output)
+        for block in cut:
             if block.pages > state.pages:
                 with state.cold.account.changing():
                     state.evict(block.pages)

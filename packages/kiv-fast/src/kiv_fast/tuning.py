@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -25,6 +27,10 @@ class Tuning:
     kept_bytes : int
         Estimates of a block that take no more are kept from one use to the next by torch's operations, not computed
         again.
+    together_bytes : int, optional
+        Temporary numbers of query blocks, and sequences, that torch's operations answer in the same launches; one block
+        of one sequence at least. None is 512 MiB on a device, by reckoning and not measured, and 0, each block for
+        itself, on a CPU, whose cache is small and whose launches cost little.
     device_row_steps : float
         Keys and values that a device keeps of those its steps read from RAM, as many as this number of steps of a store
         reads, if `device_bytes` has room for them.
@@ -43,7 +49,14 @@ class Tuning:
     index_tokens: int = 2048
     chunk_bytes: int = 32 << 20
     kept_bytes: int = 8 << 20
+    together_bytes: int | None = None
     device_row_steps: float = 2.0
     graphs: bool = True
     row_steps: int = 4
     row_share: int = 8
+
+    def together(self, device: torch.device) -> int:
+        """Return `together_bytes` on a device."""
+        if self.together_bytes is None:
+            return 0 if device.type == "cpu" else 512 << 20
+        return self.together_bytes

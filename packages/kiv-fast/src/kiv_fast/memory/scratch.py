@@ -84,10 +84,37 @@ def tile_bytes(shape: Shape, config: KIVConfig, tuning: Tuning, pages: int) -> i
     return 3 * min(pages, tile_pages(shape, config, tuning)) * config.page_tokens * shape.token_bytes
 
 
+def heads_together(shape: Shape, config: KIVConfig, tuning: Tuning, members: int, pages: int) -> int:
+    """Count the heads of blocks and sequences that are answered together, whatever the budgets (SPEC 10.1).
+
+    `members` are those of a block and head, over `pages` cold pages.
+    """
+    assert config.retrieve_tokens is not None, "exact mode retrieves nothing"
+    tokens, selected, limit = pages * config.page_tokens, config.retrieve_tokens, tuning.together(shape.device)
+    # Of each member: estimates; scores of twice as many candidates, twice, and of those that were there before; and of
+    # what is attended logits and weights. An eighth is for what is made of estimates (`Estimates`).
+    hot = config.sink_tokens + config.hot_tokens + 2 * config.page_tokens
+    numbers = tokens + 5 * min(config.candidate_tokens, tokens) + 2 * (hot + selected + pages)
+    read = 2 * (hot + selected) * (shape.key_width + shape.value_width)
+    heads = (limit - limit // 8) // ((members * numbers + read) * shape.compute.itemsize)
+    return max(1, min(heads, _heads_gathered(shape, config, tuning)))
+
+
+def _heads_gathered(shape: Shape, config: KIVConfig, tuning: Tuning) -> int:
+    """Count the heads whose selected values are not too much to be read at once."""
+    assert config.retrieve_tokens is not None, "exact mode selects nothing"
+    return tuning.chunk_bytes // (config.retrieve_tokens * shape.value_width * shape.compute.itemsize)
+
+
 def step_bytes(shape: Shape, config: KIVConfig, tuning: Tuning) -> int:
-    """Count the bytes of keys and values that a decode step of such a store reads at once."""
+    """Count the bytes of keys and values that such a store reads at once, in a decode step or for blocks together."""
     if config.retrieve_tokens is None:
         return 0
-    chunk = max(1, tuning.chunk_bytes // (shape.heads * shape.key_width * shape.compute.itemsize))
-    gathered = config.retrieve_tokens * shape.value_width + min(config.candidate_tokens, chunk) * shape.key_width
-    return shape.heads * gathered * shape.dtype.itemsize
+    heads = shape.heads
+    if tuning.together(shape.device):
+        blocks = -(-config.page_tokens // config.query_block_tokens) if config.prefill == "retrieve" else 1
+        heads = max(heads, min(shape.batch * heads * blocks, _heads_gathered(shape, config, tuning)))
+    chunk = tuning.chunk_bytes // (shape.key_width * shape.compute.itemsize)
+    keys = min(heads * config.candidate_tokens, max(heads, chunk))
+    numbers = heads * config.retrieve_tokens * shape.value_width + keys * shape.key_width
+    return numbers * shape.dtype.itemsize

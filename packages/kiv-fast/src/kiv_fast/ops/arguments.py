@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from kiv_reference.config import Group
 from numpy.typing import NDArray
-
-from ..device.transfer import Transfer
-from ..memory.growable_table import Table
 
 LATE = 16
 """The candidates are doubled where more than one selected token in this many is late (SPEC 4.9)."""
@@ -22,6 +18,9 @@ LATE = 16
 @dataclass(frozen=True)
 class Queries:
     """The queries of one block and sequence that are answered together, and what the model does to logits.
+
+    Consecutive blocks of the same cold pages, and several sequences, may be answered together too: each block's share
+    of a head is a head of its own here, and wherever the operations say H, in the order (sequence, KV head, block).
 
     Attributes
     ----------
@@ -33,6 +32,8 @@ class Queries:
     scale : float
     softcap : float, optional
     sink_logits : [H, G, TQ], optional
+    blocks : int
+        How many blocks there are, each of TQ queries, all of them asked.
     """
 
     query: torch.Tensor
@@ -41,11 +42,12 @@ class Queries:
     scale: float
     softcap: float | None
     sink_logits: torch.Tensor | None
+    blocks: int = 1
 
     @cached_property
     def positions(self) -> torch.Tensor:
-        """Positions, int64 [TQ], ascending."""
-        count = self.query.shape[2] if self.among is None else self.among.numel()
+        """Positions, int64 [TQ] of each block, ascending."""
+        count = self.blocks * self.query.shape[2] if self.among is None else self.among.numel()
         at = torch.arange(self.start, self.start + count, device=self.query.device)
         return at if self.among is None else at[self.among]
 
@@ -120,81 +122,6 @@ class PagedTile(NamedTuple):
     valid: torch.Tensor | None
 
 
-class Terms(NamedTuple):
-    """What is stored of n pages up to `stop`, in the shapes that products of estimates have."""
-
-    stop: int
-    codes: torch.Tensor  # int32 [n, H, P / 16, 16, W / 4]
-    channels: torch.Tensor | None  # integers [n * H, 1, 2 W]; None if all are coded
-    step: torch.Tensor  # [n * H, 1, 2 W]
-    base: torch.Tensor  # [n * H, D, 1]
-
-
-@dataclass(frozen=True)
-class PageIndex:
-    """The index of the cold pages that a block sees in one sequence, where it lies.
-
-    Attributes
-    ----------
-    codes, channels, step, base, mean : Table
-        By page id (`index.codes`).
-    ids : int32 [N]
-        Of the pages, in order of position.
-    whole : bool
-        Whether the ids are consecutive.
-    all_coded : bool
-        Whether all channels are coded, which are in order then.
-    pages, page_tokens, tokens : int
-        N, P, and their product.
-    unseen : bool [N * P], or None
-        Cold tokens that are not valid; None if all are.
-    group : "exp_sum" or "max"
-    transfer : Transfer
-    """
-
-    codes: Table
-    channels: Table
-    step: Table
-    base: Table
-    mean: Table
-    ids: NDArray[np.int32]
-    whole: bool
-    all_coded: bool
-    pages: int
-    page_tokens: int
-    tokens: int
-    unseen: torch.Tensor | None
-    group: Group
-    transfer: Transfer
-    _terms: dict[int, Terms] = field(init=False, default_factory=dict[int, "Terms"])
-
-    @cached_property
-    def means(self) -> torch.Tensor:
-        """Mean values of the pages, ``[H, N, DV]``."""
-        return self.records(self.mean).transpose(0, 1)
-
-    def terms(self, first: int, stop: int) -> Terms:
-        """Return what estimates are made of for pages ``[first, stop)``; views are kept for the next time."""
-        known = self._terms.get(first)
-        if known is not None and known.stop == stop:
-            return known
-        codes, step, base = (self.records(table, first, stop) for table in (self.codes, self.step, self.base))
-        channels = None if self.all_coded else self.records(self.channels, first, stop).flatten(0, 1)[:, None]
-        shape = step.flatten(0, 1)[:, None], base.flatten(0, 1)[:, :, None]
-        terms = Terms(stop, codes.transpose(3, 4), channels, *shape)
-        if self.whole:
-            self._terms[first] = terms
-        return terms
-
-    def records(self, table: Table, first: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Return what a table has about pages ``[first, stop)``, where it is; a view if their ids are consecutive."""
-        ids = self.ids[first:stop]
-        if self.whole and len(ids):
-            return table.tensor[ids.item(0) : ids.item(0) + len(ids)]
-        at = torch.from_numpy(ids).long()
-        return table.tensor.index_select(0, at if table.tensor.device.type == "cpu" else self.transfer.send(at))
-
-
 class Rows(NamedTuple):
     """Keys or values of the cold tokens of one sequence."""
 
@@ -255,6 +182,12 @@ class Found(NamedTuple):
             self._replace(at=self.at[h : h + 1], raw=self.raw[h : h + 1], chosen=self.chosen[h : h + 1], places=None)
             for h in rows
         ]
+
+    def told(self, heads: slice, width: int) -> Found:
+        """Return what a report asks for of some heads, of which no row has more than `width` candidates: no score."""
+        widened = None if self.widened is None else self.widened[heads]
+        none = self.raw.new_empty(0, 0, 0)  # so that the others need not be kept
+        return Found(self.at[heads, :width], none, self.chosen[heads], width, 0, [], widened)
 
     @property
     def selected(self) -> torch.Tensor:

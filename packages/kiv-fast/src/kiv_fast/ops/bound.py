@@ -12,7 +12,7 @@ import torch
 
 from .arguments import Found, Queries, Tile
 from .estimates import LEVELS, Estimates, whole_unit
-from .softmax import tile_part
+from .softmax import shared, tile_part
 from .tail import unread_sums
 
 WIDE = torch.float64
@@ -28,7 +28,7 @@ def log_held(queries: Queries, always: Sequence[Tile]) -> torch.Tensor:
     for tile in always:
         largest = tile.key.abs().amax(dim=1).to(members.dtype)  # [H, D]
         logits = torch.cat([logits, tile_part(queries, tile).logits], dim=2)
-        magnitude = torch.maximum(magnitude, (asked @ largest[:, :, None])[:, :, 0])
+        magnitude = torch.maximum(magnitude, (shared(asked, largest) @ largest[:, :, None]).view(magnitude.shape))
     held = torch.logsumexp(logits.to(WIDE), dim=2) - _lost(queries, magnitude)
     if queries.sink_logits is not None:
         held = torch.logaddexp(held, queries.sink_logits.flatten(1, 2).to(WIDE))
@@ -86,8 +86,9 @@ def _slack(estimates: Estimates, error: torch.Tensor) -> tuple[torch.Tensor, tor
 
     `error` ``[N, H, D]`` is the largest distance of a page's keys from their approximate keys.
     """
-    index, asked, members = estimates.index, _asked(estimates.queries), estimates.queries.members
-    channels, step, base = (index.records(table) for table in (index.channels, index.step, index.base))
+    index, every = estimates.index, estimates.queries.members.shape[:2]
+    channels, step, base = (index.by_page(table) for table in (index.channels, index.step, index.base))
+    asked, members = (shared(part, step[0]) for part in (_asked(estimates.queries), estimates.queries.members))
     picked = channels.long()[:, :, None].expand(-1, -1, members.shape[1], -1)
     coded = (members * estimates.queries.scale).expand(len(step), *members.shape).gather(3, picked) * step[:, :, None]
     size = coded.abs()  # [N, H, M, 2 W]
@@ -95,4 +96,4 @@ def _slack(estimates: Estimates, error: torch.Tensor) -> tuple[torch.Tensor, tor
     less = (coded - (coded / unit).round_().mul_(unit)).clamp_(min=0).sum(dim=3).permute(1, 2, 0) * (LEVELS - 1)
     spread = asked @ error.permute(1, 2, 0)
     magnitude = asked @ base.abs().permute(1, 2, 0) + spread + less + LEVELS * size.sum(dim=3).permute(1, 2, 0)
-    return spread.to(WIDE) + less, magnitude
+    return (spread.to(WIDE) + less).view(*every, -1), magnitude.view(*every, -1)

@@ -49,6 +49,7 @@ class OpsChoice:
         if name == "triton" and (reason := why_not_triton(torch.device("cuda"))):
             rule = 'ops="triton" needs Triton'
             raise refuse(KIVUnsupportedError, rule, reason, 'pip install "kiv-fast[triton]", or choose ops="auto".')
+        self._tuning = tuning
         self._torch = TorchOps(tuning.chunk_bytes, tuning.kept_bytes)
         self._graphs = tuning.graphs and not interpreted()
         self._cpu = None
@@ -70,7 +71,11 @@ class OpsChoice:
             rule = f'ops="cpu" serves float32, bfloat16 and float16 on a CPU, up to {MOST_CHANNELS} channels'
             got = f"{shape.dtype} on {shape.device}, {shape.key_width} channels"
             raise refuse(KIVUnsupportedError, rule, got, 'Choose ops="auto" or "torch".')
-        return self._torch
+        if shape.device.type == "cpu":
+            return self._torch
+        # Estimates of blocks that are answered together are kept, where any are.
+        kept = self._tuning.kept_bytes
+        return TorchOps(self._tuning.chunk_bytes, max(kept, self._tuning.together(shape.device)) if kept else 0)
 
     def decoder_of(self, shape: Shape) -> Decoder | None:
         """Return what decodes for stores of a shape, if a step of all sequences is one operation there.
@@ -97,4 +102,6 @@ class OpsChoice:
         ops, decoder = self.of(shape), self.decoder_of(shape)
         if decoder is not None:
             return f"{decoder.name} (decode), {ops.name}"
-        return ops.name if self._library is None or ops is self._torch else f"{ops.name} ({self._library.instructions})"
+        if self._library is None or ops is not self._cpu:
+            return ops.name
+        return f"{ops.name} ({self._library.instructions})"

@@ -15,8 +15,9 @@ import torch
 
 from . import structures as c
 from .addresses import KINDS, always_of, copy_of, found_of, query_of, rows_of
-from .arguments import Found, PagedTile, PageIndex, Queries, Rows, Tile
+from .arguments import Found, PagedTile, Queries, Rows, Tile
 from .library import Library
+from .page_index import PageIndex
 
 MOST_CHANNELS = 1 << 15
 """What numbers of 16 bits count."""

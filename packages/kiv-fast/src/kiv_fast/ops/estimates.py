@@ -10,11 +10,15 @@ from typing import cast
 import torch
 
 from ..shape import aligned
-from .arguments import PageIndex, Queries
+from .arguments import Queries
+from .page_index import PageIndex
 from .ranking import group_scores
 
 LEVELS = 16
 """Codes of four bits."""
+
+PARTS = 8
+"""Kept estimates that are many are looked at in so many parts, for which there is memory beside them."""
 
 NIBBLES = 0x0F0F0F0F
 """The lower halves of four bytes."""
@@ -52,7 +56,7 @@ def whole_unit(most: torch.Tensor) -> torch.Tensor:
 
 
 class Estimates:
-    """Estimates of the tokens of some pages, for the members of a block.
+    """Estimates of the tokens of some pages, for the members of a block, or of blocks that are answered together.
 
     Parameters
     ----------
@@ -65,42 +69,50 @@ class Estimates:
     Attributes
     ----------
     chunks : list of Chunk
-        One of everything where the estimates are kept.
+        One of everything where the estimates are few.
     """
 
     def __init__(self, index: PageIndex, queries: Queries, chunk_bytes: int, kept_bytes: int) -> None:
         self.index, self.queries = index, queries
         self._members, size = queries.scaled, index.page_tokens
         heads, members, _ = self._members.shape
-        itemsize = self._members.dtype.itemsize
-        self._step = max(1, chunk_bytes // (2 * index.codes.record_bytes * itemsize))  # pages
-        self._keep = heads * members * index.tokens * itemsize <= kept_bytes
-        self._kept: torch.Tensor | None = None
-        step = index.pages if self._keep else self._step
+        itemsize, self._heads = self._members.dtype.itemsize, index.codes.tensor.shape[1]
+        self._step = max(1, chunk_bytes // (2 * index.codes.record_bytes * itemsize))  # pages of one sequence
+        page = heads * members * size * itemsize
+        self._keep, self._kept = page * index.pages <= kept_bytes, dict[int, torch.Tensor]()  # by first page
+        # What is made of estimates takes as much memory again.
+        step = max(chunk_bytes, kept_bytes // PARTS) // page if self._keep else self._step * self._heads // heads
+        step = max(1, step)
         stops = [min(first + step, index.pages) for first in range(0, index.pages, step)]
         self.chunks = [Chunk(a, b, a * size, b * size) for a, b in zip([0, *stops], stops, strict=False)]
 
     def of(self, chunk: Chunk) -> torch.Tensor:
         """Return estimates ``[H, M, tokens of the chunk]``, minus infinity where a token is invalid."""
-        if self._kept is not None:
-            return self._kept
-        index, terms, (heads, members, _) = self.index, self.index.terms(chunk.first, chunk.last), self._members.shape
-        asked = self._members.repeat(chunk.last - chunk.first, 1, 1)  # [n * H, M, D]
+        out = self._kept.get(chunk.first)
+        if out is not None:
+            return out
+        index, terms, (heads, _, width) = self.index, self.index.terms(chunk.first, chunk.last), self._members.shape
+        pages, own = chunk.last - chunk.first, self._heads
+        if heads == own:
+            asked = self._members.repeat(pages, 1, 1)  # [n * H, M, D]
+        else:  # blocks have the codes of a head in common, and are more members of it here: [sequences * n * H, M, D]
+            asked = self._members.view(index.sequences, 1, own, -1, width).repeat(1, pages, 1, 1, 1).flatten(0, 2)
+        members = asked.shape[1]
         lowest = torch.bmm(asked, aligned(terms.base))  # the score of a key of codes 0
         if terms.channels is not None:
             asked = asked.gather(2, terms.channels.long().expand(-1, members, -1))
         weights = asked.mul_(terms.step)
         unit = whole_unit(cast("torch.Tensor", torch.linalg.vector_norm(weights, torch.inf, dim=2, keepdim=True)))
         weights = weights.div_(unit).round_().clamp_(-MOST_WEIGHT, MOST_WEIGHT).mul_(unit)
-        step = self._step * heads
+        step = self._step * own
         parts = zip(pieces(lowest, step), pieces(weights, step), pieces(terms.codes, self._step), strict=True)
         parts = [torch.baddbmm(low, weight, self._numbers(packed)) for low, weight, packed in parts]
-        out = joined(parts, 0).view(-1, heads, members, index.page_tokens)
-        out = out.permute(1, 2, 0, 3).reshape(heads, members, -1)
+        out = joined(parts, 0).view(-1, pages, own, members, index.page_tokens)
+        out = out.permute(0, 2, 3, 1, 4).reshape(heads, self._members.shape[1], -1)
         if index.unseen is not None:
             out.masked_fill_(index.unseen[chunk.start : chunk.stop], -torch.inf)
         if self._keep:
-            self._kept = out
+            self._kept[chunk.first] = out
         return out
 
     def _numbers(self, words: torch.Tensor) -> torch.Tensor:

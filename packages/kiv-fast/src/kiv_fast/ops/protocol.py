@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
-from .arguments import Found, PagedTile, PageIndex, Queries, Rows, Tile
+from .arguments import Found, PagedTile, Queries, Rows, Tile
+from .page_index import PageIndex
 
 
 class Ops(Protocol):

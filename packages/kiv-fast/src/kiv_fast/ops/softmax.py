@@ -22,8 +22,19 @@ class Part(NamedTuple):
 
 
 def raw_scores(queries: Queries, key: torch.Tensor) -> torch.Tensor:
-    """Return scores ``[H, M, K]`` for ``key [H, K, D]``, without a cap."""
-    return torch.bmm(queries.scaled, key.to(queries.query.dtype).transpose(1, 2))
+    """Return scores ``[H, M, K]`` for ``key [H, K, D]``, which blocks have in common, without a cap."""
+    members = queries.scaled if queries.blocks == 1 else shared(queries.scaled, key)
+    scores = torch.bmm(members, key.to(members.dtype).transpose(1, 2))
+    return scores if queries.blocks == 1 else scores.view(*queries.scaled.shape[:2], key.shape[1])
+
+
+def shared(of_members: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """View what there is of each member ``[H, M, X]`` as of the heads that tokens ``[heads, K, W]`` have.
+
+    These are as many, or fewer where blocks are answered together: their members are those of one head here.
+    """
+    heads, members, width = of_members.shape
+    return of_members.view(tokens.shape[0], heads // tokens.shape[0] * members, width)
 
 
 def tile_part(queries: Queries, tile: Tile) -> Part:
@@ -36,12 +47,14 @@ def tile_logits(queries: Queries, tiles: Sequence[Tile]) -> torch.Tensor:
     logits = queries.cap(raw_scores(queries, joined([tile.key for tile in tiles], 1)))
     if any(tile.first + tile.count - 1 > queries.start or tile.valid is not None for tile in tiles):
         hidden = joined([_hidden(queries, tile) for tile in tiles], 1)
-        logits.masked_fill_(hidden.repeat(queries.query.shape[1], 1), -torch.inf)
+        _, groups, count, _ = queries.query.shape
+        of_queries = logits.view(len(logits) // queries.blocks, queries.blocks, groups, count, hidden.shape[1])
+        of_queries.masked_fill_(hidden.view(queries.blocks, 1, count, hidden.shape[1]), -torch.inf)
     return logits
 
 
 def _hidden(queries: Queries, tile: Tile) -> torch.Tensor:
-    """Tell which tokens the queries may not see, bool ``[TQ, count]``: later ones, and those that are not valid."""
+    """Tell which tokens the queries of all blocks may not see, bool ``[TQ, count]``: later ones, and invalid ones."""
     at = torch.arange(tile.first, tile.first + tile.count, device=queries.query.device)
     later = at[None, :] > queries.positions[:, None]
     return later if tile.valid is None else later.logical_or_(~tile.valid)
@@ -76,16 +89,16 @@ def weigh(weights: torch.Tensor, values: torch.Tensor, logits: torch.Tensor, fin
 
 
 def attend_all(
-    logits: list[torch.Tensor], values: list[torch.Tensor], sink_logits: torch.Tensor | None, padded: bool, finite: bool
+    queries: Queries, logits: list[torch.Tensor], values: list[torch.Tensor], padded: bool, finite: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attend by one softmax to tokens that lie in several places (SPEC 5.1, 8.2).
 
     Parameters
     ----------
+    queries : Queries
+        Whose sink logits, if there are any, are in the denominator alone.
     logits : of [H, M, K]
-    values : of [H, K, DV], in any dtype
-    sink_logits : [H, M], optional
-        Learned sinks, which are in the denominator alone.
+    values : of [H, K, DV], in any dtype; of fewer heads where blocks have them in common (`shared`)
     padded : bool
         Whether a query may see nothing: its output is zeros.
     finite : bool
@@ -97,11 +110,20 @@ def attend_all(
     Tensor [H, M, all K]
         Weights.
     """
-    joint = joined(logits, 2)
+    joint, sink_logits = joined(logits, 2), queries.sink_logits
     if sink_logits is None:
         weights = torch.softmax(joint, dim=2)
     else:
-        weights = torch.softmax(torch.cat([joint, sink_logits[:, :, None]], dim=2), dim=2)[:, :, :-1]
+        sink_logits = sink_logits.flatten(1, 2)[:, :, None]
+        weights = torch.softmax(torch.cat([joint, sink_logits], dim=2), dim=2)[:, :, :-1]
     if padded:
         weights = weights.masked_fill((joint == -torch.inf).all(dim=2, keepdim=True), 0)
-    return weigh(weights, joined(values, 1).to(weights.dtype), joint, finite), weights
+    if queries.blocks == 1:
+        return weigh(weights, joined(values, 1).to(weights.dtype), joint, finite), weights
+    output, start = None, 0
+    for mine, value in zip(logits, values, strict=True):
+        part = shared(weights[:, :, start : start + mine.shape[2]], value)
+        part = weigh(part, value.to(part.dtype), shared(mine, value), finite).view(*joint.shape[:2], value.shape[2])
+        output, start = part if output is None else output.add_(part), start + mine.shape[2]
+    assert output is not None, "nothing to attend to"
+    return output, weights

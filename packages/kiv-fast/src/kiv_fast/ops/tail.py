@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import embedding, pad, softplus
 
-from .arguments import Found, PageIndex, Queries, Selection, marked
+from .arguments import Found, Queries, Selection, marked
 from .estimates import Estimates, joined
+from .page_index import PageIndex
 from .softmax import LEAST
 
 WEIGHT, POWER = 0.5, 4.0

@@ -8,9 +8,10 @@ from typing import cast
 
 import torch
 
-from .arguments import LATE, Found, PagedTile, PageIndex, Queries, Rows, Tile, marked
+from .arguments import LATE, Found, PagedTile, Queries, Rows, Tile, marked
 from .bound import log_held, missed_share
 from .estimates import Estimates, joined, pieces
+from .page_index import PageIndex
 from .ranking import group_scores, top_set, top_sets
 from .softmax import attend_all, attend_tile, tile_logits
 from .tail import WEIGHT, page_tail, value_shift
@@ -66,20 +67,21 @@ class TorchOps:
         """Take more candidates for heads that are late (`Ops.widen`)."""
         index = estimates.index
         heads = index.transfer.send(torch.tensor(found.late, device="cpu"))
-        at, raw, chosen = (part.index_select(0, heads) for part in found[:3])
+        at = found.at.index_select(0, heads)
         wide = top_set(estimates.scores.index_select(0, heads), candidates)
         known = marked(at, index.tokens).gather(1, wide)
         # As many are new of each head: sorting finds them and, other than a mask, lets no host wait for their number.
         more = wide.gather(1, known.sort(dim=1, stable=True).indices[:, : wide.shape[1] - at.shape[1]])
         order = torch.cat([at, more], dim=1).argsort(dim=1)
-        new = torch.cat([raw, self.scores(estimates.queries, keys, keys.places(more, heads), heads)], dim=2)
+        new = self.scores(estimates.queries, keys, keys.places(more, heads), heads)
+        new = torch.cat([found.raw.index_select(0, heads), new], dim=2)
         new = new.gather(2, order[:, None].expand_as(new))
-        chosen = top_set(group_scores(new, index.group), chosen.shape[1])
+        chosen = top_set(group_scores(new, index.group), found.chosen.shape[1])
         pad = torch.nn.functional.pad
         room = wide.shape[1] - at.shape[1]
         return Found(
-            pad(found.at, (0, room), value=-1).index_copy(0, heads, wide),
-            pad(found.raw, (0, room), value=-torch.inf).index_copy(0, heads, new),
+            pad(found.at, (0, room), value=-1).index_copy_(0, heads, wide),
+            pad(found.raw, (0, room), value=-torch.inf).index_copy_(0, heads, new),
             found.chosen.index_copy(0, heads, chosen),
             candidates,
             found.keys + more.numel(),
@@ -98,7 +100,10 @@ class TorchOps:
     ) -> torch.Tensor:
         """Attend by one softmax over everything (`Ops.attend`)."""
         tiles = [tile for tile in always if isinstance(tile, Tile)]
-        logits, values = [tile_logits(queries, tiles)] if tiles else [], [tile.value for tile in tiles]
+        logits = [tile_logits(queries, tiles)] if tiles else []
+        values = [tile.value for tile in tiles]
+        if queries.blocks > 1 and tiles:
+            values = [joined(values, 1)]
         shift, pages = None, 0
         if retrieved is not None:
             estimates, found, rows = retrieved
@@ -111,9 +116,8 @@ class TorchOps:
                 logits.append(page_tail(queries, estimates, found, chosen))
                 values.append(estimates.index.means)
                 pages = estimates.index.pages
-        sinks = None if queries.sink_logits is None else queries.sink_logits.flatten(1, 2)
         padded = any(tile.valid is not None for tile in tiles)
-        output, weights = attend_all(logits, values, sinks, padded, finite)
+        output, weights = attend_all(queries, logits, values, padded, finite)
         estimated = weights[:, :, weights.shape[2] - pages :].sum(dim=2)
         if shift is not None:
             # Without a pseudo-token nothing is moved, by whatever number (SPEC 2.5).

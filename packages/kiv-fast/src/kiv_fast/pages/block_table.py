@@ -81,7 +81,7 @@ class IdPool:
 
 @dataclass
 class BlockTable:
-    """The cold pages of one sequence, in order of position.
+    """The cold pages of one sequence, in order of position; or for a while those of several (`joined`).
 
     Attributes
     ----------
@@ -93,6 +93,8 @@ class BlockTable:
         Leading pages whose mean values are all numbers.
     padded : bool
         Whether a page has an invalid token.
+    sequences : int
+        How many have as many pages here, one behind the other. Only the table of one changes.
     """
 
     pages: Integers = field(default_factory=integers)
@@ -100,6 +102,17 @@ class BlockTable:
     whole: int = 0
     finite: int = 0
     padded: bool = False
+    sequences: int = 1
+
+    @classmethod
+    def joined(cls, tables: Sequence[BlockTable], pages: int) -> BlockTable:
+        """Put the first `pages` pages of several sequences, none of them padded, behind one another."""
+        if len(tables) == 1:
+            return tables[0]
+        ids = np.concatenate([table.pages[:pages] for table in tables])
+        counts = np.concatenate([table.counts[:pages] for table in tables])
+        finite = pages if all(table.finite >= pages for table in tables) else 0
+        return cls(ids, counts, 0, finite, False, len(tables))
 
     def extend(self, pages: list[int], counts: list[int], page_tokens: int, finite: bool) -> None:
         """Add pages at the end, `finite` if their mean values are all numbers."""

@@ -23,7 +23,10 @@ class Result(NamedTuple):
 
 
 def attend_block(view: View, queries: Queries, bound: bool, out: torch.Tensor) -> Result:
-    """Answer the queries of a block by retrieval (SPEC 4, 5, 6.3); `out` as for `Ops.attend`."""
+    """Answer the queries of a block by retrieval (SPEC 4, 5, 6.3); `out` as for `Ops.attend`.
+
+    Of several blocks, or sequences, at once, each head's members are those of one block, and no bound is kept.
+    """
     cold, config = view.cold, view.cold.config
     if view.tokens == 0:
         estimated = cold.ops.attend(queries, view.always, view.finite, None, False, out)
@@ -39,7 +42,7 @@ def attend_block(view: View, queries: Queries, bound: bool, out: torch.Tensor) -
     cold.counters.value_bytes_gathered += selected * cold.shape.value_width * cold.shape.dtype.itemsize
     finite = view.finite and view.row.finite >= view.index.pages
     if streamed is None or not bool(streamed.all()):
-        retrieved = estimates, found, cold.rows(view.row, values=True)
+        retrieved = estimates, found, cold.rows(view.row, values=True, blocks=view.blocks)
         estimated = cold.ops.attend(queries, view.always, finite, retrieved, config.tail == "mean", out)
     else:
         estimated = found.raw.new_zeros(found.raw.shape[:2])

@@ -41,7 +41,7 @@ def chosen_bound(view: View, queries: Queries, chosen: Chosen) -> torch.Tensor:
 def _error(view: View) -> torch.Tensor:
     """Return the largest distances of the pages' keys from their approximate keys, ``[N, H, D]``, on the device."""
     assert view.cold.index is not None, "exact mode bounds nothing"
-    return view.cold.transfer.upload(view.index.records(view.cold.index.error))
+    return view.cold.transfer.upload(view.index.by_page(view.cold.index.error))
 
 
 def round_up(share: torch.Tensor) -> torch.Tensor:
