@@ -18,6 +18,7 @@ SAME, LIVES, SINKS, REPORT, REFUSED, COUNTED, TOLD = (
         "a_step_that_comes_otherwise_is_told",
     )
 )
+STEPS = ("conformance/test_decode_steps.py", "--impl=fast-interpreted", "--profile=kill")
 GRAPH = "kiv_fast.ops.triton.graph"
 KERNELS = "kiv_fast.ops.triton.kernels"
 
@@ -61,14 +62,14 @@ FAULTS: list[Fault] = [
         f"{KERNELS}.append:append",
         "counts_ptr + 1, hot)",
         "counts_ptr + 1, hot - 1)",
-        SAME,
+        STEPS,
     ),
     KernelFault(
         "a ring has an end",
         f"{KERNELS}.attend:attend",
         "tl.where(at < HOT, at, at - HOT)",
         "tl.minimum(at, HOT - 1)",
-        SAME,
+        STEPS,
     ),
     Fault(
         "what a ring has at its beginning is lost",
