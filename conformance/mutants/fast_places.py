@@ -227,6 +227,13 @@ FAULTS = [
         (f"{TESTS}parts.py::test_a_device_reads_registered_memory_alone",),
     ),
     Fault(
+        "an append that is refused makes pages cold",
+        "kiv_fast.state:State.prepare",
+        "coming = Reservation()",
+        "coming = Reservation(); self.evict(due)",
+        ("packages/kiv-fast/tests/test_reservations.py::test_an_append_that_is_refused_makes_no_page_cold",),
+    ),
+    Fault(
         "a page that left the hot window stays in it",
         "kiv_fast.tiers.window:Recent.drop_pages",
         "(self._start + tokens)",

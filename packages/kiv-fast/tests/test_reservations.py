@@ -50,6 +50,31 @@ def test_the_reservation_of_one_store_outlives_that_of_its_fork(config: KIVConfi
     assert 0 < held < len(budgets)
 
 
+@pytest.mark.parametrize("tier", ["device_bytes", "ram_bytes"])
+def test_an_append_that_is_refused_makes_no_page_cold(config: KIVConfig, tier: str) -> None:
+    """Pages of a prompt that was not attended yet are coded by its queries, which an attend brings later (SPEC 3.2)."""
+    config = replace(config, prefill="retrieve", query_block_tokens=8, exact_suffix_tokens=0)
+    data = draw(5, 200)
+    tight, free = (FastPool(config).layer_store() for _ in range(2))
+    for store in (tight, free):
+        feed(store, part(data, 0, 40), [40])
+        store.append(*part(data, 40, 110)[:2])
+    held = tight._pool.memory()
+    limits = held._replace(disk=0)._asdict() | {"disk": None}
+    tight._pool.ledger._limits = tuple(limits[name] if f"{name}_bytes" == tier else None for name in limits)
+    with pytest.raises(KIVBudgetError):
+        tight.append(*part(data, 110, 200)[:2])
+    assert tight._pool.memory() == held
+    tight._pool.ledger._limits = None, None, None
+    for start, stop in ((40, 110), (110, 130)):
+        if start > 40:
+            for store in (tight, free):
+                store.append(*part(data, start, stop)[:2])
+        assert torch.equal(*(store.attend(part(data, start, stop)[2], scale=SCALE) for store in (tight, free)))
+        for mine, right in zip(tight.report.blocks, free.report.blocks, strict=True):
+            assert torch.equal(mine.candidate_positions, right.candidate_positions)
+
+
 def test_evicted_pages_leave_the_disk_reserved_by_others(config: KIVConfig, tmp_path: Path) -> None:
     """A store waits with its last tokens; another needs RAM, for which pages of the first must go to disk."""
     data, others = draw(1, 160), draw(2, 160)

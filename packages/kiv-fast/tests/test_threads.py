@@ -120,14 +120,14 @@ def test_a_dead_store_is_released_while_another_thread_is_in_a_call(
 ) -> None:
     pool, store, others = forks(config)
     inside, go_on = threading.Event(), threading.Event()
-    finish = state_of(store).finish
+    prepare = state_of(store).prepare
 
-    def wait() -> None:
+    def wait(tokens: int, padded: bool) -> None:
         inside.set()
         assert go_on.wait(20)
-        finish()
+        prepare(tokens, padded)
 
-    monkeypatch.setattr(store.state, "finish", wait)
+    monkeypatch.setattr(store.state, "prepare", wait)
     data = draw(3, 1)
     with ThreadPoolExecutor(1) as threads:
         call = threads.submit(store.append, *data[:2])

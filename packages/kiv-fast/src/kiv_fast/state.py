@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from kiv_reference.config import KIVConfig
+from kiv_reference.report import TierBytes
 
 from .cold import Cold
 from .index.samples import EVERY, Samples
 from .interrupts import REFUSALS
+from .memory.ledger import Reservation
 from .memory.scratch import step_bytes, tile_bytes
 from .ops.decoding import Decoder
 from .shape import Shape
 from .tokens import Tokens
+
+
+class Before(NamedTuple):
+    """What there was before an append, in case that it does not come about."""
+
+    scratch: int
+    held: TierBytes
+    pages: int
+    moves: int
 
 
 class State(Tokens):
@@ -24,30 +37,40 @@ class State(Tokens):
         self._decoder_bytes = 0  # what stays for decode steps from one to the next
         self._odd: str | None = None  # what the device has found about a token that is to be taken back
         self._begun: tuple[int, int] | None = None  # pages and samples before the call that is being answered
+        self._before = Before(0, TierBytes(0, 0, 0), 0, 0)
 
     def prepare(self, tokens: int, padded: bool) -> None:
-        """Take room for n tokens more: for them now, and once their call is over.
+        """Take room for n tokens more: for them now, and once their call is over; and end the last call.
+
+        Where no attend came after the last append, its pages leave only now, when there is room: what is refused has
+        changed nothing, their codes neither.
 
         Raises
         ------
         KIVBudgetError, KIVStorageError
             If they do not fit. Nothing is taken then.
         """
-        length = self.length + tokens
+        length, due = self.length + tokens, self.config.cold_pages(self.length)
         if length <= self._easy_length and not (padded and self.validity.whole):
+            self._begun = None
             return
         self._easy_length = 0
         pages, scratch = self.config.cold_pages(length), self.cold.scratch
-        self._planned = scratch.nbytes  # in case the append does not come about
+        self._before = Before(scratch.nbytes, self.held.bytes, self.pages, self.recent.moves)
+        coming = Reservation()
         try:
             tiles = tile_bytes(self.shape, self.config, self.cold.tuning, pages)
-            scratch.plan(max(self._planned, self._step_bytes + tiles))
-            device = self.recent.bytes_with(tokens) + self.validity.bytes_with(length, padded)
+            scratch.plan(max(scratch.nbytes, self._step_bytes + tiles))
+            device = self.recent.bytes_with(tokens, due - self.pages) + self.validity.bytes_with(length, padded)
             self._hold(device + self.ids_bytes(pages), length)
-            self.reservation = self.cold.reserve(len(self.rows) * (pages - self.pages))
+            coming = self.cold.reserve(len(self.rows) * (pages - due))
+            self.evict(due)
         except REFUSALS:
-            self._refused()
+            self.cold.release(coming)
+            self._give_back()
             raise
+        self.cold.release(self.reservation)
+        self.reservation, self._begun = coming, None
 
     def plan_step(self, nbytes: int, held: int) -> None:
         """Hold the buffers of a decode step of all sequences, and what stays with the store, from now on.
@@ -144,8 +167,17 @@ class State(Tokens):
         """Give back what an append has taken that does not come about."""
         if self._easy_length:  # nothing was
             return
-        self.cold.scratch.plan(self._planned)
-        self._release_rest()
+        self.cold.release(self.reservation)
+        if self.pages > self._before.pages and self.recent.moves == self._before.moves:  # else they stay cold
+            self._cut(self._before.pages)
+            self.recent.take_back(self.pages - self._before.pages)
+            self.pages = self._before.pages
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Give back what an append has taken beside pages."""
+        self.cold.scratch.plan(self._before.scratch)
+        self.held.resize(*self._before.held[:2])
 
     def _release_rest(self) -> None:
         """Give back what a call has taken and not used."""

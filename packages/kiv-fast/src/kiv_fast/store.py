@@ -56,7 +56,6 @@ class FastStore(StoreView):
             state = State(shape, self._config, Cold(shape, self._pool.resources(shape.device)))
         with state.cold.account.changing():
             try:
-                state.finish()
                 state.prepare(key.shape[2], valid is not None)
                 state.append(key, value, valid, finite)
             except REFUSALS:
@@ -69,7 +68,6 @@ class FastStore(StoreView):
     def _put(self, state: State, key: torch.Tensor, value: torch.Tensor) -> None:
         """Add tokens that are written where they stay, and looked at there."""
         with state.cold.account.changing():
-            state.finish()
             state.prepare(key.shape[2], False)
             good_keys = state.put(key, value)
             if good_keys:

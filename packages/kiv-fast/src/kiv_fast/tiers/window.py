@@ -40,6 +40,7 @@ class Recent:
         self.sink_count = 0
         self.hot_count = 0
         self._start = 0
+        self.moves = 0  # how often the hot tokens were
         self._sinks = self._buffers(0)
         self._hot = self._buffers(0)
 
@@ -71,11 +72,11 @@ class Recent:
         slots = self._sinks[0].shape[2] + self._hot[0].shape[2]
         return slots * self._shape.batch * self._shape.token_bytes
 
-    def bytes_with(self, tokens: int) -> int:
-        """Count the bytes of the buffers once they hold n tokens more."""
+    def bytes_with(self, tokens: int, less: int = 0) -> int:
+        """Count the bytes of the buffers once they hold n tokens more, and so many pages less."""
         most = self._config.sink_tokens
         sinks = min(most, self.sink_count + tokens)
-        hot = self.hot_count + self.sink_count + tokens - sinks
+        hot = self.hot_count + self.sink_count + tokens - sinks - less * self._config.page_tokens
         slots = max(doubled(sinks, most), self._sinks[0].shape[2])
         slots += max(capacity(self._config, hot), self._hot[0].shape[2])
         return slots * self._shape.batch * self._shape.token_bytes
@@ -129,6 +130,7 @@ class Recent:
             if live > ends:  # the others are at the beginning
                 new[:, :, first : self.hot_count] = old[:, :, : live - ends]
         self._hot, self._start = buffers, 0
+        self.moves += 1
 
     def _straighten(self, count: int) -> None:
         """Have the first `count` tokens in order, in buffers of the same size."""
