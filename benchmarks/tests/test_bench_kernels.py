@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ahead import CARDS, GEOMETRIES
+from benchmarks.ahead import CARDS, GEOMETRIES, OLDEST
+from benchmarks.kernels import TOGETHER
 from benchmarks.report import Result
 
 pytest.importorskip("triton")
@@ -37,6 +38,17 @@ def test_the_compiler_says_what_the_table_says(tmp_path: Path) -> None:
     found, told = cells(tmp_path / "kernels.json"), cells(RESULTS / "kernels.json")
     assert {kernel for _, kernel, _ in found} == KERNELS
     assert {place: told[place] for place in found} == found
+
+
+def test_the_oldest_triton_has_room_too() -> None:
+    """What it spills there, and how much, the table says: at most a few registers of a thread."""
+    told = cells(RESULTS / "kernels_oldest.json")
+    assert {*told} == {(TOGETHER, kernel, card) for kernel in KERNELS for card in OLDEST}
+    assert Result.read(RESULTS / "kernels_oldest.json").settings["triton"].startswith("3.2.")
+    for (_, _, card), (registers, spilled, shared) in told.items():
+        assert 0 < registers <= 512
+        assert 1024 * shared <= CARDS[card].shared
+        assert spilled <= 16 or CARDS[card].backend != "cuda"
 
 
 def test_no_kernel_spills_on_nvidia_nor_takes_more_shared_memory_than_there_is() -> None:
