@@ -173,11 +173,10 @@ def launches(step: Decode, backend: str) -> list[Launch]:
 
         return run
 
-    def take(
-        name: str, shape: tuple[int, ...], dtype: torch.dtype, fill: int | None = None, aside: bool = False
-    ) -> torch.Tensor:
+    def buffer(name: str, shape: tuple[int, ...], dtype: torch.dtype, *more: Any) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
+    take: Any = buffer
     batch, heads, _, width = step.sinks[0].shape
     new = [
         torch.empty(batch, heads, 1, size, dtype=step.query.dtype, device="meta")

@@ -55,17 +55,17 @@ def test_an_append_that_is_refused_makes_no_page_cold(config: KIVConfig, tier: s
     """Pages of a prompt that was not attended yet are coded by its queries, which an attend brings later (SPEC 3.2)."""
     config = replace(config, prefill="retrieve", query_block_tokens=8, exact_suffix_tokens=0)
     data = draw(5, 200)
-    tight, free = (FastPool(config).layer_store() for _ in range(2))
+    pool = FastPool(config)
+    tight, free = pool.layer_store(), FastPool(config).layer_store()
     for store in (tight, free):
         feed(store, part(data, 0, 40), [40])
         store.append(*part(data, 40, 110)[:2])
-    held = tight._pool.memory()
-    limits = held._replace(disk=0)._asdict() | {"disk": None}
-    tight._pool.ledger._limits = tuple(limits[name] if f"{name}_bytes" == tier else None for name in limits)
+    held = pool.memory()
+    pool.ledger._limits = (held.device, None, None) if tier == "device_bytes" else (None, held.ram, None)
     with pytest.raises(KIVBudgetError):
         tight.append(*part(data, 110, 200)[:2])
-    assert tight._pool.memory() == held
-    tight._pool.ledger._limits = None, None, None
+    assert pool.memory() == held
+    pool.ledger._limits = None, None, None
     for start, stop in ((40, 110), (110, 130)):
         if start > 40:
             for store in (tight, free):

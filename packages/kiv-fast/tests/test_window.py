@@ -76,7 +76,7 @@ def test_tokens_come_after_those_of_a_ring(ring: Recent) -> None:
 
 @pytest.mark.parametrize("back", [False, True])
 def test_a_ring_is_cropped(ring: Recent, back: bool) -> None:
-    came = (numbered(0, 4),) * 2 if back else None
+    came = (numbered(0, 4), numbered(0, 4)) if back else None
     assert tokens(ring.cropped(0, 10, came)) == [*range(0 if back else 4, 14)]
 
 
