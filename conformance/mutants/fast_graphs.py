@@ -6,7 +6,7 @@ from .kernels import KernelFault
 from .source import Fault
 
 GRAPHS = "packages/kiv-fast/tests/test_device_graphs.py"
-SAME, LIVES, SINKS, REPORT, REFUSED, COUNTED, TOLD = (
+SAME, LIVES, SINKS, REPORT, REFUSED, COUNTED = (
     (f"{GRAPHS}::test_{name}",)
     for name in (
         "steps_are_the_same",
@@ -15,9 +15,9 @@ SAME, LIVES, SINKS, REPORT, REFUSED, COUNTED, TOLD = (
         "a_report_is_of_its_own_step",
         "without_graphs_it_still_works",
         "its_memory_is_counted",
-        "a_step_that_comes_otherwise_is_told",
     )
 )
+TOLD = ("packages/kiv-fast/tests/test_device_graph_keys.py",)
 STEPS = ("conformance/test_decode_steps.py", "--impl=fast-interpreted", "--profile=kill")
 RING = ("packages/kiv-fast/tests/test_window.py",)
 GRAPH = "kiv_fast.ops.triton.graph"
