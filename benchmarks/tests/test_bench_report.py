@@ -14,7 +14,7 @@ from benchmarks.report import SHARES, Result, Target, quantile_panel, quantiles,
 if TYPE_CHECKING:
     from pathlib import Path
 
-MOST_BYTES = 210_000
+MOST_BYTES = 220_000
 """Of all JSON among the committed results."""
 
 
