@@ -161,8 +161,6 @@ def asked(g: Geometry) -> Decode:
 def launches(step: Decode, backend: str) -> list[Launch]:
     """Record the launches of a step on a backend."""
     from kiv_fast.ops.triton import decode as module
-    from kiv_fast.ops.triton.results import results_bytes, results_in
-    from kiv_fast.ops.triton.sizes import sizes_of
     from triton import JITFunction
 
     found = list[Launch]()
@@ -185,9 +183,7 @@ def launches(step: Decode, backend: str) -> list[Launch]:
     hip = "any" if backend == "hip" else None
     with mock.patch.object(JITFunction, "__getitem__", record), mock.patch.object(torch.version, "hip", hip):
         module.append_token(new[0], new[1], step.hot, (4, HOT - 256, 0, step.pages), step.counts, step.odd)
-        sizes = sizes_of(step)
-        memory = torch.empty(results_bytes(sizes, wide=False), dtype=torch.uint8, device="meta")
-        module.run(step, sizes, take, results_in(memory, sizes, wide=False), wide=False)
+        module.decode(step, take, wide=False)
     return found
 
 
