@@ -46,7 +46,7 @@ FAULTS = [
     ),
     Fault(
         "sampled queries are not booked",
-        "kiv_fast.state:State._hold",
+        "kiv_fast.growing:Growing._hold",
         "self.samples.bytes_at(length)",
         "0",
         clause("10.3"),
@@ -228,10 +228,17 @@ FAULTS = [
     ),
     Fault(
         "an append that is refused makes pages cold",
-        "kiv_fast.state:State.prepare",
+        "kiv_fast.growing:Growing.prepare",
         "coming = Reservation()",
         "coming = Reservation(); self.evict(due)",
-        ("packages/kiv-fast/tests/test_reservations.py::test_an_append_that_is_refused_makes_no_page_cold",),
+        (f"{TESTS}reservations.py::test_what_is_refused_makes_no_page_cold",),
+    ),
+    Fault(
+        "a crop that is refused makes pages cold",
+        "kiv_fast.state:State.crop",
+        "self.take_back()",
+        "self._begun = None",
+        (f"{TESTS}reservations.py::test_what_is_refused_makes_no_page_cold",),
     ),
     Fault(
         "a page that left the hot window stays in it",

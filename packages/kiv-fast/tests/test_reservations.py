@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from fast_helpers import SCALE, draw, feed, state_of
 from kiv_fast import FastPool
+from kiv_fast.tiers.window import Recent
 from kiv_reference.errors import KIVBudgetError
 
 if TYPE_CHECKING:
@@ -50,8 +52,8 @@ def test_the_reservation_of_one_store_outlives_that_of_its_fork(config: KIVConfi
     assert 0 < held < len(budgets)
 
 
-@pytest.mark.parametrize("tier", ["device_bytes", "ram_bytes"])
-def test_an_append_that_is_refused_makes_no_page_cold(config: KIVConfig, tier: str) -> None:
+@pytest.mark.parametrize("tier", ["device_bytes", "ram_bytes", "a crop"])
+def test_what_is_refused_makes_no_page_cold(config: KIVConfig, tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of a prompt that was not attended yet are coded by its queries, which an attend brings later (SPEC 3.2)."""
     config = replace(config, prefill="retrieve", query_block_tokens=8, exact_suffix_tokens=0)
     data = draw(5, 200)
@@ -61,9 +63,14 @@ def test_an_append_that_is_refused_makes_no_page_cold(config: KIVConfig, tier: s
         feed(store, part(data, 0, 40), [40])
         store.append(*part(data, 40, 110)[:2])
     held = pool.memory()
-    pool.ledger._limits = (held.device, None, None) if tier == "device_bytes" else (None, held.ram, None)
-    with pytest.raises(KIVBudgetError):
-        tight.append(*part(data, 110, 200)[:2])
+    if tier == "a crop":
+        monkeypatch.setattr(Recent, "cropped", Mock(side_effect=torch.OutOfMemoryError("injected")))
+        with pytest.raises(torch.OutOfMemoryError, match="injected"):
+            tight.crop(100)
+    else:
+        pool.ledger._limits = (held.device, None, None) if tier == "device_bytes" else (None, held.ram, None)
+        with pytest.raises(KIVBudgetError, match=tier):
+            tight.append(*part(data, 110, 200)[:2])
     assert pool.memory() == held
     pool.ledger._limits = None, None, None
     for start, stop in ((40, 110), (110, 130)):

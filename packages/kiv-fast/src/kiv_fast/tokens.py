@@ -53,7 +53,8 @@ class Tokens:
         self.recent = Recent(shape, config, ring=cold.decoder is not None)
         self.validity = Validity(shape.batch, shape.device)
         self.samples = Samples(shape)
-        self.length = self.pages = 0
+        self.length: int = 0
+        self.pages: int = 0
         self.tile_pages = tile_pages(shape, config, cold.tuning)
         self.finite = True
         # Of all pages, on the device, and what they were made of; then how many tokens there are.
