@@ -53,6 +53,27 @@ FAULTS = [
         (f"{TESTS}device.py::test_a_device_answers_as_the_cpu_does",),
     ),
     Fault(
+        "exact blocks with padding are answered as if all were valid",
+        "kiv_fast.together:answer_blocks",
+        " and state.validity.whole",
+        "",
+        (f"{TOGETHER}blocks_with_nothing_to_choose_are_answered_as_the_reference_does",),
+    ),
+    Fault(
+        "exact blocks tell of the bytes of the first",
+        "kiv_fast.together:_answer_exactly",
+        "trace.block.pages * state",
+        "block.pages * state",
+        (f"{TOGETHER}blocks_with_nothing_to_choose_are_answered_as_the_reference_does",),
+    ),
+    Fault(
+        "exact blocks are answered one by one",
+        "kiv_fast.together:answer_blocks",
+        "len(some) > 1 and ",
+        "False and ",
+        (f"{COST}blocks_with_nothing_to_choose_are_one_set_of_launches",),
+    ),
+    Fault(
         "a block whose heads are not widened tells of as many candidates as one whose are",
         "kiv_fast.together:_note",
         "width = found.width if late else few",

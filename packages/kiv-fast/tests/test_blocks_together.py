@@ -98,6 +98,32 @@ def test_blocks_are_answered_as_each_alone(case: str, geometry: str, dtype: torc
         torch.testing.assert_close(output, right, rtol=2**-7, atol=2**-9)
 
 
+@pytest.mark.parametrize(
+    ("at", "padded", "bound"),
+    [(DEVICE, False, False), (DEVICE, False, True), (DEVICE, True, False), (torch.device("cpu"), False, True)],
+    ids=str,
+)
+def test_blocks_with_nothing_to_choose_are_answered_as_the_reference_does(
+    at: torch.device, padded: bool, bound: bool
+) -> None:
+    """The first blocks of a prompt are exact; then come some with a choice, and the exact end."""
+    config = replace(CONFIG, candidate_tokens=64, exact_suffix_tokens=9)
+    data = draw(Geometry(batch=2), 150, torch.float64)
+    valid = torch.tensor([0, 37])[:, None] <= torch.arange(150) if padded else None
+    outputs, reports = list[torch.Tensor](), list[Any]()
+    for pool, place in ((ReferencePool(config), torch.device("cpu")), (FastPool(config), at)):
+        store = pool.layer_store()
+        key, value, query = (part.to(place) for part in data)
+        store.append(key, value, None if valid is None else valid.to(place))
+        outputs.append(store.attend(query, scale=SCALE, bound=bound).cpu())
+        reports.append(store.report.blocks)
+    assert_close(outputs[1], outputs[0])
+    check_reports(reports[1], reports[0], 2**-23)
+    modes = [block.mode for block in reports[0]]
+    assert (modes[:20], modes[-1], "retrieve" in modes) == (["exact"] * 20, "exact", True)
+    assert {block.cold_pages for block in reports[0] if block.mode == "exact"} >= {0, 1, 2}
+
+
 def test_a_head_is_widened_in_its_own_block_alone() -> None:
     config, data = replace(CONFIG, index_channels=12), draw(Geometry(batch=2), PROMPT + sum(CHUNKS))
     _, reports = play(FastPool(config, tuning=ALONE).layer_store(), data, DEVICE)

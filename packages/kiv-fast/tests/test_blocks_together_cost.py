@@ -91,6 +91,21 @@ def test_each_block_alone_is_a_set_of_launches(device: SimulatedDevice) -> None:
     assert many > 14 * one
 
 
+def test_blocks_with_nothing_to_choose_are_one_set_of_launches(device: SimulatedDevice) -> None:
+    """But for what notes each of them."""
+    config, found = replace(CONFIG, hot_tokens=4096, query_block_tokens=32, exact_suffix_tokens=0), list[int]()
+    for queries in (32, 32 * 33):
+        data = [part.to(DEVICE) for part in draw(Geometry(), queries)]
+        store = FastPool(config).layer_store()
+        store.append(*data[:2])
+        device.operations.clear()
+        store.attend(data[2], scale=SCALE)
+        found.append(len(device.operations))
+        assert {block.mode for block in store.report.blocks} == {"exact"}
+        assert len(store.report.blocks) == queries // 32
+    assert found[1] <= found[0] + 2 * 32
+
+
 @pytest.mark.parametrize("nbytes", [1, 400_000, 900_000, 2_000_000])
 @pytest.mark.parametrize(
     ("channels", "bound"), [(2, False), (16, False), (2, True)], ids=["widened", "not widened", "with a bound"]

@@ -43,6 +43,20 @@ class Call:
     remaining: int | None
 
 
+def make_cold(state: State, pages: int) -> None:
+    """Have this many pages out of the hot window, where they are not yet."""
+    if pages > state.pages:
+        with state.cold.account.changing():
+            state.evict(pages)
+
+
+def answer_alone(state: State, call: Call, trace: BlockTrace, first: int, output: torch.Tensor) -> None:
+    """Answer a block, each sequence for itself; `output` ``[B, HQ, TQ, DV]`` is of the whole call (`answer`)."""
+    make_cold(state, trace.block.pages)
+    for row in range(state.shape.batch):
+        answer(state, call, trace, row, first, output[row])
+
+
 def answer(state: State, call: Call, trace: BlockTrace, row: int, first: int, output: torch.Tensor) -> None:
     """Answer a block's queries of one sequence.
 

@@ -35,8 +35,12 @@ def blocks(config: KIVConfig, length: int, queries: int, remaining: int | None) 
 
 
 def alike(cut: Sequence[Block]) -> list[list[Block]]:
-    """Put consecutive blocks of the same mode, number of queries and cold pages together."""
-    return [list(run) for _, run in groupby(cut, lambda block: (block.mode, block.stop - block.start, block.pages))]
+    """Put consecutive blocks of the same mode, number of queries and cold pages together, and all that are exact."""
+
+    def kind(block: Block) -> tuple[object, ...]:
+        return (block.mode,) if block.mode == "exact" else (block.mode, block.stop - block.start, block.pages)
+
+    return [list(run) for _, run in groupby(cut, kind)]
 
 
 def _block(config: KIVConfig, mode: Mode, start: int, stop: int) -> Block:

@@ -15,7 +15,7 @@ from kiv_reference.checks import (
 )
 from kiv_reference.errors import KIVUsageError, refuse
 
-from .call import Call, answer
+from .call import Call, answer_alone
 from .cold import Cold
 from .decode import Step, step_for
 from .guard import public
@@ -24,7 +24,7 @@ from .partition import blocks
 from .shape import Shape, aligned
 from .state import State
 from .store_view import StoreView
-from .together import answer_together
+from .together import answer_blocks
 from .trace import BlockTrace
 
 
@@ -139,19 +139,12 @@ class FastStore(StoreView):
             return output, [trace]
         batch, heads, count, _ = query.shape
         output = query.new_empty(batch, heads, count, state.shape.value_width)
-        traces: list[BlockTrace] = []
-        cut = blocks(self._config, state.length, count, call.remaining)
-        if state.cold.together:
-            return output, answer_together(state, call, cut, state.length - count, output)
-        for block in cut:
-            if block.pages > state.pages:
-                with state.cold.account.changing():
-                    state.evict(block.pages)
-            trace = BlockTrace(block)
-            for row in range(batch):
-                answer(state, call, trace, row, state.length - count, output[row])
-            traces.append(trace)
-        return output, traces
+        cut, first = blocks(self._config, state.length, count, call.remaining), state.length - count
+        if len(cut) > 1 or state.cold.together:
+            return output, answer_blocks(state, call, cut, first, output)
+        trace = BlockTrace(cut[0])
+        answer_alone(state, call, trace, first, output)
+        return output, [trace]
 
     @public
     def crop(self, length: int) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from .call import Call, answer
+from .call import Call, answer_alone, make_cold
 from .memory.scratch import heads_together
 from .ops.arguments import Queries, Tile
 from .pages.block_table import BlockTable
@@ -28,9 +28,7 @@ class Share(NamedTuple):
     sequences: int
 
 
-def answer_together(
-    state: State, call: Call, cut: Sequence[Block], first: int, output: torch.Tensor
-) -> list[BlockTrace]:
+def answer_blocks(state: State, call: Call, cut: Sequence[Block], first: int, output: torch.Tensor) -> list[BlockTrace]:
     """Answer the blocks of a call in all sequences, as many as possible at a time; note what was done.
 
     Parameters
@@ -42,23 +40,36 @@ def answer_together(
     """
     traces = list[BlockTrace]()
     for some in alike(cut):
-        if some[0].pages > state.pages:
-            with state.cold.account.changing():
-                state.evict(some[0].pages)
         mine = [BlockTrace(block) for block in some]
-        _answer_alike(state, call, mine, first, output)
+        if len(some) > 1 and some[0].mode == "exact" and state.validity.whole:
+            _answer_exactly(state, call, mine, first, output)
+        else:
+            _answer_alike(state, call, mine, first, output)
         traces += mine
     return traces
 
 
+def _answer_exactly(state: State, call: Call, traces: Sequence[BlockTrace], first: int, output: torch.Tensor) -> None:
+    """Answer consecutive exact blocks, whose queries see whatever comes before them, wherever it is by then."""
+    shape, groups, block = state.shape, call.query[0].shape[1], traces[0].block
+    answer_alone(state, call, BlockTrace(block._replace(stop=traces[-1].block.stop)), first, output)
+    for trace in traces:
+        members = groups * (trace.block.stop - trace.block.start)
+        none = torch.zeros(shape.heads, members, device=shape.device)
+        trace.rows += [RowTrace(None, groups, none, none if call.bound else None)] * shape.batch
+        trace.key_rows = shape.batch * shape.heads * trace.block.pages * state.config.page_tokens
+        trace.value_rows = trace.key_rows
+
+
 def _answer_alike(state: State, call: Call, traces: Sequence[BlockTrace], first: int, output: torch.Tensor) -> None:
     """Answer consecutive blocks that differ in their positions alone."""
-    batch, share = state.shape.batch, share_of(state, call, traces)
+    share, block = share_of(state, call, traces), traces[0].block
     if share is None:
         for trace in traces:
-            for row in range(batch):
-                answer(state, call, trace, row, first, output[row])
+            answer_alone(state, call, trace, first, output)
         return
+    make_cold(state, block.pages)
+    batch = state.shape.batch
     for begin in range(0, len(traces), share.blocks):
         some = traces[begin : begin + share.blocks]
         for row in range(0, batch, share.sequences):
@@ -68,7 +79,7 @@ def _answer_alike(state: State, call: Call, traces: Sequence[BlockTrace], first:
 def share_of(state: State, call: Call, traces: Sequence[BlockTrace]) -> Share | None:
     """Return how many blocks and sequences are answered together; None where each block is answered for itself."""
     block, config, shape = traces[0].block, state.config, state.shape
-    if block.mode != "retrieve" or config.max_missed_mass is not None:
+    if not state.cold.together or block.mode != "retrieve" or config.max_missed_mass is not None:
         return None
     if not state.validity.whole:
         return None
