@@ -12,8 +12,12 @@ from kiv_fast.ops.triton import decode
 from kiv_fast.ops.triton.launch import launch
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from .interpreter import hasten
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+hasten()
 
 
 class Memory(NamedTuple):
