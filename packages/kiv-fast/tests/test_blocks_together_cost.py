@@ -10,7 +10,7 @@ import torch
 from blocks_together import ALONE, CHUNKS, CONFIG, PROMPT, Geometry, check_reports, draw, note_shares, play
 from fast_helpers import SCALE, state_of
 from kiv_fast import FastPool, Tuning
-from kiv_fast.memory.scratch import step_bytes, tile_bytes
+from kiv_fast.memory.scratch import step_bytes, temporary_bytes, tile_bytes
 from kiv_fast.state import State
 from kiv_reference.errors import KIVBudgetError
 from simulated_device import DEVICE, SimulatedDevice
@@ -125,6 +125,22 @@ def test_what_is_answered_together_takes_bounded_memory(
     assert max(groups) < few if bound and few > (1, 1) else max(groups) == few
     if max(groups) > (1, 1):  # else it is as much as a block takes
         assert nbytes / 5 < device.peak_bytes - held <= nbytes
+
+
+@pytest.mark.parametrize("channels", [2, 16], ids=["widened", "not widened"])
+@pytest.mark.parametrize("tokens", [1_000, 20_000])
+def test_what_a_step_computes_and_forgets_is_counted(device: SimulatedDevice, tokens: int, channels: int) -> None:
+    config, geometry = replace(CONFIG, index_channels=channels, exact_suffix_tokens=0), Geometry(groups=4)
+    data = [part.to(DEVICE) for part in draw(geometry, tokens + 2)]
+    store, held = FastPool(config).layer_store(), 0
+    for chunk in (slice(0, tokens), slice(tokens, tokens + 1), slice(tokens + 1, None)):
+        store.append(*(part[:, :, chunk] for part in data[:2]))
+        held = device.peak_bytes = device.nbytes
+        if chunk.start:  # the first of these makes the pages of the prompt cold
+            store.attend(data[2][:, :, chunk], scale=SCALE)
+    state = state_of(store)
+    counted = temporary_bytes(state.shape, config, Tuning(), geometry.groups, state.pages)
+    assert counted / 4 < device.peak_bytes - held <= counted
 
 
 def test_budgets_change_neither_a_bit_nor_how_many_are_answered_together(

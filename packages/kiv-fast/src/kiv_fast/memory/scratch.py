@@ -11,6 +11,9 @@ from ..shape import Shape
 from ..tuning import Tuning
 from .ledger import Account, Holding
 
+MADE = 8
+"""One part in this many of temporary numbers is for what is made of estimates (`Estimates`)."""
+
 
 class Scratch:
     """Named flat buffers, shared by all stores of a pool, growing to the largest use.
@@ -89,15 +92,31 @@ def heads_together(shape: Shape, config: KIVConfig, tuning: Tuning, members: int
 
     `members` are those of a block and head, over `pages` cold pages.
     """
+    limit = tuning.together(shape.device)
+    heads = (limit - limit // MADE) // _head_bytes(shape, config, members, pages)
+    return max(1, min(heads, _heads_gathered(shape, config, tuning)))
+
+
+def temporary_bytes(shape: Shape, config: KIVConfig, tuning: Tuning, members: int, pages: int) -> int:
+    """Count the bytes of what a step computes by torch's operations and forgets, which nothing books."""
+    heads = min(heads_together(shape, config, tuning, members, pages), shape.batch * shape.heads)
+    answered = heads * _head_bytes(shape, config, members, pages) * MADE // (MADE - 1)
+    # Codes become numbers so many at a time; of each page there are queries times steps, and what becomes of these.
+    coded = shape.heads * pages * config.page_tokens * min(config.index_channels, shape.key_width)
+    codes = 2 * min(tuning.chunk_bytes, coded * shape.compute.itemsize)
+    return answered + codes + 4 * heads * members * pages * shape.key_width * shape.compute.itemsize
+
+
+def _head_bytes(shape: Shape, config: KIVConfig, members: int, pages: int) -> int:
+    """Count the temporary numbers of a head, in bytes, but for what is made of its estimates."""
     assert config.retrieve_tokens is not None, "exact mode retrieves nothing"
-    tokens, selected, limit = pages * config.page_tokens, config.retrieve_tokens, tuning.together(shape.device)
+    tokens, selected = pages * config.page_tokens, config.retrieve_tokens
     # Of each member: estimates; scores of twice as many candidates, twice, and of those that were there before; and of
-    # what is attended logits and weights. An eighth is for what is made of estimates (`Estimates`).
+    # what is attended logits and weights.
     hot = config.sink_tokens + config.hot_tokens + 2 * config.page_tokens
     numbers = tokens + 5 * min(config.candidate_tokens, tokens) + 2 * (hot + selected + pages)
     read = 2 * (hot + selected) * (shape.key_width + shape.value_width)
-    heads = (limit - limit // 8) // ((members * numbers + read) * shape.compute.itemsize)
-    return max(1, min(heads, _heads_gathered(shape, config, tuning)))
+    return (members * numbers + read) * shape.compute.itemsize
 
 
 def _heads_gathered(shape: Shape, config: KIVConfig, tuning: Tuning) -> int:

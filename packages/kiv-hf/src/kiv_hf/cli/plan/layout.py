@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kiv_fast.tuning import Tuning
 
-from ..sizes.stores import Held, decode_bytes, held, kept_bytes
+from ..sizes.stores import Held, decode_bytes, held, kept_bytes, torch_step_bytes
 from ..units import format_bytes
 from .cards import CONTEXT_BYTES
 
@@ -38,7 +38,7 @@ class Layout:
     chunk : int
         Tokens of the prompt read at once.
     weights, others, work, rows, step : int
-        On the device beside what stores hold there: the model; layers that are not KIV's; what computing a chunk takes;
+        On the device beside what stores hold there: the model; layers that are not KIV's; what is computed at once;
         rows of the last steps, 0 where there is no room for them; what a decode step takes beyond `held.buffers`.
     held : Held
     plain : int
@@ -109,9 +109,11 @@ def _layout(sizes: ModelSizes, wish: Wish, chunk: int) -> Layout:
     work = sizes.work_bytes(wish.dtype, chunk, min(wish.tokens, Tuning().tile_tokens))
     others = sizes.others_bytes(wish.tokens, wish.dtype)
     rows = step = 0
-    if config.ram_bytes is None:  # else the host must know which pages a step reads: no rows stay, no kernels run
+    if config.ram_bytes is None:
         rows = kept_bytes(sizes.ours, config, wish.dtype, wish.tokens)
         step = max(0, decode_bytes(sizes.ours, config, wish.dtype, wish.tokens) - found.buffers)
+    else:  # the host must know which pages a step reads: no rows stay, no kernels run, and what torch computes is large
+        work = max(work, torch_step_bytes(sizes.ours, config, wish.dtype, wish.tokens))
     cache = sum(layer.bytes_at(wish.tokens, wish.dtype) for layer in sizes.layers)
     plain = CONTEXT_BYTES + weights + cache + sizes.work_bytes(wish.dtype, chunk, 0)
     return _budgeted(Layout(config, chunk, weights, others, work, rows, step, found, plain, tuple(reasons)), wish)

@@ -74,7 +74,7 @@ def tiers(layout: Layout) -> dict[str, dict[str, int]]:
             "KIV: buffers of a step": found.buffers + layout.step,
             "KIV: more while a chunk is read": found.growth,
             "KIV: rows of the last steps": layout.rows,
-            "computing a chunk": layout.work,
+            "computing a chunk, or a step": layout.work,
         },
         "RAM": {
             "system and libraries": SYSTEM_BYTES,

@@ -12,7 +12,7 @@ from kiv_fast.cold import TABLE_BYTES
 from kiv_fast.device.kept import aside_bytes, sets_for
 from kiv_fast.index.index import Index
 from kiv_fast.index.samples import Samples
-from kiv_fast.memory.scratch import step_bytes
+from kiv_fast.memory.scratch import step_bytes, temporary_bytes
 from kiv_fast.ops.decoding import page_room
 from kiv_fast.ops.triton.results import graph_bytes
 from kiv_fast.ops.triton.sizes import Sizes, bytes_of
@@ -193,6 +193,15 @@ def decode_bytes(layers: tuple[LayerSizes, ...], config: KIVConfig, dtype: torch
         most = max(most, bytes_of(sizes))
         own += ID_BYTES * sizes.pages + graph_bytes(sizes, wide=False)
     return most + own
+
+
+def torch_step_bytes(layers: tuple[LayerSizes, ...], config: KIVConfig, dtype: torch.dtype, tokens: int) -> int:
+    """Count bytes of temporary numbers of a step in torch's operations, which GPUs take where pages are on disk."""
+    pages = config.cold_pages(tokens)
+    if config.retrieve_tokens is None or pages * config.page_tokens <= config.candidate_tokens:
+        return 0
+    shapes = [(shape_of(layer, dtype), layer.query_heads // layer.heads) for layer in layers]
+    return max((temporary_bytes(shape, config, Tuning(), groups, pages) for shape, groups in shapes), default=0)
 
 
 def index_bytes(layer: LayerSizes, config: KIVConfig, dtype: torch.dtype) -> int:
