@@ -74,8 +74,8 @@ def test_what_ram_cannot_hold_goes_to_disk(llama8b: Path) -> None:
     pairs = zip(found["times"], in_ram["times"], strict=True)
     assert all(a["predicted_decode_s"]["graph"] > b["predicted_decode_s"]["graph"] for a, b in pairs)
     # A step is torch's there: estimates, and the codes that become numbers at a time, count beside a small chunk.
-    small = ["--weights", "4bit", "--chunk-tokens", 128]
-    shortest = [planned(*arguments[:-4], "--ram", ram, *small) for ram in ("16GB", "64GB")]
+    short = ["--weights", "4bit", "--chunk-tokens", 128]
+    shortest = [planned(*arguments[:-4], "--ram", ram, *short) for ram in ("16GB", "64GB")]
     computed = [each["predicted_bytes"]["device"]["computing a chunk, or a step"] for each in shortest]
     assert computed[0] > max(4 * 32 * (128 * K - 2560) + 2 * 2**25, computed[1])
     limited = planned(*arguments, "--disk", "10GB")
