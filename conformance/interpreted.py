@@ -13,6 +13,7 @@ from kiv_fast.ops import OpsChoice
 from kiv_fast.ops.triton import KINDS, TritonDecoder
 from kiv_fast.tuning import Tuning
 
+from . import interpreter as interpreter  # for its speed
 from .recorded import RecordedGraphs
 
 if TYPE_CHECKING:

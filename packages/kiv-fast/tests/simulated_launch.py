@@ -13,6 +13,7 @@ from kiv_fast.ops.triton import launch as module
 from simulated_device import DEVICE, OnDevice, SimulatedDevice
 from simulated_streams import install
 
+from conformance import interpreter as interpreter  # for its speed
 from conformance.recorded import RecordedGraphs
 
 if TYPE_CHECKING:
