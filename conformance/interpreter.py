@@ -6,7 +6,7 @@ It has to be imported before Triton, or `TRITON_INTERPRET` be set.
 from __future__ import annotations
 
 import os
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -40,9 +40,19 @@ def hasten() -> None:
     interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
 
 
+def _with_room(launch: Any, *arguments: Any, **options: Any) -> Any:
+    return launch(*arguments, **options)
+
+
+# Python 3.11 and later map memory for frames in pieces of 16 KiB and give back each as soon as it is left: where a loop
+# of the interpreter lies at the end of one, every call maps and unmaps it, at twice the time. A frame that wants more
+# than a piece gets one of its own, with room for all that it calls.
+_with_room.__code__ = _with_room.__code__.replace(co_stacksize=1 << 13)
+
+
 def _launch(self: Any, grid: Any) -> Any:
     _patched.clear()
-    return _real_launch(self, grid)
+    return partial(_with_room, _real_launch(self, grid))
 
 
 def _call(self: Any, *arguments: Any, **options: Any) -> Any:

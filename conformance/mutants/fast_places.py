@@ -192,6 +192,20 @@ FAULTS = [
         (f"{ADDRESSES}a_trial_that_no_memory_is_registered_for",),
     ),
     Fault(
+        "memory that torch has copied is taken for the device's",
+        "kiv_fast.device.gather:map_to_cuda",
+        "seen.data_ptr() == address",
+        "True",
+        (f"{TESTS}cuda_calls.py::test_a_tensor_of_the_device_lies_where_the_device_sees_it",),
+    ),
+    Fault(
+        "memory is registered with the current device",
+        "kiv_fast.memory.pinning:CudaRuntime.register",
+        "with cuda.device(self._device):",
+        "if True:",
+        (f"{TESTS}cuda_calls.py::test_the_runtime_tells_the_address_of_the_device",),
+    ),
+    Fault(
         "the runtime remembers what it refused",
         "kiv_fast.memory.pinning:CudaRuntime._check",
         "if library is not None:",

@@ -9,6 +9,7 @@ STEPS = ("conformance/test_decode_steps.py", "--impl=fast-interpreted", "--profi
 WIDENING = ("conformance/test_ch04_widening.py", "--impl=fast-interpreted", "--profile=kill")
 DEVICE = ("packages/kiv-fast/tests/test_device_steps.py",)
 FAR = ("packages/kiv-fast/tests/test_device_steps.py::test_scores_may_lie_far_apart",)
+TWO = ("packages/kiv-fast/tests/test_two_devices.py",)
 KERNELS = "kiv_fast.ops.triton.kernels"
 
 FAULTS: list[Fault] = [
@@ -127,6 +128,20 @@ FAULTS: list[Fault] = [
         "refused=not 0 <= length < state.length",
         "refused=True",
         DEVICE,
+    ),
+    Fault(
+        "a step is taken on the current device",
+        "kiv_fast.ops.triton:TritonDecoder.decode",
+        "with torch.cuda.device_of(asked.query):",
+        "if True:",
+        TWO,
+    ),
+    Fault(
+        "a token is appended on the current device",
+        "kiv_fast.ops.triton:TritonDecoder.append",
+        "with torch.cuda.device_of(key):",
+        "if True:",
+        TWO,
     ),
     Fault("what was found is found again", "kiv_fast.device.flags:Flags.take", "if any(found):", "if False:", DEVICE),
     Fault(

@@ -92,6 +92,13 @@ FAULTS = [
         (f"{TESTS}guards_routing.py",),
     ),
     Fault(
+        "layers behind the first may have other heads",
+        "kiv_hf.guards.fits:require_fit",
+        "model.per_layer_config, strict",
+        "model.per_layer_config[:1], strict",
+        (f"{TESTS}fits_model.py::test_a_layer_with_other_heads",),
+    ),
+    Fault(
         "an implementation may be anything",
         "kiv_hf.impls:resolve_impl",
         "if not callable(impl):",

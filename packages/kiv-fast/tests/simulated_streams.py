@@ -153,7 +153,7 @@ def install(monkeypatch: pytest.MonkeyPatch, mapped: bool = True) -> list[Simula
         made.append(SimulatedStreams(device))
         return Gather(Transfer(made[-1]), on_device if mapped else None)
 
-    runtime = SlabPinning(Runtime(), 1 << 40)
+    runtime = SlabPinning(Runtime(DEVICE), 1 << 40)
     monkeypatch.setattr(shared, "gather_for", gather_for)
     monkeypatch.setattr(shared, "pinning_for", lambda device: runtime if device == DEVICE else None)
     ways = [way for way in fused.WAYS["cuda"] if way.name != "FlexAttention"]  # which asks what the device is called

@@ -133,7 +133,7 @@ def test_copies_that_were_begun_are_over_when_a_call_breaks_off(ahead: Ahead, st
 
 
 def test_no_piece_reaches_over_the_end_of_a_pinned_slab() -> None:
-    table = Table((3, 50_000), torch.float32, torch.device("cpu"), SlabPinning(Runtime(), 1 << 40))
+    table = Table((3, 50_000), torch.float32, torch.device("cpu"), SlabPinning(Runtime(DEVICE), 1 << 40))
     table.ensure(9)
     table.tensor[:9] = torch.arange(9)[:, None, None]
     base = table.tensor.data_ptr()

@@ -203,7 +203,7 @@ def test_a_token_that_is_refused_leaves_no_trace(config: KIVConfig, streams: lis
 
 
 def test_a_trial_tells_whether_the_device_reads_host_memory() -> None:
-    runtime = SlabPinning(Runtime(), 1 << 40)
+    runtime = SlabPinning(Runtime(DEVICE), 1 << 40)
     with SimulatedDevice():
         transfer = Transfer(SimulatedStreams(DEVICE))
         assert works(Gather(transfer, on_device), DEVICE, runtime)

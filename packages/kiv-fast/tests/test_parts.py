@@ -23,6 +23,7 @@ from kiv_fast.shape import ALIGNMENT, aligned
 from kiv_fast.tiers.file_io import FileIO
 from kiv_reference import KIVConfig, ReferencePool
 from kiv_reference.errors import KIVBudgetError
+from simulated_device import DEVICE
 from simulated_streams import Runtime
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def test_a_copy_of_a_row_shares_no_list() -> None:
 
 
 def test_slabs_of_a_table_that_went_may_be_pinned_again(recwarn: pytest.WarningsRecorder) -> None:
-    pinning = SlabPinning(Runtime(), LEAST_BYTES)
+    pinning = SlabPinning(Runtime(DEVICE), LEAST_BYTES)
     for _ in range(3):
         region = Region(0, 8 * LEAST_BYTES)
         pinning.cover(region, LEAST_BYTES)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from kiv_hf import KIVCache, KIVConfig
 from packaging.version import Version
@@ -23,6 +24,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 OLD_TORCH = Version(torch.__version__) < Version("2.7")
 """transformers itself does less with it."""
@@ -113,6 +117,16 @@ def pair(
     kiv.set_attn_implementation("kiv")
     ids = torch.randint(2, VOCABULARY, (1, TEXT_TOKENS), generator=torch.Generator().manual_seed(7))
     return TinyModel(kiv, stock, ids)
+
+
+def in_parts(model: Any, folder: Path) -> Any:
+    """Divide a model of two layers by a device map: the first stays in memory, the second is read for every pass."""
+    accelerate: Any = pytest.importorskip("accelerate")
+    parts = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
+    parts |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
+    divided = accelerate.dispatch_model(model, parts, main_device="cpu", offload_dir=str(folder), force_hooks=True)
+    assert [layer.self_attn.k_proj.weight.is_meta for layer in divided.model.layers] == [False, True]
+    return divided
 
 
 def falcon_h1() -> FalconH1ForCausalLM:

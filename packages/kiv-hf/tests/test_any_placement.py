@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from hf_models import EXACT, FEEDS, OLD_TORCH, TINY_MODELS, VOCABULARY, TinyModel, feed
+from hf_models import EXACT, FEEDS, OLD_TORCH, TINY_MODELS, VOCABULARY, TinyModel, feed, in_parts
 from kiv_hf import KIVCache, use_kiv
 from kiv_hf.cache.layer import KIVLayerMixin
 from kiv_hf.guards import eager
@@ -57,12 +57,8 @@ def test_offloaded_weights(llama: TinyModel, tmp_path: Path) -> None:
 
 def test_a_device_map(llama: TinyModel, tmp_path: Path) -> None:
     """Loaded in parts: some layers stay in memory, some lie in a folder."""
-    accelerate = pytest.importorskip("accelerate")
     expected = feed(llama.stock, llama.ids, llama.stock_cache(), FEEDS["chunks"])
-    parts = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
-    parts |= {"model.rotary_emb": "cpu", "lm_head": "cpu"}
-    model = accelerate.dispatch_model(llama.kiv, parts, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True)
-    logits = feed(model, llama.ids, llama.cache(), FEEDS["chunks"])
+    logits = feed(in_parts(llama.kiv, tmp_path), llama.ids, llama.cache(), FEEDS["chunks"])
     assert (logits - expected).abs().max().item() <= llama.rounding()
 
 

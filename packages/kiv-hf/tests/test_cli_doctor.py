@@ -126,7 +126,7 @@ def test_memory_that_cannot_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
         def unregister(self, address: int) -> None:
             raise AssertionError("nothing was registered")
 
-    monkeypatch.setattr(machine, "pinning_for", lambda device: SlabPinning(Refusing(), 1 << 30))
+    monkeypatch.setattr(machine, "pinning_for", lambda device: SlabPinning(Refusing(device), 1 << 30))
     by_name = {name: (check, remedy) for name, check, remedy in checks(torch.device("cuda"))}
     found = examine("pinned quota", *by_name["pinned quota"])
     assert not found.well

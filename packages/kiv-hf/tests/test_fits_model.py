@@ -14,6 +14,8 @@ from transformers import (
     EncoderDecoderCache,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
     Lfm2Config,
     Lfm2ForCausalLM,
     LlamaConfig,
@@ -42,15 +44,15 @@ OTHERS = {
     "40 layers": (lambda: LlamaConfig(num_hidden_layers=40, **LAYERS), "a cache of 40 layers, and a model of 3"),
     "KV heads": (
         lambda: LlamaConfig(num_hidden_layers=3, **(LAYERS | dict[str, Any](num_key_value_heads=4))),
-        "num_key_value_heads=4, and a model of num_key_value_heads=2",
+        "layer 0 is for num_key_value_heads=4, and a model whose layer 0 has num_key_value_heads=2",
     ),
     "query heads": (
         lambda: LlamaConfig(num_hidden_layers=3, **(LAYERS | dict[str, Any](num_attention_heads=8))),
-        "num_attention_heads=8, and a model of num_attention_heads=4",
+        "layer 0 is for num_attention_heads=8, and a model whose layer 0 has num_attention_heads=4",
     ),
     "width": (
         lambda: LlamaConfig(num_hidden_layers=3, **(LAYERS | dict[str, Any](head_dim=16))),
-        "head_dim=16, and a model of head_dim=8",
+        "layer 0 is for head_dim=16, and a model whose layer 0 has head_dim=8",
     ),
 }
 
@@ -175,6 +177,44 @@ def test_a_linear_state_is_not_touched_either() -> None:
     with pytest.raises(KIVUsageError, match="a cache of 4 layers, and a model of 3"):
         model(torch.arange(3, 13)[None], past_key_values=cache, attention_mask=four_dimensional(10))
     assert empty_of_tokens(cache)
+
+
+GEMMA4: dict[str, Any] = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 8, "sliding_window": 12, "num_hidden_layers": 3, "hidden_size_per_layer_input": 0,
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"], "attention_k_eq_v": True,
+    "global_head_dim": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def gemma4() -> Any:
+    return use_kiv(Gemma4ForCausalLM(Gemma4TextConfig(**GEMMA4)).eval())
+
+
+def test_layers_that_differ_in_their_heads_are_read_one_by_one(gemma4: Any) -> None:
+    """A configuration of the whole refuses to be asked for a number that its layers differ in."""
+    ids, equal = torch.arange(3, 43)[None], Gemma4TextConfig(**GEMMA4)
+    right = feed(gemma4, ids, KIVCache(gemma4.config, EXACT), [20, 20])
+    assert torch.equal(feed(gemma4, ids, KIVCache(equal, EXACT), [20, 20]), right)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"global_head_dim": 32}, "layer 1 is for head_dim=32, and a model whose layer 1 has head_dim=16"),
+        ({"global_head_dim": 8}, "layer 1 is for head_dim=8, and a model whose layer 1 has head_dim=16"),
+        (
+            {"num_global_key_value_heads": 1},
+            "layer 1 is for num_key_value_heads=1, and a model whose layer 1 has num_key_value_heads=2",
+        ),
+    ],
+)
+def test_a_layer_with_other_heads(gemma4: Any, given: dict[str, Any], says: str) -> None:
+    cache = KIVCache(Gemma4TextConfig(**(GEMMA4 | given)), EXACT)
+    with pytest.raises(KIVUsageError, match=says):
+        gemma4(torch.arange(3, 43)[None], past_key_values=cache)
+    assert empty(cache)
 
 
 def test_a_refused_cache_serves_its_own_model_still(three: TinyModel, llama: TinyModel) -> None:

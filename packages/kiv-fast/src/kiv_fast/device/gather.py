@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch.nn.functional import embedding
 from ..memory.growable_table import Table
 from ..memory.pinning import SlabPinning
 from .transfer import CudaStreams, Transfer
+
+Mapped = Callable[[torch.Tensor, int], torch.Tensor | None]
 
 
 class Gather:
@@ -27,7 +30,8 @@ class Gather:
         For what the host knows anyway, and for rows that the host gathers.
     mapped : callable, optional
         Makes a tensor of the device of a table's rows and the address at which it sees them, for tables that are
-        registered whole. None if the device is the CPU, or does not read host memory by itself.
+        registered whole; or None, of memory that another device has. Absent if the device is the CPU, or does not read
+        host memory by itself.
 
     Attributes
     ----------
@@ -35,7 +39,7 @@ class Gather:
         Whether the arithmetic reads RAM where it lies.
     """
 
-    def __init__(self, transfer: Transfer, mapped: Callable[[torch.Tensor, int], torch.Tensor] | None = None) -> None:
+    def __init__(self, transfer: Transfer, mapped: Mapped | None = None) -> None:
         self.transfer, self._mapped = transfer, mapped
         self.in_place = transfer.streams is None
 
@@ -58,10 +62,13 @@ class Gather:
         return self._mapped(tensor, pinning.address_on_device(tensor))
 
     @staticmethod
-    def _seen(table: Table, mapped: Callable[[torch.Tensor, int], torch.Tensor]) -> torch.Tensor:
+    def _seen(table: Table, mapped: Mapped) -> torch.Tensor:
         """View the rows of a table where the device sees them now."""
         if table.mapped is None or table.mapped[0] != table.seen:
-            table.mapped = table.seen, mapped(table.rows, table.seen)
+            seen = mapped(table.rows, table.seen)
+            if seen is None:
+                raise RuntimeError("registered memory is taken for another device's")
+            table.mapped = table.seen, seen
         return table.mapped[1]
 
 
@@ -75,16 +82,19 @@ class _Registered:
         self.__cuda_array_interface__: dict[str, Any] = seen
 
 
-def map_to_cuda(tensor: torch.Tensor, address: int) -> torch.Tensor:
-    """Return a registered tensor as one of the CUDA device. Written from the documentation; not run here."""
-    seen = torch.as_tensor(_Registered(tensor, address), device=torch.device("cuda", torch.cuda.current_device()))
-    return seen.view(tensor.dtype).view(tensor.shape)
+def map_to_cuda(device: torch.device, tensor: torch.Tensor, address: int) -> torch.Tensor | None:
+    """Return a registered tensor as one of a CUDA device; None where torch takes it for another's, and copies it.
+
+    Written from the documentation; not run here.
+    """
+    seen = torch.as_tensor(_Registered(tensor, address), device=device)
+    return seen.view(tensor.dtype).view(tensor.shape) if seen.data_ptr() == address else None
 
 
 def gather_for(device: torch.device, direct: bool) -> Gather:
     """Choose the way for stores on `device`, `direct` if it reads host memory by itself."""
     transfer = Transfer(CudaStreams(device) if device.type == "cuda" else None)
-    return Gather(transfer, map_to_cuda if direct else None)
+    return Gather(transfer, partial(map_to_cuda, device) if direct else None)
 
 
 def reads_host_memory(device: torch.device, pinning: SlabPinning | None) -> bool:

@@ -34,7 +34,8 @@ class CudaStreams:
     def pinned(self, nbytes: int) -> torch.Tensor:
         """Make host memory, uint8 ``[nbytes]``: pinned, or ordinary with a warning."""
         try:
-            return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
+            with torch.cuda.device(self._device):
+                return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
         except RuntimeError as error:
             warnings.warn(f"host memory was not pinned ({error}): copies will be slow", RuntimeWarning, stacklevel=2)
             return torch.empty(nbytes, dtype=torch.uint8, device="cpu")

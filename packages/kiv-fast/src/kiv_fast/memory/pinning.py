@@ -70,18 +70,22 @@ def loaded_runtime() -> tuple[Any, str]:
 
 
 class CudaRuntime:
-    """CUDA's registration of host memory; each call raises RuntimeError.
+    """CUDA's registration of host memory with a device, which need not be the current one; calls raise RuntimeError.
 
     Written from the documentation; not run by this project's tests. torch has no name for the third call.
     """
 
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
     def register(self, address: int, nbytes: int) -> None:
         """Pin memory."""
-        self._check(cuda.cudart().cudaHostRegister(address, nbytes, _MAPPED))
+        with cuda.device(self._device):
+            self._check(cuda.cudart().cudaHostRegister(address, nbytes, _MAPPED))
 
     def unregister(self, address: int) -> None:
         """Release what was registered at `address`, once nothing that was begun reads it any more."""
-        cuda.synchronize()
+        cuda.synchronize(self._device)
         self._check(cuda.cudart().cudaHostUnregister(address))
 
     def device_address(self, address: int) -> int:
@@ -91,7 +95,8 @@ class CudaRuntime:
             raise RuntimeError("the runtime that torch has loaded was not found")
         seen = ctypes.c_void_p()
         find = getattr(library, f"{prefix}HostGetDevicePointer")
-        self._check(find(ctypes.byref(seen), ctypes.c_void_p(address), ctypes.c_uint(0)))
+        with cuda.device(self._device):
+            self._check(find(ctypes.byref(seen), ctypes.c_void_p(address), ctypes.c_uint(0)))
         return seen.value or 0
 
     def _check(self, code: Any) -> None:
@@ -166,4 +171,4 @@ def pinning_for(device: torch.device) -> SlabPinning | None:
     """Make what pins memory for stores on `device`; None for those on the CPU."""
     if device.type != "cuda":
         return None
-    return SlabPinning(CudaRuntime(), psutil.virtual_memory().total // SHARE)
+    return SlabPinning(CudaRuntime(device), psutil.virtual_memory().total // SHARE)

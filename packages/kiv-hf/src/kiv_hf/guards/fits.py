@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from kiv_reference.errors import KIVUsageError, refuse
+from kiv_reference.errors import KIVError, KIVUsageError, refuse
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -42,12 +42,18 @@ def require_fit(made_with: PreTrainedConfig, model: PreTrainedConfig) -> None:
         raise refuse(KIVUsageError, _RULE, f"a cache of {len(ours)} layers, and a model of {len(theirs)}", _REMEDY)
     for i, (our, their) in enumerate(zip(ours, theirs, strict=True)):
         if our != their:
-            shown = f"a cache whose layer {i} is for {our}, and a model whose layer {i} has {their}"
-            raise refuse(KIVUsageError, _RULE, shown, _REMEDY)
-    for name in _SIZES:
-        our, their = getattr(made_with, name, None), getattr(model, name, None)
-        if our is not None and their is not None and our != their:
-            raise refuse(KIVUsageError, _RULE, f"a cache for {name}={our}, and a model of {name}={their}", _REMEDY)
+            raise _unlike(i, our, their)
+    # Of each layer: where layers differ, as in Gemma 4, the configuration of the whole refuses to be asked.
+    for i, (ours_of, theirs_of) in enumerate(zip(made_with.per_layer_config, model.per_layer_config, strict=False)):
+        for name in _SIZES:
+            our, their = getattr(ours_of, name, None), getattr(theirs_of, name, None)
+            if our is not None and their is not None and our != their:
+                raise _unlike(i, f"{name}={our}", f"{name}={their}")
+
+
+def _unlike(i: int, our: str, their: str) -> KIVError:
+    shown = f"a cache whose layer {i} is for {our}, and a model whose layer {i} has {their}"
+    return refuse(KIVUsageError, _RULE, shown, _REMEDY)
 
 
 def _layers(config: PreTrainedConfig) -> list[str]:

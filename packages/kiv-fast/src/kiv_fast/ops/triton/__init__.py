@@ -32,7 +32,7 @@ def why_not(device: torch.device) -> str | None:
 
 
 class TritonDecoder:
-    """The decode step in Triton (`Decoder`).
+    """The decode step in Triton (`Decoder`), on the device of what it is given: Triton itself takes the current one.
 
     Parameters
     ----------
@@ -77,18 +77,20 @@ class TritonDecoder:
         """Write one token of each sequence (`Decoder.append`)."""
         from .decode import append_token
 
-        append_token(key, value, hot, lengths, counts, odd)
+        with torch.cuda.device_of(key):
+            append_token(key, value, hot, lengths, counts, odd)
 
     def decode(self, asked: Decode, take: Take) -> Decoded:
         """Attend one query of each sequence (`Decoder.decode`)."""
         from .decode import decode  # imports Triton, which takes a second: only where it is wanted
         from .graph import StepGraph
 
-        if self._graphs is None:
-            return decode(asked, take, _wide(asked))
-        if self._graph is None:
-            self._graph = StepGraph(self._graphs)
-        return self._graph.decode(asked, take, _wide(asked))
+        with torch.cuda.device_of(asked.query):
+            if self._graphs is None:
+                return decode(asked, take, _wide(asked))
+            if self._graph is None:
+                self._graph = StepGraph(self._graphs)
+            return self._graph.decode(asked, take, _wide(asked))
 
 
 def _wide(asked: Decode) -> bool:
