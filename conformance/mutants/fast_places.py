@@ -264,9 +264,16 @@ FAULTS = [
     Fault(
         "the buffers of a step are not booked",
         "kiv_fast.memory.scratch:Scratch.plan",
-        "self._held.resize(nbytes)",
+        "self._held.resize(self.nbytes - self.planned(device) + nbytes)",
         "pass",
         (f"{TESTS}parts.py::test_the_buffers_of_a_step_are_booked",),
+    ),
+    Fault(
+        "the buffers of a step are booked for one device",
+        "kiv_fast.memory.scratch:Scratch.plan",
+        "self.nbytes - self.planned(device) + nbytes",
+        "max(self.nbytes, nbytes)",
+        (f"{TESTS}two_devices.py",),
     ),
     Fault(
         "the flags that a store hands out are its own",

@@ -67,6 +67,13 @@ def test_steps_of_two_stores_in_turn(config: KIVConfig, monkeypatch: pytest.Monk
             (mine,), (theirs,) = store.report.blocks, right.report.blocks
             assert mine.mode == "retrieve"
             assert torch.equal(mine.selected_positions.cpu(), theirs.selected_positions)
+        buffers = list(pool.scratch._buffers.values())  # pyright: ignore[reportPrivateUsage]
+        planned = [pool.scratch.planned(device) for device in (CPU, DEVICE)]
+        assert min(planned) > 0
+        assert sum(planned) == pool.scratch.nbytes
+        for device, most in zip((CPU, DEVICE), planned, strict=True):
+            used = sum(part.nbytes for part in buffers if part.device == device)
+            assert 0 < used <= most
         assert pool.operations == "triton (decode), torch"
         assert current.launches > 0
         assert graphs is None or graphs.replays > 0

@@ -99,12 +99,13 @@ class Cold:
         """Make room for rows in place of what was kept, if there is any."""
         self.drop_kept()
         shape, room = self.shape._replace(batch=batch), self.account.room(0)
-        aside = max(self.aside.nbytes, aside_bytes(shape, self.config))
-        share = None if room is None else max(0, room - aside + self.aside.nbytes) // self._stores()
+        planned = self.aside.planned(shape.device)
+        aside = max(planned, aside_bytes(shape, self.config))
+        share = None if room is None else max(0, room - aside + planned) // self._stores()
         sets = sets_for(shape, self.config, self.tuning, share)
         if sets is None:
             return
-        self.aside.plan(aside)
+        self.aside.plan(aside, shape.device)
         self.account.take(device=sets.bytes_of(shape))
         try:
             self.kept = KeptRows(shape, sets, self.transfer)

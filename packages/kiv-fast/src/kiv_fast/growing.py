@@ -55,11 +55,11 @@ class Growing(Tokens):
             return
         self._easy_length = 0
         pages, scratch = self.config.cold_pages(length), self.cold.scratch
-        self._before = Before(scratch.nbytes, self.held.bytes, self.pages, self.recent.moves)
+        self._before = Before(scratch.planned(self.shape.device), self.held.bytes, self.pages, self.recent.moves)
         coming = Reservation()
         try:
             tiles = tile_bytes(self.shape, self.config, self.cold.tuning, pages)
-            scratch.plan(max(scratch.nbytes, self._step_bytes + tiles))
+            scratch.plan(max(self._before.scratch, self._step_bytes + tiles), self.shape.device)
             device = self.recent.bytes_with(tokens, due - self.pages) + self.validity.bytes_with(length, padded)
             self._hold(device + self.ids_bytes(pages), length)
             coming = self.cold.reserve(len(self.rows) * (pages - due))
@@ -78,9 +78,9 @@ class Growing(Tokens):
         ------
         KIVBudgetError
         """
-        if nbytes > self.cold.scratch.nbytes:
+        if nbytes > self.cold.scratch.planned(self.shape.device):
             with self.cold.account.changing():
-                self.cold.scratch.plan(nbytes)
+                self.cold.scratch.plan(nbytes, self.shape.device)
         self._step_bytes = max(self._step_bytes, nbytes)
         if held > self._decoder_bytes:
             with self.cold.account.changing():
@@ -149,7 +149,7 @@ class Growing(Tokens):
 
     def _give_back(self) -> None:
         """Give back what an append has taken beside pages."""
-        self.cold.scratch.plan(self._before.scratch)
+        self.cold.scratch.plan(self._before.scratch, self.shape.device)
         self.held.resize(*self._before.held[:2])
 
     def evict(self, pages: int) -> None:

@@ -24,6 +24,7 @@ class Scratch:
 
     def __init__(self, account: Account) -> None:
         self.account, self._held = account, Holding(account)
+        self._planned: dict[torch.device, int] = {}
         self._buffers: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
         self._taken: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}  # the last views of them
         self.version = 0  # another one once a buffer lies elsewhere
@@ -33,9 +34,14 @@ class Scratch:
         """Bytes held."""
         return self._held.bytes.device
 
-    def plan(self, nbytes: int) -> None:
-        """Hold this many bytes for the steps of all stores, or raise (SPEC 10.2)."""
-        self._held.resize(nbytes)
+    def planned(self, device: torch.device) -> int:
+        """Return the bytes that are held for steps on one device."""
+        return self._planned.get(device, 0)
+
+    def plan(self, nbytes: int, device: torch.device) -> None:
+        """Hold this many bytes for the steps of all stores on one device, or raise (SPEC 10.2)."""
+        self._held.resize(self.nbytes - self.planned(device) + nbytes)
+        self._planned[device] = nbytes
 
     def take(
         self, name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, fill: int | None = None
@@ -69,7 +75,8 @@ class Scratch:
     def clear(self) -> None:
         """Free the buffers."""
         self.drop()
-        self.plan(0)
+        self._held.resize(0)
+        self._planned.clear()
 
 
 def tile_pages(shape: Shape, config: KIVConfig, tuning: Tuning) -> int:
