@@ -45,6 +45,13 @@ FAULTS = [
         (f"{TESTS}fused.py::test_flex_attention_caps",),
     ),
     Fault(
+        "FlexAttention is compiled no more often than torch allows",
+        "kiv_fast.attention.fused:compiled_flex",
+        "{limit: VERSIONS}",
+        "{}",
+        (f"{TESTS}fused.py::test_flex_attention_is_compiled_for_more_kinds_of_calls_than_torch_allows",),
+    ),
+    Fault(
         "huge logits on a device go through one log-sum-exp",
         "kiv_fast.attention.exact:_Fused.lost",
         "return self._largest is not None and not _tells(self._largest)",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -127,6 +129,19 @@ def test_flex_attention_caps(monkeypatch: pytest.MonkeyPatch, newest: bool) -> N
             assert way.serves(Kind(CPU, dtype, 64, 32, softcap=2.0))
             assert choice._why_not(way, Kind(CPU, dtype, 64, 32, softcap=2.0)) is None
             assert not way.serves(Kind(CPU, dtype, 64, 32))
+
+
+def test_flex_attention_is_compiled_for_more_kinds_of_calls_than_torch_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that torch will not compile, since others were, would break a prompt off."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    fused.compiled_flex.cache_clear()
+    kinds = list(product((1, 20), (1, 24), (1, 2), (1, 3)))  # what is one is compiled apart
+    for queries, tokens, heads, groups in kinds[:10]:
+        query, key = torch.randn(heads, groups, queries, 8), torch.randn(heads, 1, tokens, 8).expand(-1, groups, -1, -1)
+        output, mass = fused._flex(query, key, key, False, 0.3, 2.0)
+        assert output.shape == (heads, groups, queries, 8)
+        assert bool(mass.isfinite().all())
+    fused.compiled_flex.cache_clear()
 
 
 def test_a_pool_tells(device: SimulatedDevice) -> None:

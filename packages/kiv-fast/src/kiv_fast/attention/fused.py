@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -95,6 +96,10 @@ def _overrideable(query: Any, key: Any, value: Any, causal: bool, scale: float, 
     return attend(query, key, value, None, 0.0, causal, scale=scale)[:2]
 
 
+VERSIONS = 256
+"""Of FlexAttention, at most: for each soft cap, dtype and device, causal or not, of one token or head, or of many."""
+
+
 @cache
 def compiled_flex() -> Any:
     """Compile FlexAttention, at its first use; as it is, it would write the logits out."""
@@ -105,7 +110,15 @@ def compiled_flex() -> Any:
     def attend(*call: Any, **modifiers: Any) -> Any:  # whose versions are not counted with those that others compile
         return flex(*call, **modifiers)
 
-    return torch.compile(attend, dynamic=True, fullgraph=True)
+    compiled: Any = torch.compile(attend, dynamic=True, fullgraph=True)
+    config: Any = import_module("torch._dynamo.config")
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+
+    def attend_compiled(*call: Any, **modifiers: Any) -> Any:
+        with config.patch({limit: VERSIONS}):  # beyond torch's own limit, of eight, a prompt would break off
+            return compiled(*call, **modifiers)
+
+    return attend_compiled
 
 
 @cache  # a new function would be compiled anew
