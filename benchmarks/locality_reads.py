@@ -8,7 +8,7 @@ values and queries depend on a few thousand tokens before each, and are the mode
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -216,7 +216,8 @@ def replay(
     recording: Recording, index: int, context: Iterable[Span], steps: Span, scale: float, config: KIVConfig, impl: str
 ) -> None:
     """Fill a store with spans that have the sampled queries, and note what it reads for the queries of `steps`."""
-    pool: Any = resolve_impl(impl)(config)
+    # Codes depend on which queries came, not on their answers (SPEC 3.2), and of these nothing is looked at.
+    pool: Any = resolve_impl(impl)(replace(config, prefill="window", exact_suffix_tokens=0))
     store = pool.layer_store()
     for span in context:
         count = span.key.shape[2]
