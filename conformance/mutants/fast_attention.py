@@ -174,7 +174,7 @@ FAULTS = [
         "tail.h",
         "if (out[page] < expf(-FAR) &&",
         "if (out[page] < 0.0f &&",
-        clause("8.2"),
+        ops("heads_that_use_other_channels"),
     ),
     CompiledFault(
         "the missed bound counts selected tokens as left out",

@@ -13,7 +13,7 @@ from fast_helpers import draw, feed, state_of
 from kiv_fast import FastPool, shared
 from kiv_fast.memory import growable_table, pinning
 from kiv_fast.memory.growable_table import Table
-from kiv_fast.memory.pinning import CudaRuntime, SlabPinning, pinning_for
+from kiv_fast.memory.pinning import CudaRuntime, Region, SlabPinning, pinning_for
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,6 +75,20 @@ def pinned_pool(
 def tables(store: FastStore) -> list[Table]:
     cold = state_of(store).cold
     return [cold.arena._key, cold.arena._value]
+
+
+def test_a_slab_whose_address_on_the_device_is_not_told_is_given_back() -> None:
+    """Also where it covers all that is wanted, so that no other would be registered behind it."""
+
+    class Silent(BookKeeper):
+        def device_address(self, address: int) -> int:
+            raise RuntimeError("no address is told")
+
+    runtime, region = Silent(), Region(0, 8 * pinning.LEAST_BYTES)
+    with pytest.warns(RuntimeWarning, match="no address is told"):
+        SlabPinning(runtime, 1 << 40).cover(region, pinning.LEAST_BYTES)
+    assert runtime.calls == 1
+    assert (region.pinned, runtime.slabs) == (0, {})
 
 
 def test_slabs_cover_what_is_used_and_go_with_it(
