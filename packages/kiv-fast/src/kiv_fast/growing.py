@@ -142,9 +142,7 @@ class Growing(Tokens):
             return
         self.cold.release(self.reservation)
         if self.pages > self._before.pages and self.recent.moves == self._before.moves:  # else they stay cold
-            self._cut(self._before.pages)
-            self.recent.take_back(self.pages - self._before.pages)
-            self.pages = self._before.pages
+            self._take_back_pages(self._before.pages)
         self._give_back()
 
     def _give_back(self) -> None:
@@ -173,6 +171,12 @@ class Growing(Tokens):
                 raise
             self.pages = pages
             self.recent.drop_pages(n)
+
+    def _take_back_pages(self, pages: int) -> None:
+        """Have only the first `pages` pages cold: those after them left the hot window last."""
+        self._cut(pages)
+        self.recent.take_back(self.pages - pages)
+        self.pages = pages
 
     def _cut(self, pages: int) -> None:
         """Keep the first `pages` pages of each row; the room of the others is reserved again."""

@@ -84,9 +84,8 @@ class State(Growing):
         """Undo a call that failed: what it made cold is hot again, since codes depend on its queries."""
         if self._begun is not None:
             pages, samples = self._begun
-            self._cut(pages)
-            self.recent.take_back(self.pages - pages)
-            self.pages, self._begun = pages, None
+            self._take_back_pages(pages)
+            self._begun = None
             self.samples.count = min(self.samples.count, samples)
 
     def crop(self, length: int) -> None:
