@@ -148,6 +148,8 @@ def kill_run(faults: Sequence[Fault | CompiledFault], control: bool = True) -> i
         print(f"{fault.name:64} {seconds:5.1f}  {'' if killed else 'SURVIVED '}{text}", flush=True)
     killed_all = len(faults) - len(alive)
     print(f"\n{killed_all} of {len(faults)} mutants killed in {time.perf_counter() - began:.0f} s")
+    for name in alive:
+        print(f"survived: {name}")
     return 0 if not alive else 1
 
 

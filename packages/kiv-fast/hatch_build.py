@@ -42,7 +42,12 @@ def compile_library(source: Path, target: Path, levels: Mapping[str, tuple[str, 
                 objects.append(str(Path(folder) / f"{level}.o"))
                 named = ("-c", str(source / "kernels.c"), f"-DKIV_SUFFIX={level}", "-o", objects[-1])
                 subprocess.run([*compiler, *COMMON, *flags, *named], check=True)
-        subprocess.run([*compiler, "-shared", "-pthread", "-o", str(target), *objects, "-lm"], check=True)
+        linked = target.with_suffix(".new")
+        try:  # another process may load the one that is there, and finds it whole or this one whole
+            subprocess.run([*compiler, "-shared", "-pthread", "-o", str(linked), *objects, "-lm"], check=True)
+            linked.replace(target)
+        finally:
+            linked.unlink(missing_ok=True)
 
 
 class Operations(BuildHookInterface[Any]):
