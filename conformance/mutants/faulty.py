@@ -40,6 +40,8 @@ def quietly(arguments: Sequence[str]) -> tuple[int, str]:
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         status = pytest.main(
             [*arguments, "-q", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:faulthandler", f"--timeout={HANG_S}"]
+            # Nobody reads how two values differ, which takes minutes of two megabytes, most of all where CI is set.
+            + ["--assert=plain"]
         )
     return int(status), printed.getvalue().strip()
 
