@@ -13,11 +13,9 @@ import pytest
 from .data import Recipe, Shape
 from .driver import drive
 from .failure import Mismatch
-from .mutants import attention, estimate, fast, faulty, hf, index, report, retrieval, run, state, widening
-from .mutants.kernels import KernelFault
+from .mutants import attention, estimate, index, report, retrieval, run, state, widening
 from .mutants.patching import MUTANTS, Mutant
 from .mutants.run import reference, without
-from .mutants.source import Fault
 from .strategies import KIVConfig, Scenario
 
 ROOT = Path(__file__).parent.parent
@@ -62,56 +60,6 @@ def test_there_are_enough_mutants_and_each_undoes_itself() -> None:
         after = [owner.__dict__[attribute] for owner, attribute, _ in one.patches]
         assert after == before, one.name
         assert changed != before, one.name
-
-
-def test_faults_of_fast_and_of_the_binding_can_be_made() -> None:
-    """At least 60, each by a name of its own; what they replace is there, and is put back."""
-    pytest.importorskip("kiv_hf.cache.kiv_cache")
-    every = [*fast.FAULTS, *hf.FAULTS]
-    assert len({fault.name for fault in every}) == len(every) >= 60
-    functions = [fault.function() for fault in every if type(fault) is Fault]
-    before = [function.__code__ for function in functions]
-    assert faulty.stale(every) == []
-    assert [function.__code__ for function in functions] == before
-
-
-def test_a_fault_of_a_kernel_is_made_and_put_back() -> None:
-    """The interpreter runs another text for as long."""
-    for fault in fast.FAULTS:
-        if isinstance(fault, KernelFault):
-            kernel = fault.thing()
-            right = kernel.rewrite()
-            with fault.applied():
-                assert kernel.rewrite() is not right
-            assert kernel.rewrite().__code__ == right.__code__
-
-
-def test_the_tests_that_faults_name_are_there() -> None:
-    """Files, and functions or classes in them."""
-    for fault in (*fast.FAULTS, *hf.FAULTS):
-        for path, _, name in (test.partition("::") for test in fault.tests if not test.startswith("-")):
-            text = (ROOT / path).read_text(encoding="utf-8")
-            for part in re.sub(r"\[.*", "", name).split("::") if name else ():
-                assert re.search(rf"^ *(?:def|class) {part}\b", text, re.MULTILINE), f"{fault.name}: {path}::{name}"
-
-
-@pytest.mark.parametrize(
-    ("where", "old", "new"),
-    [
-        ("kiv_reference.admissible:violation", "if the text is gone:", "pass"),
-        ("kiv_reference.admissible:violation", "errors", "written more than once"),
-        ("kiv_reference.admissible:gone", "if", "pass"),
-        ("kiv_reference.gone:gone", "if", "pass"),
-        ("kiv_reference.admissible:violation", "return None", "return ("),
-    ],
-)
-def test_a_fault_whose_text_is_gone_is_an_error(
-    where: str, old: str, new: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It is no mutant that was killed, in the short form too, where its turn may not come."""
-    good = Fault("good", "kiv_reference.admissible:violation", "inside = set(chosen)", "inside = set()", ())
-    assert faulty.run_faults([good, Fault("no longer", where, old, new, ())], short=True) == 1
-    assert "no longer: " in capsys.readouterr().out
 
 
 HIDING = """

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from .compiled import CompiledFault
     from .source import Fault
@@ -37,12 +37,10 @@ HANG_S = 300
 def quietly(arguments: Sequence[str]) -> tuple[int, str]:
     """Exit status of pytest, and what it printed."""
     printed = io.StringIO()
+    # Nobody reads how two values differ, which takes minutes of two megabytes, most of all where CI is set.
+    arguments = [*arguments, "--assert=plain", f"--timeout={HANG_S}", "-q", "-W", "ignore"]
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        status = pytest.main(
-            [*arguments, "-q", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:faulthandler", f"--timeout={HANG_S}"]
-            # Nobody reads how two values differ, which takes minutes of two megabytes, most of all where CI is set.
-            + ["--assert=plain"]
-        )
+        status = pytest.main([*arguments, "-p", "no:cacheprovider", "-p", "no:faulthandler"])
     return int(status), printed.getvalue().strip()
 
 
@@ -50,7 +48,7 @@ def first_failed(tests: Sequence[str]) -> tuple[int, str]:
     """Exit status of pytest and the first test that failed, if one did."""
     status, printed = quietly([*tests, "-x", "--tb=no", "-rfE"])
     found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", printed, re.MULTILINE)
-    return status, found[1].rpartition("tests/")[2] if found else printed[-300:]
+    return status, found[1] if found else printed[-300:]
 
 
 @dataclass(frozen=True)
@@ -118,41 +116,46 @@ def stale(faults: Sequence[Fault | CompiledFault]) -> list[str]:
     return found
 
 
-def grouped(faults: Sequence[Fault | CompiledFault], parts: int = 1) -> list[list[str]]:
-    """Return the tests of all faults as arguments for pytest: those with the same options in a number of parts."""
+def grouped(every: Iterable[tuple[str, ...]], parts: int = 1) -> list[list[str]]:
+    """Return tests as arguments for pytest: those with the same options in a number of parts."""
     nodes: dict[tuple[str, ...], set[str]] = {}
-    for fault in faults:
-        options = tuple(test for test in fault.tests if test.startswith("-"))
-        nodes.setdefault(options, set()).update(test for test in fault.tests if not test.startswith("-"))
+    for tests in every:
+        options = tuple(test for test in tests if test.startswith("-"))
+        nodes.setdefault(options, set()).update(test for test in tests if not test.startswith("-"))
     some = [(sorted(tests)[part::parts], options) for options, tests in nodes.items() for part in range(parts)]
     return [[*tests, *options] for tests, options in some if tests]
 
 
-def kill_run(faults: Sequence[Fault | CompiledFault], control: bool = True) -> int:
-    """Exit status 0 if every fault's tests pass without it and one of them fails with it."""
-    began, alive = time.perf_counter(), list[str]()
-    groups = grouped(faults)
-    # Whatever the tests import is imported once, before the copies are made.
-    broken = [text for status, text in (quietly([*group, "--collect-only"]) for group in groups) if status]
+def killers(fault: Fault | CompiledFault, failed: str) -> tuple[str, ...]:
+    """Return the test that killed a mutant, with its options; all of its tests where that crashed."""
+    tests = [test for test in fault.tests if test.startswith("-")]
+    return (failed, *tests) if "::" in failed else fault.tests
+
+
+def kill_run(faults: Sequence[Fault | CompiledFault]) -> int:
+    """Exit status 0 if one of every fault's tests fails with it, and all that did pass without."""
+    began, alive, killing = time.perf_counter(), list[str](), list[tuple[str, ...]]()
     processes = min(os.cpu_count() or 1, MOST_PROCESSES)
-    if control and not broken:
-        jobs = [(None, group) for group in grouped(faults, processes)]
+    # Whatever the tests import is imported once, before the copies are made.
+    collected = (quietly([*group, "--collect-only"]) for group in grouped(fault.tests for fault in faults))
+    broken = [text for status, text in collected if status]
+    if not broken:
+        print(f"{'mutant':64} {'s':>5}  killed by")
+        for number, status, text, seconds in outcomes([(fault, fault.tests) for fault in faults], processes):
+            fault, killed = faults[number], status == pytest.ExitCode.TESTS_FAILED
+            if killed:
+                killing.append(killers(fault, text))
+            else:
+                alive.append(fault.name)
+            shown = text.rpartition("tests/")[2]
+            print(f"{fault.name:64} {seconds:5.1f}  {'' if killed else 'SURVIVED '}{shown}", flush=True)
+        print(f"\n{len(killing)} of {len(faults)} mutants killed in {time.perf_counter() - began:.0f} s")
+        jobs = [(None, group) for group in grouped(killing, processes)]
         broken = [text for _, status, text, _ in outcomes(jobs, processes) if status]
-        print("the unchanged code", "FAILS" if broken else "lives", flush=True)
-    if broken:
-        print("\n".join(broken))
-        return 1
-    print(f"{'mutant':64} {'s':>5}  killed by")
-    for number, status, text, seconds in outcomes([(fault, fault.tests) for fault in faults], processes):
-        fault, killed = faults[number], status == pytest.ExitCode.TESTS_FAILED
-        if not killed:
-            alive.append(fault.name)
-        print(f"{fault.name:64} {seconds:5.1f}  {'' if killed else 'SURVIVED '}{text}", flush=True)
-    killed_all = len(faults) - len(alive)
-    print(f"\n{killed_all} of {len(faults)} mutants killed in {time.perf_counter() - began:.0f} s")
-    for name in alive:
-        print(f"survived: {name}")
-    return 0 if not alive else 1
+        print(f"what killed them {'FAILS' if broken else 'passes'} on the unchanged code")
+    for line in [*broken, *(f"survived: {name}" for name in alive)]:
+        print(line)
+    return 0 if not alive and not broken else 1
 
 
 def run_faults(every: Sequence[Fault | CompiledFault], only: str = "", short: bool = False) -> int:
@@ -161,4 +164,4 @@ def run_faults(every: Sequence[Fault | CompiledFault], only: str = "", short: bo
         print("faults whose text no longer applies: change them\n" + "\n".join(gone))
         return 1
     chosen = [fault for fault in every if only in fault.name]
-    return kill_run(chosen[:: SHORT_SHARE if short else 1], control=not only)
+    return kill_run(chosen[:: SHORT_SHARE if short else 1])
