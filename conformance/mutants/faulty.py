@@ -30,6 +30,9 @@ SHORT_SHARE = 4
 MOST_PROCESSES = 4
 """As many run at a time as there are cores, up to this many."""
 
+KILLED = pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERNAL_ERROR
+"""A fault that writes where it must not may break pytest itself."""
+
 HANG_S = 300
 """A test that takes longer counts as failed: a fault may be an endless loop."""
 
@@ -142,7 +145,7 @@ def kill_run(faults: Sequence[Fault | CompiledFault]) -> int:
     if not broken:
         print(f"{'mutant':64} {'s':>5}  killed by")
         for number, status, text, seconds in outcomes([(fault, fault.tests) for fault in faults], processes):
-            fault, killed = faults[number], status == pytest.ExitCode.TESTS_FAILED
+            fault, killed = faults[number], status in KILLED
             if killed:
                 killing.append(killers(fault, text))
             else:
