@@ -129,10 +129,11 @@ def grouped(every: Iterable[tuple[str, ...]], parts: int = 1) -> list[list[str]]
     return [[*tests, *options] for tests, options in some if tests]
 
 
-def killers(fault: Fault | CompiledFault, failed: str) -> tuple[str, ...]:
-    """Return the test that killed a mutant, with its options; all of its tests where that crashed."""
-    tests = [test for test in fault.tests if test.startswith("-")]
-    return (failed, *tests) if "::" in failed else fault.tests
+def killers(fault: Fault | CompiledFault, status: int, failed: str) -> tuple[str, ...]:
+    """Return the test that killed a mutant, with its options; all of its tests where pytest, or the process, crashed."""
+    if status != pytest.ExitCode.TESTS_FAILED or "::" not in failed:
+        return fault.tests
+    return (failed, *(test for test in fault.tests if test.startswith("-")))
 
 
 def kill_run(faults: Sequence[Fault | CompiledFault]) -> int:
@@ -147,7 +148,7 @@ def kill_run(faults: Sequence[Fault | CompiledFault]) -> int:
         for number, status, text, seconds in outcomes([(fault, fault.tests) for fault in faults], processes):
             fault, killed = faults[number], status in KILLED
             if killed:
-                killing.append(killers(fault, text))
+                killing.append(killers(fault, status, text))
             else:
                 alive.append(fault.name)
             shown = text.rpartition("tests/")[2]
