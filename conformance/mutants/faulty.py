@@ -130,7 +130,7 @@ def grouped(every: Iterable[tuple[str, ...]], parts: int = 1) -> list[list[str]]
 
 
 def killers(fault: Fault | CompiledFault, status: int, failed: str) -> tuple[str, ...]:
-    """Return the test that killed a mutant, with its options; all of its tests where pytest, or the process, crashed."""
+    """Return the test that killed a mutant, with its options; all of its tests where pytest or the process crashed."""
     if status != pytest.ExitCode.TESTS_FAILED or "::" not in failed:
         return fault.tests
     return (failed, *(test for test in fault.tests if test.startswith("-")))
