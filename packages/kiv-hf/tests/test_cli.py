@@ -138,6 +138,18 @@ def test_beyond_the_native_length_is_a_warning(model: Path, text: Path) -> None:
     assert "more than the" not in within.stderr
 
 
+@pytest.mark.parametrize("narrow", [True, False])
+def test_a_cpu_without_instructions_for_a_dtype_is_told(
+    model: Path, text: Path, narrow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the dtypes that are read, that alone; float32 every CPU computes."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: narrow)
+    told = run("-m", model, "-f", text, *SMALL, "--dtype", "bfloat16", "What was void?")
+    assert told.exit_code == 0, told.output
+    assert ("no instructions for bfloat16" in told.stderr) is not narrow
+    assert "no instructions" not in run("-m", model, "-f", text, *SMALL, "What was void?").stderr
+
+
 def test_progress_goes_to_standard_error(model: Path, text: Path) -> None:
     result = run("-m", model, "-f", text, *SMALL, "What was void?")
     read = prompt_tokens("What was void?")

@@ -1,4 +1,4 @@
-"""The device that the user named: tried before anything is loaded."""
+"""The device that the user named: tried before anything is loaded; and what a CPU is slow at."""
 
 from __future__ import annotations
 
@@ -28,3 +28,14 @@ def find_device(name: str) -> str:
             "Try cpu" + (" or cuda." if torch.cuda.is_available() else "."),
         ) from error
     return name
+
+
+def cpu_kernels(dtype: torch.dtype) -> bool:
+    """Tell whether oneDNN has kernels for a dtype on this CPU: without them a prompt is read several times slower.
+
+    True as well where torch comes without oneDNN, of which nothing is known.
+    """
+    if dtype not in (torch.bfloat16, torch.float16) or not torch.backends.mkldnn.is_available():
+        return True
+    narrow = "bf16" if dtype == torch.bfloat16 else "fp16"
+    return bool(getattr(torch.ops.mkldnn, f"_is_mkldnn_{narrow}_supported")())  # as torch asks before it uses them
