@@ -52,7 +52,7 @@ def test_parts_of_any_size(file: tuple[int, bytes], read: Callable[..., None], c
     whole = bytearray(int(sizes.sum()))
     read(FileIO(), handle, offsets, at, sizes, memoryview(whole))
     parts = zip(at.tolist(), offsets.tolist(), sizes.tolist(), strict=True)
-    wrong = [first for to, first, size in parts if whole[to : to + size] != content[first : first + size]]
+    wrong = [first for to, first, size in parts if bytes(whole[to : to + size]) != content[first : first + size]]
     assert not wrong, "parts that begin there"
 
 
