@@ -84,6 +84,17 @@ def test_a_choice():
 
 def test_that_never_passes():
     assert False
+
+def test_that_ends_pytest():
+    pass
+"""
+
+HOOKED = """
+from test_it import test_a_choice
+
+def pytest_runtest_logstart(nodeid):
+    if "ends_pytest" in nodeid:
+        test_a_choice()
 """
 
 
@@ -91,6 +102,7 @@ def test_that_never_passes():
     ("name", "test", "status", "said"),
     [
         ("deadly", "test_a_choice", 0, "what killed them passes on the unchanged code"),
+        ("deadly", "test_that_ends_pytest", 0, "what killed them passes on the unchanged code"),
         ("harmless", "test_a_choice", 1, "survived: harmless"),
         ("deadly", "test_that_never_passes", 1, "what killed them FAILS on the unchanged code"),
     ],
@@ -100,6 +112,7 @@ def test_a_kill_needs_a_test_that_passes_otherwise(
 ) -> None:
     """Else whatever keeps tests from running would kill every mutant."""
     (tmp_path / "test_it.py").write_text(TESTED)
+    (tmp_path / "conftest.py").write_text(HOOKED)
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
         [sys.executable, "-c", KILLING, name, f"test_it.py::{test}"],

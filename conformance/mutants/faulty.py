@@ -36,14 +36,15 @@ KILLED = pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERNAL_ERROR
 HANG_S = 300
 """A test that takes longer counts as failed: a fault may be an endless loop."""
 
+OPTIONS = f"-q -W ignore -p no:cacheprovider -p no:faulthandler --timeout={HANG_S} --assert=plain".split()
+"""Nobody reads how two values differ, which takes minutes of two megabytes, most of all where CI is set."""
+
 
 def quietly(arguments: Sequence[str]) -> tuple[int, str]:
     """Exit status of pytest, and what it printed."""
     printed = io.StringIO()
-    # Nobody reads how two values differ, which takes minutes of two megabytes, most of all where CI is set.
-    arguments = [*arguments, "--assert=plain", f"--timeout={HANG_S}", "-q", "-W", "ignore"]
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        status = pytest.main([*arguments, "-p", "no:cacheprovider", "-p", "no:faulthandler"])
+        status = pytest.main([*arguments, *OPTIONS])
     return int(status), printed.getvalue().strip()
 
 

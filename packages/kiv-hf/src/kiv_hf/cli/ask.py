@@ -23,6 +23,7 @@ from .models.source import Source, explained, find_source, load_config, load_mod
 from .prompt import encode_prompt
 from .tally import Tally
 from .terminal import printable
+from .units import dtype_name
 
 if TYPE_CHECKING:
     from kiv_reference.config import KIVConfig
@@ -189,9 +190,9 @@ def warn_beyond_native(model_config: PreTrainedConfig, tokens: int, err: Console
 def warn_slow_dtype(dtype: torch.dtype, device: str, err: Console) -> None:
     """Tell of float32 where a CPU multiplies narrower numbers slowly."""
     if torch.device(device).type == "cpu" and not cpu_kernels(dtype):
-        name = str(dtype).removeprefix("torch.")
         err.print(
-            f"This CPU has no instructions for {name}: --dtype float32 reads much faster, in twice the memory.",
+            f"This CPU has no instructions for {dtype_name(dtype)}: --dtype float32 reads much faster, "
+            "in twice the memory.",
             style="yellow",
             highlight=False,
         )

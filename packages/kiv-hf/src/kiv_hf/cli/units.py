@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kiv_reference.sizes import parse_bytes
 
-__all__ = ["DTYPES", "format_bytes", "parse_bytes"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DTYPES", "dtype_name", "format_bytes", "parse_bytes"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Names of the dtypes that a model may be loaded in, as torch has them."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype without its package, as in bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def format_bytes(count: int) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 from platformdirs import user_cache_path
 
+from ..units import dtype_name
 from .manifest import is_intact, write_manifest
 from .unfinished import scratch_folder, sweep
 
@@ -39,7 +40,7 @@ def _digest(gguf: Path, size: int, changed_ns: int) -> str:  # size and time of 
 
 def converted(gguf: Path, dtype: torch.dtype | None = None) -> Path | None:
     """Return a folder to which `gguf` was converted, in `dtype` or in any, or None."""
-    pattern = "[!.]*" if dtype is None else _name(dtype)  # a folder with a dot is not finished
+    pattern = "[!.]*" if dtype is None else dtype_name(dtype)  # a folder with a dot is not finished
     return next((folder for folder in sorted(cache_folder(gguf).glob(pattern)) if is_intact(folder)), None)
 
 
@@ -49,7 +50,7 @@ def convert(gguf: Path, dtype: torch.dtype) -> Path:
     A conversion that breaks off leaves nothing behind; two at once do not disturb each other; what a killed process
     left is removed, and a damaged result is made again.
     """
-    folder = cache_folder(gguf) / _name(dtype)
+    folder = cache_folder(gguf) / dtype_name(dtype)
     sweep(folder.parent.parent)
     if is_intact(folder):
         return folder
@@ -104,7 +105,3 @@ def _dense() -> dict[str, Any]:
 
     packed = getattr(transformers, "GgufConfig", None)
     return {} if packed is None else {"quantization_config": packed(dequantize=True)}
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
