@@ -5,7 +5,10 @@ import kiv_fast
 from kiv_fast import FastPool
 from kiv_reference import KIVConfig, LayerStore, StorePool
 
-ALLOWED = {f"kiv_reference.{name}" for name in ("contract", "config", "report", "errors", "checks")}
+ALLOWED = {
+    f"kiv_reference.{name}"
+    for name in ("contract", "config", "report", "errors", "checks", "snapshot", "snapshot_checks")
+}
 
 
 def test_public_names_are_pinned() -> None:

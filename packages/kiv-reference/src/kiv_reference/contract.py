@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from .config import KIVConfig
 from .report import AttendReport, BlockReport, TierBytes, TierTokens
+from .snapshot import ColdPages, Snapshot
 
 if TYPE_CHECKING:
     import torch
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
 __all__ = [
     "AttendReport",
     "BlockReport",
+    "ColdPages",
     "KIVConfig",
     "LayerStore",
     "PoolFactory",
+    "Snapshot",
     "StorePool",
     "TierBytes",
     "TierTokens",
@@ -145,6 +148,26 @@ class LayerStore(Protocol):
 
     def fork(self) -> LayerStore:
         """Return an independent store with equal state, in the same pool (SPEC 9.4)."""
+        ...
+
+    def snapshot(self) -> Snapshot | None:
+        """Return the state, for `restore` of another store; None of one that has never had tokens (SPEC 9.7)."""
+        ...
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take the state of another store, of whatever process and implementation (SPEC 9.8).
+
+        Raises
+        ------
+        KIVUsageError
+            The store is not empty, or its `hot_tokens`, `sink_tokens`, `page_tokens` or `index_channels` are others.
+        KIVShapeError, KIVNonFiniteError
+            The snapshot does not fit together.
+        KIVBudgetError
+            The tokens do not fit into the budgets.
+        KIVCorruptError, KIVStorageError
+            The pages cannot be read. Where they are read as they are needed, later calls may raise these too.
+        """
         ...
 
     def reset(self) -> None:

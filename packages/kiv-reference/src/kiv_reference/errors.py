@@ -31,6 +31,14 @@ class KIVStorageError(KIVError, OSError):
     """The disk tier could not read or write; what the store holds is unchanged (SPEC 10.1)."""
 
 
+class KIVCorruptError(KIVError, ValueError):
+    """What was saved cannot be trusted: bytes are not those that were written, or say what cannot be (SPEC 9.8)."""
+
+
+class KIVMismatchError(KIVError, ValueError):
+    """What was saved belongs to something else: another model, tokenizer, dtype or version."""
+
+
 class KIVUnsupportedError(KIVError, NotImplementedError):
     """The model or the implementation does something that KIV does not support."""
 

@@ -22,12 +22,15 @@ from .checks import (
 from .errors import KIVUsageError, refuse
 from .partition import partition, query_blocks
 from .report import AttendReport, BlockReport, TierBytes, TierTokens
+from .restore import snapshot_of, tokens_of
+from .snapshot_checks import check_snapshot
 from .tokens import Tokens, tier_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .pool import ReferencePool
+    from .snapshot import Snapshot
 
 P = ParamSpec("P")
 Out = TypeVar("Out")
@@ -65,9 +68,9 @@ class ReferenceStore:
         """Refuse to be copied or pickled: a copy would give back what it does not own (SPEC 9.4)."""
         raise refuse(
             KIVUsageError,
-            "a store cannot be copied, pickled or saved",
+            "a store cannot be copied or pickled",
             "a store",
-            "Use fork() for a copy in the same pool.",
+            "Use fork() for a copy in the same pool, and snapshot() for one elsewhere.",
         )
 
     @property
@@ -219,6 +222,21 @@ class ReferenceStore:
             copy.contents = self.contents.clone()
         copy.last_report = self.last_report
         return copy
+
+    @plain_tensors
+    def snapshot(self) -> Snapshot | None:
+        """Return the state (`LayerStore.snapshot`)."""
+        self._pool.check_open()
+        return None if self.contents is None else snapshot_of(self.contents, self.config)
+
+    @plain_tensors
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take a state (`LayerStore.restore`)."""
+        self._pool.check_open()
+        check_snapshot(snapshot, self.config, empty=self.contents is None)
+        size = tier_bytes(self.config, snapshot.key, snapshot.value, snapshot.length, snapshot.length)
+        self._pool.check_room(self, size)
+        self.contents, self.last_report = tokens_of(snapshot), None
 
     def reset(self) -> None:
         """Forget everything (`LayerStore.reset`)."""
