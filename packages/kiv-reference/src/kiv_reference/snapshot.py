@@ -24,8 +24,8 @@ UNSEEN = -1.0
 class ColdPages(Protocol):
     """Keys and values of cold pages ``[H, P, W]``, numbered from 0: in memory, or in files.
 
-    A page is read in blocks: so many consecutive tokens of one KV head. With n blocks to a head, the number b that `read`
-    takes is block b % n of head b // n % H of page b // (n H).
+    A page is read in blocks: so many consecutive tokens of one KV head. With n blocks to a head, the number b that
+    `read` takes is block b % n of head b // n % H of page b // (n H).
     """
 
     @property
