@@ -13,7 +13,7 @@ from .answers import Attended, picked, same_bits
 from .apart import check_apart
 from .checks import check_blocks, check_head, check_state
 from .failure import Scene
-from .operation_log import OperationLog
+from .operation_log import OperationLog, carried
 from .oracle import Modifiers
 from .oracle_store import OracleStore
 
@@ -210,6 +210,15 @@ class Driver:
         self.last = None
         self._call("reset")
         self.oracle.reset()
+        check_state(self.scene, self.oracle)
+
+    def carry(self) -> None:
+        """Go on with another store of the pool, which takes the state of this one; the old one is reset."""
+        self.last, old = None, self.store
+        self.operations.note(self.name, "carry")
+        self.store = carried(old, self.pool)
+        old.reset()
+        self.oracle.crop(self.oracle.length)  # an attend needs an append
         check_state(self.scene, self.oracle)
 
     def fork(self) -> Driver:

@@ -37,6 +37,9 @@ class OperationLog:
         outputs: list[torch.Tensor] = []
         for name, method, arguments in self.calls:
             given = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in arguments.items() if k != "into"}
+            if method == "carry":
+                stores[name] = carried(stores[name], pool)
+                continue
             result = getattr(stores[name], method)(**given)
             if method == "fork":
                 stores[arguments["into"]] = result
@@ -63,6 +66,9 @@ class OperationLog:
             "a = pool.layer_store()",
         ]
         for store, method, arguments in self.calls:
+            if method == "carry":
+                lines += [f"snapshot, {store} = {store}.snapshot(), pool.layer_store()", f"{store}.restore(snapshot)"]
+                continue
             call = ", ".join(f"{k}={_source(v)}" for k, v in arguments.items() if k != "into")
             into = f"{arguments['into']} = " if "into" in arguments else ""
             lines.append(f"{into}{store}.{method}({call})")
@@ -71,6 +77,14 @@ class OperationLog:
                 lines.append(f"report = {store}.report")
         lines += claim.splitlines()
         return "\n".join(lines)
+
+
+def carried(store: LayerStore, pool: StorePool) -> LayerStore:
+    """Return a new store of a pool with the state of another one, which has or had tokens (SPEC 9.8)."""
+    snapshot, other = store.snapshot(), pool.layer_store()
+    assert snapshot is not None, "a store without a state"
+    other.restore(snapshot)
+    return other
 
 
 def config_source(config: KIVConfig) -> str:

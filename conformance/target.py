@@ -31,13 +31,11 @@ class Target:
     device : where the tensors of the tests are
     factory : makes a pool from a configuration (`kiv_reference.contract.PoolFactory`)
     change_budgets : optional, ``(pool, divisor) -> None``, moves a live pool to one `divisor`-th of its budgets
-    save_and_reopen : optional, ``(pool, stores) -> (pool, stores)``, by way of a saved cache
     """
 
     name: str
     factory: Callable[[KIVConfig], StorePool]
     change_budgets: Callable[[StorePool, int], None] | None = None
-    save_and_reopen: Callable[[StorePool, list[Any]], tuple[StorePool, list[Any]]] | None = None
     device: str = "cpu"
 
     def place(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -51,12 +49,11 @@ class Target:
 def load(name: str, device: str = "cpu") -> Target:
     """Return the implementation called `name`: one of `KNOWN`, or "module:factory".
 
-    A factory with attributes `change_budgets` or `save_and_reopen` has these rules of the state machine switched on.
+    A factory with an attribute `change_budgets` has this rule of the state machine switched on.
     """
     path = KNOWN.get(name, name)
     module, _, attribute = path.partition(":")
     if not attribute:
         raise ValueError(f"--impl must be one of {', '.join(KNOWN)} or module:factory; got {name!r}")
     factory = getattr(importlib.import_module(module), attribute)
-    rules = getattr(factory, "change_budgets", None), getattr(factory, "save_and_reopen", None)
-    return Target(name, factory, *rules, device)
+    return Target(name, factory, getattr(factory, "change_budgets", None), device)

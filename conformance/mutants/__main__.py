@@ -12,7 +12,7 @@ from .. import profiles
 
 profiles.load("kill")  # before the test modules are imported
 
-from . import attention, estimate, fast, hf, index, report, retrieval, state, widening  # noqa: E402
+from . import attention, estimate, fast, hf, index, report, retrieval, snapshots, state, widening  # noqa: E402
 from .faulty import run_faults  # noqa: E402
 from .patching import MUTANTS, Mutant  # noqa: E402
 from .run import Death, first_failure, reference, without  # noqa: E402
@@ -86,7 +86,8 @@ def main() -> int:
     return 0 if control is None and not survivors and enough and shown else 1
 
 
-__all__ = ["attention", "estimate", "fast", "hf", "index", "main", "report", "retrieval", "state", "widening"]
+__all__ = ["attention", "estimate", "fast", "hf", "index", "main", "report", "retrieval", "snapshots", "state"]
+__all__ += ["widening"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from .checks import DTYPES, check_finite
@@ -61,6 +62,8 @@ def _check_pages(snapshot: Snapshot) -> None:
         raise _unfit("no more pages than can be cold", pages.shape)
     if pages.size and not 0 <= int(pages.min()) <= int(pages.max()) < count:
         raise _unfit("numbers of pages that there are", f"{pages.min()} to {pages.max()} of {count}")
+    if not np.diff(np.sort(pages, axis=1)).all():
+        raise _unfit("a page of a sequence at one place alone", "one at two")
     if snapshot.cold.block_tokens < 1 or config.page_tokens % snapshot.cold.block_tokens:
         raise _unfit("blocks that divide a page", snapshot.cold.block_tokens)
 

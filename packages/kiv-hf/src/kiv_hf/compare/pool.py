@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from kiv_reference import ReferencePool
 from kiv_reference.index import PageIndex
+from kiv_reference.snapshot import TensorPages
 
 from .divergence import Call, KIVDivergenceError, Place, attends_everything, check_outputs
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from kiv_reference.config import KIVConfig
     from kiv_reference.contract import LayerStore, PoolFactory, StorePool
     from kiv_reference.report import AttendReport, TierBytes, TierTokens
+    from kiv_reference.snapshot import Snapshot
     from kiv_reference.store import ReferenceStore
 
 __all__ = ["ComparePool", "KIVDivergenceError"]
@@ -218,6 +220,28 @@ class CompareStore:
         copy = CompareStore(self._layer, self._store.fork(), self._truth.fork(), self._low.fork())
         copy._step = self._step
         return copy
+
+    def snapshot(self) -> Snapshot | None:
+        """Return the state of the implementation under comparison (`LayerStore.snapshot`)."""
+        return self._store.snapshot()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take a state in all (`LayerStore.restore`)."""
+        self._store.restore(snapshot)
+        self._low.restore(snapshot)
+        low = self._low.contents
+        assert low is not None, "what was restored"
+        pages = TensorPages(torch.empty(0, 0, 1, 0), torch.empty(0, 0, 1, 0))
+        fine = dataclasses.replace(
+            snapshot,
+            pages=snapshot.pages[:, :0],
+            cold=pages,
+            key=low.key.tensor.double(),
+            value=low.value.tensor.double(),
+            sampled=snapshot.sampled.double(),
+        )
+        self._truth.restore(fine)
+        self._check_state()
 
     def reset(self) -> None:
         """Forget everything (`LayerStore.reset`)."""
