@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 from kiv_reference import KIVConfig
@@ -33,3 +33,13 @@ def used(target: Target, attended: bool = True) -> Driver:
     if attended:
         driver.attend(tokens.query[:, :, 11:], 0.5)
     return driver
+
+
+SAMPLED: dict[str, Any] = {
+    "hot_tokens": st.integers(0, 2),
+    "index_channels": st.integers(1, 2),
+    "candidate_tokens": st.integers(1, 4),
+    "tail": "mean",
+    "max_missed_mass": None,
+}
+"""The weights of channels show."""

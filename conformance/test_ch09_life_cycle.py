@@ -15,21 +15,12 @@ from .answers import same_bits
 from .data import Recipe, Shape
 from .driver import Driver, drive
 from .expect import refused
-from .life_cycle import TINY, recipes, scenarios, used
+from .life_cycle import SAMPLED, TINY, recipes, scenarios, used
 from .refill import refill
 from .strategies import Scenario, configs, decode_only, shapes
 
 if TYPE_CHECKING:
     from .target import Target
-
-SAMPLED: dict[str, Any] = {
-    "hot_tokens": st.integers(0, 2),
-    "index_channels": st.integers(1, 2),
-    "candidate_tokens": st.integers(1, 4),
-    "tail": "mean",
-    "max_missed_mass": None,
-}
-"""The weights of channels show."""
 
 LIMITED = Scenario(
     KIVConfig(

@@ -15,14 +15,19 @@ from kiv_reference.errors import KIVBudgetError, KIVNonFiniteError, KIVShapeErro
 from kiv_reference.snapshot import UNSEEN, Snapshot
 
 from .answers import same_bits
+from .data import Shape
 from .driver import Driver, drive
 from .expect import refused, same_report
-from .life_cycle import TINY, recipes, scenarios, used
+from .life_cycle import SAMPLED, TINY, recipes, scenarios, used
 from .operation_log import carried
 from .oracle_index import EVERY
+from .strategies import configs
+from .strategies import recipes as recipes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from kiv_reference import KIVConfig
 
     from .data import Recipe
     from .strategies import Scenario
@@ -129,6 +134,26 @@ class Test_9_8_Restore:
         tokens = extra.make(scenario.shape, 2)
         driver.append(tokens)
         driver.attend(tokens.query, scenario.scale)
+
+    @given(
+        config=configs(**SAMPLED),
+        recipe=recipes_of(("gaussian", "spiky", "integers")),
+        length=st.sampled_from([66, 80]),
+        given=st.booleans(),
+    )
+    def test_samples_go_along(
+        self, target: Target, config: KIVConfig, recipe: Recipe, length: int, given: bool
+    ) -> None:
+        """Those that there are weigh channels of pages that become cold after it; those that there are not do not."""
+        driver, shape = Driver(target, config), Shape(groups=2, width=5)
+        tokens = recipe.make(shape, 98)
+        for start, stop in ((0, 63), (63, 64), (64, length), (length, 97), (97, 98)):
+            if start == length:
+                driver.carry()
+            if start < stop:
+                driver.append(tokens.slice(start, stop))
+            if stop in (98, 64 if given else length):  # an attend of later tokens passes over the sampled one
+                driver.attend(tokens.query[:, :, start:stop], 0.5)
 
     def test_an_attend_needs_an_append(self, target: Target) -> None:
         driver = used(target)

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(kiv_fast.__file__).parent
 ABOVE = ("kiv_fast", "pool", "store", "store_view", "shared", "guard", "decode", "together", "call")
-MIDDLE = ("state", "growing", "tokens", "trace", "partition")
+MIDDLE = ("snapshots", "adoption", "state", "growing", "tokens", "trace", "partition")
 BELOW = ("retrieval", "attention", "cold", "index", "tiers", "pages", "ops", "device", "memory")
 LAYERS = (*ABOVE, *MIDDLE, *BELOW, "interrupts", "tuning", "shape")
 """Sub-packages and the modules beside them: each imports from those to its right alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -61,8 +62,8 @@ class Cold:
         """Make what tells a store of odd keys, values and queries; None where operations tell it themselves."""
         return None if self.decoder is None else Flags(3, self._gather, self._pinning, self.shape.device)
 
-    def reserve(self, pages: int) -> Reservation:
-        """Take room for n pages to come, in all tiers (SPEC 10.2).
+    def reserve(self, pages: int, saved: bool = False) -> Reservation:
+        """Take room for n pages to come, in all tiers (SPEC 10.2); `saved` if they can be read where they were saved.
 
         Raises
         ------
@@ -75,7 +76,7 @@ class Cold:
         self.arena.make_room(more.ram)
         self.account.take(more.device, more.ram)
         try:
-            return self.arena.reserve(pages)
+            return self.arena.reserve_saved(pages) if saved else self.arena.reserve(pages)
         except REFUSALS:
             self.account.give(more.device, more.ram)
             raise
@@ -153,7 +154,7 @@ class Cold:
             finite = weights is None or self._code(ids, key, value, valid, weights)
             counts = [size] * n if valid is None else cast("list[int]", valid.sum(dim=1).tolist())
         except REFUSALS:
-            self._free(ids, reservation)
+            self.let_go(ids, reservation)
             raise
         row.extend(ids, counts, size, finite)
 
@@ -171,6 +172,19 @@ class Cold:
             finite = finite and bool(torch.isfinite(coded.value).all())
         return finite
 
+    def take(self, pages: int) -> list[int]:
+        """Take ids for n pages, each with one holder."""
+        self._indexes.clear()
+        return self._pages.take(pages)
+
+    def hold(self, ids: list[int]) -> None:
+        """Add a holder to each of these pages."""
+        self._pages.share(ids)
+
+    def drop(self, ids: list[int]) -> None:
+        """Give back ids that were taken for pages which did not come."""
+        self._pages.drop(ids)
+
     def share(self, row: BlockTable) -> BlockTable:
         """Make a second row with the same pages."""
         copy = row.copy()
@@ -182,9 +196,9 @@ class Cold:
 
         It asks for no memory.
         """
-        self._free(row.cut(pages, self.config.page_tokens), reservation)
+        self.let_go(row.cut(pages, self.config.page_tokens), reservation)
 
-    def _free(self, ids: list[int], reservation: Reservation | None) -> None:
+    def let_go(self, ids: list[int], reservation: Reservation | None = None) -> None:
         """Take a holder from each of these pages."""
         freed = self._pages.drop(ids)
         if not self._pages.used:
@@ -274,4 +288,6 @@ class Cold:
             return self.places(row, at, heads, blocks)
 
         read = arena.values if values else arena.keys
-        return Rows(places, read, arena.table(values) if self.ops.in_place else None)
+        if not self.ops.in_place:
+            return Rows(places, read, None)
+        return Rows(places, read, arena.table(values), partial(arena.bring, values) if arena.absent() else None)

@@ -14,6 +14,8 @@ from kiv_reference.checks import (
     integer,
 )
 from kiv_reference.errors import KIVUsageError, refuse
+from kiv_reference.snapshot import Snapshot
+from kiv_reference.snapshot_checks import check_snapshot
 
 from .call import Call, answer_alone
 from .cold import Cold
@@ -22,6 +24,7 @@ from .guard import public
 from .interrupts import REFUSALS
 from .partition import blocks
 from .shape import Shape, aligned
+from .snapshots import restore, snapshot_of
 from .state import State
 from .store_view import StoreView
 from .together import answer_blocks
@@ -219,6 +222,28 @@ class FastStore(StoreView):
                 copy.state = self.state.select(list(range(self.state.shape.batch)))
         copy._pending, copy._traces, copy._report = self._pending, self._traces, self._report
         return copy
+
+    @public
+    def snapshot(self) -> Snapshot | None:
+        """Return the state (`LayerStore.snapshot`)."""
+        self._settled()
+        return None if self.state is None else snapshot_of(self.state)
+
+    @public
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take a state (`LayerStore.restore`)."""
+        self._check()
+        check_snapshot(snapshot, self._config, empty=self.state is None)
+        shape = Shape(*snapshot.shape)
+        state = State(shape, self._config, Cold(shape, self._pool.resources(shape.device)))
+        with state.cold.account.changing():
+            try:
+                restore(state, snapshot)
+            except REFUSALS:
+                state.release()
+                self._pool.tidy()
+                raise
+            self.state, self._pending, self._traces, self._report = state, 0, None, None
 
     @public
     def reset(self) -> None:

@@ -30,9 +30,9 @@ class StoreView:
         """Refuse to be copied or pickled: a copy would give back what it does not own (SPEC 9.4)."""
         raise refuse(
             KIVUsageError,
-            "a store cannot be copied, pickled or saved",
+            "a store cannot be copied or pickled",
             "a store",
-            "Use fork() for a copy in the same pool.",
+            "Use fork() for a copy in the same pool, and snapshot() for one elsewhere.",
         )
 
     @property

@@ -156,10 +156,13 @@ class Tokens:
             yield from self.cold_tiles(row, pages, heads)
             return
         keys, values = keys[:, heads], values[:, heads]
+        brings = arena.absent()
         token_bytes = keys.shape[1] * self.shape.token_bytes // self.shape.heads
         for first in range(0, pages, self.tile_pages):
             stop = min(first + self.tile_pages, pages)
             self.cold.counters.streamed_bytes += (stop - first) * self.config.page_tokens * token_bytes
+            if brings:
+                arena.bring_pages(ids[first:stop], heads)
             yield PagedTile(keys, values, ids[first:stop], self.hot_start(first), self._valid(row, first, stop))
 
     def _valid(self, row: int, first: int, stop: int) -> torch.Tensor | None:

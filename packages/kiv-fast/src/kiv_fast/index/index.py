@@ -7,10 +7,12 @@ for (SPEC 6.2), is in RAM.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from kiv_reference.config import KIVConfig
+from kiv_reference.errors import KIVCorruptError, KIVError, refuse
 
 from ..device.transfer import Transfer
 from ..memory.growable_table import Table
@@ -116,6 +118,11 @@ def _error(
     return torch.where(error < most, torch.nextafter(error, torch.full_like(error, torch.inf)), error)
 
 
+def _no_index(rule: str, got: str) -> KIVError:
+    remedy = "Restore it from a copy, or read the text again."
+    return refuse(KIVCorruptError, f"the index of restored pages must have {rule} (SPEC 9.8)", got, remedy)
+
+
 class Index:
     """The index of pages, by page id.
 
@@ -161,6 +168,31 @@ class Index:
         coded = coded._replace(error=self._transfer.fetch(coded.error))
         for table, records in zip((*self.tables, self.error), coded, strict=True):
             table.put(ids, records)
+
+    def of(self, ids: list[int]) -> Coded:
+        """Copy the index of pages to RAM."""
+        at = torch.tensor(ids, dtype=torch.int64)
+        return Coded(*(table.tensor[at.to(table.tensor.device)].cpu() for table in (*self.tables, self.error)))
+
+    def taken(self, parts: Mapping[str, torch.Tensor], pages: int) -> Coded | None:
+        """Return the index of n pages that came along with them, or None if it is to be made anew.
+
+        Raises
+        ------
+        KIVCorruptError
+            It is no index of such pages, or names channels that no key has: memory is read by them.
+        """
+        tables = dict(zip(Coded._fields, (*self.tables, self.error), strict=True))
+        for name, table in tables.items():
+            part, shape = parts.get(name), (pages, *table.tensor.shape[1:])
+            if part is None or part.shape != shape or part.dtype != table.tensor.dtype:
+                got = "none" if part is None else f"{part.dtype} {tuple(part.shape)}"
+                raise _no_index(f"{name} of {table.tensor.dtype} {shape}", got)
+        coded = Coded(**{name: parts[name] for name in tables})
+        if pages and not 0 <= int(coded.channels.min()) <= int(coded.channels.max()) < coded.base.shape[2]:
+            raise _no_index(f"channels below {coded.base.shape[2]}", f"up to {int(coded.channels.max())}")
+        numbers = coded.step, coded.base, coded.error
+        return coded if all(bool(part.isfinite().all()) for part in numbers) else None
 
     def forget(self, ids: list[int]) -> None:
         """Return the memory of pages that nobody holds."""

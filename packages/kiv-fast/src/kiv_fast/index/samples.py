@@ -73,6 +73,19 @@ class Samples:
             self._coming = None
         return self._buffer
 
+    def whole(self) -> torch.Tensor:
+        """Copy all, ``[B, H, n, D]``."""
+        return self._settled()[: self.count].permute(1, 2, 0, 3).contiguous()
+
+    @classmethod
+    def restored(cls, shape: Shape, sampled: torch.Tensor) -> Samples:
+        """Make them of what `whole` has given."""
+        made = cls(shape)
+        made.count = sampled.shape[2]
+        made._buffer = made._buffer.new_empty(room(made.count), *made._buffer.shape[1:])
+        made._buffer[: made.count] = sampled.permute(2, 0, 1, 3)
+        return made
+
     def weights(self, row: int, boundaries: list[int]) -> torch.Tensor:
         """Return w of pages that become cold at these boundaries, ``[n, H, D]`` in the dtype of computation, in RAM."""
         found = {last: self._largest(row, last) for last in {boundary // EVERY for boundary in boundaries}}

@@ -146,15 +146,18 @@ class Reservation:
         Pages that have a place in RAM.
     on_disk : int
         Pages that have one on disk, or for each of which another page will go there.
+    saved : int
+        Pages that need none, since they are read where they were saved.
     """
 
     in_ram: int = 0
     on_disk: int = 0
+    saved: int = 0
 
     @property
     def pages(self) -> int:
         """Pages to come."""
-        return self.in_ram + self.on_disk
+        return self.in_ram + self.on_disk + self.saved
 
 
 @dataclass
@@ -169,9 +172,12 @@ class Counters:
         Cold bytes read for exact attention.
     disk_bytes_read : int
         Of them, bytes read from disk.
+    saved_bytes_read : int
+        Bytes read of pages that were restored (SPEC 9.8).
     """
 
     key_bytes_gathered: int = 0
     value_bytes_gathered: int = 0
     streamed_bytes: int = 0
     disk_bytes_read: int = 0
+    saved_bytes_read: int = 0

@@ -134,6 +134,14 @@ class Rows(NamedTuple):
     table: torch.Tensor | None
     """Where all of them lie and can be read, ``[pages, H, P, W]`` by page id; None if they cannot."""
 
+    absent: Callable[[torch.Tensor], None] | None = None
+    """Puts rows at places ``[n, K]``, negative ones aside, into the table before it is read; None if all are there."""
+
+    def bring(self, at: torch.Tensor, heads: torch.Tensor | None = None) -> None:
+        """Have the rows of cold tokens ``[n, K]`` in the table; -1 is none."""
+        if self.absent is not None:
+            self.absent(self.places(at.clamp(min=0).long(), heads).masked_fill(at < 0, -1))
+
     def gather(self, at: torch.Tensor, heads: torch.Tensor | None) -> torch.Tensor:
         """Read the rows ``[n, K, W]`` of cold tokens."""
         return self.read(self.places(at, heads))

@@ -124,8 +124,9 @@ class CpuOps:
         late = (c.Int * heads)()
         found = c.Found(at.data_ptr(), raw.data_ptr(), chosen.data_ptr(), addressof(late), room, candidates, selected)
         query, scores = byref(estimates.query), byref(estimates.estimates)
-        if keys.table is None and self._library.best(query, scores, byref(found)):
+        if (keys.table is None or keys.absent is not None) and self._library.best(query, scores, byref(found)):
             raise MemoryError(REFUSED)
+        keys.bring(at[:, :candidates])
         rows, _held = rows_of(keys, estimates.index.page, at[:, :candidates] if keys.table is None else None)
         if self._library.select(query, byref(rows), scores, None, byref(found)):
             raise MemoryError(REFUSED)
@@ -157,9 +158,11 @@ class CpuOps:
         """Fill in the row of a head, some of whose candidates `known` has."""
         query, scores = estimates.of_head(head)
         had, new, more = found_of(known), found_of(found), None
-        if keys.table is None:
+        if keys.table is None or keys.absent is not None:
             if self._library.best(byref(query), byref(scores), byref(new)):
                 raise MemoryError(REFUSED)
+            keys.bring(found.candidates, torch.tensor([head], device="cpu"))
+        if keys.table is None:
             more = found.candidates[torch.isin(found.candidates, known.candidates, invert=True)][None]
         rows, _held = rows_of(keys, estimates.index.page, more, head)
         if self._library.select(byref(query), byref(rows), byref(scores), byref(had), byref(new)):
@@ -248,6 +251,7 @@ class CpuOps:
     ) -> c.Query:
         """Add selection and tail to what is attended."""
         estimates, found, values = retrieved
+        values.bring(found.positions)
         one = found_of(found)
         asked.value, rows = rows_of(
             values, estimates.index.page, found.positions.clamp(min=0) if values.table is None else None

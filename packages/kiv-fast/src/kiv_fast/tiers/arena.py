@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 import torch
 from kiv_reference.report import TierBytes
+from kiv_reference.snapshot import ColdPages
 from numpy.typing import NDArray
 
 from ..memory.growable_table import Table
@@ -71,6 +72,35 @@ class Arena(ABC):
     def pieces(self, ids: list[int]) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
         """View keys and values of whole pages, in flat pieces that a device copies by itself; None where it cannot."""
         return None
+
+    def bring(self, values: bool, places: torch.Tensor) -> None:
+        """Read what is absent of rows that a table is to be read at, by places in RAM; negative ones are none."""
+        return
+
+    def absent(self) -> bool:
+        """Tell whether something of the tables is still to be read (`bring`)."""
+        return False
+
+    def bring_pages(self, pages: NDArray[np.integer], heads: slice) -> None:
+        """Do the same for what some heads have in whole pages."""
+        return
+
+    @property
+    def reads_saved(self) -> bool:
+        """Whether pages that last elsewhere can be read there, when they are needed (`adopt`)."""
+        return True
+
+    def reserve_saved(self, pages: int) -> Reservation:
+        """Take what n such pages take here."""
+        return self.reserve(pages)
+
+    @abstractmethod
+    def adopt(self, ids: list[int], source: ColdPages, reservation: Reservation) -> None:
+        """Take all pages of a source that lasts, numbered by their ids, without reading them."""
+
+    @abstractmethod
+    def parts(self, values: bool, pages: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+        """Return what heads int64 ``[K]`` have in pages int64 ``[K]``, keys or values ``[K, P * W]`` in RAM."""
 
     @abstractmethod
     def tile(self, ids: list[int], heads: slice) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import torch
+from kiv_reference.snapshot import ColdPages
+from numpy.typing import NDArray
 
 from ..memory.growable_table import Table
 from ..memory.ledger import Reservation
 from ..shape import Shape, aligned
+from .absent import Absent
 from .arena import Arena
 from .resources import Resources
 
@@ -18,7 +22,8 @@ class RamArena(Arena):
 
     def __init__(self, shape: Shape, resources: Resources) -> None:
         super().__init__(shape, resources, resources.pinning, huge=True)
-        self._gather = resources.gather
+        self._gather, self._counters = resources.gather, resources.counters
+        self._absent: Absent | None = None
 
     def write(self, ids: list[int], key: torch.Tensor, value: torch.Tensor, reservation: Reservation) -> None:
         """Copy in pages (`Arena.write`)."""
@@ -28,6 +33,8 @@ class RamArena(Arena):
 
     def free(self, ids: list[int], reservation: Reservation | None = None) -> None:
         """Return the memory of pages (`Arena.free`)."""
+        if self._absent is not None:
+            self._absent.forget(ids)
         self._key.forget(ids)
         self._value.forget(ids)
         if reservation is None:
@@ -36,6 +43,8 @@ class RamArena(Arena):
             reservation.in_ram += len(ids)
 
     def _rows(self, name: str, table: Table, places: torch.Tensor) -> torch.Tensor:
+        if self.absent():
+            self.bring(table is self._value, places)
         return self._gather.rows(table, places)
 
     def table(self, values: bool) -> torch.Tensor | None:
@@ -49,9 +58,47 @@ class RamArena(Arena):
             return None
         return self._key.pieces(ids), self._value.pieces(ids)
 
+    @property
+    def reads_saved(self) -> bool:
+        """Whether the host may read (`Arena.reads_saved`): no device that reads by itself would wait for it."""
+        return self._gather.in_place
+
+    def adopt(self, ids: list[int], source: ColdPages, reservation: Reservation) -> None:
+        """Give pages their addresses, and no memory yet (`Arena.adopt`)."""
+        for table in (self._key, self._value):
+            table.use(ids)
+        self._absent = Absent(source, (self._key, self._value), self._counters)
+        reservation.in_ram -= len(ids)
+
+    def absent(self) -> bool:
+        """Tell whether blocks are still to be read (`Arena.absent`)."""
+        if self._absent is not None and not self._absent.count:
+            self._absent = None
+        return self._absent is not None
+
+    def bring(self, values: bool, places: torch.Tensor) -> None:
+        """Read absent blocks (`Arena.bring`)."""
+        if self._absent is not None:
+            self._absent.bring_tokens(values, places[places >= 0])
+
+    def bring_pages(self, pages: NDArray[np.integer], heads: slice) -> None:
+        """Read absent pages (`Arena.bring_pages`)."""
+        if self.absent() and self._absent is not None:
+            for values in (False, True):
+                self._absent.bring_pages(values, pages, heads)
+
+    def parts(self, values: bool, pages: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+        """Copy parts (`Arena.parts`)."""
+        if self._absent is not None:
+            for page, head in zip(pages.tolist(), heads.tolist(), strict=True):
+                self._absent.bring_pages(values, np.array([page]), slice(head, head + 1))
+        table = self._value if values else self._key
+        return table.tensor[pages, heads].flatten(1)
+
     def tile(self, ids: list[int], heads: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return whole pages (`Arena.tile`): a view where one head's pages lie side by side."""
         first, n = ids[0], len(ids)
+        self.bring_pages(np.array(ids), heads)
         key, value = (table.tensor[:, heads] for table in (self._key, self._value))
         if ids[-1] - first == n - 1 and all(b == a + 1 for a, b in itertools.pairwise(ids)):
             key, value = key[first : first + n], value[first : first + n]

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from kiv_reference.config import KIVConfig
 from kiv_reference.errors import KIVBudgetError, KIVStorageError
+from kiv_reference.report import TierBytes
+from kiv_reference.snapshot import ColdPages
 from numpy.typing import NDArray
 
 from ..interrupts import REFUSALS, is_refusal
@@ -19,9 +21,16 @@ from .arena import Arena
 from .page_file import PageFile
 from .resources import Resources
 from .row_cache import NOTED_BYTES, WAYS, RowCache, copy_rows
+from .saved import SavedPages
 
 NOWHERE = -1
 """Of a page that is not stored, and of a slot that is free. Places on disk are counted down from below it."""
+
+SAVED = -(2**31)
+"""Of a page that is read where it was saved."""
+
+BEHIND = 1 << 62
+"""From here on the row cache knows what lies in saved pages; no scratch file is as long."""
 
 
 class TieredArena(Arena):
@@ -30,13 +39,14 @@ class TieredArena(Arena):
     def __init__(self, shape: Shape, resources: Resources) -> None:
         super().__init__(shape, resources, None, huge=False)
         self._scratch, self._transfer = resources.scratch, resources.gather.transfer
-        self._file = PageFile(shape, resources)
+        self._file, self._counters = PageFile(shape, resources), resources.counters
         self._place = integers()  # by page: its slot in RAM, or where on disk it is
         self._page = integers()  # by slot
         self._hand = 0  # the slot from which on the next page to be evicted is sought
         self._reservations: list[Reservation] = []
         self._tuning, self._step_rows = resources.tuning, rows_of_a_step(resources.config, shape)
         self._rows_read: RowCache | None = None  # the last ones, of pages on disk
+        self._saved: SavedPages | None = None
 
     @property
     def resident(self) -> int:
@@ -102,7 +112,7 @@ class TieredArena(Arena):
     def _trim(self) -> None:
         """Give back what only pages on disk need, or those to come."""
         self._file.trim(self._reserved_on_disk)
-        if not self._file.pages and not self._reserved_on_disk:
+        if not self._file.pages and not self._reserved_on_disk and not self._in_saved(self._place):
             self.drop_rows()
 
     def make_room(self, nbytes: int) -> None:
@@ -173,6 +183,10 @@ class TieredArena(Arena):
             self._rows_read.forget()  # another page may get the place of one of these
         for page in ids:
             place, self._place[page] = self._place.item(page), NOWHERE
+            if place == SAVED:
+                if reservation is not None:
+                    reservation.saved += 1
+                continue
             if place < NOWHERE:
                 self._file.drop(_disk(place))
                 if reservation is not None:
@@ -185,6 +199,33 @@ class TieredArena(Arena):
                 reservation.in_ram += 1
         self._place = stripped(self._place, NOWHERE)
         self._trim()
+
+    def reserve_saved(self, pages: int) -> Reservation:
+        """Take nothing (`Arena.reserve_saved`)."""
+        return Reservation(saved=pages)
+
+    def adopt(self, ids: list[int], source: ColdPages, reservation: Reservation) -> None:
+        """Leave pages where they were saved: they take no room in any tier (`Arena.adopt`)."""
+        self._saved = SavedPages(source, self._shape, self._page_tokens, self._counters)
+        self._place = grown(self._place, max(ids) + 1, NOWHERE)
+        self._place[ids] = SAVED
+        reservation.saved -= len(ids)
+        self._keep_rows()
+
+    def _in_saved(self, places: NDArray[np.int32]) -> int:
+        return int((places == SAVED).sum())
+
+    def bytes_of(self, pages: NDArray[np.int32], reservation: Reservation) -> TierBytes:
+        """Count bytes (`Arena.bytes_of`), none of pages that stay where they were saved."""
+        whole, saved = super().bytes_of(pages, reservation), self._in_saved(self._place[pages])
+        return whole._replace(disk=whole.disk - saved * self.page_bytes)
+
+    def parts(self, values: bool, pages: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+        """Read parts (`Arena.parts`)."""
+        table = self._value if values else self._key
+        rows = torch.empty(len(pages), self._page_tokens * table.rows.shape[1], dtype=self._shape.dtype, device="cpu")
+        self._read(table, pages, heads, rows)
+        return rows
 
     def pages_on_disk(self, ids: NDArray[np.int32]) -> int:
         """Count the pages that are on disk (`Arena.pages_on_disk`)."""
@@ -221,11 +262,20 @@ class TieredArena(Arena):
             return
         out = rows.view(torch.uint8).numpy()
         copy_rows(held.view(torch.uint8).numpy(), at[here], out, here, torch.get_num_threads())
-        offsets = self._file.offsets(_disk(slots[missing]), table is self._value) + part[missing] * size
+        values = table is self._value
+        offsets = self._file.offsets(_disk(slots[missing]), values) + part[missing] * size
+        saved = slots[missing] == SAVED
+        if saved.any():
+            whole = pages.numpy()[missing] * 2 + values
+            offsets = np.where(saved, BEHIND + whole * table.record_bytes + part[missing] * size, offsets)
         if kept is not None:
             left = kept.take(offsets, out, missing)
-            offsets, missing = offsets[left], missing[left]
-        self._file.read(offsets, missing * size, size, bytes_of(rows))
+            offsets, missing, saved = offsets[left], missing[left], saved[left]
+        there = missing[~saved]
+        self._file.read(offsets[~saved], there * size, size, bytes_of(rows))
+        if self._saved is not None:
+            there = missing[saved]
+            self._saved.read(values, pages.numpy()[there], part[there], size, out, there)
         if kept is not None:
             kept.keep(offsets, out, missing)
 

@@ -138,6 +138,16 @@ class Recent:
         if self._start + count > room:
             self._move(room)
 
+    def whole(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copy all keys and values ``[B, H, n, D]``, sinks first, in order."""
+        live, ends = self._start + self.hot_count, self._hot[0].shape[2]
+        again = max(0, live - ends)  # of a ring, what is at the beginning
+        key, value = (
+            torch.cat([sink[:, :, : self.sink_count], hot[:, :, self._start : live], hot[:, :, :again]], dim=2)
+            for sink, hot in zip(self._sinks, self._hot, strict=True)
+        )
+        return key, value
+
     def pages(self, row: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         """View the first `n` pages of the hot window of one sequence, ``[n, H, P, D]``."""
         size = self._config.page_tokens

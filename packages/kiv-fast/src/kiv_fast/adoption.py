@@ -1,0 +1,105 @@
+"""How the pages of a snapshot become those of a store: where they lie, their index, and who has them (SPEC 9.8).
+
+Where they can be read later they stay where they are, but for the index, until something of them is needed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from kiv_reference.snapshot import Snapshot
+from numpy.typing import NDArray
+
+from .index.index import Coded, Index, code_pages
+from .interrupts import REFUSALS
+from .memory.ledger import Reservation
+from .tokens import Tokens
+
+
+class Use(NamedTuple):
+    """Where a page is used first: in which sequence, and as which of its pages."""
+
+    sequence: int
+    place: int
+
+
+class Adoption:
+    """The pages of a snapshot, for an empty store that has its samples."""
+
+    def __init__(self, tokens: Tokens, snapshot: Snapshot) -> None:
+        self._tokens, self._snapshot, self._cold = tokens, snapshot, tokens.cold
+        _, first = np.unique(snapshot.pages, return_index=True)
+        self._uses = [Use(*divmod(at, snapshot.pages.shape[1])) for at in first.tolist()]
+        self._stays = snapshot.cold.lasting and self._cold.arena.reads_saved
+
+    def run(self) -> None:
+        """Take the pages, or raise and take none."""
+        cold, count = self._cold, len(self._snapshot.cold)
+        room = cold.reserve(count, saved=self._stays)
+        ids, done = cold.take(count), 0
+        try:
+            if self._stays:
+                cold.arena.adopt(ids, self._snapshot.cold, room)
+                done = count
+            finite = np.ones(count, bool)
+            step = max(1, cold.tuning.index_tokens // cold.config.page_tokens)
+            for start in range(0, count, step):
+                part = slice(start, min(start + step, count))
+                if not self._stays:
+                    self._write(ids, part, room)
+                    done = part.stop
+                if cold.index is not None:
+                    finite[part] = self._index(cold.index, ids, part)
+            for number, row in enumerate(self._tokens.rows):
+                pages = self._snapshot.pages[number]
+                row.extend(pages.tolist(), self._counts(number), cold.config.page_tokens, False)
+                cold.hold(row.pages.tolist())
+                odd = np.flatnonzero(~finite[pages])
+                row.finite = int(odd[0]) if odd.size else len(pages)
+        except REFUSALS:
+            cold.let_go(ids[:done], room)
+            cold.drop(ids[done:])
+            cold.release(room)
+            raise
+        cold.let_go(ids)  # the sequences hold them now
+
+    def _write(self, ids: list[int], part: slice, room: Reservation) -> None:
+        """Copy in pages."""
+        key, value = (self._snapshot.read_pages(values, part.start, part.stop) for values in (False, True))
+        self._cold.arena.write(ids[part], key, value, room)
+
+    def _index(self, index: Index, ids: list[int], part: slice) -> NDArray[np.bool_]:
+        """Store the index of pages, as it came along or made anew; returns which mean values are all numbers."""
+        given = self._snapshot.cold.index(part.start, part.stop)
+        coded = None if given is None else index.taken(given, part.stop - part.start)
+        if coded is None:
+            coded = self._coded(index.coded, part)
+        device = self._tokens.shape.device
+        index.put(ids[part], Coded(*(field.to(device) for field in coded)))
+        return coded.value.isfinite().flatten(1).all(dim=1).cpu().numpy()
+
+    def _coded(self, channels: int, part: slice) -> Coded:
+        """Make the index of pages, each with the samples and the validity of the sequence that has it first."""
+        tokens, snapshot, uses = self._tokens, self._snapshot, self._uses[part]
+        size, hot = snapshot.config.page_tokens, snapshot.config.hot_tokens
+        starts = [tokens.hot_start(use.place) for use in uses]
+        weights = [tokens.samples.weights(u.sequence, [s + size + hot]) for u, s in zip(uses, starts, strict=True)]
+        valid = None
+        if snapshot.valid is not None:
+            flags = [snapshot.valid[u.sequence, s : s + size] for u, s in zip(uses, starts, strict=True)]
+            valid = torch.stack(flags)
+            valid = None if bool(valid.all()) else valid
+        device = tokens.shape.device
+        key, value = (snapshot.read_pages(values, part.start, part.stop).to(device) for values in (False, True))
+        return code_pages(key, value, valid, self._cold.transfer.send(torch.cat(weights)), channels)
+
+    def _counts(self, sequence: int) -> list[int]:
+        """Count the valid tokens of each page of a sequence."""
+        size, valid, pages = self._snapshot.config.page_tokens, self._snapshot.valid, self._snapshot.pages.shape[1]
+        if valid is None:
+            return [size] * pages
+        start = self._tokens.hot_start(0)
+        counted: list[int] = valid[sequence, start : start + pages * size].view(pages, size).sum(dim=1).tolist()
+        return counted

@@ -1,0 +1,85 @@
+"""A store's state as a snapshot, and back (SPEC 9.7, 9.8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from kiv_reference.snapshot import Snapshot
+from numpy.typing import NDArray
+
+from .adoption import Adoption
+from .cold import Cold
+from .index.samples import Samples
+from .state import State
+
+
+class ArenaPages:
+    """Pages of a store by number (`ColdPages`): a block is what a head has in a page."""
+
+    lasting = False
+
+    def __init__(self, cold: Cold, ids: NDArray[np.int32]) -> None:
+        self._cold, self._ids = cold, torch.from_numpy(ids.astype(np.int64))
+        self.block_tokens = cold.config.page_tokens
+
+    def __len__(self) -> int:
+        """Count the pages."""
+        return len(self._ids)
+
+    def read(self, values: bool, blocks: NDArray[np.int64], at: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """Copy blocks, whatever tier they are in (`ColdPages.read`)."""
+        heads = self._cold.shape.heads
+        which = torch.from_numpy(blocks)
+        rows = self._cold.arena.parts(values, self._ids[which // heads], which % heads).view(torch.uint8).numpy()
+        for begin, row in zip(at.tolist(), rows, strict=True):
+            out[begin : begin + len(row)] = row
+
+    def index(self, start: int, stop: int) -> Mapping[str, torch.Tensor] | None:
+        """Return the index of pages (`ColdPages.index`), None in exact mode."""
+        index = self._cold.index
+        return None if index is None else index.of(self._ids[start:stop].tolist())._asdict()
+
+
+def snapshot_of(state: State) -> Snapshot:
+    """Return the state as numbers; pages that several sequences have are there once."""
+    tables = np.stack([row.pages for row in state.rows])
+    ids, first, which = np.unique(tables, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # ids in order of first use
+    number = np.empty(len(ids), np.int32)
+    number[order] = np.arange(len(ids))
+    key, value = state.recent.whole()
+    valid = state.validity.part(0, state.length)
+    return Snapshot(
+        config=state.config,
+        pages=number[which].reshape(tables.shape),
+        cold=ArenaPages(state.cold, ids[order]),
+        key=key,
+        value=value,
+        valid=None if valid is None or bool(valid.all()) else valid.clone(),
+        sampled=state.samples.whole().to(key.device),
+        finite=state.finite,
+    )
+
+
+def restore(state: State, snapshot: Snapshot) -> None:
+    """Give an empty state that of a snapshot.
+
+    Raises
+    ------
+    KIVBudgetError, KIVStorageError, KIVCorruptError
+        It does not fit, or cannot be read. What was taken is to be given back (`State.release`).
+    """
+    config, length, valid = state.config, snapshot.length, snapshot.valid
+    device = state.recent.bytes_with(snapshot.key.shape[2]) + state.validity.bytes_with(length, valid is not None)
+    pages = snapshot.pages.shape[1]
+    state.held.resize(device + state.ids_bytes(pages), 0 if config.exact else state.samples.bytes_at(length))
+    state.recent.append(snapshot.key, snapshot.value)
+    state.validity = state.validity.extended(valid, 0, length)
+    if not config.exact:
+        state.samples = Samples.restored(state.shape, snapshot.sampled.cpu())
+    if pages:
+        Adoption(state, snapshot).run()
+    state.length, state.pages, state.finite = length, pages, snapshot.finite
+    state.cold.keep_rows(len(state.rows))
