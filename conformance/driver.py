@@ -212,11 +212,11 @@ class Driver:
         self.oracle.reset()
         check_state(self.scene, self.oracle)
 
-    def carry(self) -> None:
-        """Go on with another store of the pool, which takes the state of this one; the old one is reset."""
+    def carry(self, by: StorePool | None = None) -> None:
+        """Go on with another store of the pool, which takes the state of this one, `by` way of another pool's store."""
         self.last, old = None, self.store
         self.operations.note(self.name, "carry")
-        self.store = carried(old, self.pool)
+        self.store = carried(old if by is None else carried(old, by), self.pool)
         old.reset()
         self.oracle.crop(self.oracle.length)  # an attend needs an append
         check_state(self.scene, self.oracle)

@@ -19,7 +19,6 @@ from .data import Shape
 from .driver import Driver, drive
 from .expect import refused, same_report
 from .life_cycle import SAMPLED, TINY, recipes, scenarios, used
-from .operation_log import carried
 from .oracle_index import EVERY
 from .strategies import configs
 from .strategies import recipes as recipes_of
@@ -124,12 +123,7 @@ class Test_9_8_Restore:
     @given(scenario=scenarios(), extra=recipes(), part=st.floats(0, 1))
     def test_by_way_of_the_reference(self, target: Target, scenario: Scenario, extra: Recipe, part: float) -> None:
         driver = drive(target, scenario)
-        there = carried(driver.store, ReferencePool(scenario.config))
-        driver.carry()
-        driver.store.reset()
-        back = there.snapshot()
-        assert back is not None, "the state of another one"
-        driver.store.restore(back)
+        driver.carry(ReferencePool(scenario.config))
         driver.crop(round(driver.oracle.length * part))
         tokens = extra.make(scenario.shape, 2)
         driver.append(tokens)
@@ -140,16 +134,17 @@ class Test_9_8_Restore:
         recipe=recipes_of(("gaussian", "spiky", "integers")),
         length=st.sampled_from([66, 80]),
         given=st.booleans(),
+        through=st.booleans(),
     )
     def test_samples_go_along(
-        self, target: Target, config: KIVConfig, recipe: Recipe, length: int, given: bool
+        self, target: Target, config: KIVConfig, recipe: Recipe, length: int, given: bool, through: bool
     ) -> None:
         """Those that there are weigh channels of pages that become cold after it; those that there are not do not."""
         driver, shape = Driver(target, config), Shape(groups=2, width=5)
         tokens = recipe.make(shape, 98)
         for start, stop in ((0, 63), (63, 64), (64, length), (length, 97), (97, 98)):
             if start == length:
-                driver.carry()
+                driver.carry(ReferencePool(config) if through else None)
             if start < stop:
                 driver.append(tokens.slice(start, stop))
             if stop in (98, 64 if given else length):  # an attend of later tokens passes over the sampled one

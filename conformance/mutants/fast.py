@@ -12,6 +12,7 @@ from . import (
     fast_places,
     fast_retrieval,
     fast_rules,
+    fast_snapshots,
     fast_together,
     fast_triton,
 )
@@ -109,6 +110,7 @@ FAULTS = [
     ),
     *fast_retrieval.FAULTS,
     *fast_rules.FAULTS,
+    *fast_snapshots.FAULTS,
     *fast_places.FAULTS,
     *fast_pinning.FAULTS,
     *fast_device.FAULTS,

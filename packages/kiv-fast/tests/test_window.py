@@ -59,6 +59,12 @@ def test_a_ring_is_read_in_order(ring: Recent) -> None:
     assert ring.moves == 1
 
 
+def test_a_ring_is_copied_in_order(ring: Recent) -> None:
+    key, value = ring.whole()
+    assert key[0].flatten().tolist() == value[1].flatten().tolist() == [*range(4, 16)]
+    assert ring.moves == 0
+
+
 def test_pages_leave_a_ring_where_they_are(ring: Recent) -> None:
     key, value = ring.pages(0, 1)
     assert key.flatten().tolist() == value.flatten().tolist() == [*range(4, 8)]

@@ -5,7 +5,7 @@ Where they can be read later they stay where they are, but for the index, until 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -101,5 +101,5 @@ class Adoption:
         if valid is None:
             return [size] * pages
         start = self._tokens.hot_start(0)
-        counted: list[int] = valid[sequence, start : start + pages * size].view(pages, size).sum(dim=1).tolist()
-        return counted
+        flags = valid[sequence, start : start + pages * size].view(pages, size)
+        return cast("list[int]", flags.sum(dim=1).tolist())

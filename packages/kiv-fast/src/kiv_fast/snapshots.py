@@ -39,7 +39,7 @@ class ArenaPages:
     def index(self, start: int, stop: int) -> Mapping[str, torch.Tensor] | None:
         """Return the index of pages (`ColdPages.index`), None in exact mode."""
         index = self._cold.index
-        return None if index is None else index.of(self._ids[start:stop].tolist())._asdict()
+        return None if index is None else index.of(self._ids[start:stop])._asdict()
 
 
 def snapshot_of(state: State) -> Snapshot:

@@ -29,7 +29,7 @@ class ReferencePool:
         """Refuse to be copied or pickled: a copy would give back what it does not own (SPEC 9.4)."""
         raise refuse(
             KIVUsageError,
-            "a pool cannot be copied, pickled or saved",
+            "a pool cannot be copied or pickled",
             "a pool",
             "Make a new pool and append to its stores again.",
         )

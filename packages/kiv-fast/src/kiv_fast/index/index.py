@@ -169,10 +169,9 @@ class Index:
         for table, records in zip((*self.tables, self.error), coded, strict=True):
             table.put(ids, records)
 
-    def of(self, ids: list[int]) -> Coded:
-        """Copy the index of pages to RAM."""
-        at = torch.tensor(ids, dtype=torch.int64)
-        return Coded(*(table.tensor[at.to(table.tensor.device)].cpu() for table in (*self.tables, self.error)))
+    def of(self, ids: torch.Tensor) -> Coded:
+        """Copy the index of pages, int64 in RAM, to RAM."""
+        return Coded(*(table.tensor[ids.to(table.tensor.device)].cpu() for table in (*self.tables, self.error)))
 
     def taken(self, parts: Mapping[str, torch.Tensor], pages: int) -> Coded | None:
         """Return the index of n pages that came along with them, or None if it is to be made anew.

@@ -36,10 +36,11 @@ class Absent:
         blocks = np.unique(places.numpy().ravel() // self._source.block_tokens)
         self._bring(values, blocks)
 
-    def bring_pages(self, values: bool, pages: NDArray[np.integer], heads: slice) -> None:
-        """Read what is absent of some heads in whole pages."""
-        of_heads = np.arange(self._of_page).reshape(self._heads, -1)[heads].ravel()
-        self._bring(values, (np.unique(pages).astype(np.int64)[:, None] * self._of_page + of_heads).ravel())
+    def bring_parts(self, values: bool, pages: NDArray[np.int64], heads: NDArray[np.int64]) -> None:
+        """Read what is absent of heads ``[K]`` in pages ``[K]``, none of them twice."""
+        of_head = self._of_page // self._heads
+        first = pages * self._of_page + heads * of_head
+        self._bring(values, np.sort(first[:, None] + np.arange(of_head), axis=None))
 
     def _bring(self, values: bool, blocks: NDArray[np.int64]) -> None:
         flags, table = self._flags[values].ravel(), self._tables[values]

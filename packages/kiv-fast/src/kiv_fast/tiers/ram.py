@@ -83,15 +83,16 @@ class RamArena(Arena):
 
     def bring_pages(self, pages: NDArray[np.integer], heads: slice) -> None:
         """Read absent pages (`Arena.bring_pages`)."""
-        if self.absent() and self._absent is not None:
+        if self._absent is not None:
+            ids, numbers = np.unique(pages).astype(np.int64), np.arange(self._shape.heads)[heads]
+            parts = np.repeat(ids, len(numbers)), np.tile(numbers, len(ids))
             for values in (False, True):
-                self._absent.bring_pages(values, pages, heads)
+                self._absent.bring_parts(values, *parts)
 
     def parts(self, values: bool, pages: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
         """Copy parts (`Arena.parts`)."""
         if self._absent is not None:
-            for page, head in zip(pages.tolist(), heads.tolist(), strict=True):
-                self._absent.bring_pages(values, np.array([page]), slice(head, head + 1))
+            self._absent.bring_parts(values, pages.numpy(), heads.numpy())
         table = self._value if values else self._key
         return table.tensor[pages, heads].flatten(1)
 

@@ -217,7 +217,7 @@ class TieredArena(Arena):
 
     def bytes_of(self, pages: NDArray[np.int32], reservation: Reservation) -> TierBytes:
         """Count bytes (`Arena.bytes_of`), none of pages that stay where they were saved."""
-        whole, saved = super().bytes_of(pages, reservation), self._in_saved(self._place[pages])
+        whole, saved = Arena.bytes_of(self, pages, reservation), self._in_saved(self._place[pages])
         return whole._replace(disk=whole.disk - saved * self.page_bytes)
 
     def parts(self, values: bool, pages: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
@@ -263,11 +263,9 @@ class TieredArena(Arena):
         out = rows.view(torch.uint8).numpy()
         copy_rows(held.view(torch.uint8).numpy(), at[here], out, here, torch.get_num_threads())
         values = table is self._value
-        offsets = self._file.offsets(_disk(slots[missing]), values) + part[missing] * size
         saved = slots[missing] == SAVED
-        if saved.any():
-            whole = pages.numpy()[missing] * 2 + values
-            offsets = np.where(saved, BEHIND + whole * table.record_bytes + part[missing] * size, offsets)
+        number = np.where(saved, pages.numpy()[missing], _disk(slots[missing]))
+        offsets = self._file.offsets(number, values) + part[missing] * size + saved * BEHIND
         if kept is not None:
             left = kept.take(offsets, out, missing)
             offsets, missing, saved = offsets[left], missing[left], saved[left]
