@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -53,9 +54,8 @@ def test_a_snapshot_of_a_device_is_taken_by_the_cpu(config: KIVConfig, device: S
     step(store, data, 0, PROMPT)
     snapshot, _ = saved(store)
     assert snapshot.key.device.type != "cpu"
-    sampled = snapshot.sampled.cpu()
-    fields = {"key": snapshot.key.cpu(), "value": snapshot.value.cpu(), "sampled": sampled}
+    key, value, sampled = snapshot.key.cpu(), snapshot.value.cpu(), snapshot.sampled.cpu()
     twin = FastPool(config).layer_store()
-    twin.restore(type(snapshot)(**{**vars(snapshot), **fields}))
+    twin.restore(replace(snapshot, key=key, value=value, sampled=sampled))
     assert twin.length == PROMPT
     assert twin.memory().ram == store.memory().ram
