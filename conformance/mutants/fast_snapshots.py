@@ -37,7 +37,7 @@ FAULTS = [
     Fault("values are attended unread", f"{CPU}._retrieved", "values.bring(found.positions)", "pass", ANSWERS),
     Fault("pages are attended unread", "kiv_fast.tokens:Tokens.paged_tiles", "if brings:", "if False:", ANSWERS),
     Fault("a tile is copied unread", "kiv_fast.tiers.ram:RamArena.tile", "self.bring_pages(", "str(", ANSWERS),
-    Fault("rows are gathered unread", "kiv_fast.tiers.ram:RamArena._rows", "if self.absent():", "if False:", ANSWERS),
+    Fault("rows are gathered unread", "kiv_fast.tiers.ram:RamArena._rows", "if self.absent:", "if False:", ANSWERS),
     Fault("parts are given away unread", "kiv_fast.tiers.ram:RamArena.parts", "if self._absent is not None:",
           "if False:", saved("a_snapshot_of_a_restored_store_reads_what_is_missing")),
     Fault("saved pages count as spilled", "kiv_fast.tiers.tiered:TieredArena.bytes_of",

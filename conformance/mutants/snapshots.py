@@ -27,7 +27,7 @@ reworded(
     look="9.7",
 )
 reworded(
-    "heads of a page in another order", GIVEN, "transpose(1, 2).flatten", "transpose(1, 2).flip(2).flatten", look="9.7"
+    "heads of a page in another order", GIVEN, "4).flatten(0, 1)", "4).flatten(0, 1).flip(1)", look="9.7"
 )
 reworded("pages taken in another order", TAKEN, "[sequences]", "[sequences.flip(1)]", look="9.8")
 reworded("pages taken behind the hot tokens", TAKEN, "[recent[:, :, :sinks], between, recent[:, :, sinks:]]",

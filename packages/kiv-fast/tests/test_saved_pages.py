@@ -91,7 +91,7 @@ def test_what_was_read_whole_costs_no_look_any_more(config: KIVConfig) -> None:
     store = FastPool(replace(config, **EXACT)).layer_store()
     store.restore(snapshot)
     step(store, data, LENGTH)
-    assert not state_of(store).cold.arena.absent()
+    assert not state_of(store).cold.arena.absent
 
 
 @pytest.mark.parametrize("ops", ["torch", "cpu"])

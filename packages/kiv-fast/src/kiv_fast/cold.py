@@ -290,4 +290,4 @@ class Cold:
         read = arena.values if values else arena.keys
         if not self.ops.in_place:
             return Rows(places, read, None)
-        return Rows(places, read, arena.table(values), partial(arena.bring, values) if arena.absent() else None)
+        return Rows(places, read, arena.table(values), partial(arena.bring, values) if arena.absent else None)

@@ -156,7 +156,7 @@ class Tokens:
             yield from self.cold_tiles(row, pages, heads)
             return
         keys, values = keys[:, heads], values[:, heads]
-        brings = arena.absent()
+        brings = arena.absent
         token_bytes = keys.shape[1] * self.shape.token_bytes // self.shape.heads
         for first in range(0, pages, self.tile_pages):
             stop = min(first + self.tile_pages, pages)

@@ -22,10 +22,10 @@ def snapshot_of(tokens: Tokens, config: KIVConfig) -> Snapshot:
     part = partition(config, tokens.length)
     begin, stop = part.cold_start, part.cold_start + part.pages * part.page_tokens
 
-    def in_pages(states: torch.Tensor) -> torch.Tensor:  # [B, H, T, W] -> [B N, H, P, W]
+    def in_pages(states: torch.Tensor) -> torch.Tensor:  # [B, H, T, W] -> [N B, H, P, W]
         batch, heads, _, width = states.shape
         pages = states[:, :, begin:stop].reshape(batch, heads, part.pages, part.page_tokens, width)
-        return pages.transpose(1, 2).flatten(0, 1)
+        return pages.permute(2, 0, 1, 3, 4).flatten(0, 1)
 
     def beside(states: torch.Tensor) -> torch.Tensor:
         return torch.cat([states[:, :, :begin], states[:, :, stop:]], dim=2)
@@ -33,7 +33,7 @@ def snapshot_of(tokens: Tokens, config: KIVConfig) -> Snapshot:
     batch = len(key)
     return Snapshot(
         config=config,
-        pages=np.arange(batch * part.pages, dtype=np.int32).reshape(batch, part.pages),
+        pages=np.arange(part.pages * batch, dtype=np.int32).reshape(part.pages, batch).T,
         cold=TensorPages(in_pages(key), in_pages(value)),
         key=beside(key),
         value=beside(value),

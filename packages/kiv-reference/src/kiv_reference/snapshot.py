@@ -70,7 +70,8 @@ class Snapshot:
     config : KIVConfig
         Of the store.
     pages : int32 [B, N]
-        Numbers of the pages of each sequence, in order of position; sequences may share pages.
+        Numbers of the pages of each sequence, in order of position; sequences may share pages. They count by position,
+        and by sequence among pages of one, so that more tokens, or fewer, leave the others their numbers.
     cold : ColdPages
         What these are.
     key, value : [B, H, T - N P, D] and [B, H, T - N P, DV], on the device of the store

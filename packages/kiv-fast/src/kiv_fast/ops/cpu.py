@@ -126,7 +126,8 @@ class CpuOps:
         query, scores = byref(estimates.query), byref(estimates.estimates)
         if (keys.table is None or keys.absent is not None) and self._library.best(query, scores, byref(found)):
             raise MemoryError(REFUSED)
-        keys.bring(at[:, :candidates])
+        if keys.absent is not None:
+            keys.bring(at[:, :candidates])
         rows, _held = rows_of(keys, estimates.index.page, at[:, :candidates] if keys.table is None else None)
         if self._library.select(query, byref(rows), scores, None, byref(found)):
             raise MemoryError(REFUSED)
@@ -251,7 +252,8 @@ class CpuOps:
     ) -> c.Query:
         """Add selection and tail to what is attended."""
         estimates, found, values = retrieved
-        values.bring(found.positions)
+        if values.absent is not None:
+            values.bring(found.positions)
         one = found_of(found)
         asked.value, rows = rows_of(
             values, estimates.index.page, found.positions.clamp(min=0) if values.table is None else None

@@ -32,6 +32,7 @@ class Arena(ABC):
         self._key = Table((*page, shape.key_width), shape.dtype, host, pinning, huge)
         self._value = Table((*page, shape.value_width), shape.dtype, host, pinning, huge)
         self.page_bytes = shape.token_bytes * self._page_tokens
+        self.absent = False  # whether something of the tables is still to be read (`bring`)
 
     def reserve(self, pages: int) -> Reservation:
         """Take a place for each of n pages to come.
@@ -76,10 +77,6 @@ class Arena(ABC):
     def bring(self, values: bool, places: torch.Tensor) -> None:
         """Read what is absent of rows that a table is to be read at, by places in RAM; negative ones are none."""
         return
-
-    def absent(self) -> bool:
-        """Tell whether something of the tables is still to be read (`bring`)."""
-        return False
 
     def bring_pages(self, pages: NDArray[np.integer], heads: slice) -> None:
         """Do the same for what some heads have in whole pages."""

@@ -35,6 +35,7 @@ class RamArena(Arena):
         """Return the memory of pages (`Arena.free`)."""
         if self._absent is not None:
             self._absent.forget(ids)
+            self._look()
         self._key.forget(ids)
         self._value.forget(ids)
         if reservation is None:
@@ -43,7 +44,7 @@ class RamArena(Arena):
             reservation.in_ram += len(ids)
 
     def _rows(self, name: str, table: Table, places: torch.Tensor) -> torch.Tensor:
-        if self.absent():
+        if self.absent:
             self.bring(table is self._value, places)
         return self._gather.rows(table, places)
 
@@ -68,18 +69,19 @@ class RamArena(Arena):
         for table in (self._key, self._value):
             table.use(ids)
         self._absent = Absent(source, (self._key, self._value), self._counters)
+        self.absent = True
         reservation.in_ram -= len(ids)
 
-    def absent(self) -> bool:
-        """Tell whether blocks are still to be read (`Arena.absent`)."""
+    def _look(self) -> None:
+        """Note whether something is still to be read."""
         if self._absent is not None and not self._absent.count:
-            self._absent = None
-        return self._absent is not None
+            self._absent, self.absent = None, False
 
     def bring(self, values: bool, places: torch.Tensor) -> None:
         """Read absent blocks (`Arena.bring`)."""
         if self._absent is not None:
             self._absent.bring_tokens(values, places[places >= 0])
+            self._look()
 
     def bring_pages(self, pages: NDArray[np.integer], heads: slice) -> None:
         """Read absent pages (`Arena.bring_pages`)."""
@@ -88,11 +90,13 @@ class RamArena(Arena):
             parts = np.repeat(ids, len(numbers)), np.tile(numbers, len(ids))
             for values in (False, True):
                 self._absent.bring_parts(values, *parts)
+            self._look()
 
     def parts(self, values: bool, pages: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
         """Copy parts (`Arena.parts`)."""
         if self._absent is not None:
             self._absent.bring_parts(values, pages.numpy(), heads.numpy())
+            self._look()
         table = self._value if values else self._key
         return table.tensor[pages, heads].flatten(1)
 
