@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..guards.handshake import Handshake
 
-_KIV_STATE = ("store", "handshake", "adapter", "staged", "_returned", "module")
+KIV_STATE = ("store", "handshake", "adapter", "staged", "_returned", "module")
 
 
 class KIVHybridLayer(KIVLayerMixin, LinearAttentionAndFullAttentionLayer):  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -90,7 +90,7 @@ class KIVHybridLayer(KIVLayerMixin, LinearAttentionAndFullAttentionLayer):  # py
         twin = KIVHybridLayer(self.store.fork(), handshake, self.number_of_states)
         twin.module, twin.adapter, twin.batch = self.module, self.adapter, self.batch
         for name, value in vars(self).items():
-            if name not in _KIV_STATE:
+            if name not in KIV_STATE:
                 setattr(twin, name, copy.deepcopy(value))
         return twin
 

@@ -178,6 +178,7 @@ class KIVLayerMixin:
         assert self.staged is not None
         if self.module is None:
             self.module = weakref.ref(module)
+            self.handshake.filled()
         elif self.module() is not module:
             raise refuse(
                 KIVUsageError,

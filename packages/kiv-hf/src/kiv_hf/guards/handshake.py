@@ -19,14 +19,14 @@ from .fits import require_fit
 from .names import GO_BACK, NAME, USE_KIV
 from .progress import Progress
 from .prompt import Prompt
-from .running import calling_config, still_runs
+from .running import calling_config, calling_model, still_runs
 
 if TYPE_CHECKING:
     from types import FrameType
 
     import torch
     from kiv_reference import LayerStore
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from .parties import MendableCache, Staged, StagingLayer
 
@@ -102,6 +102,17 @@ class Handshake:
         self.prompt = Prompt()
         self.rope = Watch(self.config)
         self.closed = False
+        self._model: weakref.ref[PreTrainedModel] | None = None
+
+    @property
+    def model(self) -> PreTrainedModel | None:
+        """The model that fills the cache, None if none has, or it is gone, or no model of transformers is around it."""
+        return None if self._model is None else self._model()
+
+    def filled(self) -> None:
+        """Note which model fills the cache, in its call."""
+        if self._model is None and (model := calling_model()) is not None:
+            self._model = weakref.ref(model)
 
     def mask_asked(self, length: int) -> MaskLength:
         """Note that mask sizes were asked for a KIV layer; the answer is owed by `kiv_mask`."""
@@ -282,7 +293,7 @@ class Handshake:
     def fork(self, cache: MendableCache) -> Handshake:
         """Return the handshake of `cache`, a fork: same model, same rotary factors, nothing promised."""
         twin = Handshake(self.config, cache)
-        twin.rope = self.rope.fork()
+        twin.rope, twin._model = self.rope.fork(), self._model
         return twin
 
     def forget(self) -> None:

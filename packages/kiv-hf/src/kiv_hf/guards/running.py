@@ -37,6 +37,16 @@ def calling_config() -> PreTrainedConfig | None:
     return None
 
 
+def calling_model() -> PreTrainedModel | None:
+    """Return the outermost model around the call, None if there is none."""
+    found: PreTrainedModel | None = None
+    for caller in _callers(sys._getframe()):  # pyright: ignore[reportPrivateUsage]
+        if caller.f_code.co_varnames[:1] == ("self",):
+            owner = caller.f_locals.get("self")
+            found = owner if isinstance(owner, PreTrainedModel) else found
+    return found
+
+
 def _callers(frame: FrameType | None) -> list[FrameType]:
     """Return `frame` and its callers, the innermost first."""
     frames: list[FrameType] = []

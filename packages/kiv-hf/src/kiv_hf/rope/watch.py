@@ -23,13 +23,15 @@ class Watch:
     limits : tuple of Limit
     padding : int
         Tokens by which the furthest position lags behind the length, as far as `generate` said.
+    held : tuple of int
+        The factors of the tokens so far.
     """
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self._config = config
         self.limits = limits(config)
         self.padding = 0
-        self._held: tuple[int, ...] = ()
+        self.held: tuple[int, ...] = ()
 
     def next_factors(self, tokens: int) -> tuple[int, ...]:
         """Return the factors of a forward pass that brings the text to `tokens` tokens, padding included."""
@@ -37,7 +39,7 @@ class Watch:
 
     def changes(self, tokens: int) -> bool:
         """Tell whether that pass has the other set of factors; dynamic ones, which always change, do not count."""
-        pairs = zip(self.limits, self.next_factors(tokens), self._held, strict=False)  # none held at first
+        pairs = zip(self.limits, self.next_factors(tokens), self.held, strict=False)  # none held at first
         return any(new != held for limit, new, held in pairs if not limit.dynamic)
 
     def see(self, held: int, total: int) -> None:
@@ -45,16 +47,16 @@ class Watch:
         if not self.limits:
             return
         now = self.next_factors(total)
-        if held > 0 and now != self._held:
+        if held > 0 and now != self.held:
             _logger.warning_once(
                 f"The rotary factors of this model change after {self.limits[0].tokens} tokens, and a forward pass has "
                 "just crossed that length: earlier tokens keep the factors they had, with any cache, which full "
                 "attention never mixes. Reset the cache and feed the text under kiv_hf.rope_for_length(model, tokens)."
             )
-        self._held = now
+        self.held = now
 
     def fork(self) -> Watch:
         """Return the watch of a fork."""
         twin = Watch(self._config)
-        twin.padding, twin._held = self.padding, self._held
+        twin.padding, twin.held = self.padding, self.held
         return twin
