@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import DynamicCache
 
 from .beside import TOKENS, beside_text, cross_cache, is_encoder_decoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FIRST_WORD, LAST_WORD = 3, 90  # between the special tokens of the tiny configurations
 PADDING = (0, 13)  # of the sequences of the padded batch
@@ -52,7 +55,12 @@ def stock_cache(model: Any) -> DynamicCache:
 
 
 def feed(
-    model: Any, ids: torch.Tensor, cache: Any, lengths: list[int], mask: torch.Tensor | None = None
+    model: Any,
+    ids: torch.Tensor,
+    cache: Any,
+    lengths: list[int],
+    mask: torch.Tensor | None = None,
+    reopened: Callable[[Any], Any] | None = None,
 ) -> torch.Tensor:
     """Return the logits [B, T, vocabulary] of `ids`, fed in pieces of `lengths`.
 
@@ -60,6 +68,8 @@ def feed(
     ----------
     mask : int64 [B, T], optional
         0 where a token is padding.
+    reopened : callable, optional
+        Gives the cache to go on with before each piece but the first, in place of the one until then.
     """
     argument = cache_argument(type(model))
     assert argument is not None, "its `forward` takes no cache"
@@ -71,6 +81,10 @@ def feed(
     start = 0
     for piece in ids.split(lengths, dim=1):
         end = start + piece.shape[1]
+        if reopened is not None and start and crossed:
+            cache.self_attention_cache = reopened(cache.self_attention_cache)
+        elif reopened is not None and start:
+            cache = reopened(cache)
         inputs: dict[str, Any] = {words: piece, "use_cache": True, argument: cache}
         inputs |= beside_text(model, start, end, piece.shape[0])
         if mask is not None:

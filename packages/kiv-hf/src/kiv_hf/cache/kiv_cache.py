@@ -18,7 +18,8 @@ from ..rope.longrope import keep_cache
 from .batch import change_batch
 from .hybrid import KIVHybridLayer
 from .layer import KIVLayer, KIVLayerMixin
-from .prompted import PromptedCache, follow_generate
+from .lasting import LastingCache
+from .prompted import follow_generate
 from .stages import is_pipeline, seen_tokens, sizes_if_used
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from kiv_reference.report import AttendReport, TierBytes, TierTokens
 
 
-class KIVCache(PromptedCache):
+class KIVCache(LastingCache):
     """A cache for `generate` or `forward` of a causal language model.
 
     Sliding, chunked, linear, indexed and shared layers are transformers' own; every layer of full attention is a
@@ -135,9 +136,9 @@ class KIVCache(PromptedCache):
         raise refuse(KIVUsageError, "a KIVCache cannot be copied by halves", "copy.copy", "Call cache.fork().")
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
-        """Refuse to be pickled or saved: what a store holds lies in tiers of this process."""
-        remedy = "Keep the text, and feed it again."
-        raise refuse(KIVUsageError, "a KIVCache cannot be pickled or saved", "pickle or torch.save", remedy)
+        """Refuse to be pickled: what a store holds lies in tiers of this process."""
+        remedy = "Call cache.save(path), and KIVCache.load(path, model)."
+        raise refuse(KIVUsageError, "a KIVCache cannot be pickled", "pickle or torch.save", remedy)
 
     def kiv_layers(self) -> dict[int, KIVLayerMixin]:
         """Return the KIV layers by their index in the cache."""
@@ -193,27 +194,33 @@ class KIVCache(PromptedCache):
         for layer in sorted(self.layers, key=lambda layer: type(layer) is KIVLayer):
             if tokens_to_remove != 0 or getattr(layer, "record_past", True):
                 cast("DynamicLayer", layer).crop(tokens_to_remove)
-        self._progress.begin(max(self.lengths(), default=0))
+        length = max(self.lengths(), default=0)
+        self._progress.begin(length)
+        self._shortened(length)
 
     def reset(self) -> None:
         """Empty every layer, whatever state a broken forward pass left (SPEC 9.5)."""
         super().reset()
         self._progress.restart()
         self.rope.padding = 0
+        self._shortened(0)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Make sequence i of every layer a copy of the former ``beam_idx[i]`` (SPEC 9.3)."""
         self.handshake.require_whole("reorder_cache")
+        self._shortened(0)
         change_batch(self.layers, "reorder_cache", beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each sequence `repeats` times in place (SPEC 9.3)."""
         self.handshake.require_whole("batch_repeat_interleave")
+        self._shortened(0)
         change_batch(self.layers, "batch_repeat_interleave", repeats)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the sequences that `indices` names (SPEC 9.3)."""
         self.handshake.require_whole("batch_select_indices")
+        self._shortened(0)
         change_batch(self.layers, "batch_select_indices", indices)
 
     def memory(self) -> TierBytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -17,7 +18,6 @@ from .prompted import PromptedCache
 from .saving import devices_of, fill, saved_of
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable
 
     from kiv_reference.config import KIVConfig
@@ -182,3 +182,12 @@ class LastingCache(PromptedCache):
 def _pages(saved: SavedCache) -> int:
     """Count the pages that every store of a saved cache has for each sequence."""
     return min((layer.snapshot.pages.shape[1] for layer in saved.layers if layer.snapshot is not None), default=0)
+
+
+def _model_in(model: torch.nn.Module) -> PreTrainedModel | None:
+    """Return the model of transformers that a module is, or wraps (as adapters and compilers do)."""
+    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return os.path.realpath(path)

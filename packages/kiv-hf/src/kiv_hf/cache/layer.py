@@ -178,7 +178,6 @@ class KIVLayerMixin:
         assert self.staged is not None
         if self.module is None:
             self.module = weakref.ref(module)
-            self.handshake.filled()
         elif self.module() is not module:
             raise refuse(
                 KIVUsageError,

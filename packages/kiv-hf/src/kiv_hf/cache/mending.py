@@ -71,6 +71,8 @@ class MendingCache(LinearStates):
     def _state_used(self, layer_idx: int) -> None:
         if layer_idx == self._first_linear and not torch.compiler.is_compiling():
             self.handshake.require_model(calling_config())
+            if self.handshake.unfilled:
+                self.handshake.filled()
         self._progress.change(layer_idx)
 
     @outside_graphs
@@ -80,6 +82,8 @@ class MendingCache(LinearStates):
         """Give layer `layer_idx` new keys and values; if it refuses them, the cache is as before the forward pass."""
         layer: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None
         handshake, own = self.handshake, isinstance(layer, KIVLayerMixin)
+        if handshake.unfilled:
+            handshake.filled()
         if isinstance(layer, CacheLayerMixin) and key_states.ndim == 4:
             handshake.require_caller(layer.get_seq_length() + key_states.shape[-2])
         known = own or type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)

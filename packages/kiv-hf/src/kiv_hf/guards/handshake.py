@@ -85,6 +85,8 @@ class Handshake:
         Which rotary factors the tokens have, where they depend on the length.
     closed : bool
         The cache was closed.
+    unfilled : bool
+        No forward pass has given the cache anything yet.
     """
 
     def __init__(self, config: PreTrainedConfig, cache: MendableCache) -> None:
@@ -102,6 +104,7 @@ class Handshake:
         self.prompt = Prompt()
         self.rope = Watch(self.config)
         self.closed = False
+        self.unfilled = True
         self._model: weakref.ref[PreTrainedModel] | None = None
 
     @property
@@ -110,9 +113,9 @@ class Handshake:
         return None if self._model is None else self._model()
 
     def filled(self) -> None:
-        """Note which model fills the cache, in its call."""
-        if self._model is None and (model := calling_model()) is not None:
-            self._model = weakref.ref(model)
+        """Note which model fills the cache, in its first call."""
+        model, self.unfilled = calling_model(), False
+        self._model = None if model is None else weakref.ref(model)
 
     def mask_asked(self, length: int) -> MaskLength:
         """Note that mask sizes were asked for a KIV layer; the answer is owed by `kiv_mask`."""
@@ -293,7 +296,7 @@ class Handshake:
     def fork(self, cache: MendableCache) -> Handshake:
         """Return the handshake of `cache`, a fork: same model, same rotary factors, nothing promised."""
         twin = Handshake(self.config, cache)
-        twin.rope, twin._model = self.rope.fork(), self._model
+        twin.rope, twin.unfilled, twin._model = self.rope.fork(), self.unfilled, self._model
         return twin
 
     def forget(self) -> None:
