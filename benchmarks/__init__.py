@@ -7,6 +7,6 @@ from __future__ import annotations
 
 NAMES = (
     *("decode", "step", "spill", "prefill", "prefill_bytes", "prefill_peak", "append", "traffic", "device_bytes"),
-    *("locality", "kernels"),
+    *("locality", "kernels", "contexts"),
 )
 """The modules that ``all`` runs."""

@@ -153,6 +153,7 @@ class LastingCache(PromptedCache):
         cache = cls(inner.config, saved.config if kiv_config is None else kiv_config, impl=impl, ops=ops)
         try:
             fill(cache, saved, devices)
+            cache.handshake.filled(inner)
         except BaseException:
             cache.close()
             raise

@@ -15,7 +15,7 @@ from transformers.cache_utils import (
 )
 
 from ..guards.eager import outside_graphs
-from ..guards.running import calling_config
+from ..guards.running import calling_config, calling_model
 from .layer import KIVLayerMixin
 from .linear import LinearStates
 from .stages import TOKEN_LAYERS
@@ -72,7 +72,7 @@ class MendingCache(LinearStates):
         if layer_idx == self._first_linear and not torch.compiler.is_compiling():
             self.handshake.require_model(calling_config())
             if self.handshake.unfilled:
-                self.handshake.filled()
+                self.handshake.filled(calling_model())
         self._progress.change(layer_idx)
 
     @outside_graphs
@@ -83,7 +83,7 @@ class MendingCache(LinearStates):
         layer: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None
         handshake, own = self.handshake, isinstance(layer, KIVLayerMixin)
         if handshake.unfilled:
-            handshake.filled()
+            handshake.filled(calling_model())
         if isinstance(layer, CacheLayerMixin) and key_states.ndim == 4:
             handshake.require_caller(layer.get_seq_length() + key_states.shape[-2])
         known = own or type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)

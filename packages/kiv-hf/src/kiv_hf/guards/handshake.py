@@ -19,7 +19,7 @@ from .fits import require_fit
 from .names import GO_BACK, NAME, USE_KIV
 from .progress import Progress
 from .prompt import Prompt
-from .running import calling_config, calling_model, still_runs
+from .running import calling_config, still_runs
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -112,10 +112,9 @@ class Handshake:
         """The model that fills the cache, None if none has, or it is gone, or no model of transformers is around it."""
         return None if self._model is None else self._model()
 
-    def filled(self) -> None:
-        """Note which model fills the cache, in its first call."""
-        model, self.unfilled = calling_model(), False
-        self._model = None if model is None else weakref.ref(model)
+    def filled(self, model: PreTrainedModel | None) -> None:
+        """Note which model has filled the cache; None if it is not known."""
+        self.unfilled, self._model = False, None if model is None else weakref.ref(model)
 
     def mask_asked(self, length: int) -> MaskLength:
         """Note that mask sizes were asked for a KIV layer; the answer is owed by `kiv_mask`."""
