@@ -51,7 +51,7 @@ FAULTS = [
     Fault("any dtype of an index is taken", f"{INDEX}.taken", "part.dtype != table.tensor.dtype", "False", REFUSED),
     Fault("an index with other than numbers is taken", f"{INDEX}.taken", "coded if all(", "coded if any(",
           saved("an_index_with_other_than_numbers_is_made_anew")),
-    Fault("the index of another page", f"{ADOPTION}._index", "index.put(ids[part],", "index.put(ids[part][::-1],",
+    Fault("the index of another page", f"{ADOPTION}._index", "index.put(ids[step],", "index.put(ids[step][::-1],",
           ANSWERS),
     Fault("weights of an earlier boundary", f"{ADOPTION}._coded", "[s + size + hot]", "[s + size - 64]",
           clause("9.8")),

@@ -130,7 +130,7 @@ def test_after_other_changes_all_is_written(tiny: TinyModel, tmp_path: Path, cha
         cache.reset()
         feed(tiny.kiv, ids.flip(1)[:, :60], cache, [60])
     elif change == "reorder":
-        cache.reorder_cache(torch.tensor([1, 0]))
+        cache.reorder_cache(torch.LongTensor([1, 0]))
     elif change == "repeat":
         cache.batch_repeat_interleave(2)
     else:
@@ -234,7 +234,7 @@ def test_a_layer_with_something_else_is_named(tiny: TinyModel, tmp_path: Path) -
     cache = KIVCache(sliding.config, EXACT)
     feed(sliding.kiv, sliding.ids, cache, [40, 56])
     stock = next(layer for i, layer in enumerate(cache.layers) if i not in cache.kiv_layers())
-    stock.odd = {1: [2]}
+    vars(stock)["odd"] = {1: [2]}
     with pytest.raises(KIVUnsupportedError, match="'odd' of layer 0"):
         cache.save(tmp_path / "book")
 

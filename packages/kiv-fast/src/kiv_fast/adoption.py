@@ -5,6 +5,7 @@ Where they can be read later they stay where they are, but for the index, until 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -12,10 +13,13 @@ import torch
 from kiv_reference.snapshot import Snapshot
 from numpy.typing import NDArray
 
-from .index.index import Coded, Index, code_pages
+from .index.index import Coded, code_pages
 from .interrupts import REFUSALS
 from .memory.ledger import Reservation
 from .tokens import Tokens
+
+PAGES = 256
+"""Whose index is taken over at once."""
 
 
 class Use(NamedTuple):
@@ -43,15 +47,13 @@ class Adoption:
             if self._stays:
                 cold.arena.adopt(ids, self._snapshot.cold, room)
                 done = count
+            for part in () if self._stays else self._steps(slice(0, count)):
+                self._write(ids, part, room)
+                done = part.stop
             finite = np.ones(count, bool)
-            step = max(1, cold.tuning.index_tokens // cold.config.page_tokens)
-            for start in range(0, count, step):
-                part = slice(start, min(start + step, count))
-                if not self._stays:
-                    self._write(ids, part, room)
-                    done = part.stop
-                if cold.index is not None:
-                    finite[part] = self._index(cold.index, ids, part)
+            for start in range(0, 0 if cold.index is None else count, PAGES):
+                part = slice(start, min(start + PAGES, count))
+                finite[part] = self._index(ids, part)
             for number, row in enumerate(self._tokens.rows):
                 pages = self._snapshot.pages[number]
                 row.extend(pages.tolist(), self._counts(number), cold.config.page_tokens, False)
@@ -65,20 +67,28 @@ class Adoption:
             raise
         cold.let_go(ids)  # the sequences hold them now
 
+    def _steps(self, pages: slice) -> Iterator[slice]:
+        """Cut pages into as many as are coded at once."""
+        step = max(1, self._cold.tuning.index_tokens // self._cold.config.page_tokens)
+        for start in range(pages.start, pages.stop, step):
+            yield slice(start, min(start + step, pages.stop))
+
     def _write(self, ids: list[int], part: slice, room: Reservation) -> None:
         """Copy in pages."""
         key, value = (self._snapshot.read_pages(values, part.start, part.stop) for values in (False, True))
         self._cold.arena.write(ids[part], key, value, room)
 
-    def _index(self, index: Index, ids: list[int], part: slice) -> NDArray[np.bool_]:
+    def _index(self, ids: list[int], part: slice) -> NDArray[np.bool_]:
         """Store the index of pages, as it came along or made anew; returns which mean values are all numbers."""
-        given = self._snapshot.cold.index(part.start, part.stop)
+        index, given = self._cold.index, self._snapshot.cold.index(part.start, part.stop)
+        assert index is not None, "exact mode has none"
         coded = None if given is None else index.taken(given, part.stop - part.start)
-        if coded is None:
-            coded = self._coded(index.coded, part)
-        device = self._tokens.shape.device
-        index.put(ids[part], Coded(*(field.to(device) for field in coded)))
-        return coded.value.isfinite().flatten(1).all(dim=1).cpu().numpy()
+        finite: list[torch.Tensor] = []
+        for step in (part,) if coded is not None else self._steps(part):
+            now, device = self._coded(index.coded, step) if coded is None else coded, self._tokens.shape.device
+            index.put(ids[step], Coded(*(field.to(device) for field in now)))
+            finite.append(now.value.isfinite().flatten(1).all(dim=1).cpu())
+        return torch.cat(finite).numpy()
 
     def _coded(self, channels: int, part: slice) -> Coded:
         """Make the index of pages, each with the samples and the validity of the sequence that has it first."""
