@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from kiv_reference.errors import KIVUsageError, refuse
@@ -37,10 +37,10 @@ def check_name(name: str) -> str:
 
 
 class Folder:
-    """Paths of a context, whose folder is anywhere its user says."""
+    """Paths of a context, whose folder is anywhere its user says, be it by a link."""
 
     def __init__(self, path: str | os.PathLike[str], io: DurableIO) -> None:
-        self.path, self.io = os.path.abspath(path), io
+        self.path, self.io = os.path.realpath(path), io
         self.manifest, self.lock, self.segments = (os.path.join(self.path, n) for n in ("MANIFEST.json", "LOCK", "seg"))
 
     def segment(self, name: str) -> str:
@@ -106,12 +106,18 @@ class Folder:
         with ExitStack() as stack:
             with system_calls(self.lock, "lock", writing=True):
                 handle = self.io.open_lock(self.lock)
-                stack.callback(self.io.close, handle)
+                stack.callback(close_quietly, self.io, handle)
                 check_file(self.lock, self.io.status(handle))
                 if not self.io.lock(handle):
                     rule = f"one at a time can write to {self.path}"
                     raise refuse(KIVUsageError, rule, "two, now", "Wait until the other one has ended.")
             yield
+
+
+def close_quietly(io: DurableIO, handle: int) -> None:
+    """Close a file to which nothing was written: whatever the system says, it is closed, and nothing is lost."""
+    with suppress(OSError):
+        io.close(handle)
 
 
 def check_file(path: str, status: os.stat_result) -> None:

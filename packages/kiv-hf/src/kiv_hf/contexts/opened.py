@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ from kiv_reference.errors import KIVUsageError, refuse
 
 from .checksums import checksum, seed_of
 from .faults import Malformed, corrupt, system_calls, well_formed
-from .folder import check_file
+from .folder import check_file, close_quietly
 from .layout import SIDES, check_page_segment
 from .manifest import LARGEST
 from .manifest_reader import manifest_from
@@ -168,7 +168,7 @@ class Opened:
                     handle = self._io.open_named(path)
                 except FileNotFoundError:
                     return path
-            stack.callback(_close, self._io, handle)
+            stack.callback(close_quietly, self._io, handle)
             self.files.append(SegmentFile(path, self._io, entry, handle, self.manifest))
         return None
 
@@ -183,11 +183,6 @@ class Opened:
         return self.files[-1]
 
 
-def _close(io: DurableIO, handle: int) -> None:
-    with suppress(OSError):  # it was only read
-        io.close(handle)
-
-
 def _manifest_bytes(folder: Folder) -> bytes:
     """Return the bytes of the manifest that is in place now."""
     with system_calls(folder.manifest, "read"), ExitStack() as stack:
@@ -196,7 +191,7 @@ def _manifest_bytes(folder: Folder) -> bytes:
         except (FileNotFoundError, NotADirectoryError) as error:
             rule, remedy = "there must be a saved context", "Save one there first, or look for it elsewhere."
             raise refuse(KIVUsageError, rule, f"none in {folder.path}", remedy) from error
-        stack.callback(_close, folder.io, handle)
+        stack.callback(close_quietly, folder.io, handle)
         status = folder.io.status(handle)
         check_file(folder.manifest, status)
         if not ALIGNED // 64 <= status.st_size <= LARGEST:

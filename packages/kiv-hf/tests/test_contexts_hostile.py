@@ -1,0 +1,236 @@
+"""Manifests and headers that were made up, with checksums that are right: a named error, or a whole context."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+import xxhash
+from contexts_helpers import cache_of, filled, on_cpu
+from kiv_hf.contexts.read import read
+from kiv_hf.contexts.write import write
+from kiv_reference.errors import KIVBudgetError, KIVCorruptError, KIVMismatchError, KIVStorageError, KIVUsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+NAMED = (KIVCorruptError, KIVStorageError, KIVMismatchError, KIVUsageError, KIVBudgetError)
+PREFIX = 30
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "x", cache_of(filled(36, padding=5), indexed=True, row=torch.arange(3), scale={"a": {1: 0.5}}))
+    return tmp_path / "x"
+
+
+def sealed(body: bytes) -> bytes:
+    """Return a manifest with the checksum that it should have; `body` follows it."""
+    return b'{"xxh3_64":"' + f"{xxhash.xxh3_64_intdigest(body):016x}".encode() + b'",' + body
+
+
+def manifest_of(folder: Path) -> Any:
+    return json.loads(b"{" + (folder / "MANIFEST.json").read_bytes()[PREFIX:])
+
+
+def put(folder: Path, manifest: Any) -> None:
+    body = json.dumps(manifest, separators=(",", ":")).encode()[1:]
+    (folder / "MANIFEST.json").write_bytes(sealed(body))
+
+
+def read_all(folder: Path) -> None:
+    """Read all there is, whatever the numbers are."""
+    for layer in read(folder, on_cpu).layers:
+        if layer.snapshot is not None:
+            for values in (False, True):
+                layer.snapshot.read_pages(values, 0, len(layer.snapshot.cold))
+            layer.snapshot.cold.index(0, len(layer.snapshot.cold))
+
+
+def test_bytes_of_the_manifest(folder: Path) -> None:
+    """1,500 times a few bytes are other ones, are gone, or are there twice."""
+    body = (folder / "MANIFEST.json").read_bytes()[PREFIX:]
+    assert sealed(body) == (folder / "MANIFEST.json").read_bytes()
+    source, refused = random.Random(1), 0
+    for _ in range(1500):
+        damaged = bytearray(body)
+        for _ in range(source.randint(1, 3)):
+            at = source.randrange(len(damaged))
+            piece = damaged[at : at + source.randint(1, 12)]
+            kind = source.randrange(4)
+            if kind == 0:
+                damaged[at] = source.choice(b'{}[]",:0129-etfna\\ \x00\xff')
+            elif kind == 1:
+                del damaged[at : at + len(piece)]
+            elif kind == 2:
+                damaged[at:at] = piece
+            else:
+                damaged[at : at + 1] = source.choice([b"1e5", b"NaN", b"-1", b"null", b"9" * 30, b"[" * 50, b'""'])
+        (folder / "MANIFEST.json").write_bytes(sealed(bytes(damaged)))
+        try:
+            read_all(folder)
+        except NAMED:
+            refused += 1
+    assert refused > 1300, "most are noticed; a number of tokens, say, may be another one"
+
+
+ODD: list[Any] = [
+    None, True, False, -1, 0, 1, 2, 7, 2**31, 2**63 - 1, 2**63, 10**30, 1.5, "", "x", "0" * 16, "../" * 4, "/etc/passwd",
+    [], [0], [0, 0], [0, 1], [1, 0], [[]], {}, {"dict": []}, {"tensor": "0.pages"}, {"float": "0x1p+9999"}, "\x00",
+    {"dict": [[0, {"dict": []}], [0, None]]}, {"device": "cuda:99"}, {"device": "xyz"}, {"dtype": "load"}, {"a": 1, "b": 2},
+]  # fmt: skip
+
+
+def spots(value: Any) -> list[tuple[Any, Any]]:
+    """Return every place within JSON: a container, and a key of it."""
+    keys = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
+    return [(value, key) for key in keys] + [spot for key in keys for spot in spots(value[key])]
+
+
+def mutated(value: Any, source: random.Random) -> None:
+    """Change one thing of JSON."""
+    holder, key = source.choice(spots(value))
+    kind = source.randrange(5)
+    if kind == 0:
+        del holder[key]
+    elif kind == 1 and isinstance(holder[key], int):
+        holder[key] += source.choice([-1, 1, 16, 4096])
+    elif kind == 2 and isinstance(holder, dict):
+        holder[source.choice(["extra", "pages", "0.key", "1.key", ""])] = source.choice(ODD)
+    elif kind == 3:
+        other, place = source.choice(spots(value))
+        holder[key] = json.loads(json.dumps(other[place]))
+    else:
+        holder[key] = source.choice(ODD)
+
+
+def test_values_of_the_manifest(folder: Path) -> None:
+    """2,000 times a field is another one, is gone, or one more is there."""
+    text, source, refused = json.dumps(manifest_of(folder)), random.Random(2), 0
+    for _ in range(2000):
+        manifest = json.loads(text)
+        mutated(manifest, source)
+        put(folder, manifest)
+        try:
+            read_all(folder)
+        except NAMED:
+            refused += 1
+    assert refused > 1300
+
+
+def change_header(folder: Path, number: int, change: Callable[[bytes], bytes]) -> None:
+    """Give a segment another header, and the manifest its checksum."""
+    manifest = manifest_of(folder)
+    entry = manifest["segments"][number]
+    path = folder / f"seg/{entry['name']}.safetensors"
+    data = path.read_bytes()
+    header = change(data[8 : entry["header_bytes"]])
+    header = len(header).to_bytes(8, "little") + header
+    data = header + data[entry["header_bytes"] :]
+    path.write_bytes(data)
+    changed = {
+        "header_bytes": len(header),
+        "bytes": len(data),
+        "header_xxh3_64": f"{xxhash.xxh3_64_intdigest(header):016x}",
+    }
+    manifest["segments"][number] = {**entry, **changed}
+    put(folder, manifest)
+
+
+def test_values_of_headers(folder: Path) -> None:
+    """1,500 times a field of a header is another one; lengths and checksums are right."""
+    source, refused = random.Random(3), 0
+    originals = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def change(header: bytes) -> bytes:
+        fields = json.loads(header)
+        for _ in range(source.randint(1, 2)):
+            if spots(fields):
+                mutated(fields, source)
+        text = json.dumps(fields, separators=(",", ":")).encode()
+        if source.random() < 0.2:
+            text = text.replace(b"}", source.choice([b"", b"}}", b',"0.key":{}}']), 1)
+        return text + b" " * (-(len(text) + 8) % 4096)
+
+    for _ in range(1500):
+        change_header(folder, source.randrange(2), change)
+        try:
+            read_all(folder)
+        except NAMED:
+            refused += 1
+        for path, data in originals.items():
+            path.write_bytes(data)
+    assert refused > 1400
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"tokens":36,', b'"tokens":36,"tokens":36,'),
+        (b'"tokens":36,', b'"tokens":36,"more":1,'),
+        (b'"tokens":36,', b'"tokens":36.0,'),
+        (b'"tokens":36,', b'"tokens":NaN,'),
+        (b'"tokens":36,', b""),
+        (b'"tokens":36,', b'"tokens":' + b"9" * 5000 + b","),
+        (b'"provenance":{', b'"provenance":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b","),
+        (b'"provenance":{', b'"provenance":{"a":1,'),
+        (b'"spec":5', b'"spec":true'),
+        (b'"kiv-context"', b'"kiv-contexts"'),
+        (b'"page_tokens":4', b'"page_tokens":"4"'),
+        (b'"hot_tokens":8', b'"hot_tokens":90'),
+        (b'"index_channels":2', b'"index_channels":0'),
+        (b'"max_missed_mass":{"float":"0x1.999999999999ap-4"}', b'"max_missed_mass":{"float":"0x1.8p+4"}'),
+        (b'"finite":true', b'"finite":1'),
+        (b'"heads":2', b'"heads":4'),
+        (b'"key_width":4', b'"key_width":8'),
+        (b'"batch":1', b'"batch":2'),
+        (b'"dtype":"F32","batch"', b'"dtype":"I32","batch"'),
+        (b'"dtype":"F32","batch"', b'"dtype":"BF16","batch"'),
+        (b'"pages":6,', b'"pages":5,'),
+        (b'"pages":6,', b'"pages":7,'),
+        (b'"pages":[0,6]', b'"pages":[1,6]'),
+        (b'"pages":[0,6]', b'"pages":[0,6,6]'),
+        (b'"pages":[0,6]', b'"pages":null'),
+        (b'"pages":null', b'"pages":[6,7]'),
+        (b'"name":"', b'"name":"../seg/'),
+        (b"{", b"\xff{"),
+        (b'"tensor":"state.0"', b'"tensor":"0.pages"'),
+        (b'"tensor":"state.0"', b'"tensor":"0.recent.key"'),
+        (b'[1,{"float"', b'[1.0,{"float"'),
+        (b'[[1,{"float"', b'[[1,null],[1,{"float"'),
+    ],
+)
+def test_what_a_manifest_may_not_say(old: bytes, new: bytes, folder: Path) -> None:
+    body = (folder / "MANIFEST.json").read_bytes()[PREFIX:]
+    assert old in body, "what is replaced"
+    (folder / "MANIFEST.json").write_bytes(sealed(body.replace(old, new, 1)))
+    with pytest.raises((KIVCorruptError, KIVMismatchError)):
+        read_all(folder)
+
+
+def test_a_manifest_that_is_too_long_is_not_read(folder: Path) -> None:
+    with open(folder / "MANIFEST.json", "r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(KIVCorruptError, match="at most"):
+        read(folder, on_cpu)
+
+
+def test_truth_values_are_0_or_1(folder: Path) -> None:
+    """A byte that is neither, with a checksum that is right, is no truth value of torch's."""
+    manifest = manifest_of(folder)
+    entry = manifest["segments"][-1]
+    path = folder / f"seg/{entry['name']}.safetensors"
+    data = bytearray(path.read_bytes())
+    begin, end = json.loads(data[8 : entry["header_bytes"]])["0.valid"]["data_offsets"]
+    at = slice(begin + entry["header_bytes"], end + entry["header_bytes"])
+    data[at.start] = 2
+    path.write_bytes(data)
+    seed = xxhash.xxh3_64_intdigest(f"{entry['name']}/0.valid".encode())
+    entry["xxh3_64"]["0.valid"] = f"{xxhash.xxh3_64_intdigest(bytes(data[at]), seed):016x}"
+    put(folder, manifest)
+    with pytest.raises(KIVCorruptError, match=r"0 and 1 in 0\.valid"):
+        read(folder, on_cpu)
