@@ -9,6 +9,9 @@ import pytest
 import torch
 from hf_models import EXACT, PAGES, TinyModel, feed, pair
 from kiv_hf import KIVCache, KIVConfig
+from kiv_hf.cache.saving import saved_of
+from kiv_hf.contexts.provenance import provenance_of
+from kiv_hf.contexts.write import write
 from kiv_reference.errors import (
     KIVBudgetError,
     KIVCorruptError,
@@ -251,3 +254,34 @@ def test_damage_is_an_error_and_not_a_number(tiny: TinyModel, tmp_path: Path) ->
     largest.write_bytes(data)
     loaded.crop(0)
     assert torch.equal(go_on(tiny, loaded), go_on(tiny, cache))
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "value"),
+    [
+        (None, "rope.padding", "3"),
+        (None, "rope.held", {0: 1.5}),
+        (0, "kiv.adapter", "os.system"),
+        (0, "kiv.batch", None),
+        (0, "update", 1),
+        (0, "__class__", 1),
+    ],
+)
+def test_what_a_manifest_says_is_not_believed(
+    tiny: TinyModel, tmp_path: Path, layer: int | None, name: str, value: Any
+) -> None:
+    cache = filled(tiny)
+    saved = saved_of(cache, provenance_of(tiny.kiv))
+    (saved if layer is None else saved.layers[layer]).state[name] = value
+    write(tmp_path / "book", saved)
+    with pytest.raises(KIVCorruptError, match=name if layer is None else f"layer {layer}"):
+        KIVCache.load(tmp_path / "book", tiny.kiv)
+
+
+def test_another_kind_of_cache_is_refused(tiny: TinyModel, tmp_path: Path) -> None:
+    cache = filled(tiny)
+    saved = saved_of(cache, provenance_of(tiny.kiv))
+    del saved.layers[1]
+    write(tmp_path / "book", saved)
+    with pytest.raises(KIVMismatchError, match="layers"):
+        KIVCache.load(tmp_path / "book", tiny.kiv)

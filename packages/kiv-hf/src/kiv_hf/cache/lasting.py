@@ -21,13 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kiv_reference.config import KIVConfig
-    from kiv_reference.contract import PoolFactory
+    from kiv_reference.contract import PoolFactory, StorePool
     from transformers import PreTrainedConfig
 
     from ..contexts.saved import SavedCache
-    from .kiv_cache import KIVCache
 
-Made = TypeVar("Made", bound="KIVCache")
+Made = TypeVar("Made", bound="LastingCache")
 
 
 class Origin(NamedTuple):
@@ -51,6 +50,25 @@ class LastingCache(PromptedCache):
     """What `KIVCache` does to be saved and loaded."""
 
     _origin: Origin | None = None
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        kiv_config: KIVConfig | None = None,
+        *,
+        impl: str | PoolFactory = DEFAULT_IMPL,
+        ops: str = "auto",
+    ) -> None:
+        super().__init__(config=config)
+
+    @property
+    def pool(self) -> StorePool:
+        """The pool that made the layers' stores."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Free everything this cache holds."""
+        raise NotImplementedError
 
     def save(
         self,

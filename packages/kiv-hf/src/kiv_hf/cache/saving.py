@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
-from kiv_reference.errors import KIVMismatchError, KIVUnsupportedError, refuse
+from kiv_reference.errors import KIVCorruptError, KIVError, KIVMismatchError, KIVUnsupportedError, refuse
 
 from ..contexts.saved import SavedCache, SavedLayer
 from .adapters import ADAPTERS
@@ -15,18 +15,43 @@ from .layer import KIVLayerMixin
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kiv_reference.contract import StorePool
     from transformers import PreTrainedModel
 
     from ..contexts.saved import State
-    from .kiv_cache import KIVCache
+    from ..rope.watch import Watch
 
 ADAPTER, BATCH = "kiv.adapter", "kiv.batch"
 """What a KIV layer knows beside its store: how the model changes keys and values, and how many sequences there are."""
 
+PADDING, HELD = "rope.padding", "rope.held"
+"""What a cache knows of rotary factors (`Watch`)."""
+
 PLAIN = (bool, int, float, str, torch.dtype, torch.device)
 
 
-def saved_of(cache: KIVCache, provenance: dict[str, str]) -> SavedCache:
+class WholeCache(Protocol):
+    """What is saved of a cache, and filled in one that was loaded."""
+
+    layers: list[Any]
+    layer_class_to_replicate: Any
+
+    @property
+    def pool(self) -> StorePool:
+        """The pool that made the layers' stores."""
+        ...
+
+    @property
+    def rope(self) -> Watch:
+        """Which rotary factors the tokens have, where they depend on the length of the text."""
+        ...
+
+    def lengths(self) -> set[int]:
+        """Return how many tokens the layers hold."""
+        ...
+
+
+def saved_of(cache: WholeCache, provenance: dict[str, str]) -> SavedCache:
     """Return what is to be saved of a whole cache.
 
     Raises
@@ -41,7 +66,7 @@ def saved_of(cache: KIVCache, provenance: dict[str, str]) -> SavedCache:
         layers=layers,
         tokens=max(cache.lengths(), default=0),
         provenance=provenance,
-        state={"rope.padding": cache.rope.padding, "rope.held": rope},
+        state={PADDING: cache.rope.padding, HELD: rope},
     )
 
 
@@ -74,7 +99,7 @@ def _can_be_saved(value: object) -> bool:
     return value is None or isinstance(value, PLAIN) or type(value) in (torch.Tensor, torch.nn.Parameter)
 
 
-def fill(cache: KIVCache, saved: SavedCache, device_of: Callable[[int], torch.device]) -> None:
+def fill(cache: WholeCache, saved: SavedCache, device_of: Callable[[int], torch.device]) -> None:
     """Give a new cache of the same model what was saved.
 
     Raises
@@ -92,23 +117,32 @@ def fill(cache: KIVCache, saved: SavedCache, device_of: Callable[[int], torch.de
         raise refuse(KIVMismatchError, rule, f"{there} in the context, {here} in this cache", "Load that model.")
     for number, (layer, was) in enumerate(zip(cache.layers, saved.layers, strict=True)):
         _fill(number, layer, was, device_of(number))
-    state = saved.state
-    cache.rope.padding = cast("int", state["rope.padding"])
-    cache.rope.held = tuple(cast("dict[int, int]", state["rope.held"]).values())
+    padding, held = saved.state.get(PADDING), saved.state.get(HELD)
+    factors = held.values() if isinstance(held, dict) else (None,)
+    if not isinstance(padding, int) or not all(isinstance(factor, int) for factor in factors):
+        raise _not_saved_by_kiv("the cache", f"{PADDING}={padding!r}, {HELD}={held!r}")
+    cache.rope.padding, cache.rope.held = padding, tuple(cast("list[int]", list(factors)))
+
+
+def _not_saved_by_kiv(who: str, got: str) -> KIVError:
+    rule = f"what a context says of {who} must be what KIV saves"
+    return refuse(KIVCorruptError, rule, got, "Restore it from a copy, or read the text again.")
 
 
 def _fill(number: int, layer: Any, saved: SavedLayer, device: torch.device) -> None:
     state = dict(saved.state)
     if isinstance(layer, KIVLayerMixin):
-        name = state.pop(ADAPTER)
-        layer.adapter = next((adapter for adapter in ADAPTERS if adapter.__name__ == name), None)
-        layer.batch = cast("int", state.pop(BATCH))
+        name, batch = state.pop(ADAPTER, 0), state.pop(BATCH, None)
+        known = {None: None, **{adapter.__name__: adapter for adapter in ADAPTERS}}
+        if not (name is None or isinstance(name, str)) or name not in known or not isinstance(batch, int):
+            raise _not_saved_by_kiv(f"layer {number}", f"{ADAPTER}={name!r}, {BATCH}={batch!r}")
+        layer.adapter, layer.batch = known[name], batch
         if saved.snapshot is not None:
             layer.store.restore(saved.snapshot)
     for name, value in state.items():
-        if callable(getattr(type(layer), name, None)):
-            rule = f"layer {number} of a saved context must hold what a {saved.kind} does"
-            raise refuse(KIVMismatchError, rule, repr(name), "Save it again with this version of transformers.")
+        attribute: object = getattr(type(layer), name, None)
+        if name.startswith("__") or callable(attribute):
+            raise _not_saved_by_kiv(f"layer {number}", f"{name!r} of a {saved.kind}")
         setattr(layer, name, device if isinstance(value, torch.device) else value)
 
 
@@ -118,9 +152,8 @@ def devices_of(model: PreTrainedModel) -> Callable[[int], torch.device]:
     for module in model.modules():
         number = getattr(module, "layer_idx", None)
         if isinstance(number, int) and number not in found:
-            devices = (parameter.device for parameter in module.parameters())
-            device = next((device for device in devices if device.type != "meta"), None)
-            if device is not None:
-                found[number] = device
+            devices = [parameter.device for parameter in module.parameters() if not parameter.is_meta]
+            if devices:
+                found[number] = devices[0]
     return lambda number: found.get(number, model.device)
 
