@@ -44,8 +44,8 @@ class ArenaPages:
 
 def snapshot_of(state: State) -> Snapshot:
     """Return the state as numbers; pages that several sequences have are there once."""
-    tables = np.stack([row.pages for row in state.rows])
-    ids, first, which = np.unique(tables.T, return_index=True, return_inverse=True)
+    tables = np.stack([row.pages for row in state.rows], axis=1)  # [N, B]
+    ids, first, which = np.unique(tables, return_index=True, return_inverse=True)
     order = np.argsort(first)  # ids by the position at which they are used first
     number = np.empty(len(ids), np.int32)
     number[order] = np.arange(len(ids))
@@ -53,7 +53,7 @@ def snapshot_of(state: State) -> Snapshot:
     valid = state.validity.part(0, state.length)
     return Snapshot(
         config=state.config,
-        pages=number[which].reshape(tables.T.shape).T,
+        pages=np.moveaxis(number[which].reshape(tables.shape), 0, 1),
         cold=ArenaPages(state.cold, ids[order]),
         key=key,
         value=value,

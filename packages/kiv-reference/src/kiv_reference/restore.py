@@ -30,10 +30,10 @@ def snapshot_of(tokens: Tokens, config: KIVConfig) -> Snapshot:
     def beside(states: torch.Tensor) -> torch.Tensor:
         return torch.cat([states[:, :, :begin], states[:, :, stop:]], dim=2)
 
-    batch = len(key)
+    numbers = np.arange(part.pages * len(key), dtype=np.int32).reshape(part.pages, len(key))
     return Snapshot(
         config=config,
-        pages=np.arange(part.pages * batch, dtype=np.int32).reshape(part.pages, batch).T,
+        pages=np.moveaxis(numbers, 0, 1),
         cold=TensorPages(in_pages(key), in_pages(value)),
         key=beside(key),
         value=beside(value),

@@ -129,7 +129,7 @@ def _not_saved_by_kiv(who: str, got: str) -> KIVError:
     return refuse(KIVCorruptError, rule, got, "Restore it from a copy, or read the text again.")
 
 
-def _fill(number: int, layer: Any, saved: SavedLayer, device: torch.device) -> None:
+def _fill(number: int, layer: object, saved: SavedLayer, device: torch.device) -> None:
     state = dict(saved.state)
     if isinstance(layer, KIVLayerMixin):
         name, batch = state.pop(ADAPTER, 0), state.pop(BATCH, None)
