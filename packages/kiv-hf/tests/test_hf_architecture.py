@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(kiv_hf.__file__).parent
 
 ORDER = (
-    {"_transformers", "impls"}, {"rope"}, {"guards"}, {"cache"}, {"attention"}, {"patches"}, {"routing"}, {"compare"},
-    {"kiv_hf"}, {"cli"},
+    {"_transformers", "impls"}, {"rope"}, {"guards"}, {"contexts"}, {"cache"}, {"attention"}, {"patches"}, {"routing"},
+    {"compare"}, {"kiv_hf"}, {"cli"},
 )  # fmt: skip
 """The parts of the package, the lowest first; "kiv_hf" is what its users import."""
 
