@@ -31,7 +31,16 @@ if TYPE_CHECKING:
 
 K = 1024
 READY_LIMIT_S = 2.0
-COLUMNS = ("", "tokens", "bytes, MB", "save, s", "load, s", "first token after it, s", "load cold, s", "and first token, s")
+COLUMNS = (
+    "",
+    "tokens",
+    "bytes, MB",
+    "save, s",
+    "load, s",
+    "first token after it, s",
+    "load cold, s",
+    "and first token, s",
+)
 
 
 def drop(folder: Path) -> None:
@@ -139,7 +148,9 @@ def main(argv: list[str] | None = None) -> Result:
     made = parser("contexts", __doc__)
     made.add_argument("--sizes", type=int, nargs="+", default=[6 * K, 128 * K, 1024 * K], help="tokens")
     made.add_argument("--rounds", type=int, default=3, help="how often each is saved and loaded")
-    made.add_argument("--folder", help="where the contexts are saved (default: the system's folder for temporary files)")
+    made.add_argument(
+        "--folder", help="where the contexts are saved (default: the system's folder for temporary files)"
+    )
     options = parse(made, argv)
     if options.quick:
         options.sizes, options.rounds = [1 * K, 2 * K], 1

@@ -26,9 +26,7 @@ reworded(
     "states[:, :, begin:stop].roll(1, 2)",
     look="9.7",
 )
-reworded(
-    "heads of a page in another order", GIVEN, "4).flatten(0, 1)", "4).flatten(0, 1).flip(1)", look="9.7"
-)
+reworded("heads of a page in another order", GIVEN, "4).flatten(0, 1)", "4).flatten(0, 1).flip(1)", look="9.7")
 reworded("pages taken in another order", TAKEN, "[sequences]", "[sequences.flip(1)]", look="9.8")
 reworded("pages taken behind the hot tokens", TAKEN, "[recent[:, :, :sinks], between, recent[:, :, sinks:]]",
          "[recent, between]", look="9.8")  # fmt: skip

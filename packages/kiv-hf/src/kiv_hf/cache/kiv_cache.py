@@ -17,8 +17,8 @@ from ..impls import DEFAULT_IMPL, SharedPool, resolve_impl
 from ..rope.longrope import keep_cache
 from .batch import change_batch
 from .hybrid import KIVHybridLayer
-from .layer import KIVLayer, KIVLayerMixin
 from .lasting import LastingCache
+from .layer import KIVLayer, KIVLayerMixin
 from .prompted import follow_generate
 from .stages import is_pipeline, seen_tokens, sizes_if_used
 

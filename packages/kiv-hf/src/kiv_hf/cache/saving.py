@@ -156,4 +156,3 @@ def devices_of(model: PreTrainedModel) -> Callable[[int], torch.device]:
             if devices:
                 found[number] = devices[0]
     return lambda number: found.get(number, model.device)
-
