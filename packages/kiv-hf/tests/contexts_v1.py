@@ -90,7 +90,7 @@ def main() -> None:
     """Make it, with names that are always the same."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     names = (uuid.UUID(int=number) for number in range(1, 9))
-    with mock.patch.object(uuid, "uuid4", lambda: next(names)):
+    with mock.patch.object(uuid, "uuid4", side_effect=names):
         write(FOLDER, cache())
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from contexts_helpers import SMALL, WatchedIO, cache_of, filled, of_cache, on_cpu, read_all
+from contexts_helpers import SMALL, cache_of, filled, of_cache, on_cpu, read_all
+from contexts_systems import WatchedIO
 from kiv_hf.contexts import previous
 from kiv_hf.contexts import write as write_module
 from kiv_hf.contexts.read import read

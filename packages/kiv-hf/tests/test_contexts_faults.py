@@ -8,7 +8,8 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from contexts_helpers import WatchedIO, cache_of, files_in, filled, of_cache, put_back, read_all
+from contexts_helpers import cache_of, files_in, filled, of_cache, put_back, read_all
+from contexts_systems import WatchedIO
 from kiv_hf.contexts import write as write_module
 from kiv_hf.contexts.verify import verify
 from kiv_hf.contexts.write import write
@@ -89,7 +90,7 @@ def test_each_call_of_a_first_save(error: int, tmp_path: Path) -> None:
             write(folder, first, io=WatchedIO(at, error))
         with pytest.raises(KIVUsageError):
             read_all(folder)
-        write(folder, first)
+        write(folder, first, io=WatchedIO())
         assert read_all(folder) == of_cache(first)
         assert len(files_in(folder)) == 5
 

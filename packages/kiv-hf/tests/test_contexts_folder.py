@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from contexts_helpers import cache_of, files_in, filled, of_cache, on_cpu, read_all
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 def folder(tmp_path: Path) -> Path:
     write(tmp_path / "x", cache_of(filled()))
     return tmp_path / "x"
+
+
+def use(folder: Path, *, writing: bool, io: DurableIO | None = None) -> None:
+    if writing:
+        write(folder, cache_of(filled()), io=io)
+    else:
+        read(folder, on_cpu, io)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
@@ -57,10 +64,7 @@ def test_symbolic_links_are_refused(what: str, flag: bool, folder: Path, monkeyp
     path.rename(folder.parent / "elsewhere")
     path.symlink_to(folder.parent / "elsewhere")
     with pytest.raises(KIVUsageError, match="link"):
-        if what == "LOCK":
-            write(folder, cache_of(filled()))
-        else:
-            read(folder, on_cpu)
+        use(folder, writing=what == "LOCK")
     if what == "seg":
         with pytest.raises(KIVUsageError, match="link"):
             write(folder, cache_of(filled()))
@@ -79,10 +83,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(what: str, folder: Path) 
     path.unlink()
     os.mkfifo(path)
     with pytest.raises((KIVUsageError, KIVStorageError)):
-        if what == "LOCK":
-            write(folder, cache_of(filled()))
-        else:
-            read(folder, on_cpu)
+        use(folder, writing=what == "LOCK")
 
 
 class ForeignIO(DurableIO):
@@ -118,10 +119,7 @@ class ForeignIO(DurableIO):
 def test_what_another_user_owns_is_refused(ending: str, folder: Path) -> None:
     write(folder, cache_of(filled()), io=ForeignIO("nothing"))
     with pytest.raises(KIVUsageError, match="belong"):
-        if ending in ("LOCK", "x"):
-            write(folder, cache_of(filled()), io=ForeignIO(ending))
-        else:
-            read(folder, on_cpu, ForeignIO(ending))
+        use(folder, writing=ending in ("LOCK", "x"), io=ForeignIO(ending))
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -178,49 +176,3 @@ def test_a_folder_of_segments_that_is_gone(folder: Path) -> None:
     (folder / "seg").rename(folder / "LOCKED")
     with pytest.raises(KIVCorruptError, match="be there"):
         read(folder, on_cpu)
-
-
-@pytest.mark.parametrize("lacks", [("O_NOFOLLOW", "O_NONBLOCK", "O_DIRECTORY", "geteuid"), ("preadv", "pwrite")])
-def test_systems_that_lack_calls(lacks: tuple[str, ...], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in lacks:
-        monkeypatch.delattr(os, name)
-    write(folder, cache_of(filled(60)))
-    write(folder, cache_of(filled(60)), previous_pages=12)
-    assert read_all(folder) == of_cache(cache_of(filled(60)))
-
-
-class MSVCRT:
-    """Windows' locks: each byte is locked once."""
-
-    LK_NBLCK = 2
-    held: set[tuple[int, int]]
-
-    def __init__(self) -> None:
-        self.held, self.handles = set(), []
-
-    def locking(self, handle: int, mode: int, nbytes: int) -> None:
-        status = os.fstat(handle)
-        assert (mode, nbytes) == (self.LK_NBLCK, 1)
-        if (status.st_dev, status.st_ino) in self.held:
-            raise PermissionError(13, "Permission denied")
-        self.held.add((status.st_dev, status.st_ino))
-
-
-def test_locks_of_windows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    locks = MSVCRT()
-    modules: dict[str, Any] = sys.modules
-    monkeypatch.setitem(modules, "fcntl", None)
-    monkeypatch.setitem(modules, "msvcrt", locks)
-    write(folder, cache_of(filled(60)))
-    assert len(locks.held) == 1
-    with pytest.raises(KIVUsageError, match="one at a time"):
-        write(folder, cache_of(filled(60)))
-
-
-def test_a_system_without_locks_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modules: dict[str, Any] = sys.modules
-    monkeypatch.setitem(modules, "fcntl", None)
-    monkeypatch.setitem(modules, "msvcrt", None)
-    with pytest.raises(KIVStorageError, match="no locks"):
-        write(folder, cache_of(filled(60)))
-    assert read_all(folder) == of_cache(cache_of(filled()))

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .opened import Opened, SegmentFile
+    from .opened import Opened
+    from .segment_file import SegmentFile
 
 
 class SavedPages:

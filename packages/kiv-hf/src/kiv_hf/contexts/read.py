@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from .opened import SegmentFile
+    from .segment_file import SegmentFile
 
 
 def read(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from .opened import SegmentFile
+    from .segment_file import SegmentFile
 
 BATCH_BYTES = 1 << 24
 """Of pages in memory at once, if one block is not longer."""
