@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import hf_parts, hf_plan
+from . import hf_contexts, hf_parts, hf_plan
 from .source import Fault
 
 REAL = "packages/kiv-hf/tests/test_real_hf_faults.py"
@@ -77,6 +77,7 @@ FAULTS = [
         "self.layers",
         real("a_crop_asks_the_layers_that_may_refuse_first"),
     ),
+    *hf_contexts.FAULTS,
     *hf_parts.FAULTS,
     *hf_plan.FAULTS,
 ]

@@ -61,7 +61,7 @@ def frequencies_of(model: torch.nn.Module) -> list[list[float]]:
     """
     found: set[tuple[float, ...]] = set()
     for module in model.modules():
-        tables = {**vars(module), **module._buffers}
+        tables: dict[str, object] = {**vars(module), **dict(module.named_buffers(recurse=False))}
         for name, table in tables.items():
             if not name.endswith("inv_freq") or not isinstance(table, torch.Tensor) or table.is_meta:
                 continue
@@ -69,7 +69,8 @@ def frequencies_of(model: torch.nn.Module) -> list[list[float]]:
             if name.endswith("original_inv_freq") or not isinstance(tables.get(original), torch.Tensor):
                 flat = table.detach().reshape(-1).double().cpu()
                 chosen = flat[torch.linspace(0, flat.numel() - 1, min(_FREQUENCIES, flat.numel())).long()]
-                found.add(tuple(float(f"{one:.9g}") for one in chosen.tolist()))
+                values = cast("list[float]", chosen.tolist())
+                found.add(tuple(float(f"{one:.9g}") for one in values))
     return [list(table) for table in sorted(found)]
 
 
@@ -84,8 +85,8 @@ def quantisation_of(config: PreTrainedConfig) -> str:
     settings: Any = getattr(config, "quantization_config", None)
     if settings is None:
         return "none"
-    fields = settings if isinstance(settings, dict) else settings.to_dict()
-    return as_json(dict(_flat(cast("dict[str, Any]", fields))))
+    fields = cast("dict[str, Any]", settings if isinstance(settings, dict) else settings.to_dict())
+    return as_json(dict(_flat(fields)))
 
 
 def adapters_of(model: torch.nn.Module) -> str:
