@@ -6,7 +6,6 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from kiv_reference.errors import KIVUsageError, refuse
 from transformers import PreTrainedModel
 
@@ -20,6 +19,7 @@ from .saving import devices_of, fill, saved_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from kiv_reference.config import KIVConfig
     from kiv_reference.contract import PoolFactory, StorePool
     from transformers import PreTrainedConfig

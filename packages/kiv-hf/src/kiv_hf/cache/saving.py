@@ -1,4 +1,4 @@
-"""From a cache to what is saved of it, and back: the stores of KIV's layers, and whatever transformers' own layers hold."""
+"""From a cache to what is saved of it, and back: KIV's stores, and whatever transformers' own layers hold."""
 
 from __future__ import annotations
 

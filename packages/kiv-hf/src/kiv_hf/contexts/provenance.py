@@ -95,7 +95,9 @@ def check_provenance(saved: Mapping[str, str], now: Mapping[str, str]) -> None:
     if wrong:
         which = "tokenizer" if wrong.keys() <= _TOKENIZER else "model"
         remedy = f"Load the {which} it was saved with, or read the text again."
-        shown = ", ".join(f"{'other' if field in _PLURAL else 'another'} {field} {told}" for field, told in wrong.items())
+        shown = ", ".join(
+            f"{'other' if field in _PLURAL else 'another'} {field} {told}" for field, told in wrong.items()
+        )
         raise refuse(KIVMismatchError, "A saved context serves the model that filled it", shown, remedy)
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def own_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the parameters and the persistent buffers of a module without those of its parts."""
     inside: Any = module
-    transient: set[str] = inside._non_persistent_buffers_set
-    found: dict[str, torch.Tensor | None] = dict(inside._parameters)
+    transient: set[str] = inside._non_persistent_buffers_set  # noqa: SLF001
+    found: dict[str, torch.Tensor | None] = dict(inside._parameters)  # noqa: SLF001
     found |= {name: buffer for name, buffer in inside._buffers.items() if name not in transient}
     return {name: tensor for name, tensor in found.items() if tensor is not None}
 
@@ -32,7 +32,7 @@ def contents(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     else:
         try:
             # Not the parameters alone: layers of 8 bits add their scales here.
-            module._save_to_state_dict(found, "", keep_vars=True)  # pyright: ignore[reportPrivateUsage]
+            module._save_to_state_dict(found, "", keep_vars=True)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         except NotImplementedError:
             found = dict[str, Any](own)
     offloaded = _offloaded(module)
@@ -56,7 +56,7 @@ def anchor(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> object:
     while hasattr(weights, "dataset"):
         name, weights = weights.prefix + name, weights.dataset
     in_ram = getattr(weights, "state_dict", weights)
-    return in_ram[name] if name in in_ram else weights
+    return in_ram[name] if name in in_ram else weights  # noqa: SIM401
 
 
 def _offloaded(module: torch.nn.Module) -> Mapping[str, torch.Tensor]:
@@ -78,7 +78,7 @@ def _four_bits(weight: Any) -> dict[str, torch.Tensor]:
     if getattr(state, "packing_format_for_cpu", False):
         from bitsandbytes import functional
 
-        unpack = cast("Any", functional)._convert_weight_packed_for_cpu_inverse
+        unpack = cast("Any", functional)._convert_weight_packed_for_cpu_inverse  # noqa: SLF001
         data, scales = unpack(data, copy.copy(state))[0], scales.T  # a copy, because it is changed
     elif state.nested:
         from bitsandbytes.functional import dequantize_blockwise

@@ -1,7 +1,7 @@
 """The fingerprint of a model's weights: names, shapes, dtypes and sampled bytes, read once while nothing changes.
 
-What sampling can miss: of a tensor of more than 4 KiB a change that leaves out all 16 pieces of 256 bytes, as an edit of
-a few rows may. Training, merging and requantising change elements everywhere. What the second look can miss: a write
+What sampling can miss: of a tensor of more than 4 KiB a change that leaves out all 16 pieces of 256 bytes, as an edit
+of a few rows may. Training, merging and requantising change elements everywhere. What the second look can miss: a write
 through ``tensor.data`` or into memory that a tensor shares, of which PyTorch takes no note.
 """
 
@@ -110,7 +110,7 @@ def _stamps(module: torch.nn.Module) -> dict[str, _Stamp]:
 def _stamp(thing: Any) -> _Stamp:
     if not isinstance(thing, torch.Tensor):
         return _Stamp(weakref.ref(thing), 0, 0)
-    version = None if thing.is_inference() else thing._version
+    version = None if thing.is_inference() else thing._version  # noqa: SLF001
     return _Stamp(weakref.ref(thing), thing.data_ptr(), version)
 
 
