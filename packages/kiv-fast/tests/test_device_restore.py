@@ -9,6 +9,7 @@ import pytest
 import torch
 from fast_helpers import draw
 from kiv_fast import FastPool
+from kiv_reference.errors import KIVCorruptError
 from saved_pages import saved
 
 pytest.importorskip("triton")
@@ -46,6 +47,22 @@ def test_a_restored_store_answers_as_the_first(config: KIVConfig, device: Simula
     for at in range(PROMPT + 1, PROMPT + STEPS):
         assert torch.equal(step(store, data, at, at + 1).cpu(), step(twin, data, at, at + 1).cpu())
     assert pages.blocks_read == read
+
+
+def test_a_page_that_is_not_what_was_saved_is_an_error_at_once(config: KIVConfig, device: SimulatedDevice) -> None:
+    data = draw(2, PROMPT)
+    store = FastPool(config, ops="triton").layer_store()
+    step(store, data, 0, PROMPT)
+    snapshot, pages = saved(store)
+    pages.broken.add(2 * len(pages))
+    pool = FastPool(config, ops="triton")
+    twin = pool.layer_store()
+    with pytest.raises(KIVCorruptError):
+        twin.restore(snapshot)
+    assert sum(pool.memory()) == 0
+    pages.broken.clear()
+    twin.restore(snapshot)
+    assert twin.length == PROMPT
 
 
 def test_a_snapshot_of_a_device_is_taken_by_the_cpu(config: KIVConfig, device: SimulatedDevice) -> None:

@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import kiv_fast
@@ -16,6 +17,7 @@ from fast_helpers import SCALE, draw
 from faulty_disk import Faulty, Method
 from kiv_fast import FastPool, interrupts
 from kiv_reference.errors import KIVUsageError
+from saved_pages import saved
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from kiv_fast.store import FastStore
     from kiv_reference import KIVConfig
+    from kiv_reference.snapshot import Snapshot
 
 SOURCES = os.path.dirname(kiv_fast.__file__)
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
@@ -40,6 +43,9 @@ ERRORS = [Stop, KeyboardInterrupt, TimeoutError, RuntimeError]
 DATA = draw(3, 70, batch=2)
 VALID = torch.ones(2, 30, dtype=torch.bool)
 VALID[0, 4] = False
+
+FIRST = "first append", "restore", "restore lasting"
+"""Calls of an empty store."""
 
 Line = tuple[str, int]
 """A file and a number."""
@@ -81,6 +87,29 @@ def answer(store: FastStore, start: int, stop: int) -> torch.Tensor:
     return store.attend(DATA[2][:, :, start:stop], scale=SCALE)
 
 
+@cache
+def state(config: KIVConfig, lasting: bool) -> Snapshot:
+    """Return the state of another store, whose pages are in files or not."""
+    store = FastPool(dataclasses.replace(config, ram_bytes=None)).layer_store()
+    take(store, 0, 30, VALID)
+    answer(store, 0, 30)
+    snapshot = saved(store)[0] if lasting else store.snapshot()
+    assert snapshot is not None
+    return snapshot
+
+
+def numbers(store: FastStore) -> tuple[Any, ...]:
+    """Return the state of a store as numbers."""
+    snapshot = store.snapshot()
+    assert snapshot is not None
+    pages = [snapshot.read_pages(values, 0, len(snapshot.cold)).tolist() for values in (False, True)]
+    index = snapshot.cold.index(0, len(snapshot.cold))
+    assert index is not None
+    return snapshot.pages.tolist(), snapshot.key.tolist(), pages, {name: part.tolist() for name, part in index.items()}
+
+
+RESTORED = "of restored pages"
+
 CALLS: dict[str, Callable[[FastPool, FastStore], Any]] = {
     "first append": lambda pool, store: take(store, 0, 30, VALID),
     "append": lambda pool, store: take(store, 40, 49),
@@ -95,6 +124,12 @@ CALLS: dict[str, Callable[[FastPool, FastStore], Any]] = {
     "valid": lambda pool, store: store.valid,
     "memory": lambda pool, store: (store.memory(), pool.memory()),
     "tokens": lambda pool, store: store.tokens(),
+    "snapshot": lambda pool, store: numbers(store),
+    "restore": lambda pool, store: store.length or store.restore(state(pool.config, False)),
+    "restore lasting": lambda pool, store: store.length or store.restore(state(pool.config, True)),
+    f"attend {RESTORED}": lambda pool, store: answer(store, 30, 40),
+    f"crop {RESTORED}": lambda pool, store: store.crop(21),
+    f"snapshot {RESTORED}": lambda pool, store: numbers(store),
     "close": lambda pool, store: pool.close(),
 }
 
@@ -103,10 +138,13 @@ def prepared(config: KIVConfig, name: str) -> tuple[FastPool, FastStore, FastSto
     """Return a pool with a store, amid a call, and an older fork of it."""
     pool = FastPool(config, Faulty())
     store = pool.layer_store()
-    if name == "first append":
+    if name in FIRST:
         return pool, store, store.fork()
-    take(store, 0, 30, VALID)
-    answer(store, 0, 30)
+    if name.endswith(RESTORED):
+        store.restore(state(config, True))
+    else:
+        take(store, 0, 30, VALID)
+        answer(store, 0, 30)
     fork = store.fork()
     take(store, 30, 40)
     return pool, store, fork
@@ -173,7 +211,7 @@ class Calls:
         with suppress(error), Lines(place, error) as lines:
             self.call(pool, store)
         assert lines.hit
-        assert pool.memory() == (0, 0, 0) or self.name != "first append" or store.state is not None
+        assert pool.memory() == (0, 0, 0) or self.name not in FIRST or store.state is not None
         again, broken = refused(lambda: self.call(pool, store))
         if self.name != "close":
             if not broken:
@@ -182,7 +220,7 @@ class Calls:
             del again
             told, left = refused(lambda: later(fork))
             # A broken store does not refuse its reset, and a fork of an empty one shares nothing with it.
-            assert left == broken or self.name in ("reset", "first append")
+            assert left == broken or self.name in ("reset", *FIRST)
             assert left or told == self.fork
             store.reset()
             fork.reset()
@@ -213,6 +251,33 @@ def test_an_exception_at_any_line(small: KIVConfig, name: str) -> None:
     broken = calls.try_some(SHARE if small.ram_bytes is None else 2 * SHARE)
     if name in ("report", "valid", "memory", "tokens", "close"):
         assert not broken
+
+
+READING = "absent.py", "saved.py"
+
+
+def reading(calls: Calls) -> list[tuple[Line, int]]:
+    """Return the places of a call where pages are read that were saved."""
+    return [place for place in calls.places if place[0][0] in READING]
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name.endswith(RESTORED)])
+def test_an_exception_wherever_saved_pages_are_read(small: KIVConfig, name: str) -> None:
+    calls = Calls(small, name)
+    calls.places = reading(calls)
+    assert calls.places
+    calls.try_some(1)
+
+
+def test_no_block_counts_as_read_before_it_is(config: KIVConfig) -> None:
+    name = f"attend {RESTORED}"
+    for place in reading(Calls(config, name)):
+        pool, store, _ = prepared(config, name)
+        with suppress(Stop), Lines(place, Stop):
+            CALLS[name](pool, store)
+        assert store.state is not None
+        absent = store.state.cold.arena._absent  # pyright: ignore[reportAttributeAccessIssue]
+        assert absent is None or absent.count >= sum(int(flags.sum()) for flags in absent._flags)
 
 
 @pytest.mark.parametrize("name", ["append", "crop", "select", "reset"])

@@ -150,6 +150,7 @@ def test_without_an_index_it_is_made_of_the_pages(config: KIVConfig) -> None:
     [
         ("channels", lambda part: part.add(8)),
         ("channels", lambda part: part.sub(9)),
+        ("channels", lambda part: part.flip(2) if part.ndim > 2 else part),
         ("channels", lambda part: part.long()),
         ("codes", lambda part: part[:, :1]),
         ("base", lambda part: part.double()),

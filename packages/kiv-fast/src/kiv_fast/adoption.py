@@ -14,8 +14,9 @@ from kiv_reference.snapshot import Snapshot
 from numpy.typing import NDArray
 
 from .index.index import Coded, code_pages
-from .interrupts import REFUSALS
+from .interrupts import REFUSALS, asked
 from .memory.ledger import Reservation
+from .pages.block_table import BlockTable
 from .tokens import Tokens
 
 PAGES = 256
@@ -34,7 +35,9 @@ class Adoption:
 
     def __init__(self, tokens: Tokens, snapshot: Snapshot) -> None:
         self._tokens, self._snapshot, self._cold = tokens, snapshot, tokens.cold
-        _, first = np.unique(snapshot.pages, return_index=True)
+        first = np.zeros(len(snapshot.cold), np.int64)  # a page that none has is read like any, and let go
+        numbers, at = np.unique(snapshot.pages, return_index=True)
+        first[numbers] = at
         self._uses = [Use(*divmod(at, snapshot.pages.shape[1])) for at in first.tolist()]
         self._stays = snapshot.cold.lasting and self._cold.arena.reads_saved
 
@@ -54,12 +57,10 @@ class Adoption:
             for start in range(0, 0 if cold.index is None else count, PAGES):
                 part = slice(start, min(start + PAGES, count))
                 finite[part] = self._index(ids, part)
-            for number, row in enumerate(self._tokens.rows):
-                pages = self._snapshot.pages[number]
-                row.extend(pages.tolist(), self._counts(number), cold.config.page_tokens, False)
-                cold.hold(row.pages.tolist())
-                odd = np.flatnonzero(~finite[pages])
-                row.finite = int(odd[0]) if odd.size else len(pages)
+            for number, pages in enumerate(self._snapshot.pages):
+                table = self._table(number, finite[pages])
+                cold.hold(pages.tolist())
+                self._tokens.rows[number] = table  # only now: what a row has is dropped when it is undone
         except REFUSALS:
             cold.let_go(ids[:done], room)
             cold.drop(ids[done:])
@@ -73,14 +74,18 @@ class Adoption:
         for start in range(pages.start, pages.stop, step):
             yield slice(start, min(start + step, pages.stop))
 
+    def _read(self, part: slice) -> list[torch.Tensor]:
+        """Read keys and values of pages."""
+        return [asked(self._snapshot.read_pages, values, part.start, part.stop) for values in (False, True)]
+
     def _write(self, ids: list[int], part: slice, room: Reservation) -> None:
         """Copy in pages."""
-        key, value = (self._snapshot.read_pages(values, part.start, part.stop) for values in (False, True))
+        key, value = self._read(part)
         self._cold.arena.write(ids[part], key, value, room)
 
     def _index(self, ids: list[int], part: slice) -> NDArray[np.bool_]:
         """Store the index of pages, as it came along or made anew; returns which mean values are all numbers."""
-        index, given = self._cold.index, self._snapshot.cold.index(part.start, part.stop)
+        index, given = self._cold.index, asked(self._snapshot.cold.index, part.start, part.stop)
         assert index is not None, "exact mode has none"
         coded = None if given is None else index.taken(given, part.stop - part.start)
         finite: list[torch.Tensor] = []
@@ -102,8 +107,16 @@ class Adoption:
             valid = torch.stack(flags)
             valid = None if bool(valid.all()) else valid
         device = tokens.shape.device
-        key, value = (snapshot.read_pages(values, part.start, part.stop).to(device) for values in (False, True))
+        key, value = (states.to(device) for states in self._read(part))
         return code_pages(key, value, valid, self._cold.transfer.send(torch.cat(weights)), channels)
+
+    def _table(self, number: int, finite: NDArray[np.bool_]) -> BlockTable:
+        """Make the table of a sequence, of whose pages some have mean values that are all numbers."""
+        table, odd = BlockTable(), np.flatnonzero(~finite)
+        pages, size = self._snapshot.pages[number].tolist(), self._snapshot.config.page_tokens
+        table.extend(pages, self._counts(number), size, False)
+        table.finite = int(odd[0]) if odd.size else len(pages)
+        return table
 
     def _counts(self, sequence: int) -> list[int]:
         """Count the valid tokens of each page of a sequence."""

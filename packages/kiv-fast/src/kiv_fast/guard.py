@@ -25,6 +25,11 @@ Out = TypeVar("Out")
 Self = TypeVar("Self")
 
 
+CARRYING = threading.RLock()
+"""Of a store that takes pages out of another pool: it comes before the locks of both, so that two never wait for each
+other."""
+
+
 class Guard:
     """The lock of a pool, and what dead stores have left to be released under it.
 
@@ -52,6 +57,16 @@ class Guard:
         between_calls = self._between_calls()
         if between_calls is not None:
             between_calls(self.dead)
+
+    @contextmanager
+    def turn(self) -> Generator[None, None, None]:
+        """Have the pool to oneself, in a call or outside of one: nothing is released meanwhile."""
+        with self.lock:
+            before, self.inside = self.inside, True
+            try:
+                yield
+            finally:
+                self.inside = before
 
     def died(self, left: State) -> None:
         """Release what a store held: now, or before the next call if this thread or another is in one."""

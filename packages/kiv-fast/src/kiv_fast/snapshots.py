@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -14,14 +15,20 @@ from .cold import Cold
 from .index.samples import Samples
 from .state import State
 
+Turn = Callable[[], AbstractContextManager[None]]
+"""Lets a thread have the pool of a store to itself: forks of the store may be at work in others."""
+
 
 class ArenaPages:
-    """Pages of a store by number (`ColdPages`): a block is what a head has in a page."""
+    """Pages of a store by number (`ColdPages`): a block is what a head has in a page.
+
+    The store lives as long as these, by its method `turn`: the pages of one that nobody holds are gone.
+    """
 
     lasting = False
 
-    def __init__(self, cold: Cold, ids: NDArray[np.int32]) -> None:
-        self._cold, self._ids = cold, torch.from_numpy(ids.astype(np.int64))
+    def __init__(self, cold: Cold, ids: NDArray[np.int32], turn: Turn) -> None:
+        self._cold, self._ids, self._turn = cold, torch.from_numpy(ids.astype(np.int64)), turn
         self.block_tokens = cold.config.page_tokens
 
     def __len__(self) -> int:
@@ -32,17 +39,22 @@ class ArenaPages:
         """Copy blocks, whatever tier they are in (`ColdPages.read`)."""
         heads = self._cold.shape.heads
         which = torch.from_numpy(blocks)
-        rows = self._cold.arena.parts(values, self._ids[which // heads], which % heads).view(torch.uint8).numpy()
+        with self._turn():
+            rows = self._cold.arena.parts(values, self._ids[which // heads], which % heads)
+        rows = rows.view(torch.uint8).numpy()
         for begin, row in zip(at.tolist(), rows, strict=True):
             out[begin : begin + len(row)] = row
 
     def index(self, start: int, stop: int) -> Mapping[str, torch.Tensor] | None:
         """Return the index of pages (`ColdPages.index`), None in exact mode."""
         index = self._cold.index
-        return None if index is None else index.of(self._ids[start:stop])._asdict()
+        if index is None:
+            return None
+        with self._turn():
+            return index.of(self._ids[start:stop])._asdict()
 
 
-def snapshot_of(state: State) -> Snapshot:
+def snapshot_of(state: State, turn: Turn) -> Snapshot:
     """Return the state as numbers; pages that several sequences have are there once."""
     tables = np.stack([row.pages for row in state.rows], axis=1)  # [N, B]
     ids, first, which = np.unique(tables, return_index=True, return_inverse=True)
@@ -54,7 +66,7 @@ def snapshot_of(state: State) -> Snapshot:
     return Snapshot(
         config=state.config,
         pages=np.moveaxis(number[which].reshape(tables.shape), 0, 1),
-        cold=ArenaPages(state.cold, ids[order]),
+        cold=ArenaPages(state.cold, ids[order], turn),
         key=key,
         value=value,
         valid=None if valid is None or bool(valid.all()) else valid.clone(),
@@ -81,5 +93,7 @@ def restore(state: State, snapshot: Snapshot) -> None:
         state.samples = Samples.restored(state.shape, snapshot.sampled.cpu())
     if pages:
         Adoption(state, snapshot).run()
+    # What is cold by the partition and not yet in pages leaves the hot window too.
+    state.reservation = state.cold.reserve(len(state.rows) * (config.cold_pages(length) - pages))
     state.length, state.pages, state.finite = length, pages, snapshot.finite
     state.cold.keep_rows(len(state.rows))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from kiv_reference.checks import (
     check_append,
@@ -20,7 +22,7 @@ from kiv_reference.snapshot_checks import check_snapshot
 from .call import Call, answer_alone
 from .cold import Cold
 from .decode import Step, step_for
-from .guard import public
+from .guard import CARRYING, public
 from .interrupts import REFUSALS
 from .partition import blocks
 from .shape import Shape, aligned
@@ -227,11 +229,15 @@ class FastStore(StoreView):
     def snapshot(self) -> Snapshot | None:
         """Return the state (`LayerStore.snapshot`)."""
         self._settled()
-        return None if self.state is None else snapshot_of(self.state)
+        return None if self.state is None else snapshot_of(self.state, self._turn)
 
-    @public
     def restore(self, snapshot: Snapshot) -> None:
         """Take a state (`LayerStore.restore`)."""
+        with nullcontext() if snapshot.cold.lasting else CARRYING:
+            self._restore(snapshot)
+
+    @public
+    def _restore(self, snapshot: Snapshot) -> None:
         self._check()
         check_snapshot(snapshot, self._config, empty=self.state is None)
         shape = Shape(*snapshot.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 from typing import NoReturn, SupportsIndex
 
 import torch
@@ -85,6 +86,10 @@ class StoreView:
             shape, sinks = self.state.shape, self._config.sink_tokens
             self._report = AttendReport(tuple(trace.report(shape, sinks) for trace in self._traces))
         return self._report
+
+    def _turn(self) -> AbstractContextManager[None]:
+        """Have the pool to oneself, to read what a snapshot shares with the store."""
+        return self.guard.turn()
 
     def release(self) -> None:
         """Give back everything that is held; of what an interrupt left half changed, the pool counts anew."""

@@ -190,6 +190,8 @@ class Index:
         coded = Coded(**{name: parts[name] for name in tables})
         if pages and not 0 <= int(coded.channels.min()) <= int(coded.channels.max()) < coded.base.shape[2]:
             raise _no_index(f"channels below {coded.base.shape[2]}", f"up to {int(coded.channels.max())}")
+        if not bool((coded.channels.diff(dim=2) >= 0).all()):
+            raise _no_index("channels that ascend", "others")
         numbers = coded.step, coded.base, coded.error
         return coded if all(bool(part.isfinite().all()) for part in numbers) else None
 

@@ -11,6 +11,7 @@ import torch
 from kiv_reference.snapshot import ColdPages
 from numpy.typing import NDArray
 
+from ..interrupts import asked
 from ..memory.growable_table import Table
 from ..memory.ledger import Counters
 
@@ -50,10 +51,10 @@ class Absent:
             return
         nbytes = table.record_bytes // self._of_page
         whole = table.tensor[: len(self._source)].view(-1).view(torch.uint8).numpy()
-        self._source.read(values, blocks, blocks * nbytes, whole)
+        asked(self._source.read, values, blocks, blocks * nbytes, whole)
         self._counters.saved_bytes_read += len(blocks) * nbytes
+        flags[blocks] = False  # before it counts: whatever comes between, no block is taken as read
         self.count -= len(blocks)
-        flags[blocks] = False
 
     def forget(self, pages: list[int]) -> None:
         """Forget pages: others may get their ids."""

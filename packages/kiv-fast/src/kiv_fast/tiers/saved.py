@@ -6,8 +6,12 @@ import numpy as np
 from kiv_reference.snapshot import ColdPages
 from numpy.typing import NDArray
 
+from ..interrupts import asked
 from ..memory.ledger import Counters
 from ..shape import Shape
+
+AT_ONCE = 1 << 20
+"""Bytes of blocks that are held at a time, beside the rows that are copied out of them."""
 
 
 class SavedPages:
@@ -43,12 +47,16 @@ class SavedPages:
             self._read(values, blocks.ravel(), begin.ravel(), out.reshape(-1), block_bytes)
             return
         blocks, which = np.unique(pages * of_page + parts // tokens, return_inverse=True)
-        found = np.empty((len(blocks), tokens, width), np.uint8)
-        self._read(values, blocks, np.arange(len(blocks)) * block_bytes, found.reshape(-1), block_bytes)
-        out[at] = found[which, parts % tokens]
+        order, step = np.argsort(which, kind="stable"), max(1, AT_ONCE // block_bytes)
+        found = np.empty((min(step, len(blocks)), tokens, width), np.uint8)
+        for start in range(0, len(blocks), step):
+            some = blocks[start : start + step]
+            self._read(values, some, np.arange(len(some)) * block_bytes, found.reshape(-1), block_bytes)
+            mine = order[slice(*np.searchsorted(which, (start, start + len(some)), sorter=order))]
+            out[at[mine]] = found[which[mine] - start, parts[mine] % tokens]
 
     def _read(
         self, values: bool, blocks: NDArray[np.int64], at: NDArray[np.int64], out: NDArray[np.uint8], nbytes: int
     ) -> None:
-        self._source.read(values, blocks, at, out)
+        asked(self._source.read, values, blocks, at, out)
         self._counters.saved_bytes_read += len(blocks) * nbytes
