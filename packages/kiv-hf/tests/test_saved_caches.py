@@ -208,6 +208,17 @@ def test_what_is_no_model_and_what_is_no_context(tiny: TinyModel, tmp_path: Path
         KIVCache(tiny.config, SMALL).save(tmp_path / "empty")
 
 
+def test_after_a_reset_it_is_the_next_models(tiny: TinyModel, tmp_path: Path) -> None:
+    cache, other = filled(tiny), pair(LlamaConfig, LlamaForCausalLM, num_hidden_layers=2, dtype=torch.float32)
+    other.kiv.model.norm.weight.mul_(2)
+    cache.reset()
+    feed(other.kiv, tiny.ids, cache, [tiny.ids.shape[1]])
+    cache.save(tmp_path / "book")
+    KIVCache.load(tmp_path / "book", other.kiv).close()
+    with pytest.raises(KIVMismatchError, match="weights"):
+        KIVCache.load(tmp_path / "book", tiny.kiv)
+
+
 def test_an_empty_cache_is_saved_for_a_model_that_is_named(tiny: TinyModel, tmp_path: Path) -> None:
     KIVCache(tiny.config, SMALL).save(tmp_path / "empty", tiny.kiv)
     loaded = KIVCache.load(tmp_path / "empty", tiny.kiv)

@@ -203,6 +203,7 @@ class KIVCache(LastingCache):
         super().reset()
         self._progress.restart()
         self.rope.padding = 0
+        self.unfilled = True
         self._shortened(0)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

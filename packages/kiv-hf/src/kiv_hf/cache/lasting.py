@@ -105,7 +105,7 @@ class LastingCache(PromptedCache):
             There is no room on the disk, or the system refuses.
         """
         self.handshake.require_whole("save")
-        model = self.handshake.model if model is None else _model_in(model)
+        model = self.model if model is None else _model_in(model)
         if model is None:
             rule = "save needs the model that filled the cache, since its keys and values mean nothing to another"
             raise refuse(KIVUsageError, rule, "none", "Pass model=model.")
@@ -171,7 +171,7 @@ class LastingCache(PromptedCache):
         cache = cls(inner.config, saved.config if kiv_config is None else kiv_config, impl=impl, ops=ops)
         try:
             fill(cache, saved, devices)
-            cache.handshake.filled(inner)
+            cache.filled(inner)
         except BaseException:
             cache.close()
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,8 @@ from .stages import TOKEN_LAYERS
 from .undo import go_back
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ..guards.handshake import Handshake
     from ..guards.progress import Progress
 
@@ -35,9 +38,13 @@ class MendingCache(LinearStates):
         Whether transformers divided the model's layers between processes.
     linear_layers : frozenset of int
         Layers with a linear state: every pass changes them all. Empty where other processes run some.
+    unfilled : bool
+        No forward pass has given the cache anything yet.
     """
 
     handshake: Handshake
+    unfilled = True
+    _model: weakref.ref[PreTrainedModel] | None = None
     _not_text: frozenset[int]
     pipeline: bool
 
@@ -45,6 +52,15 @@ class MendingCache(LinearStates):
         linear = [i for i, layer in enumerate(self.layers) if isinstance(layer, LinearAttentionCacheLayerMixin)]
         self._first_linear = min(linear, default=None)
         self.linear_layers = frozenset[int]() if self.pipeline else frozenset(linear)
+
+    @property
+    def model(self) -> PreTrainedModel | None:
+        """The model that fills the cache, None if none has, or it is gone, or no model of transformers is around it."""
+        return None if self._model is None else self._model()
+
+    def filled(self, model: PreTrainedModel | None) -> None:
+        """Note which model has filled the cache; None if it is not known."""
+        self.unfilled, self._model = False, None if model is None else weakref.ref(model)
 
     @property
     def _progress(self) -> Progress:
@@ -71,8 +87,8 @@ class MendingCache(LinearStates):
     def _state_used(self, layer_idx: int) -> None:
         if layer_idx == self._first_linear and not torch.compiler.is_compiling():
             self.handshake.require_model(calling_config())
-            if self.handshake.unfilled:
-                self.handshake.filled(calling_model())
+            if self.unfilled:
+                self.filled(calling_model())
         self._progress.change(layer_idx)
 
     @outside_graphs
@@ -82,8 +98,8 @@ class MendingCache(LinearStates):
         """Give layer `layer_idx` new keys and values; if it refuses them, the cache is as before the forward pass."""
         layer: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None
         handshake, own = self.handshake, isinstance(layer, KIVLayerMixin)
-        if handshake.unfilled:
-            handshake.filled(calling_model())
+        if self.unfilled:
+            self.filled(calling_model())
         if isinstance(layer, CacheLayerMixin) and key_states.ndim == 4:
             handshake.require_caller(layer.get_seq_length() + key_states.shape[-2])
         known = own or type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import torch
     from kiv_reference import LayerStore
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
     from .parties import MendableCache, Staged, StagingLayer
 
@@ -85,8 +85,6 @@ class Handshake:
         Which rotary factors the tokens have, where they depend on the length.
     closed : bool
         The cache was closed.
-    unfilled : bool
-        No forward pass has given the cache anything yet.
     """
 
     def __init__(self, config: PreTrainedConfig, cache: MendableCache) -> None:
@@ -104,17 +102,6 @@ class Handshake:
         self.prompt = Prompt()
         self.rope = Watch(self.config)
         self.closed = False
-        self.unfilled = True
-        self._model: weakref.ref[PreTrainedModel] | None = None
-
-    @property
-    def model(self) -> PreTrainedModel | None:
-        """The model that fills the cache, None if none has, or it is gone, or no model of transformers is around it."""
-        return None if self._model is None else self._model()
-
-    def filled(self, model: PreTrainedModel | None) -> None:
-        """Note which model has filled the cache; None if it is not known."""
-        self.unfilled, self._model = False, None if model is None else weakref.ref(model)
 
     def mask_asked(self, length: int) -> MaskLength:
         """Note that mask sizes were asked for a KIV layer; the answer is owed by `kiv_mask`."""
@@ -295,7 +282,7 @@ class Handshake:
     def fork(self, cache: MendableCache) -> Handshake:
         """Return the handshake of `cache`, a fork: same model, same rotary factors, nothing promised."""
         twin = Handshake(self.config, cache)
-        twin.rope, twin.unfilled, twin._model = self.rope.fork(), self.unfilled, self._model
+        twin.rope = self.rope.fork()
         return twin
 
     def forget(self) -> None:
