@@ -28,6 +28,12 @@ def test_the_quick_start_of_the_readme_is_the_example() -> None:
     assert name in "\n".join(script)
 
 
+def test_what_the_readme_says_of_saving_is_in_the_example() -> None:
+    script = (ROOT / "examples" / "saved_context.py").read_text(encoding="utf-8")
+    assert [line for line in blocks("README.md")[1].splitlines() if line not in script] == []
+    assert "save(book)" in script
+
+
 def test_the_readme_of_the_reference_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = blocks("packages/kiv-reference/README.md")
     exec(compile(block, "packages/kiv-reference/README.md", "exec"), {})
