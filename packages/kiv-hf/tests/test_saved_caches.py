@@ -202,8 +202,9 @@ def test_what_is_no_model_and_what_is_no_context(tiny: TinyModel, tmp_path: Path
     with pytest.raises(KIVUsageError):
         KIVCache.load(tmp_path / "none", tiny.kiv)
     filled(tiny).save(tmp_path / "book")
-    with pytest.raises(KIVUsageError, match="model"):
-        KIVCache.load(tmp_path / "book", torch.nn.Linear(1, 1))  # pyright: ignore[reportArgumentType]
+    for model in (torch.nn.Linear(1, 1), tiny.config, None):
+        with pytest.raises(KIVUsageError, match="load needs a model"):
+            KIVCache.load(tmp_path / "book", model)  # pyright: ignore[reportArgumentType]
     with pytest.raises(KIVUsageError, match="save needs"):
         KIVCache(tiny.config, SMALL).save(tmp_path / "empty")
 

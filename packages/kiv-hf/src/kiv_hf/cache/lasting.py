@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from kiv_reference.errors import KIVUsageError, refuse
 from transformers import PreTrainedModel
 
@@ -19,7 +20,6 @@ from .saving import devices_of, fill, saved_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import torch
     from kiv_reference.config import KIVConfig
     from kiv_reference.contract import PoolFactory, StorePool
     from transformers import PreTrainedConfig
@@ -203,9 +203,10 @@ def _pages(saved: SavedCache) -> int:
     return min((layer.snapshot.pages.shape[1] for layer in saved.layers if layer.snapshot is not None), default=0)
 
 
-def _model_in(model: torch.nn.Module) -> PreTrainedModel | None:
+def _model_in(model: object) -> PreTrainedModel | None:
     """Return the model of transformers that a module is, or wraps (as adapters and compilers do)."""
-    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), None)
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    return next((module for module in modules if isinstance(module, PreTrainedModel)), None)
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
