@@ -62,7 +62,7 @@ FAULTS: list[Fault] = [
     ),
     Fault(
         "pages that went are still there",
-        "kiv_fast.cold:Cold._free",
+        "kiv_fast.cold:Cold.let_go",
         "self.kept.empty()",
         "pass",
         (f"{KEPT[0]}::test_nothing_is_kept_of_pages_that_go",),

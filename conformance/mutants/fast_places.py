@@ -30,7 +30,7 @@ FAULTS = [
     ),
     Fault(
         "a page is freed while a fork holds it",
-        "kiv_fast.cold:Cold._free",
+        "kiv_fast.cold:Cold.let_go",
         "self.arena.free(freed, reservation)",
         "self.arena.free(ids, reservation)",
         clause("9.4"),

@@ -231,11 +231,11 @@ class CompareStore:
         self._low.restore(snapshot)
         low = self._low.contents
         assert low is not None, "what was restored"
-        pages = TensorPages(torch.empty(0, 0, 1, 0), torch.empty(0, 0, 1, 0))
+        none = torch.empty(0, 0, 1, 0, device="cpu")
         fine = dataclasses.replace(
             snapshot,
             pages=snapshot.pages[:, :0],
-            cold=pages,
+            cold=TensorPages(none, none),
             key=low.key.tensor.double(),
             value=low.value.tensor.double(),
             sampled=snapshot.sampled.double(),

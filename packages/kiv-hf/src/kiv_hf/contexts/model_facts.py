@@ -68,7 +68,9 @@ def frequencies_of(model: torch.nn.Module) -> list[list[float]]:
             original = name.removesuffix("inv_freq") + "original_inv_freq"
             if name.endswith("original_inv_freq") or not isinstance(tables.get(original), torch.Tensor):
                 flat = table.detach().reshape(-1).double().cpu()
-                chosen = flat[torch.linspace(0, flat.numel() - 1, min(_FREQUENCIES, flat.numel())).long()]
+                chosen = flat[
+                    torch.linspace(0, flat.numel() - 1, min(_FREQUENCIES, flat.numel()), device=flat.device).long()
+                ]
                 values = cast("list[float]", chosen.tolist())
                 found.add(tuple(float(f"{one:.9g}") for one in values))
     return [list(table) for table in sorted(found)]

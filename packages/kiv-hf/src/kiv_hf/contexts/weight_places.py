@@ -84,6 +84,6 @@ def _four_bits(weight: Any) -> dict[str, torch.Tensor]:
         from bitsandbytes.functional import dequantize_blockwise
 
         scales = dequantize_blockwise(scales, state.state2) + state.offset
-    blocks = torch.tensor([state.blocksize, *state.shape])
+    blocks = torch.tensor([state.blocksize, *state.shape], device="cpu")
     scales = scales.reshape(-1).to(torch.bfloat16)
     return {"weight": data, "weight.scales": scales, "weight.levels": state.code, "weight.blocks": blocks}

@@ -37,9 +37,9 @@ def samples(tensor: torch.Tensor) -> bytes:
             all_but_last = flat.as_strided((PIECES - 1, piece), (stride, 1), flat.storage_offset())
             chosen = torch.cat([all_but_last.reshape(-1), flat[-piece:]])
         else:  # to make it contiguous would copy all of it
-            starts = torch.arange(PIECES) * stride
+            starts = torch.arange(PIECES, device="cpu") * stride
             starts[-1] = total - piece
-            positions = (starts[:, None] + torch.arange(piece)).reshape(-1).to(tensor.device)
+            positions = (starts[:, None] + torch.arange(piece, device="cpu")).reshape(-1).to(tensor.device)
             chosen = tensor[torch.unravel_index(positions, tensor.shape)]
     return chosen.contiguous().view(torch.uint8).cpu().numpy().tobytes()
 
