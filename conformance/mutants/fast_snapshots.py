@@ -30,7 +30,7 @@ LATER = saved("pages_that_come_later_may_have_the_ids_of_restored_ones")
 REFUSED = saved("an_index_that_memory_could_not_be_read_by_is_refused")
 NO_ROOM = saved("saved_pages_take_no_room_under_a_budget")
 BRING, CPU = "kiv_fast.tiers.absent:Absent._bring", "kiv_fast.ops.cpu:CpuOps"
-ADOPTION, SAVED, INDEX = "kiv_fast.adoption:Adoption", "kiv_fast.tiers.saved:SavedPages", "kiv_fast.index.index:Index"
+ADOPTION, SAVED, INDEX = "kiv_fast.adoption:Adoption", "kiv_fast.tiers.saved:SavedParts", "kiv_fast.index.index:Index"
 READ = "asked(self._source.read, values, blocks, blocks * nbytes, whole)"
 
 FAULTS = [

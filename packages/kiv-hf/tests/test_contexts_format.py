@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import contexts_v1
 import numpy as np
@@ -14,14 +15,11 @@ import torch
 import xxhash
 from contexts_helpers import LONG_PAGES, cache_of, filled, of_cache, on_cpu, read_all
 from kiv_hf.contexts import write as write_module
-from kiv_hf.contexts.manifest import NOT_SAVED, RULES
+from kiv_hf.contexts.manifest import NOT_SAVED, RULES, SPEC_VERSION
 from kiv_hf.contexts.read import read
 from kiv_hf.contexts.verify import verify
 from kiv_hf.contexts.write import write
 from kiv_reference import KIVConfig
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "BOOL": 1}
 
@@ -186,3 +184,8 @@ def test_a_context_read_and_written_is_the_same_again(version_1: Path) -> None:
     write(version_1.parent / "y", read(version_1, on_cpu))
     one, two = (read(path, on_cpu) for path in (version_1, version_1.parent / "y"))
     assert of_cache(one) == of_cache(two)
+
+
+def test_the_version_of_the_specification_is_that_of_the_text() -> None:
+    text = (Path(__file__).parents[3] / "SPEC.md").read_text(encoding="utf-8")
+    assert f"Version {SPEC_VERSION} of " in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from kiv_reference.snapshot import UNSEEN
 
 from ..device.transfer import Transfer
 from ..shape import Shape
@@ -14,9 +15,6 @@ EVERY = 64
 
 LAST = 16
 """Multiples before the boundary of a page that count."""
-
-UNSEEN = -1.0
-"""Stands for a query that was not sampled: no magnitude is below 0."""
 
 
 def room(samples: int) -> int:

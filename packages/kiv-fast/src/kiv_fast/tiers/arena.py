@@ -47,7 +47,7 @@ class Arena(ABC):
     def release(self, reservation: Reservation) -> None:
         """Give back the places that were not used."""
         self._account.give(ram=reservation.in_ram * self.page_bytes)
-        reservation.in_ram = reservation.on_disk = 0
+        reservation.in_ram = reservation.on_disk = reservation.saved = 0
 
     def bytes_of(self, pages: NDArray[np.int32], reservation: Reservation) -> TierBytes:
         """Count the bytes of pages, of places for others, and of rows that were read from disk."""

@@ -14,7 +14,7 @@ AT_ONCE = 1 << 20
 """Bytes of blocks that are held at a time, beside the rows that are copied out of them."""
 
 
-class SavedPages:
+class SavedParts:
     """Reads keys or values of a source by page and part: a token of a head, or all that a head has in a page."""
 
     def __init__(self, source: ColdPages, shape: Shape, page_tokens: int, counters: Counters) -> None:

@@ -21,7 +21,7 @@ from .arena import Arena
 from .page_file import PageFile
 from .resources import Resources
 from .row_cache import NOTED_BYTES, WAYS, RowCache, copy_rows
-from .saved import SavedPages
+from .saved import SavedParts
 
 NOWHERE = -1
 """Of a page that is not stored, and of a slot that is free. Places on disk are counted down from below it."""
@@ -46,7 +46,7 @@ class TieredArena(Arena):
         self._reservations: list[Reservation] = []
         self._tuning, self._step_rows = resources.tuning, rows_of_a_step(resources.config, shape)
         self._rows_read: RowCache | None = None  # the last ones, of pages on disk
-        self._saved: SavedPages | None = None
+        self._saved: SavedParts | None = None
 
     @property
     def resident(self) -> int:
@@ -206,7 +206,7 @@ class TieredArena(Arena):
 
     def adopt(self, ids: list[int], source: ColdPages, reservation: Reservation) -> None:
         """Leave pages where they were saved: they take no room in any tier (`Arena.adopt`)."""
-        self._saved = SavedPages(source, self._shape, self._page_tokens, self._counters)
+        self._saved = SavedParts(source, self._shape, self._page_tokens, self._counters)
         self._place = grown(self._place, max(ids) + 1, NOWHERE)
         self._place[ids] = SAVED
         reservation.saved -= len(ids)

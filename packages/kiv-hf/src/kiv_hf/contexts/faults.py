@@ -6,6 +6,7 @@ import errno
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from kiv_fast.tiers.page_file import FULL
 from kiv_reference.errors import (
     KIVBudgetError,
     KIVCorruptError,
@@ -17,9 +18,6 @@ from kiv_reference.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What systems answer where there is no room for a file."""
 
 MEND = "Restore the file from a copy, or read the text again."
 

@@ -54,6 +54,10 @@ class Geometry(NamedTuple):
         """Blocks of a head's page."""
         return self.page_tokens // block_tokens(self.page_tokens)
 
+    def block_bytes(self, values: int) -> int:
+        """Count the bytes of a block of keys, or of values."""
+        return block_tokens(self.page_tokens) * self.widths[values] * self.dtype.itemsize
+
     def like(self, other: Geometry) -> bool:
         """Tell whether pages of both may lie side by side."""
         return self[:1] + self[2:6] == other[:1] + other[2:6]

@@ -65,8 +65,7 @@ class SavedPages:
         self, number: int, values: bool, blocks: NDArray[np.int64], at: NDArray[np.int64], out: NDArray[np.uint8]
     ) -> None:
         """Read blocks of a segment, by their numbers in it, side by side where they lie so."""
-        file, width = self._files[number], self._geometry.widths[values]
-        size = self.block_tokens * width * self._geometry.dtype.itemsize
+        file, size = self._files[number], self._geometry.block_bytes(values)
         last = np.flatnonzero(np.append((np.diff(blocks) != 1) | (np.diff(at) != size), True))
         first = np.append(0, last[:-1] + 1)
         begin = file.parts[self._name(values)].begin

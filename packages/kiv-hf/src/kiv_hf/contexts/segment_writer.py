@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from kiv_fast.tiers.file_io import write_all
 
-from .checksums import block_sums, block_tokens, checksum, seed_of
+from .checksums import block_sums, checksum, seed_of
 from .faults import system_calls
 from .layout import SIDES
 from .manifest import Segment
@@ -82,10 +82,10 @@ class SegmentWriter:
     def pages(self, layer: int, geometry: Geometry, snapshot: Snapshot, start: int, stop: int) -> None:
         """Write keys and values of pages of a layer, and their checksums."""
         of_page = geometry.heads * geometry.blocks
-        for values, width in enumerate(geometry.widths):
+        for values in range(len(SIDES)):
             name = f"{layer}.{SIDES[values]}"
             part, seed = self._parts[name], seed_of(self.name, name)
-            size = block_tokens(geometry.page_tokens) * width * geometry.dtype.itemsize
+            size = geometry.block_bytes(values)
             sums = np.empty((stop - start) * of_page, np.uint64)
             step = max(1, BATCH_BYTES // (of_page * size))
             for first in range(start, stop, step):

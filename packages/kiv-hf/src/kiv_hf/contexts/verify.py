@@ -9,21 +9,19 @@ import torch
 from kiv_fast.tiers.durable_io import DurableIO
 from kiv_reference.errors import KIVCorruptError, KIVError, KIVStorageError
 
-from .checksums import block_sums, block_tokens, seed_of
+from .checksums import block_sums, seed_of
 from .faults import corrupt
 from .folder import Folder
 from .layout import SIDES
 from .opened import Opened
 from .read import saved_in
+from .segment_writer import BATCH_BYTES
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
     from .segment_file import SegmentFile
-
-BATCH_BYTES = 1 << 24
-"""Of pages in memory at once, if one block is not longer."""
 
 
 class Fault(NamedTuple):
@@ -97,8 +95,7 @@ def _check_blocks(opened: Opened, file: SegmentFile, name: str) -> None:
     layer, _, side = name.partition(".")
     geometry, part = opened.manifest.geometries[int(layer)], file.parts[name]
     expected = file.tensor(f"{name}.sums").view(-1).numpy().view(np.uint64)
-    width = geometry.widths[SIDES.index(side)]
-    size = block_tokens(geometry.page_tokens) * width * geometry.dtype.itemsize
+    size = geometry.block_bytes(SIDES.index(side))
     seed, step = seed_of(file.entry.name, name), max(1, BATCH_BYTES // size)
     for first in range(0, len(expected), step):
         blocks = np.arange(first, min(first + step, len(expected)))
